@@ -1,0 +1,277 @@
+"""One place where results are kept: content-addressed, bounded in bytes, each computed once.
+
+A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option. Addresses,
+ids and file names never enter it, so a picture edited in place or a new one at a reused address is a miss. A value is a
+record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file, without pickle.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+
+from .weights import write_safetensors
+
+logger = logging.getLogger("fast_instantid")
+
+Record = Mapping[str, torch.Tensor]
+"""What the cache holds. Shared between callers: never change the tensors of one."""
+
+
+def content_key(*parts: object) -> str:
+    """``xxh3_128`` over the type, shape and content of every part, as 32 hex digits.
+
+    Args:
+        parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
+
+    Raises:
+        TypeError: a part of another type, whose content this cannot know.
+    """
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _feed(digest: xxhash.xxh3_128, part: object) -> None:
+    if isinstance(part, torch.Tensor):
+        tensor = part.detach().cpu().contiguous()
+        digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(part, np.ndarray):
+        array = np.ascontiguousarray(part)
+        digest.update(f"A{array.dtype.str}{list(array.shape)}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    elif isinstance(part, (str, bytes)):
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(f"{type(part).__name__}{len(data)}:".encode())
+        digest.update(data)
+    elif part is None or isinstance(part, (bool, int, float)):
+        digest.update(f"{type(part).__name__}:{part!r};".encode())
+    elif isinstance(part, (tuple, list)):
+        digest.update(f"S{len(part)}:".encode())
+        for item in part:
+            _feed(digest, item)
+    else:
+        raise TypeError(f"a {type(part).__name__} cannot be part of a content key")
+
+
+@dataclass
+class CacheStats:
+    """Counts since the cache was made, and what it holds now."""
+
+    hits: int = 0
+    disk_hits: int = 0
+    misses: int = 0
+    entries: int = 0
+    bytes: int = 0
+
+
+class Cache:
+    """Least-recently-used records in memory, with an optional tier of files behind it.
+
+    Args:
+        max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
+        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk.
+        max_disk_bytes: bound of the disk tier.
+    """
+
+    def __init__(
+        self, max_bytes: int = 256 << 20, directory: str | Path | None = None, max_disk_bytes: int = 2 << 30
+    ) -> None:
+        self.max_bytes = max_bytes
+        self._disk = None if directory is None else _DiskTier(Path(directory), max_disk_bytes)
+        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._in_flight: dict[str, Future[Record]] = {}
+        self._lock = threading.Lock()
+        self._stats = CacheStats()
+
+    def get(self, key: str, compute: Callable[[], Record]) -> Record:
+        """The record of ``key``, computed if it is not here; of several threads asking at once, one computes."""
+        return self.get_many([key], lambda _: [compute()])[0]
+
+    def get_many(self, keys: Sequence[str], compute: Callable[[list[int]], Sequence[Record]]) -> list[Record]:
+        """The records of ``keys``, in order, with all that are missing computed in one call.
+
+        Args:
+            keys: content keys; equal ones are computed once.
+            compute: gets the positions (in ``keys``) of what is missing and returns one record for each. What it
+                raises is raised here, and nothing is kept; threads that waited for it then compute for themselves.
+        """
+        found: dict[str, Record] = {}
+        while True:
+            mine, theirs = self._claim(keys, found)
+            if mine:
+                self._fill(keys, mine, compute, found)
+            for key, future in theirs.items():
+                if future.exception() is None:
+                    found[key] = future.result()
+            if all(key in found for key in keys):
+                return [found[key] for key in keys]
+
+    @property
+    def stats(self) -> CacheStats:
+        """A snapshot."""
+        with self._lock:
+            return CacheStats(**vars(self._stats))
+
+    def clear(self) -> None:
+        """Forget the memory tier. Files of the disk tier stay."""
+        with self._lock:
+            self._records.clear()
+            self._stats.entries = self._stats.bytes = 0
+
+    def _claim(
+        self, keys: Sequence[str], found: dict[str, Record]
+    ) -> tuple[dict[str, Future[Record]], dict[str, Future[Record]]]:
+        """Take what is in memory into ``found``; return the keys this thread must fill and those others are filling."""
+        mine: dict[str, Future[Record]] = {}
+        theirs: dict[str, Future[Record]] = {}
+        with self._lock:
+            for key in dict.fromkeys(keys):
+                if key in found:
+                    continue
+                if key in self._records:
+                    self._records.move_to_end(key)
+                    self._stats.hits += 1
+                    found[key] = self._records[key]
+                elif key in self._in_flight:
+                    theirs[key] = self._in_flight[key]
+                else:
+                    mine[key] = self._in_flight[key] = Future()
+        return mine, theirs
+
+    def _fill(
+        self,
+        keys: Sequence[str],
+        mine: dict[str, Future[Record]],
+        compute: Callable[[list[int]], Sequence[Record]],
+        found: dict[str, Record],
+    ) -> None:
+        try:
+            computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
+            from_disk = len(computed)
+            missing = [keys.index(key) for key in mine if key not in computed]
+            if missing:
+                # Values outlive the caller's mode: a tensor made under inference_mode could not be used outside it.
+                with torch.inference_mode(False), torch.no_grad():
+                    records = compute(missing)
+                computed.update(zip((keys[i] for i in missing), records, strict=True))
+        except BaseException as error:
+            with self._lock:
+                for key, future in mine.items():
+                    del self._in_flight[key]
+                    future.set_exception(error)
+            raise
+        if self._disk:
+            for i in missing:
+                self._disk.write(keys[i], computed[keys[i]])
+        with self._lock:
+            self._stats.disk_hits += from_disk
+            self._stats.misses += len(missing)
+            for key, future in mine.items():
+                self._keep(key, computed[key])
+                del self._in_flight[key]
+                future.set_result(computed[key])
+        found.update(computed)
+
+    def _keep(self, key: str, record: Record) -> None:
+        size = record_bytes(record)
+        if size > self.max_bytes:
+            return
+        self._records[key] = record
+        self._stats.bytes += size
+        while self._stats.bytes > self.max_bytes:
+            _, oldest = self._records.popitem(last=False)
+            self._stats.bytes -= record_bytes(oldest)
+        self._stats.entries = len(self._records)
+
+
+def record_bytes(record: Record) -> int:
+    """Bytes of all tensors of a record."""
+    return sum(tensor.nbytes for tensor in record.values())
+
+
+class _DiskTier:
+    """Safetensors files named by key. Losing one, or failing to write one, costs a computation and nothing else."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self._size: int | None = None  # as of the last scan, plus what this process wrote since
+
+    def read(self, key: str) -> Record | None:
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                # Copied out of the mapping, so that another process may evict the file meanwhile.
+                record = {name: file.get_tensor(name).clone() for name in file.keys()}
+                checksum = (file.metadata() or {}).get("checksum")
+            if checksum != _checksum(record):
+                raise SafetensorError("checksum mismatch")
+            path.touch()
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            logger.warning("cache file %s is damaged (%s): removed, computing again", path, error)
+            path.unlink(missing_ok=True)
+            return None
+        return record
+
+    def write(self, key: str, record: Record) -> None:
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, dict(record), {"checksum": _checksum(record)})
+            if self._size is None or self._size > self.max_bytes:
+                self._size = self._evict()
+            else:
+                self._size += path.stat().st_size
+        except OSError as error:
+            logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
+
+    def _evict(self) -> int:
+        """Remove the files read longest ago until the folder is within its bound; return its size."""
+        files = []
+        for path in self.directory.glob("*/*.safetensors"):
+            try:
+                files.append((path.stat(), path))
+            except FileNotFoundError:  # another process evicted it
+                continue
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
+            if total <= self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+        return total
+
+    def _path(self, key: str) -> Path:
+        return self.directory / key[:2] / f"{key}.safetensors"
+
+
+def _checksum(record: Record) -> str:
+    return content_key(*(part for name in sorted(record) for part in (name, record[name])))
+
+
+_shared: Cache | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_cache() -> Cache:
+    """The cache of this process, used wherever none is given. It keeps nothing on disk."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = Cache()
+        return _shared

@@ -1,0 +1,159 @@
+"""Pictures in: every form a caller may hold one in becomes a :class:`Photo`.
+
+A Photo is cheap until something is asked of it. Its content key is hashed from the pixels as they came, and the 8-bit
+RGB array that the face networks read is made once, so a cached face costs a hash and nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias, Union
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .cache import content_key
+from .errors import ImageError
+
+RGBImage: TypeAlias = np.ndarray
+"""``(H, W, 3)`` uint8, RGB, C-contiguous."""
+
+OneImage: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, np.ndarray, "Photo"]
+ImageInput: TypeAlias = Union[OneImage, torch.Tensor, Sequence[Union[OneImage, torch.Tensor]]]
+"""One image or many: paths, PIL images, ``(H, W[, 1|3|4])`` uint8/uint16 arrays in RGB order, or float tensors
+``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence."""
+
+_INTEGER_MODES_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+class Photo:
+    """One picture.
+
+    Args:
+        pixels: ``(H, W, 3)``, uint8 RGB array or float tensor in 0..1. It must not be changed afterwards.
+        name: how error messages call it (a file name, ``"image 3"``).
+    """
+
+    def __init__(self, pixels: np.ndarray | torch.Tensor, name: str = "image") -> None:
+        self.pixels = pixels
+        self.name = name
+
+    @cached_property
+    def key(self) -> str:
+        """Content key: equal pixels of equal shape and dtype, and nothing else, give an equal key."""
+        return content_key(self.pixels)
+
+    @cached_property
+    def rgb(self) -> RGBImage:
+        """``(H, W, 3)`` uint8. Floats are scaled by 255 and truncated, as ComfyUI packs do (cubiq/ComfyUI_InstantID,
+        utils.py, ``tensor_to_image``); values outside 0..1 are clamped."""
+        if isinstance(self.pixels, np.ndarray):
+            return self.pixels
+        eight_bit = self.pixels.detach().mul(255).clamp_(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(eight_bit.cpu().numpy())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(height, width)`` in pixels."""
+        height, width = self.pixels.shape[:2]
+        return int(height), int(width)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Photo({self.name!r}, {width} x {height})"
+
+
+def photos(images: ImageInput) -> list[Photo]:
+    """One image or many, in any accepted form, as Photos in order.
+
+    Raises:
+        ImageError: unreadable, truncated or empty pictures, and arrays of a shape or dtype that is not a picture.
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Photo, torch.Tensor)):
+        return _expand(images, "image")
+    made = [photo for i, image in enumerate(images) for photo in _expand(image, f"image {i}")]
+    if not made:
+        raise ImageError("no images given: expected at least one")
+    return made
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture file as an upright 8-bit RGB image.
+
+    The EXIF orientation is applied. Transparency is dropped, not blended; 16-bit values keep their upper 8 bits.
+
+    Raises:
+        ImageError: the file is missing, not a picture, truncated, or larger than Pillow's decompression-bomb limit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file" if not path.exists() else f"{path}: this is a folder, not a picture")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a picture that Pillow can read (JPEG, PNG, WebP, ...)") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}; scale the picture down first") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged files
+        raise ImageError(f"{path}: damaged or truncated picture ({error}); get the file again") from error
+
+
+def _expand(image: OneImage | torch.Tensor, name: str) -> list[Photo]:
+    if isinstance(image, Photo):
+        return [image]
+    if isinstance(image, (str, os.PathLike)):
+        return [Photo(np.array(load_image(image)), os.fspath(image))]
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ImageError(f"{name}: empty picture of {image.width} x {image.height} pixels")
+        return [Photo(np.array(_to_rgb(ImageOps.exif_transpose(image))), name)]
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image, name)
+    return [Photo(_from_array(image, name), name)]
+
+
+def _from_tensor(tensor: torch.Tensor, name: str) -> list[Photo]:
+    batch = tensor.unsqueeze(0) if tensor.ndim == 3 else tensor
+    if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
+        raise ImageError(
+            f"{name}: expected a float tensor [B, H, W, 3] in 0..1, got {tensor.dtype} of shape {list(tensor.shape)}"
+        )
+    if 0 in batch.shape:
+        raise ImageError(f"{name}: empty tensor of shape {list(tensor.shape)}")
+    batch = batch[..., :3]
+    if len(batch) == 1:
+        return [Photo(batch[0], name)]
+    return [Photo(pixels, f"{name}[{i}]") for i, pixels in enumerate(batch)]
+
+
+def _from_array(array: np.ndarray, name: str) -> RGBImage:
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"{name}: expected a path, PIL image, array or tensor, got {type(array).__name__}")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"{name}: expected a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4) in RGB order, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    if 0 in array.shape:
+        raise ImageError(f"{name}: empty picture of shape {array.shape}")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _INTEGER_MODES_OF_16_BITS:
+        # Pillow would clip these to 255 instead of scaling them.
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,63 @@
+"""Where tensors live. The only module that asks what hardware there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import BackendError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and a floating dtype, both decided."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def resolve(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
+        """Fill in what was not said: the best device present, and fp16 on CUDA or fp32 elsewhere.
+
+        Raises:
+            BackendError: a device that is not there, or a dtype that is none of ``DTYPES``.
+        """
+        resolved = best_device() if device is None else _checked(device)
+        if dtype is None:
+            return cls(resolved, torch.float16 if resolved.type == "cuda" else torch.float32)
+        if isinstance(dtype, str):
+            if dtype not in DTYPES:
+                raise BackendError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
+            dtype = DTYPES[dtype]
+        return cls(resolved, dtype)
+
+
+def best_device() -> torch.device:
+    """CUDA (which is also what ROCm builds call themselves), else XPU, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.xpu.is_available():
+        return torch.device("xpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _checked(device: str | torch.device) -> torch.device:
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"device {device!r} is not known to torch: {error}") from error
+    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "xpu": torch.xpu.is_available()}
+    available["mps"] = torch.backends.mps.is_available()
+    if not available.get(resolved.type, True):
+        raise BackendError(
+            f"device {str(resolved)!r} was asked for, but this torch ({torch.__version__}) sees none: "
+            f"install a build of torch for it, or use {str(best_device())!r}"
+        )
+    if resolved.type == "cuda" and resolved.index is not None and resolved.index >= torch.cuda.device_count():
+        raise BackendError(f"device {str(resolved)!r} was asked for, but there are {torch.cuda.device_count()}")
+    return resolved
