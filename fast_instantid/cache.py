@@ -1,8 +1,9 @@
 """One place where results are kept: content-addressed, bounded in bytes, each computed once.
 
-A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option. Addresses,
-ids and file names never enter it, so a picture edited in place or a new one at a reused address is a miss. A value is a
-record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file, without pickle.
+A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option.
+Addresses, ids and file names never enter it, so a picture edited in place or a new one at a reused address is a miss. A
+value is a record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file, without
+pickle.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def _feed(digest: xxhash.xxh3_128, part: object) -> None:
     if isinstance(part, torch.Tensor):
         tensor = part.detach().cpu().contiguous()
         digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(part, np.ndarray):
         array = np.ascontiguousarray(part)
         digest.update(f"A{array.dtype.str}{list(array.shape)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     elif isinstance(part, (str, bytes)):
         data = part.encode() if isinstance(part, str) else part
         digest.update(f"{type(part).__name__}{len(data)}:".encode())

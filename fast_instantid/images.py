@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from .errors import ImageError
 RGBImage: TypeAlias = np.ndarray
 """``(H, W, 3)`` uint8, RGB, C-contiguous."""
 
-OneImage: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, np.ndarray, "Photo"]
-ImageInput: TypeAlias = Union[OneImage, torch.Tensor, Sequence[Union[OneImage, torch.Tensor]]]
+OneImage: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor | Photo"
+ImageInput: TypeAlias = "OneImage | Sequence[OneImage]"
 """One image or many: paths, PIL images, ``(H, W[, 1|3|4])`` uint8/uint16 arrays in RGB order, or float tensors
 ``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence."""
 
@@ -104,7 +104,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{path}: damaged or truncated picture ({error}); get the file again") from error
 
 
-def _expand(image: OneImage | torch.Tensor, name: str) -> list[Photo]:
+def _expand(image: OneImage, name: str) -> list[Photo]:
     if isinstance(image, Photo):
         return [image]
     if isinstance(image, (str, os.PathLike)):

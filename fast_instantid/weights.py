@@ -6,7 +6,7 @@ import os
 import pickle
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path beside ``path`` that takes its place at the end, or is removed if anything fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")

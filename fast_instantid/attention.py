@@ -1,0 +1,101 @@
+"""The identity branch of decoupled cross-attention, with keys and values that were projected beforehand.
+
+Each cross-attention layer adds ``weight * softmax(q K^T / sqrt(d)) V`` to its text attention (IP-Adapter, Ye et al. 2023,
+section 3.2.2; InstantID, Wang et al. 2024, section 3.2). K and V depend on the face alone, so all that is left to do per
+step is one attention over a few tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(G, heads, L, d), (G, heads, T, d), (G, heads, T, d) -> (G, heads, L, d)``: attention scaled by ``1 / sqrt(d)``."""
+
+
+class IdentityEntry(NamedTuple):
+    """One face as one layer sees it. All tensors are on the query's device and of its dtype."""
+
+    key: Tensor
+    """``(G, T, C)``: one row for each of the G chunks of the batch (cond, uncond, ...), in the batch's order."""
+    value: Tensor
+    """``(G, T, C)``"""
+    weight: float = 1.0
+    mask: Tensor | None = None
+    """``(b, N, 1)`` in 0..1: where the face acts, None for everywhere. ``b`` divides the batch: 1 for all images alike,
+    or one row for each image of a chunk."""
+
+
+def identity_attention(
+    query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend = F.scaled_dot_product_attention
+) -> Tensor:
+    """The sum over faces of ``weight * mask * softmax(q K^T / sqrt(d)) V``, to be added to the text attention.
+
+    A pure function: nothing is copied for the sake of the batch, and no tensor's values are looked at.
+
+    Args:
+        query: ``(B, N, C)``, G equal chunks of ``B / G`` images each.
+        entries: at least one; all have the same G.
+        num_heads: of the layer; ``d = C / num_heads``.
+        attend: the host's attention.
+
+    Returns:
+        ``(B, N, C)`` of the query's dtype.
+    """
+    return reduce(torch.add, (_weighted(_attention(query, entry, num_heads, attend), entry) for entry in entries))
+
+
+def _attention(query: Tensor, entry: IdentityEntry, num_heads: int, attend: Attend) -> Tensor:
+    # All images of a chunk share keys and values, so their queries are one long sequence: (G, heads, B / G * N, d).
+    chunks = len(entry.key)
+    attended = attend(*(_split_heads(tensor, chunks, num_heads) for tensor in (query, entry.key, entry.value)))
+    return attended.transpose(1, 2).reshape(query.shape)
+
+
+def _split_heads(tensor: Tensor, chunks: int, num_heads: int) -> Tensor:
+    return tensor.reshape(chunks, -1, num_heads, tensor.shape[-1] // num_heads).transpose(1, 2)
+
+
+def _weighted(attended: Tensor, entry: IdentityEntry) -> Tensor:
+    if entry.mask is None:
+        return attended * entry.weight
+    # The rows of the mask recur in every chunk. Weighting the mask first leaves one multiplication of full size.
+    recurring = attended.unflatten(0, (-1, len(entry.mask)))
+    return (recurring * (entry.mask * entry.weight)).flatten(0, 1)
+
+
+def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:
+    """A mask in pixels, as the tokens of one layer see it.
+
+    The grid of the layer is guessed from the number of its tokens as in cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
+    ``instantid_attention``. Where the guess has more or fewer cells than there are tokens (odd sizes at extreme aspect
+    ratios), the flattened mask is cropped or padded with zeros on both ends.
+
+    Args:
+        mask: ``(M, H, W)`` in 0..1, of any size and floating dtype.
+        image_size: ``(h, w)`` of the latent picture that is sampled.
+        num_tokens: N of the layer.
+        batch: images per chunk. One mask serves them all; otherwise image i gets mask i, and the last mask serves those
+            that have none of their own.
+
+    Returns:
+        ``(1, N, 1)`` or ``(batch, N, 1)`` of the mask's dtype, for :class:`IdentityEntry`.
+    """
+    height, width = image_size
+    rows = max(int(height / math.sqrt(height * width / num_tokens)), 1)
+    rows += num_tokens % rows != 0
+    columns = num_tokens // rows
+    resized = F.interpolate(mask.unsqueeze(1), size=(rows, columns), mode="bilinear").flatten(1)  # (M, rows * columns)
+    missing = num_tokens - rows * columns
+    before = missing // 2 if missing > 0 else -(-missing // 2)
+    tokens = F.pad(resized, (before, missing - before)).unsqueeze(-1)  # negative padding crops
+    if len(tokens) == 1:
+        return tokens
+    return tokens[torch.arange(batch, device=tokens.device).clamp(max=len(tokens) - 1)]

@@ -1,0 +1,8 @@
+"""Photo → Face → embedding."""
+
+from .analyzer import DETECTION_SIZES, FaceAnalyzer
+from .face import Face, largest
+from .keypoints import draw_keypoints
+from .pack import find_pack
+
+__all__ = ["DETECTION_SIZES", "Face", "FaceAnalyzer", "draw_keypoints", "find_pack", "largest"]

@@ -1,0 +1,220 @@
+"""Photo → faces → embeddings, each paid for once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..cache import Cache, Record, content_key, shared_cache
+from ..errors import NoFaceError
+from ..images import ImageInput, Photo, RGBImage, photos
+from .align import align
+from .detector import Detections, Detector
+from .face import Face, faces_of, largest
+from .insightface import AnalyzedFace, DetectorView, InsightFaceDetector, InsightFaceRecognizer
+from .network import load_network
+from .pack import find_pack
+from .recognizer import Recognizer
+
+DETECTION_SIZES = tuple((side, side) for side in range(640, 128, -64))
+"""640, then 576 ... 192 for pictures in which nothing was found: a face that fills the frame shows up only when small
+(cubiq/ComfyUI_InstantID, InstantID.py, ``extractFeatures``)."""
+
+
+class DetectorLike(Protocol):
+    """Finds faces at one size. ``fingerprint`` identifies its results; None keeps them out of the cache."""
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+    def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]: ...
+
+
+class RecognizerLike(Protocol):
+    """Turns aligned crops into embeddings. ``fingerprint`` as for a detector."""
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray: ...
+
+
+class FaceAnalyzer:
+    """Finds faces and describes them; results are cached by content.
+
+    It also has the shape of insightface's ``FaceAnalysis`` (``get``, ``det_model``), so it can be handed to code that
+    was written for that.
+
+    Args:
+        detector, recognizer: the two networks; :meth:`load` and :meth:`wrap` make them.
+        cache: where results are kept; by default the one shared by the whole process.
+    """
+
+    def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache | None = None) -> None:
+        self._detector = detector
+        self._recognizer = recognizer
+        self._cache = shared_cache() if cache is None else cache
+        self.det_model = DetectorView(self._detect_at)
+
+    @classmethod
+    def load(
+        cls,
+        pack: str | os.PathLike[str],
+        backend: str = "torch",
+        device: str | torch.device | None = None,
+        *,
+        cache: Cache | None = None,
+    ) -> FaceAnalyzer:
+        """An analyzer on the networks of an insightface model pack.
+
+        Args:
+            pack: the folder of the pack, or one above it; see :func:`find_pack`.
+            backend: "torch" (any device), or "onnxruntime" (an optional extra).
+            device: "cpu", "cuda", "cuda:1", "mps", ...; with onnxruntime also "tensorrt", "coreml", "directml",
+                "openvino", ... By default the best one that torch sees, and the CPU with onnxruntime.
+
+        Raises:
+            ModelFileError: a network is missing, damaged, or not what it should be.
+            BackendError: the backend, device or provider is not there.
+        """
+        found = find_pack(pack)
+        detector = Detector(load_network(found.detector, backend, device), found.detector)
+        recognizer = Recognizer(load_network(found.recognizer, backend, device), found.recognizer)
+        return cls(detector, recognizer, cache)
+
+    @classmethod
+    def wrap(cls, analysis: Any, cache: Cache | None = None) -> FaceAnalyzer:
+        """An analyzer on an insightface ``FaceAnalysis`` that the caller already has; ours is returned as it is."""
+        if isinstance(analysis, cls):
+            return analysis
+        return cls(InsightFaceDetector(analysis), InsightFaceRecognizer(analysis), cache)
+
+    @property
+    def backend(self) -> str:
+        """What really runs, such as ``"torch (cuda:0)"`` or ``"onnxruntime (CPUExecutionProvider)"``."""
+        network = getattr(self._detector, "network", None)
+        return "insightface" if network is None else network.backend
+
+    def detect(self, images: ImageInput) -> list[list[Face]]:
+        """The faces of each picture, by falling score.
+
+        Args:
+            images: one picture or many, of any sizes; see :data:`ImageInput`. A tensor counts as B pictures.
+
+        Returns:
+            a list for each picture, empty where no face was found at any of :data:`DETECTION_SIZES`.
+        """
+        return [faces_of(detections) for detections in self._detect(photos(images), DETECTION_SIZES)]
+
+    def embed(
+        self,
+        images: ImageInput,
+        faces: Face | Sequence[Face] | None = None,
+        *,
+        choose: Callable[[Sequence[Face]], Face] = largest,
+    ) -> np.ndarray:
+        """The embedding of one face of each picture.
+
+        Args:
+            images: N pictures; see :data:`ImageInput`.
+            faces: the N faces meant; by default each picture is searched and ``choose`` picks one.
+            choose: picks one of several faces; by default the largest.
+
+        Returns:
+            ``(N, 512)`` float32, not normalised.
+
+        Raises:
+            NoFaceError: a picture without a face; the message says which.
+            ValueError: the number of faces differs from the number of pictures.
+        """
+        pictures = photos(images)
+        if faces is None:
+            found = [faces_of(detections) for detections in self._detect(pictures, DETECTION_SIZES)]
+            empty = [photo.name for photo, candidates in zip(pictures, found, strict=True) if not candidates]
+            if empty:
+                raise NoFaceError(
+                    f"no face found in {', '.join(empty)} (searched at {DETECTION_SIZES[0][0]} down to "
+                    f"{DETECTION_SIZES[-1][0]} pixels): use a picture that shows the face upright and unobstructed"
+                )
+            chosen = [choose(candidates) for candidates in found]
+        else:
+            chosen = [faces] if isinstance(faces, Face) else list(faces)
+            if len(chosen) != len(pictures):
+                raise ValueError(f"{len(pictures)} pictures but {len(chosen)} faces: give one face for each picture")
+        return self._embed(pictures, [face.kps for face in chosen])
+
+    def get(self, image: np.ndarray, max_num: int = 0) -> list[AnalyzedFace]:
+        """insightface's interface: the faces of one picture at the one size ``det_model.input_size``.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 in **BGR** order.
+            max_num: keep only the ``max_num`` largest; 0 keeps all.
+
+        Returns:
+            faces whose ``embedding`` is computed when first asked for.
+        """
+        photo = Photo(np.ascontiguousarray(image[..., ::-1]))  # a copy: what the faces refer to cannot change
+        faces = faces_of(self._detect([photo], (self.det_model.input_size,))[0])
+        if max_num:
+            faces = sorted(faces, key=lambda face: face.area, reverse=True)[:max_num]
+        return [
+            AnalyzedFace(face.bbox, face.kps, face.det_score, lambda kps: self._embed([photo], [kps])[0])
+            for face in faces
+        ]
+
+    def _detect_at(self, image: np.ndarray, size: tuple[int, int]) -> Detections:
+        return self._detect([Photo(np.ascontiguousarray(image[..., ::-1]))], (size,))[0]
+
+    def _detect(self, pictures: list[Photo], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Try the sizes in turn, each only on the pictures in which nothing was found before."""
+
+        def compute(missing: list[int]) -> list[Record]:
+            found: dict[int, Detections] = {}
+            left = missing
+            for size in sizes:
+                results = self._detector.detect([pictures[i].rgb for i in left], size)
+                found.update(zip(left, results, strict=True))
+                left = [i for i in left if not len(found[i].scores)]
+                if not left:
+                    break
+            return [_to_record(found[i]) for i in missing]
+
+        options = [side for size in sizes for side in size]
+        records = self._remember("detect", self._detector.fingerprint, pictures, [options] * len(pictures), compute)
+        return [_from_record(record) for record in records]
+
+    def _embed(self, pictures: list[Photo], keypoints: list[np.ndarray]) -> np.ndarray:
+        def compute(missing: list[int]) -> list[Record]:
+            crops = [align(pictures[i].rgb, keypoints[i]) for i in missing]
+            # Copied, so that keeping one row does not keep the whole batch.
+            return [{"embedding": torch.from_numpy(row.copy())} for row in self._recognizer.embed(crops)]
+
+        records = self._remember("embed", self._recognizer.fingerprint, pictures, keypoints, compute)
+        return np.stack([record["embedding"].numpy() for record in records])
+
+    def _remember(
+        self,
+        what: str,
+        fingerprint: str | None,
+        pictures: list[Photo],
+        options: Sequence[object],
+        compute: Callable[[list[int]], list[Record]],
+    ) -> Sequence[Record]:
+        if fingerprint is None:
+            return compute(list(range(len(pictures))))
+        keys = [
+            content_key(what, fingerprint, photo.key, option) for photo, option in zip(pictures, options, strict=True)
+        ]
+        return self._cache.get_many(keys, compute)
+
+
+def _to_record(found: Detections) -> Record:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(found).items()}
+
+
+def _from_record(record: Record) -> Detections:
+    return Detections(**{name: tensor.numpy() for name, tensor in record.items()})

@@ -1,0 +1,154 @@
+"""SCRFD: pictures in, boxes and five keypoints out (Guo et al. 2021, "Sample and Computation Redistribution").
+
+The numbers are insightface's, step by step in the same precision, so that a face found here lies where it lies there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from ..errors import ModelFileError
+from ..images import RGBImage
+from .network import Network
+from .onnx_graph import Graph
+
+_MEAN, _SCALE = 127.5, 1 / 128
+_MAX_BATCH = 8  # 640 x 640 pictures through SCRFD-10G at once: about 0.7 GB of activations
+_LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
+"""Number of outputs -> strides of the feature maps, anchors per cell. First come all scores, then boxes, keypoints."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The faces of one picture, by falling score, in pixels of that picture, all float32."""
+
+    boxes: np.ndarray
+    """``(n, 4)``: left, top, right, bottom."""
+    keypoints: np.ndarray
+    """``(n, 5, 2)``: left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
+    scores: np.ndarray
+    """``(n,)`` in 0..1."""
+
+
+class Detector:
+    """An SCRFD network with five keypoints, in either layout of its outputs.
+
+    Args:
+        network: the network, on its backend.
+        graph: its file, for the layout.
+        threshold: score from which a candidate counts.
+        overlap: intersection over union above which the weaker of two candidates is dropped.
+
+    Raises:
+        ModelFileError: the network's outputs are not SCRFD's with keypoints.
+    """
+
+    def __init__(self, network: Network, graph: Graph, threshold: float = 0.5, overlap: float = 0.4) -> None:
+        if len(graph.outputs) not in _LAYOUTS:
+            raise ModelFileError(
+                f"{graph.path}: a face detector with {len(graph.outputs)} outputs; InstantID needs one with five "
+                f"keypoints, which has 9 or 15 (such as antelopev2's scrfd_10g_bnkps.onnx)"
+            )
+        self.network = network
+        self.threshold = threshold
+        self.overlap = overlap
+        self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
+        height, width = graph.inputs[0].shape[2:4]
+        self.fixed_size = (width, height) if width and height else None
+        """``(width, height)`` of a network exported for one size only, else None."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the results: network, backend and both thresholds."""
+        return f"{self.network.fingerprint}/{self.threshold}/{self.overlap}"
+
+    def detect(self, images: Sequence[RGBImage], size: tuple[int, int] = (640, 640)) -> list[Detections]:
+        """Find faces in pictures of any size, a batch at a time.
+
+        Args:
+            images: ``(H, W, 3)`` uint8 RGB each.
+            size: ``(width, height)`` that each picture is scaled into, multiples of the largest stride.
+
+        Raises:
+            ValueError: a size that the network cannot run.
+        """
+        size = self.fixed_size or size
+        if any(side <= 0 or side % self.strides[-1] for side in size):
+            raise ValueError(f"detection size {size}: both sides must be positive multiples of {self.strides[-1]}")
+        found: list[Detections] = []
+        for start in range(0, len(images), _MAX_BATCH):
+            batch = [_fit(image, size) for image in images[start : start + _MAX_BATCH]]
+            outputs = self.network.run(np.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
+            outputs = [self._by_image(output, len(batch)) for output in outputs]
+            found += [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]
+        return found
+
+    def _by_image(self, output: np.ndarray, batch: int) -> np.ndarray:
+        """``(N, cells * anchors, k)`` from either layout.
+
+        The export of 2021, which antelopev2 ships, interleaves the pictures of a batch: its row is
+        ``(cell * N + image) * anchors + anchor``.
+        """
+        if output.ndim == 3:
+            return output.reshape(batch, -1, output.shape[-1])
+        rows = output.reshape(-1, batch, self.anchors, output.shape[-1])
+        return rows.transpose(1, 0, 2, 3).reshape(batch, -1, output.shape[-1])
+
+    def _decode(self, outputs: list[np.ndarray], size: tuple[int, int], scale: float) -> Detections:
+        """Candidates above the threshold, from distances in cells to pixels, without overlaps."""
+        levels = len(self.strides)
+        boxes, keypoints, scores = [], [], []
+        for level, stride in enumerate(self.strides):
+            score, box, points = (outputs[level + levels * part] for part in range(3))
+            rows = np.flatnonzero(score[:, 0] >= self.threshold)
+            centers = _anchor_centers(size[0] // stride, size[1] // stride, stride, self.anchors)[rows]
+            distances = box[rows] * stride
+            boxes.append(np.concatenate([centers - distances[:, :2], centers + distances[:, 2:]], axis=1))
+            keypoints.append(centers[:, None] + (points[rows] * stride).reshape(-1, 5, 2))
+            scores.append(score[rows, 0])
+        all_boxes, all_keypoints = np.concatenate(boxes) / scale, np.concatenate(keypoints) / scale
+        all_scores = np.concatenate(scores)
+        order = np.argsort(-all_scores, kind="stable")
+        order = order[_without_overlaps(all_boxes[order], self.overlap)]
+        return Detections(all_boxes[order], all_keypoints[order], all_scores[order])
+
+
+def _fit(image: RGBImage, size: tuple[int, int]) -> tuple[RGBImage, float]:
+    """Scale a picture into the upper left of a black canvas; return it and the factor."""
+    (height, width), (canvas_width, canvas_height) = image.shape[:2], size
+    if height / width > canvas_height / canvas_width:
+        new_height, new_width = canvas_height, int(canvas_height / (height / width))
+    else:
+        new_width, new_height = canvas_width, int(canvas_width * (height / width))
+    canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
+    if new_width and new_height:  # else the picture is a line, which holds no face
+        canvas[:new_height, :new_width] = cv2.resize(image, (new_width, new_height))
+    return canvas, max(new_height, 1) / height
+
+
+@lru_cache(maxsize=64)
+def _anchor_centers(columns: int, rows: int, stride: int, anchors: int) -> np.ndarray:
+    """``(rows * columns * anchors, 2)`` float32: x, y of each anchor in pixels of the canvas."""
+    grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+    return np.repeat((grid * stride).astype(np.float32), anchors, axis=0)
+
+
+def _without_overlaps(boxes: np.ndarray, overlap: float) -> list[int]:
+    """Greedy non-maximum suppression over boxes sorted by falling score; widths count both edge pixels."""
+    left, top, right, bottom = boxes.T
+    areas = (right - left + 1) * (bottom - top + 1)
+    keep: list[int] = []
+    rest = np.arange(len(boxes))
+    while rest.size:
+        best, rest = rest[0], rest[1:]
+        keep.append(int(best))
+        width = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest]) + 1
+        height = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest]) + 1
+        shared = np.maximum(0.0, width) * np.maximum(0.0, height)
+        rest = rest[shared / (areas[best] + areas[rest] - shared) <= overlap]
+    return keep

@@ -1,0 +1,154 @@
+"""A face network that can be run: the same few lines of use for torch and for onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from ..errors import BackendError, ModelFileError
+from ..placement import Placement
+from ..weights import fingerprint
+from .onnx_graph import Graph
+from .onnx_module import to_module
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# What a device is called to what onnxruntime calls the provider that runs on it.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+
+class Network(Protocol):
+    """What detector and recogniser need of a backend."""
+
+    backend: str
+    """Backend and device or provider really in use, such as ``"torch (cuda:0)"``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the results: the file's content, and the kind of arithmetic that runs it."""
+        ...
+
+    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        """Run a batch.
+
+        Args:
+            images: ``(N, H, W, 3)`` uint8 RGB.
+            mean, scale: the network sees ``(images - mean) * scale``, in float32.
+
+        Returns:
+            the outputs in the file's order, float32.
+        """
+        ...
+
+
+def load_network(graph: Graph, backend: str, device: str | torch.device | None) -> Network:
+    """A network on ``backend`` ("torch" or "onnxruntime").
+
+    Raises:
+        BackendError: an unknown backend, one that is not installed, or a device or provider that is not there.
+        ModelFileError: an operator that the torch backend does not know.
+    """
+    if backend == "torch":
+        return TorchNetwork(graph, Placement.resolve(device).device)
+    if backend == "onnxruntime":
+        return OnnxRuntimeNetwork(graph.path, str(device or "cpu"))
+    raise BackendError(f"face backend {backend!r} is not known: choose 'torch' or 'onnxruntime'")
+
+
+class TorchNetwork:
+    """The network as a torch module, fp32, channels-last."""
+
+    def __init__(self, graph: Graph, device: torch.device) -> None:
+        self.device = device
+        self.backend = f"torch ({device})"
+        self._path = graph.path
+        self._module = to_module(graph).to(device).to(memory_format=torch.channels_last)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{fingerprint(self._path)}/torch/{self.device.type}"
+
+    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        # TF32 would move boxes and embeddings by 1e-3, and with them the noise that is seeded by an embedding's sum.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)  # channels-last as it lies
+            outputs = self._module(batch.float().sub_(mean).mul_(scale))
+            return [output.float().cpu().numpy() for output in outputs]
+
+
+class OnnxRuntimeNetwork:
+    """The network in an onnxruntime session on exactly the provider asked for."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.provider = _provider(device)
+        self.backend = f"onnxruntime ({self.provider})"
+        self._path = path
+        self._session = _session(path, self.provider)
+        self._input = self._session.get_inputs()[0].name
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{fingerprint(self._path)}/onnxruntime/{self.provider}"
+
+    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
+        return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+
+
+def _provider(device: str) -> str:
+    name = device.split(":")[0].lower()
+    provider = PROVIDERS.get(name, device)
+    if provider not in PROVIDERS.values():
+        raise BackendError(f"onnxruntime has no provider for device {device!r}: choose one of {', '.join(PROVIDERS)}")
+    return provider
+
+
+def _session(path: Path, provider: str) -> onnxruntime.InferenceSession:
+    """A session that runs any batch size, or an error where onnxruntime would quietly fall back to the CPU."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"face backend 'onnxruntime' needs the package {error.name!r}: pip install 'fast-instantid[onnxruntime]', "
+            f"or use the default backend 'torch', which needs neither"
+        ) from error
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"{provider} is not in this onnxruntime {onnxruntime.__version__}, which has {', '.join(available)}: "
+            f"install the onnxruntime package made for it (and only that one), or use backend='torch'"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    source: str | bytes = str(path)
+    model: Any = onnx.load(source, load_external_data=False)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.dim_value == 1:
+        # SCRFD was exported with its batch labelled 1, though nothing in the graph depends on it.
+        batch.dim_param = "batch"
+        source = model.SerializeToString()
+    del model
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=[provider])
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        raise ModelFileError(f"{path}: onnxruntime cannot load it: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "
+            f"not be loaded; see the onnxruntime message above, or use backend='torch'"
+        )
+    return session

@@ -1,0 +1,130 @@
+"""Finding the two networks we need in a folder that people unzipped in their own way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ModelFileError
+from .onnx_graph import Graph, read_graph
+
+logger = logging.getLogger("fast_instantid")
+
+# Looked at first, in this order, so that the landmark and gender networks of a usual pack are never opened. What a file
+# is decides its content.
+_USUAL_NAMES = (
+    "scrfd_10g_bnkps.onnx",
+    "glintr100.onnx",
+    "det_10g.onnx",
+    "w600k_r50.onnx",
+    "det_500m.onnx",
+    "w600k_mbf.onnx",
+)
+_MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The detector and the recogniser of an insightface model pack."""
+
+    folder: Path
+    detector: Graph
+    recognizer: Graph
+
+
+def find_pack(folder: str | os.PathLike[str]) -> Pack:
+    """The pack in ``folder`` or below it: antelopev2 where there are several, else the one nearest to the top.
+
+    ``folder`` may be the pack itself, one that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``,
+    its ``models``, or ComfyUI itself.
+
+    Raises:
+        ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ModelFileError(
+            f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}; expected the folder of a face "
+            f"model pack (antelopev2), with a detector and a recogniser as .onnx files"
+        )
+    start = next((folder / sub for sub in ("models/insightface", "insightface") if (folder / sub).is_dir()), folder)
+    tried: list[str] = []
+    for candidate in sorted(_folders_with_onnx(start), key=lambda path: "antelope" not in path.name.lower()):
+        detector, recognizer, problems = _two_networks(candidate)
+        if detector and recognizer:
+            _warn_if_not_antelopev2(recognizer)
+            return Pack(candidate, detector, recognizer)
+        missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
+        tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
+    raise ModelFileError(
+        f"{folder}: no face model pack there. "
+        + (f"Looked in {', '.join(tried)}. " if tried else f"Found no .onnx file up to {_MAX_DEPTH} folders down. ")
+        + "Needed are antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx: 'fast-instantid download antelopev2'"
+    )
+
+
+def _folders_with_onnx(start: Path) -> list[Path]:
+    """Folders that hold .onnx files, nearest first."""
+    found: list[Path] = []
+    level = [start]
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(folder.iterdir())
+            except OSError as error:
+                raise ModelFileError(f"{folder}: this folder cannot be read ({error.strerror})") from error
+            if any(entry.suffix.lower() == ".onnx" for entry in entries):
+                found.append(folder)
+            below += [entry for entry in entries if entry.is_dir()]
+        level = below
+    return found
+
+
+def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".onnx")
+    files.sort(key=lambda path: _USUAL_NAMES.index(path.name) if path.name in _USUAL_NAMES else len(_USUAL_NAMES))
+    detector = recognizer = None
+    problems: list[str] = []
+    for path in files:
+        if detector and recognizer:
+            break
+        try:
+            graph = read_graph(path)
+        except ModelFileError as error:
+            problems.append(str(error))
+            continue
+        if detector is None and _is_detector(graph):
+            detector = graph
+        elif recognizer is None and _is_recognizer(graph):
+            recognizer = graph
+    return detector, recognizer, problems
+
+
+def _is_detector(graph: Graph) -> bool:
+    """Many outputs from one picture of free size, or of a size fixed to that of a whole picture."""
+    return len(graph.inputs) == 1 and _channels(graph) == 3 and len(graph.outputs) in (6, 9, 10, 15)
+
+
+def _is_recognizer(graph: Graph) -> bool:
+    """One vector of at least 128 numbers from a 112 x 112 crop; landmark nets read 192 x 192, gender nets 96 x 96."""
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.inputs[0].shape[2:] != (112, 112):
+        return False
+    width = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
+    return _channels(graph) == 3 and (width is None or width >= 128)
+
+
+def _channels(graph: Graph) -> int | None:
+    shape = graph.inputs[0].shape
+    return shape[1] if len(shape) == 4 else None
+
+
+def _warn_if_not_antelopev2(recognizer: Graph) -> None:
+    if recognizer.path.name.startswith("w600k_"):
+        logger.warning(
+            "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures made "
+            "from this one will not look like the person",
+            recognizer.path,
+        )

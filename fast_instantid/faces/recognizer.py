@@ -1,0 +1,38 @@
+"""ArcFace: aligned crops in, embeddings out (Deng et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..images import RGBImage
+from .network import Network
+from .onnx_graph import Graph
+
+_MAX_BATCH = 32
+
+
+class Recognizer:
+    """An ArcFace network of any family.
+
+    Args:
+        network: the network, on its backend.
+        graph: its file, which tells how the pictures are to be scaled.
+    """
+
+    def __init__(self, network: Network, graph: Graph) -> None:
+        self.network = network
+        # Networks that came from MXNet subtract and multiply themselves, at their start.
+        normalises_itself = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]}
+        self._mean, self._scale = (0.0, 1.0) if normalises_itself else (127.5, 1 / 127.5)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the results: network and backend."""
+        return self.network.fingerprint
+
+    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
+        batches = [np.stack(crops[start : start + _MAX_BATCH]) for start in range(0, len(crops), _MAX_BATCH)]
+        return np.concatenate([self.network.run(batch, self._mean, self._scale)[0] for batch in batches])
