@@ -75,8 +75,8 @@ def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batc
     """A mask in pixels, as the tokens of one layer see it.
 
     The grid of the layer is guessed from the number of its tokens as in cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
-    ``instantid_attention``. Where the guess has more or fewer cells than there are tokens (odd sizes at extreme aspect
-    ratios), the flattened mask is cropped or padded with zeros on both ends.
+    ``instantid_attention``. Where the guess has fewer cells than there are tokens (odd sizes at extreme aspect ratios),
+    the flattened mask is padded with zeros at both ends.
 
     Args:
         mask: ``(M, H, W)`` in 0..1, of any size and floating dtype.
@@ -94,8 +94,7 @@ def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batc
     columns = num_tokens // rows
     resized = F.interpolate(mask.unsqueeze(1), size=(rows, columns), mode="bilinear").flatten(1)  # (M, rows * columns)
     missing = num_tokens - rows * columns
-    before = missing // 2 if missing > 0 else -(-missing // 2)
-    tokens = F.pad(resized, (before, missing - before)).unsqueeze(-1)  # negative padding crops
+    tokens = F.pad(resized, (missing // 2, missing - missing // 2)).unsqueeze(-1)
     if len(tokens) == 1:
         return tokens
     return tokens[torch.arange(batch, device=tokens.device).clamp(max=len(tokens) - 1)]
