@@ -1,8 +1,8 @@
 """A random InstantID adapter of any size, in the layout of the published ``ip-adapter.bin``.
 
 The published file is 1.69 GB: a resampler (dim 1280, depth 4, 20 heads, 16 queries, 512 -> 2048) and 70 pairs of key
-and value weights. This one has a resampler of dim 64 and depth 2, so tests and demos make it in milliseconds. Its layout
-is spelt out here, not taken from the package, so that a test which reads it back checks the package.
+and value weights. This one has a resampler of dim 64 and depth 2, so tests and demos make it in milliseconds. The
+layout is spelt out here and not taken from the package: a test which reads it back checks the package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The identity branch of decoupled cross-attention, with keys and values that were projected beforehand.
 
-Each cross-attention layer adds ``weight * softmax(q K^T / sqrt(d)) V`` to its text attention (IP-Adapter, Ye et al. 2023,
-section 3.2.2; InstantID, Wang et al. 2024, section 3.2). K and V depend on the face alone, so all that is left to do per
-step is one attention over a few tokens.
+Each cross-attention layer adds ``weight * softmax(q K^T / sqrt(d)) V`` to its text attention (IP-Adapter, Ye et al.
+2023, section 3.2.2; InstantID, Wang et al. 2024, section 3.2). K and V depend on the face alone, so all that is left to
+do per step is one attention over a few tokens.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _weighted(attended: Tensor, entry: IdentityEntry) -> Tensor:
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:
     """A mask in pixels, as the tokens of one layer see it.
 
-    The grid of the layer is guessed from the number of its tokens as in cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
-    ``instantid_attention``. Where the guess has fewer cells than there are tokens (odd sizes at extreme aspect ratios),
-    the flattened mask is padded with zeros at both ends.
+    The grid of the layer is guessed from the number of its tokens (cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
+    ``instantid_attention``). Where the guess has fewer cells than there are tokens, which happens for odd sizes at
+    extreme aspect ratios, the flattened mask is padded with zeros at both ends.
 
     Args:
         mask: ``(M, H, W)`` in 0..1, of any size and floating dtype.

@@ -1,0 +1,21 @@
+"""From an embedding to an identity."""
+
+from .bank import IdentityBank, project_bank
+from .checkpoint import AdapterWeights, read_adapter
+from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
+from .identity import Adapter, Identity
+from .resampler import Resampler
+
+__all__ = [
+    "EMBEDDING_DIM",
+    "Adapter",
+    "AdapterWeights",
+    "Combine",
+    "Identity",
+    "IdentityBank",
+    "Resampler",
+    "combine_embeddings",
+    "project_bank",
+    "read_adapter",
+    "unconditional_embedding",
+]

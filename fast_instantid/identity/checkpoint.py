@@ -1,0 +1,154 @@
+"""The adapter file, ``ip-adapter.bin``: a resampler and one pair of projections per cross-attention layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import ModelFileError
+from ..weights import StateDict, fingerprint, read_tensors
+from .embeddings import EMBEDDING_DIM
+from .resampler import Resampler
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterWeights:
+    """The checked content of an adapter file. The tensors are memory-mapped and read only when used."""
+
+    path: Path
+    image_proj: StateDict
+    """The state dict of the :class:`Resampler`."""
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order: for SDXL 24 layers on the
+    way down, 36 on the way up, 10 in the middle."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the file's content; reads the file once."""
+        return fingerprint(self.path)
+
+
+def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
+    """Open an InstantID adapter, as a torch pickle or a safetensors file, with nested or dotted keys.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or of another kind, which the message names.
+    """
+    try:
+        tensors = read_tensors(path)
+    except ModelFileError as error:
+        if _is_onnx(path):
+            raise _another_kind(path, "an ONNX network, as in the face packs") from error
+        raise
+    if not _is_instantid(tensors):
+        raise _another_kind(path, _kind_of(tensors))
+    image_proj = {name.removeprefix("image_proj."): t for name, t in tensors.items() if name.startswith("image_proj.")}
+    try:
+        resampler = Resampler.from_state_dict(image_proj)
+        layers = _layers(tensors, token_width=resampler.proj_out.out_features)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
+    return AdapterWeights(Path(path), image_proj, layers)
+
+
+def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys are ``ip_adapter.1.to_k_ip.weight``, ``ip_adapter.1.to_v_ip.weight``, ``ip_adapter.3...``"""
+    numbers = sorted(int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.(\d+)\.to_k_ip\.", name)))
+    layers: list[tuple[Tensor, Tensor]] = []
+    for number in numbers:
+        key, value = (tensors.get(f"ip_adapter.{number}.to_{part}_ip.weight") for part in "kv")
+        if key is None or value is None:
+            raise ModelFileError(f"layer {number} lacks its key or value weight")
+        if key.shape != value.shape or key.ndim != 2 or key.shape[1] != token_width:
+            raise ModelFileError(
+                f"layer {number} has weights of shape {list(key.shape)} and {list(value.shape)}, "
+                f"which do not fit each other or tokens of width {token_width}"
+            )
+        layers.append((key, value))
+    return tuple(layers)
+
+
+def _is_instantid(tensors: StateDict) -> bool:
+    """IP-Adapter Plus has the same keys, but is fed by CLIP's features, which are never 512 wide."""
+    return (
+        "image_proj.latents" in tensors
+        and _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
+        and "ip_adapter.1.to_k_ip.weight" in tensors
+    )
+
+
+def _another_kind(path: str | PathLike[str], kind: str) -> ModelFileError:
+    return ModelFileError(f"{path}: this is {kind}; expected InstantID's adapter (ip-adapter.bin, 1.69 GB)")
+
+
+def _shape(tensors: StateDict, name: str) -> tuple[int, ...]:
+    return tuple(tensors[name].shape) if name in tensors else ()
+
+
+def _is_onnx(path: str | PathLike[str]) -> bool:
+    """A ModelProto starts with its version (field 1, a small number) and goes on with its producer, domain or graph."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(3)
+    except OSError:
+        return False
+    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < 64 and head[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)
+
+
+Predicate = Callable[[StateDict], bool]
+
+
+def _starts(*prefixes: str) -> Predicate:
+    return lambda tensors: any(name.startswith(prefixes) for name in tensors)
+
+
+def _contains(*parts: str) -> Predicate:
+    return lambda tensors: any(part in name for name in tensors for part in parts)
+
+
+def _base(width: int) -> Predicate:
+    """The base model of an IP-Adapter shows in the width of its text tokens."""
+    return lambda tensors: _shape(tensors, "ip_adapter.1.to_k_ip.weight")[1:] == (width,)
+
+
+_SD15, _SDXL = _base(768), _base(2048)
+_PLUS = _starts("image_proj.latents")
+
+
+def _face_id(tensors: StateDict) -> bool:
+    """Comes with a LoRA or is Plus FaceID, or is fed by face embeddings alone."""
+    with_lora_or_plus = _contains("to_q_lora", "image_proj.perceiver_resampler.")
+    return with_lora_or_plus(tensors) or _shape(tensors, "image_proj.proj.0.weight")[1:] == (EMBEDDING_DIM,)
+
+
+# The first that is true of a file names it: what may also be part of something else comes later.
+_KINDS: tuple[tuple[str, Predicate], ...] = (
+    ("an IP-Adapter FaceID for SD 1.5", lambda t: _face_id(t) and _SD15(t)),
+    ("an IP-Adapter FaceID for SDXL", lambda t: _face_id(t) and _SDXL(t)),
+    ("an IP-Adapter Plus for SD 1.5", lambda t: _PLUS(t) and _SD15(t)),
+    ("an IP-Adapter Plus for SDXL", lambda t: _PLUS(t) and _SDXL(t)),
+    ("an IP-Adapter for SD 1.5", _SD15),
+    ("an IP-Adapter for SDXL", _SDXL),
+    ("an IP-Adapter of another kind", _contains("to_k_ip.weight")),
+    ("a ControlNet, which InstantID's IdentityNet is too", _starts("controlnet_cond_embedding.", "controlnet_down_")),
+    ("a ControlNet in ComfyUI's layout", _starts("control_model.", "input_hint_block.", "zero_convs.")),
+    ("a LoRA", _contains("lora_up.", "lora_down.", "lora_A.", "lora_B.", ".lora.")),
+    ("a whole checkpoint", _starts("model.diffusion_model.", "first_stage_model.")),
+    ("a UNet", _starts("input_blocks.", "down_blocks.", "diffusion_model.")),
+    ("a VAE", _starts("decoder.", "encoder.down", "quant_conv.")),
+    ("a saved identity, which Identity.load reads", _starts("0.key")),
+    ("a CLIP model", _starts("text_model.", "vision_model.", "transformer.resblocks.", "visual.")),
+)
+
+
+def _kind_of(tensors: StateDict) -> str:
+    for kind, is_kind in _KINDS:
+        if is_kind(tensors):
+            return kind
+    return f"no model that is known here ({len(tensors)} tensors: {', '.join([*tensors][:3])}, ...)"

@@ -1,0 +1,194 @@
+"""Identity: all that sampling needs to know of a face. Adapter: what makes one from an embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..cache import Cache, Record, content_key, shared_cache
+from ..errors import FastInstantIDError, ModelFileError
+from ..placement import Placement
+from ..weights import read_tensors, write_safetensors
+from .bank import IdentityBank, project_bank
+from .checkpoint import AdapterWeights, read_adapter
+from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
+from .resampler import Resampler
+
+_FORMAT = "fast-instantid identity"
+_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Identity:
+    """A face, ready for sampling. Immutable; its tensors may be shared, so never change them."""
+
+    tokens: Tensor
+    """``(2, M * 16, width)``: row 0 is cond, row 1 uncond. The IdentityNet reads them in place of the text."""
+    bank: IdentityBank
+    """What the UNet's cross-attention layers read."""
+    num_references: int = 1
+    """M: more than 1 if several photographs were combined by ``concat``."""
+
+    @property
+    def num_layers(self) -> int:
+        """Cross-attention layers: 70 for SDXL."""
+        return len(self.bank.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tokens and bank; at SDXL's size and fp16, 10.78 MB per reference."""
+        return self.tokens.nbytes + self.bank.nbytes
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Identity:
+        """The same identity elsewhere; itself where that changes nothing."""
+        tokens = self.tokens.to(device=device, dtype=dtype)
+        bank = self.bank.to(device, dtype)
+        unchanged = tokens is self.tokens and bank is self.bank
+        return self if unchanged else Identity(tokens, bank, self.num_references)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a safetensors file that :meth:`load` reads without adapter or face models.
+
+        Raises:
+            OSError: as the system says; nothing half-written is left.
+        """
+        write_safetensors(path, dict(self.to_record()), {"format": _FORMAT, "version": _VERSION})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Identity:
+        """Read what :meth:`save` wrote, on the CPU and in the dtype it had.
+
+        Raises:
+            ModelFileError: missing, damaged, no identity, or written by a newer version.
+        """
+        tensors = read_tensors(path)
+        metadata = _metadata(path)
+        if metadata.get("format") != _FORMAT:
+            raise ModelFileError(f"{path}: this is no identity; expected a file written by Identity.save")
+        if metadata.get("version") != _VERSION:
+            raise ModelFileError(
+                f"{path}: an identity of format version {metadata.get('version')}, and this package reads {_VERSION}: "
+                "update fast-instantid"
+            )
+        # Copied out of the mapping, so that the file may be changed or removed afterwards.
+        return cls.from_record({name: tensor.clone() for name, tensor in tensors.items()})
+
+    def to_record(self) -> Record:
+        """As caches and files hold it: ``tokens`` as ``(2, M, 16, width)``, and ``0.key``, ``0.value``, ``1.key``, ..."""
+        record = {"tokens": self.tokens.unflatten(1, (self.num_references, -1))}
+        for i, (key, value) in enumerate(zip(self.bank.keys, self.bank.values, strict=True)):
+            record |= {f"{i}.key": key, f"{i}.value": value}
+        return record
+
+    @classmethod
+    def from_record(cls, record: Record) -> Identity:
+        """The inverse of :meth:`to_record`."""
+        layers = range((len(record) - 1) // 2)
+        keys, values = (tuple(record[f"{i}.{part}"] for i in layers) for part in ("key", "value"))
+        tokens = record["tokens"]
+        return cls(tokens.flatten(1, 2), IdentityBank(keys, values), num_references=tokens.shape[1])
+
+    def __repr__(self) -> str:
+        return (
+            f"Identity({self.num_layers} layers, {self.num_references} x {self.tokens.shape[1] // self.num_references} "
+            f"tokens, {self.nbytes / 1e6:.2f} MB, {self.tokens.dtype}, {self.tokens.device})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """InstantID's adapter: embeddings in, identities out.
+
+    It holds the memory-mapped file and nothing on the device: resampler and projections are there only while they work.
+    """
+
+    weights: AdapterWeights
+    placement: Placement
+    cache: Cache
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        cache: Cache | None = None,
+    ) -> Adapter:
+        """Open an adapter file; nothing is read yet but its directory.
+
+        Args:
+            path: ``ip-adapter.bin`` or a safetensors file.
+            device: where identities are made and stay; the best one by default.
+            dtype: of identities and of their computation; fp16 on CUDA and fp32 elsewhere by default.
+            cache: the one of this process by default.
+
+        Raises:
+            ModelFileError: missing, damaged, or another kind of file, which the message names.
+            BackendError: a device that is not there.
+        """
+        return cls(read_adapter(path), Placement.resolve(device, dtype), shared_cache() if cache is None else cache)
+
+    def identity(
+        self, embeddings: np.ndarray | Tensor, *, combine: Combine = "average", noise: float = 0.0
+    ) -> Identity:
+        """The identity of one person.
+
+        Args:
+            embeddings: ``(512,)``, or ``(N, 512)`` from N photographs of this person.
+            combine: how to make one of several, see :func:`combine_embeddings`.
+            noise: strength of the noise in place of zeros as the uncond embedding, see
+                :func:`unconditional_embedding`. 0 is none.
+
+        Returns:
+            The identity on the adapter's device. Equal arguments give it from the cache, to the bit.
+
+        Raises:
+            FastInstantIDError: embeddings of another shape or with NaN or infinity, or unknown options.
+        """
+        if not 0 <= noise < math.inf:
+            raise FastInstantIDError(f"noise {noise} is not usable: expected 0 (none) to 1 (full)")
+        combined = combine_embeddings(_as_rows(embeddings), combine)
+        if not combined.isfinite().all():
+            raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
+        device, dtype = self.placement.device, self.placement.dtype
+        # The combined embedding stands for the photographs and the way they were combined.
+        key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
+        record = self.cache.get(key, lambda: self._project(combined, noise).to_record())
+        return Identity.from_record(record).to(device)
+
+    def _project(self, combined: Tensor, noise: float) -> Identity:
+        device, dtype = self.placement.device, self.placement.dtype
+        resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
+        pair = torch.cat([combined, unconditional_embedding(combined, noise)])  # (2M, 1, 512): one pass for both
+        tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
+        del resampler  # makes room for the projections
+        return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.weights.path.name!r}, {len(self.weights.layers)} layers, {self.placement.device})"
+
+
+def _as_rows(embeddings: np.ndarray | Tensor) -> Tensor:
+    """``(N, 512)`` float32 on the CPU."""
+    tensor = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings, np.float32))
+    rows = torch.atleast_2d(tensor.detach().to("cpu", torch.float32))
+    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != EMBEDDING_DIM:
+        raise FastInstantIDError(
+            f"expected face embeddings of shape ({EMBEDDING_DIM},) or (N, {EMBEDDING_DIM}), got {tuple(tensor.shape)}"
+        )
+    return rows
+
+
+def _metadata(path: str | PathLike[str]) -> Mapping[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:  # readable weights, but a pickle
+        return {}

@@ -1,0 +1,113 @@
+"""The network that turns a face embedding into identity tokens.
+
+A Perceiver resampler (Alayrac et al. 2022, "Flamingo", section 3.1.1), as IP-Adapter's "plus" variant has it
+(tencent-ailab/IP-Adapter, ip_adapter/resampler.py). Parameter names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ModelFileError
+from ..weights import StateDict
+
+HEAD_DIM = 64
+"""Channels per head. The one size that cannot be read off the weights; it is 64 in every published resampler."""
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the inputs and to themselves."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+
+    def forward(self, inputs: Tensor, latents: Tensor) -> Tensor:
+        """``(B, n, dim), (B, queries, dim) -> (B, queries, dim)``"""
+        latents = self.norm2(latents)
+        query = self.to_q(latents)
+        key, value = self.to_kv(torch.cat([self.norm1(inputs), latents], dim=1)).chunk(2, dim=-1)
+        heads = (tensor.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for tensor in (query, key, value))
+        return self.to_out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class ResamplerLayer(nn.ModuleList):
+    """Attention, then feed-forward, each with a residual. A list, because the checkpoint names them by number."""
+
+    def __init__(self, dim: int, inner_dim: int, feed_forward_dim: int) -> None:
+        feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, feed_forward_dim, bias=False),
+            nn.GELU(),
+            nn.Linear(feed_forward_dim, dim, bias=False),
+        )
+        super().__init__([PerceiverAttention(dim, inner_dim), feed_forward])
+
+    def forward(self, inputs: Tensor, latents: Tensor) -> Tensor:
+        """``(B, n, dim), (B, queries, dim) -> (B, queries, dim)``"""
+        attention, feed_forward = self
+        latents = latents + attention(inputs, latents)
+        return latents + feed_forward(latents)
+
+
+class Resampler(nn.Module):
+    """A fixed number of learnt latents that read any number of embeddings; in InstantID, 16 latents read one."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        inner_dim: int,
+        feed_forward_dim: int,
+        num_queries: int,
+        embedding_dim: int,
+        output_dim: int,
+    ) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, num_queries, dim) / dim**0.5)
+        self.proj_in = nn.Linear(embedding_dim, dim)
+        self.proj_out = nn.Linear(dim, output_dim)
+        self.norm_out = nn.LayerNorm(output_dim)
+        self.layers = nn.ModuleList(ResamplerLayer(dim, inner_dim, feed_forward_dim) for _ in range(depth))
+
+    @classmethod
+    def from_state_dict(cls, state_dict: StateDict) -> Resampler:
+        """The resampler of these weights, every dimension deduced from them. It uses the given tensors, uncopied.
+
+        Raises:
+            ModelFileError: a tensor is missing, unknown, or of a shape that does not fit the others.
+        """
+        try:
+            _, num_queries, dim = state_dict["latents"].shape
+            inner_dim = state_dict["layers.0.0.to_q.weight"].shape[0]
+            if inner_dim % HEAD_DIM:
+                raise ValueError(f"{inner_dim} attention channels are not a multiple of {HEAD_DIM}")
+            with torch.device("meta"):
+                resampler = cls(
+                    dim=dim,
+                    depth=len({name.split(".")[1] for name in state_dict if name.startswith("layers.")}),
+                    inner_dim=inner_dim,
+                    feed_forward_dim=state_dict["layers.0.1.1.weight"].shape[0],
+                    num_queries=num_queries,
+                    embedding_dim=state_dict["proj_in.weight"].shape[1],
+                    output_dim=state_dict["proj_out.weight"].shape[0],
+                )
+            resampler.load_state_dict(state_dict, assign=True)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise ModelFileError(f"the weights are not those of a Perceiver resampler: {error}") from error
+        return resampler.requires_grad_(False).eval()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``."""
+        inputs = self.proj_in(embeddings)
+        latents = self.latents.expand(len(embeddings), -1, -1)
+        for layer in self.layers:
+            latents = layer(inputs, latents)
+        return self.norm_out(self.proj_out(latents))
