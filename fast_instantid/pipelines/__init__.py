@@ -1,0 +1,16 @@
+"""InstantID in the pipelines of diffusers. The only part of the package that imports diffusers."""
+
+from __future__ import annotations
+
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'", name=error.name
+    ) from error
+
+from .attach import InstantID
+from .generate import InstantIDFiles, Sampling, generate, load_pipeline
+from .subject import Subject
+
+__all__ = ["InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]

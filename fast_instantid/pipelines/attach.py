@@ -1,0 +1,185 @@
+"""InstantID on a pipeline of diffusers: attached and detached, never copied.
+
+The method has two halves (Wang et al. 2024, "InstantID: Zero-shot Identity-Preserving Generation in Seconds", 3.3 and
+3.4). Decoupled cross-attention becomes attention processors of the UNet; an IdentityNet, a plain ControlNet that reads
+identity tokens in place of the prompt, becomes a forward pre-hook. So every SDXL pipeline of diffusers works, with or
+without ControlNets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import BackendError, ModelFileError
+from ..identity import Identity
+from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
+from .processors import identity_processor
+from .subject import DEFAULT_WEIGHT, Subject, as_subjects
+
+
+class InstantID:
+    """InstantID for one SDXL pipeline. Constructing it changes nothing; ``attach`` and ``detach`` are exact inverses.
+
+        instantid = InstantID(pipe)
+        with instantid.attached(identity, weight=0.8):
+            image = pipe(prompt, image=keypoints, controlnet_conditioning_scale=0.8).images[0]
+
+    IP-Adapters, xFormers and the like are to be loaded before attaching; LoRAs at any time. Of pipelines that share a
+    UNet, use the one given here while attached: its guidance says how a batch is ordered.
+
+    Args:
+        pipe: any SDXL pipeline. Without a ControlNet, only the attention half acts.
+        identity_net: which of several ControlNets is the IdentityNet; the others go on seeing the prompt.
+
+    Raises:
+        BackendError: a pipeline without a UNet, or without that ControlNet.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, identity_net: int = 0) -> None:
+        self._pipe: Any = pipe
+        self._unet = _unet(pipe)
+        self._identity_net = _identity_net(pipe, identity_net)
+        self._replaced: list[tuple[Attention, Any, Any]] = []  # (layer, our processor, the one before)
+        self._hooks: list[RemovableHandle] = []
+
+    def attach(self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT) -> None:
+        """Make the pipeline draw these people, in place of those attached before.
+
+        Cheap: nothing is projected, so a new weight or region is a new ``attach``. With all weights 0 the attention of
+        the UNet stays untouched.
+
+        Args:
+            who: one identity, or Subjects with weights and regions of their own; the IdentityNet then sees the tokens
+                of all of them.
+            weight: of a bare identity, 0..5.
+
+        Raises:
+            ModelFileError: an identity that was made for another kind of model than this pipeline's.
+            FastInstantIDError: a weight out of range, or nobody given.
+        """
+        subjects = as_subjects(who, weight)
+        layers = _cross_attention_layers(self._unet)
+        for subject in subjects:
+            _check_fit(subject.identity, layers, self._identity_net, type(self._pipe).__name__)
+        self.detach()
+
+        if active := [subject for subject in subjects if subject.weight != 0]:
+            bank = LaidOutBank(active)
+            for i, layer in enumerate(layers):
+                before, ours = layer.processor, identity_processor(layer, bank, i)
+                layer.set_processor(ours)  # pyright: ignore[reportArgumentType]
+                self._replaced.append((layer, ours, before))
+
+            def prepare_bank(unet: Any, args: Any, kwargs: Any) -> None:
+                bank.lay_out(self._layout(unet, args, kwargs))
+
+            self._hooks.append(self._unet.register_forward_pre_hook(prepare_bank, with_kwargs=True))
+
+        if self._identity_net is not None:
+            tokens = LaidOutTokens(subjects)
+
+            def replace_prompt(net: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+                return args, kwargs | {"encoder_hidden_states": tokens.lay_out(self._layout(net, args, kwargs))}
+
+            self._hooks.append(self._identity_net.register_forward_pre_hook(replace_prompt, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave the pipeline as it was before ``attach``. Processors that someone else has set since then stay."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer, ours, before in self._replaced:
+            if layer.processor is ours:
+                layer.set_processor(before)
+        self._hooks.clear()
+        self._replaced.clear()
+
+    @contextmanager
+    def attached(
+        self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT
+    ) -> Iterator[InstantID]:
+        """``attach``, and ``detach`` at the end, whatever happens in between."""
+        self.attach(who, weight)
+        try:
+            yield self
+        finally:
+            self.detach()
+
+    def _layout(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
+        """Read off a call of the UNet or the IdentityNet.
+
+        The sample says the device: under offloading the model itself is elsewhere until its forward begins.
+        """
+        sample: torch.Tensor = args[0] if args else kwargs["sample"]
+        # In guess mode diffusers shows ControlNets the cond half of the batch only.
+        rows = (COND,) if kwargs.get("guess_mode") else self._rows()
+        batch, _, height, width = sample.shape
+        if batch % len(rows):
+            raise BackendError(
+                f"{type(self._pipe).__name__} works in {len(rows)} chunks, but a batch of {batch} came: "
+                f"attach to the pipeline that runs"
+            )
+        return Layout(rows, batch, (height, width), sample.device, model.dtype)
+
+    def _rows(self) -> tuple[int, ...]:
+        """How diffusers stacks a batch: [uncond, cond] under guidance, a perturbed cond behind them under PAG."""
+        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+        if guided is None:
+            raise BackendError(
+                f"{type(self._pipe).__name__} does not say whether it uses guidance: it is not the pipeline that runs, "
+                f"or not one of diffusers' SDXL pipelines"
+            )
+        if not guided:
+            return (COND,)
+        if getattr(self._pipe, "do_perturbed_attention_guidance", False):
+            return UNCOND, COND, COND
+        return UNCOND, COND
+
+
+def _unet(pipe: Any) -> Any:
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise BackendError(f"{type(pipe).__name__} has no UNet: InstantID is for SDXL pipelines")
+    return getattr(unet, "_orig_mod", unet)  # as torch.compile wraps it
+
+
+def _identity_net(pipe: Any, index: int) -> Any:
+    controlnet = getattr(pipe, "controlnet", None)
+    if controlnet is None:
+        return None
+    nets = getattr(controlnet, "nets", [controlnet])
+    if not 0 <= index < len(nets):
+        raise BackendError(f"ControlNet {index} was to be the IdentityNet, but {type(pipe).__name__} has {len(nets)}")
+    return getattr(nets[index], "_orig_mod", nets[index])
+
+
+def _cross_attention_layers(unet: Any) -> list[Attention]:
+    """In checkpoint order, which is the order of ``attn_processors``: down, up, middle."""
+    names = (name for name in unet.attn_processors if name.endswith("attn2.processor"))
+    return [unet.get_submodule(name.removesuffix(".processor")) for name in names]
+
+
+def _check_fit(identity: Identity, layers: list[Attention], identity_net: Any, pipeline: str) -> None:
+    has = [key.shape[-1] for key in identity.bank.keys]
+    wanted = [layer.inner_dim for layer in layers]
+    if has != wanted:
+        raise ModelFileError(
+            f"this identity has {_describe(has)}, the UNet of {pipeline} has {_describe(wanted)}: InstantID's adapter "
+            f"fits SDXL base models, not SD 1.5, SD 2 or the SDXL refiner"
+        )
+    width = identity.tokens.shape[-1]
+    if identity_net is not None and identity_net.config.cross_attention_dim != width:
+        raise ModelFileError(
+            f"this identity has tokens of width {width}, the IdentityNet of {pipeline} reads "
+            f"{identity_net.config.cross_attention_dim}: it is not InstantID's ControlNetModel"
+        )
+
+
+def _describe(channels: list[int]) -> str:
+    return f"{len(channels)} cross-attention layers of {' and '.join(map(str, sorted(set(channels))))} channels"

@@ -1,0 +1,79 @@
+"""Attention processors that add the identity branch to a cross-attention layer of diffusers.
+
+Both look up ``attn.to_q`` and its siblings at every call, so a LoRA that wraps them later is honoured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import nn
+
+from ..attention import identity_attention
+from .layout import LaidOutBank
+
+
+def identity_processor(attn: Attention, bank: LaidOutBank, layer: int) -> IdentityAttnProcessor | AddIdentityProcessor:
+    """A processor that does what the present one of ``attn`` does, and the identity branch of layer ``layer``."""
+    plain = (
+        type(attn.processor) is AttnProcessor2_0
+        and attn.spatial_norm is attn.group_norm is attn.norm_q is attn.norm_k is None
+        and not (attn.norm_cross or attn.residual_connection)
+        and attn.rescale_output_factor == 1
+    )
+    return IdentityAttnProcessor(bank, layer) if plain else AddIdentityProcessor(attn.processor, bank, layer)
+
+
+class IdentityAttnProcessor:
+    """``to_out(softmax(Q K_text^T) V_text + identity branch)``, the first term bit for bit AttnProcessor2_0's."""
+
+    def __init__(self, bank: LaidOutBank, layer: int) -> None:
+        self.bank = bank
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,  # (B, N, C)
+        encoder_hidden_states: torch.Tensor,  # (B, T, width)
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        batch, num_text_tokens, _ = encoder_hidden_states.shape
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, num_text_tokens, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        query = attn.to_q(hidden_states)
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+        attended = attended + identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
+        return attn.to_out[1](attn.to_out[0](attended))
+
+
+class AddIdentityProcessor(nn.Module):
+    """The identity branch added to what any other processor (IP-Adapter's, xFormers', ...) returns.
+
+    ``to_out`` is linear, so projecting the two attentions apart, with its bias once, equals projecting their sum. It
+    costs a second query projection and a second ``to_out``. A module, so that the inner processor's weights stay where
+    ``unet.to()`` and offloading find them.
+    """
+
+    def __init__(self, inner: Any, bank: LaidOutBank, layer: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.bank = bank
+        self.layer = layer
+        # Attention.forward passes the cross_attention_kwargs that it finds in the signature of this attribute
+        # (ip_adapter_masks, for one). The call itself goes to the method of the class.
+        self.__call__ = inner.__call__
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        attended = self.inner(attn, hidden_states, *args, **kwargs)
+        query = attn.to_q(hidden_states)
+        identity = identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
+        projection = attn.to_out[0]
+        identity = projection(identity) - projection.bias
+        return attended + identity / attn.rescale_output_factor
