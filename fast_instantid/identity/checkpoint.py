@@ -143,7 +143,7 @@ _KINDS: tuple[tuple[str, Predicate], ...] = (
     ("a UNet", _starts("input_blocks.", "down_blocks.", "diffusion_model.")),
     ("a VAE", _starts("decoder.", "encoder.down", "quant_conv.")),
     ("a saved identity, which Identity.load reads", _starts("0.key")),
-    ("a CLIP model", _starts("text_model.", "vision_model.", "transformer.resblocks.", "visual.")),
+    ("a CLIP model", _contains("text_model.", "vision_model.", "token_embedding.", "class_embedding", "resblocks.")),
 )
 
 

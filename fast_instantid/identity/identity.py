@@ -81,7 +81,7 @@ class Identity:
         return cls.from_record({name: tensor.clone() for name, tensor in tensors.items()})
 
     def to_record(self) -> Record:
-        """As caches and files hold it: ``tokens`` as ``(2, M, 16, width)``, and ``0.key``, ``0.value``, ``1.key``, ..."""
+        """As caches and files hold it: ``tokens`` as ``(2, M, 16, width)``, then ``0.key``, ``0.value`` and so on."""
         record = {"tokens": self.tokens.unflatten(1, (self.num_references, -1))}
         for i, (key, value) in enumerate(zip(self.bank.keys, self.bank.values, strict=True)):
             record |= {f"{i}.key": key, f"{i}.value": value}
