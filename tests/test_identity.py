@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from examples.tiny_adapter import write_tiny_adapter
+from fast_instantid.cache import Cache
+from fast_instantid.errors import FastInstantIDError, ModelFileError
+from fast_instantid.identity import (
+    Adapter,
+    Identity,
+    IdentityBank,
+    Resampler,
+    combine_embeddings,
+    project_bank,
+    unconditional_embedding,
+)
+
+CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
+SDXL_CHANNELS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Adapter:
+    path = write_tiny_adapter(tmp_path / "ip-adapter.bin", channels=CHANNELS)
+    return Adapter.load(path, "cpu", torch.float32, Cache())
+
+
+def embeddings(count: int = 1, seed: int = 0) -> Tensor:
+    """``(count, 512)``: as large as ArcFace's, whose norm is about 20."""
+    return torch.randn(count, 512, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def resampler_runs() -> Iterator[list[int]]:
+    """The batch size of each run of a resampler."""
+    batches: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, Resampler):
+            batches.append(len(inputs[0]))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield batches
+    finally:
+        handle.remove()
+
+
+def assert_same(one: Identity, other: Identity) -> None:
+    assert one.num_references == other.num_references
+    assert torch.equal(one.tokens, other.tokens)
+    for mine, theirs in ((one.bank.keys, other.bank.keys), (one.bank.values, other.bank.values)):
+        assert len(mine) == len(theirs)
+        assert all(map(torch.equal, mine, theirs))
+
+
+# The reference's formulas, spelt out (cubiq/ComfyUI_InstantID, InstantID.py and resampler.py), cond and uncond apart.
+
+
+def reference_combined(stacked: Tensor, how: str) -> Tensor:
+    """``(N, 1, 512)`` to ``(M, 1, 512)``"""
+    if len(stacked) > 1 and how == "average":
+        return torch.mean(stacked, dim=0).unsqueeze(0)
+    if len(stacked) > 1 and how == "norm average":
+        return torch.mean(stacked / torch.norm(stacked, dim=0, keepdim=True), dim=0).unsqueeze(0)
+    return stacked
+
+
+def reference_noise(combined: Tensor, noise: float) -> Tensor:
+    """Seeds the global generator."""
+    if noise > 0:
+        torch.manual_seed(int(torch.sum(combined).item()) % 1000000007)
+        return noise * torch.rand_like(combined)
+    return torch.zeros_like(combined)
+
+
+def reference_tokens(weights: dict[str, Tensor], embedding: Tensor, depth: int = 2, head_dim: int = 64) -> Tensor:
+    """``(M, 1, 512)`` to ``(M, 16, width)``"""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def heads(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+    x = F.linear(embedding, weights["proj_in.weight"], weights["proj_in.bias"])
+    latents = weights["latents"].repeat(len(embedding), 1, 1)
+    for i in range(depth):
+        normed = norm(f"layers.{i}.0.norm2", latents)
+        both = torch.cat([norm(f"layers.{i}.0.norm1", x), normed], dim=-2)
+        key, value = F.linear(both, weights[f"layers.{i}.0.to_kv.weight"]).chunk(2, dim=-1)
+        query = F.linear(normed, weights[f"layers.{i}.0.to_q.weight"])
+        scores = torch.softmax(heads(query) @ heads(key).mT / head_dim**0.5, dim=-1)
+        attended = (scores @ heads(value)).transpose(1, 2).flatten(2)
+        latents = latents + F.linear(attended, weights[f"layers.{i}.0.to_out.weight"])
+        hidden = F.gelu(F.linear(norm(f"layers.{i}.1.0", latents), weights[f"layers.{i}.1.1.weight"]))
+        latents = latents + F.linear(hidden, weights[f"layers.{i}.1.3.weight"])
+    return norm("norm_out", F.linear(latents, weights["proj_out.weight"], weights["proj_out.bias"]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("how", ["average", "norm average", "concat"])
+@pytest.mark.parametrize("noise", [0.0, 0.35, 1.0])
+def test_combination_and_noise_are_the_references_to_the_bit(count: int, how: Any, noise: float) -> None:
+    for seed in range(20):
+        faces = embeddings(count, seed)
+        combined = combine_embeddings(faces, how)
+        assert torch.equal(combined, reference_combined(faces.unsqueeze(1), how))
+        assert torch.equal(unconditional_embedding(combined, noise), reference_noise(combined, noise))
+
+
+def test_noise_of_an_embedding_with_a_negative_sum_is_the_references() -> None:
+    combined = -embeddings().abs().unsqueeze(1)
+    assert torch.equal(unconditional_embedding(combined, 0.5), reference_noise(combined, 0.5))
+
+
+def test_global_random_state_is_left_alone(adapter: Adapter) -> None:
+    before = torch.get_rng_state()
+    adapter.identity(embeddings(3), combine="norm average", noise=0.35)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("how", ["average", "norm average", "concat"])
+def test_identity_equals_the_reference_computed_step_by_step(adapter: Adapter, how: Any) -> None:
+    faces = embeddings(3)
+    identity = adapter.identity(faces, combine=how, noise=0.35)
+
+    weights = {name: tensor.double() for name, tensor in adapter.weights.image_proj.items()}
+    combined = reference_combined(faces.unsqueeze(1), how)
+    cond = reference_tokens(weights, combined.double()).flatten(0, 1)
+    uncond = reference_tokens(weights, reference_noise(combined, 0.35).double()).flatten(0, 1)
+    references = 3 if how == "concat" else 1
+    assert identity.num_references == references
+    assert identity.tokens.shape == (2, 16 * references, 64)
+    assert identity.num_layers == len(CHANNELS)
+    for row, tokens in enumerate((cond, uncond)):
+        torch.testing.assert_close(identity.tokens[row].double(), tokens, rtol=0, atol=1e-5)
+        for i, (to_key, to_value) in enumerate(adapter.weights.layers):
+            for got, projection in ((identity.bank.keys[i], to_key), (identity.bank.values[i], to_value)):
+                torch.testing.assert_close(got[row].double(), tokens @ projection.double().mT, rtol=0, atol=1e-5)
+
+
+def test_tokens_of_concatenated_references_are_those_of_each(adapter: Adapter) -> None:
+    faces = embeddings(3)
+    together = adapter.identity(faces, combine="concat").tokens[0].unflatten(0, (3, 16))
+    for face, tokens in zip(faces, together, strict=True):
+        torch.testing.assert_close(adapter.identity(face).tokens[0], tokens)
+
+
+def test_cond_and_uncond_in_one_pass_equal_two_passes(adapter: Adapter) -> None:
+    resampler = Resampler.from_state_dict(adapter.weights.image_proj)
+    combined = embeddings().unsqueeze(1)
+    with resampler_runs() as batches:
+        tokens = adapter.identity(embeddings(), noise=0.5).tokens
+    assert batches == [2]
+    torch.testing.assert_close(tokens[:1], resampler(combined))
+    torch.testing.assert_close(tokens[1:], resampler(unconditional_embedding(combined, 0.5)))
+
+
+def test_asking_again_runs_no_resampler_and_gives_the_same_to_the_bit(adapter: Adapter, tmp_path: Path) -> None:
+    with resampler_runs() as batches:
+        first = adapter.identity(embeddings(), noise=0.2)
+        again = adapter.identity(embeddings().numpy(), noise=0.2)
+        assert batches == [2]
+        uncached = Adapter(adapter.weights, adapter.placement, Cache(max_bytes=0)).identity(embeddings(), noise=0.2)
+        assert batches == [2, 2]
+    assert_same(first, again)
+    assert_same(first, uncached)
+
+
+def test_the_disk_tier_gives_the_same_to_the_bit(adapter: Adapter, tmp_path: Path) -> None:
+    def fresh() -> Adapter:
+        return Adapter(adapter.weights, adapter.placement, Cache(directory=tmp_path / "cache"))
+
+    first = fresh().identity(embeddings(2), combine="concat", noise=0.2)
+    with resampler_runs() as batches:
+        again = fresh().identity(embeddings(2), combine="concat", noise=0.2)
+    assert batches == []
+    assert_same(first, again)
+
+
+def test_whatever_shapes_an_identity_is_part_of_its_key(adapter: Adapter, tmp_path: Path) -> None:
+    other_path = write_tiny_adapter(tmp_path / "other.bin", channels=CHANNELS, seed=1)
+    other_weights = Adapter.load(other_path, "cpu", torch.float32, adapter.cache)
+    other_dtype = Adapter.load(adapter.weights.path, "cpu", torch.bfloat16, adapter.cache)
+    faces = embeddings(2)
+    one_bit = faces.clone()
+    one_bit[1, 511] = torch.nextafter(one_bit[1, 511], torch.tensor(9.0))
+    with resampler_runs() as batches:
+        identities = [
+            adapter.identity(faces),
+            adapter.identity(faces, combine="norm average"),
+            adapter.identity(faces, combine="concat"),
+            adapter.identity(faces, combine="concat", noise=0.1),
+            adapter.identity(faces.flip(0), combine="concat"),
+            adapter.identity(one_bit, combine="concat"),
+            other_weights.identity(faces),
+            other_dtype.identity(faces),
+        ]
+    assert len(batches) == len(identities)
+    assert other_dtype.identity(faces).bank.values[0].dtype == torch.bfloat16
+
+
+def test_an_adapter_edited_in_place_under_its_old_name_misses(tmp_path: Path) -> None:
+    cache, path = Cache(), tmp_path / "ip-adapter.bin"
+    made = [
+        Adapter.load(write_tiny_adapter(path, channels=CHANNELS, seed=seed), "cpu", torch.float32, cache).identity(
+            embeddings()
+        )
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(made[0].tokens, made[1].tokens)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of every storage made while it is on and still alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+        self.conversions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.conversions += func is torch.ops.aten._to_copy.default
+        out = func(*args, **(kwargs or {}))
+        # Operands are alive while an operation runs, its results from then on.
+        if isinstance(out, Tensor):
+            storage = out.untyped_storage()
+            if id(storage) not in self.alive:
+                self.alive[id(storage)] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, id(storage))
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
+    layers = [(torch.randn(width, 256), torch.randn(width, 256)) for width in [64] * 4 + [128] * 20]
+    tokens = torch.randn(2, 16, 256)
+    with LiveBytes() as live:
+        bank = project_bank(layers, tokens, torch.device("cpu"), dtype)
+    largest = 128 * 256 * dtype.itemsize
+    whole = sum(key.numel() + value.numel() for key, value in layers) * dtype.itemsize
+    transient = live.peak - bank.nbytes - tokens.numel() * dtype.itemsize
+    assert largest / 2 < transient <= largest  # a lower bound too: the count must see what it is there to see
+    assert whole > 30 * largest
+    assert live.conversions == 2 * len(layers) + 1  # each weight once, and the tokens
+
+
+def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:
+    half = Adapter(adapter.weights, Adapter.load(adapter.weights.path, "cpu", torch.float16).placement, Cache())
+    with LiveBytes() as live:
+        identity = half.identity(embeddings())
+    assert sum(live.alive.values()) == identity.nbytes
+    assert all(tensor.dtype == torch.float32 for tensor in adapter.weights.image_proj.values())
+
+
+def test_projecting_twice_gives_the_same_to_the_bit() -> None:
+    layers = [(torch.randn(width, 64), torch.randn(width, 64)) for width in CHANNELS]
+    tokens = torch.randn(2, 16, 64)
+    one, other = (project_bank(layers, tokens, torch.device("cpu"), torch.float32) for _ in range(2))
+    assert all(map(torch.equal, one.keys + one.values, other.keys + other.values))
+    for (to_key, _), key in zip(layers, one.keys, strict=True):
+        torch.testing.assert_close(key, tokens @ to_key.mT)
+
+
+def test_an_identity_of_real_size_is_below_eleven_megabytes() -> None:
+    def empty(width: int) -> Tensor:
+        return torch.empty(2, 16, width, dtype=torch.float16, device="meta")
+
+    bank = IdentityBank(tuple(map(empty, SDXL_CHANNELS)), tuple(map(empty, SDXL_CHANNELS)))
+    identity = Identity(empty(2048), bank)
+    assert identity.num_layers == 70
+    assert bank.nbytes == 2 * 16 * sum(SDXL_CHANNELS) * 2 * 2 == 10_649_600
+    assert identity.nbytes == bank.nbytes + 2 * 16 * 2048 * 2
+    weights = 2 * 2048 * sum(SDXL_CHANNELS) * 2
+    assert weights / bank.nbytes == 64
+
+
+def test_to_moves_everything_and_returns_itself_where_nothing_changes(adapter: Adapter) -> None:
+    identity = adapter.identity(embeddings(2), combine="concat")
+    assert identity.to() is identity
+    assert identity.to("cpu", torch.float32) is identity
+    half = identity.to(dtype=torch.float16)
+    assert {t.dtype for t in (half.tokens, *half.bank.keys, *half.bank.values)} == {torch.float16}
+    assert half.nbytes == identity.nbytes / 2
+    assert half.num_references == 2
+    assert identity.to("meta").tokens.is_meta
+    assert identity.tokens.dtype == torch.float32
+
+
+def test_identity_is_immutable_and_says_what_it_is(adapter: Adapter) -> None:
+    identity = adapter.identity(embeddings(2), combine="concat")
+    with pytest.raises(FrozenInstanceError):
+        identity.tokens = torch.zeros(1)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(FrozenInstanceError):
+        identity.bank.keys = ()  # pyright: ignore[reportAttributeAccessIssue]
+    for said in ("70 layers", "2 x 16 tokens", "MB", "float32", "cpu"):
+        assert said in repr(identity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_identity_loads_as_it_was(adapter: Adapter, tmp_path: Path, dtype: torch.dtype) -> None:
+    identity = adapter.identity(embeddings(3), combine="concat", noise=0.1).to(dtype=dtype)
+    path = tmp_path / "face.safetensors"
+    identity.save(path)
+    loaded = Identity.load(path)
+    path.unlink()
+    assert_same(identity, loaded)
+    assert loaded.tokens.dtype == dtype
+
+
+def test_what_is_no_identity_is_refused(adapter: Adapter, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(ModelFileError, match="no such file"):
+        Identity.load(path)
+    with pytest.raises(ModelFileError, match="no identity"):
+        Identity.load(adapter.weights.path)
+    save_file({"tokens": torch.zeros(2, 1, 16, 64)}, path)
+    with pytest.raises(ModelFileError, match="no identity"):
+        Identity.load(path)
+    save_file({"tokens": torch.zeros(2, 1, 16, 64)}, path, {"format": "fast-instantid identity", "version": "99"})
+    with pytest.raises(ModelFileError, match="update fast-instantid"):
+        Identity.load(path)
+    identity = adapter.identity(embeddings())
+    identity.save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelFileError, match="incomplete download"):
+        Identity.load(path)
+    with pytest.raises(OSError, match="missing"):
+        identity.save(tmp_path / "missing" / "face.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "said"),
+    [
+        (np.zeros(256), {}, "(256,)"),
+        (np.zeros((0, 512)), {}, "(0, 512)"),
+        (np.zeros((2, 1, 512)), {}, "(2, 1, 512)"),
+        (np.full(512, np.nan), {}, "NaN or infinity"),
+        (torch.full((2, 512), torch.inf), {"combine": "concat"}, "NaN or infinity"),
+        (np.zeros((2, 512)), {"combine": "norm average"}, "NaN or infinity"),
+        (np.ones(512), {"combine": "median"}, "average, norm average, concat"),
+        (np.ones(512), {"noise": -0.1}, "noise -0.1"),
+        (np.ones(512), {"noise": float("nan")}, "noise nan"),
+    ],
+)
+def test_unusable_embeddings_and_options_are_refused(adapter: Adapter, given: Any, options: Any, said: str) -> None:
+    with pytest.raises(FastInstantIDError) as error:
+        adapter.identity(given, **options)
+    assert said in str(error.value)
+
+
+def test_any_array_of_embeddings_will_do(adapter: Adapter) -> None:
+    expected = adapter.identity(embeddings())
+    read_only = embeddings()[0].numpy().copy()
+    read_only.flags.writeable = False
+    for given in (embeddings()[0], embeddings().double(), read_only, read_only[::-1].copy()[::-1], read_only.tolist()):
+        assert_same(adapter.identity(given), expected)
