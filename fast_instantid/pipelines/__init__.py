@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-try:
-    import diffusers as _diffusers  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'", name=error.name
-    ) from error
+from importlib.util import find_spec
+
+if find_spec("diffusers") is None:
+    raise ModuleNotFoundError("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 from .attach import InstantID
 from .generate import InstantIDFiles, Sampling, generate, load_pipeline

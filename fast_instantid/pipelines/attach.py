@@ -8,13 +8,13 @@ without ControlNets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import Attention
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import BackendError, ModelFileError
@@ -103,7 +103,7 @@ class InstantID:
     @contextmanager
     def attached(
         self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT
-    ) -> Iterator[InstantID]:
+    ) -> Generator[InstantID]:
         """``attach``, and ``detach`` at the end, whatever happens in between."""
         self.attach(who, weight)
         try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+    StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
+)
 from PIL import Image
 
 from ..errors import ModelFileError
@@ -144,13 +147,13 @@ def generate(
             guidance_scale=sampling.guidance,
             num_images_per_prompt=sampling.num_images,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=report,
+            callback_on_step_end=report,  # pyright: ignore[reportArgumentType]  # annotated wrongly in diffusers
         )
     return output.images
 
 
 @contextmanager
-def _refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def _refusing(path: str | os.PathLike[str], what: str) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers

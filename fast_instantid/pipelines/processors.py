@@ -3,6 +3,9 @@
 Both look up ``attn.to_q`` and its siblings at every call, so a LoRA that wraps them later is honoured.
 """
 
+# diffusers types the projections of an Attention as optional; a cross-attention layer has them all.
+# pyright: reportOptionalCall=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 from typing import Any
