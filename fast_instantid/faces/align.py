@@ -29,8 +29,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The rotation, uniform scale and shift that moves ``source`` closest to ``target``, as ``(2, 3)`` float64.
 
     Least squares after Umeyama 1991, "Least-squares estimation of transformation parameters between two point
-    patterns". Sums stay in the precision of the points (float32), because a crop equal to insightface's to the bit needs
-    a matrix equal to the bit, and its library computes so.
+    patterns". Sums stay in the precision of the points (float32), as in the library that insightface uses: a crop equal
+    to the bit needs a matrix equal to the bit.
 
     Args:
         source, target: ``(n, 2)``, same dtype. Points that all coincide give NaN.

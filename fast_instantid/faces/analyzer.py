@@ -58,7 +58,7 @@ class FaceAnalyzer:
         self._detector = detector
         self._recognizer = recognizer
         self._cache = shared_cache() if cache is None else cache
-        self.det_model = DetectorView(self._detect_at)
+        self.det_model = DetectorView(self._detect_bgr)
 
     @classmethod
     def load(
@@ -108,7 +108,7 @@ class FaceAnalyzer:
         Returns:
             a list for each picture, empty where no face was found at any of :data:`DETECTION_SIZES`.
         """
-        return [faces_of(detections) for detections in self._detect(photos(images), DETECTION_SIZES)]
+        return [faces_of(detections) for detections in self._detect(photos(images))]
 
     def embed(
         self,
@@ -133,7 +133,7 @@ class FaceAnalyzer:
         """
         pictures = photos(images)
         if faces is None:
-            found = [faces_of(detections) for detections in self._detect(pictures, DETECTION_SIZES)]
+            found = [faces_of(detections) for detections in self._detect(pictures)]
             empty = [photo.name for photo, candidates in zip(pictures, found, strict=True) if not candidates]
             if empty:
                 raise NoFaceError(
@@ -158,7 +158,7 @@ class FaceAnalyzer:
             faces whose ``embedding`` is computed when first asked for.
         """
         photo = Photo(np.ascontiguousarray(image[..., ::-1]))  # a copy: what the faces refer to cannot change
-        faces = faces_of(self._detect([photo], (self.det_model.input_size,))[0])
+        faces = faces_of(self._detect_at([photo], self.det_model.input_size)[0])
         if max_num:
             faces = sorted(faces, key=lambda face: face.area, reverse=True)[:max_num]
         return [
@@ -166,26 +166,30 @@ class FaceAnalyzer:
             for face in faces
         ]
 
-    def _detect_at(self, image: np.ndarray, size: tuple[int, int]) -> Detections:
-        return self._detect([Photo(np.ascontiguousarray(image[..., ::-1]))], (size,))[0]
+    def _detect_bgr(self, image: np.ndarray, size: tuple[int, int]) -> Detections:
+        return self._detect_at([Photo(np.ascontiguousarray(image[..., ::-1]))], size)[0]
 
-    def _detect(self, pictures: list[Photo], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def _detect(self, pictures: list[Photo]) -> list[Detections]:
         """Try the sizes in turn, each only on the pictures in which nothing was found before."""
+        found = self._detect_at(pictures, DETECTION_SIZES[0])
+        for size in DETECTION_SIZES[1:]:
+            left = [i for i, detections in enumerate(found) if not len(detections.scores)]
+            if not left:
+                break
+            for i, detections in zip(left, self._detect_at([pictures[i] for i in left], size), strict=True):
+                found[i] = detections
+        return found
 
+    def _detect_at(self, pictures: list[Photo], size: tuple[int, int]) -> list[Detections]:
         def compute(missing: list[int]) -> list[Record]:
-            found: dict[int, Detections] = {}
-            left = missing
-            for size in sizes:
-                results = self._detector.detect([pictures[i].rgb for i in left], size)
-                found.update(zip(left, results, strict=True))
-                left = [i for i in left if not len(found[i].scores)]
-                if not left:
-                    break
-            return [_to_record(found[i]) for i in missing]
+            found = self._detector.detect([pictures[i].rgb for i in missing], size)
+            return [
+                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(detections).items()}
+                for detections in found
+            ]
 
-        options = [side for size in sizes for side in size]
-        records = self._remember("detect", self._detector.fingerprint, pictures, [options] * len(pictures), compute)
-        return [_from_record(record) for record in records]
+        records = self._remember("detect", self._detector.fingerprint, pictures, [size] * len(pictures), compute)
+        return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
 
     def _embed(self, pictures: list[Photo], keypoints: list[np.ndarray]) -> np.ndarray:
         def compute(missing: list[int]) -> list[Record]:
@@ -210,11 +214,3 @@ class FaceAnalyzer:
             content_key(what, fingerprint, photo.key, option) for photo, option in zip(pictures, options, strict=True)
         ]
         return self._cache.get_many(keys, compute)
-
-
-def _to_record(found: Detections) -> Record:
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(found).items()}
-
-
-def _from_record(record: Record) -> Detections:
-    return Detections(**{name: tensor.numpy() for name, tensor in record.items()})

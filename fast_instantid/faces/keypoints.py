@@ -38,7 +38,7 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
             angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
             center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
             polygon = cv2.ellipse2Poly(center, (int(length / 2), _LIMB_HALF_WIDTH), int(angle), 0, 360, 1)
-            cv2.fillConvexPoly(canvas, polygon, [int(value * 0.6) for value in _COLORS[start]])
+            cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in _COLORS[start]])
     for keypoints in faces:
         for (x, y), color in zip(keypoints, _COLORS, strict=True):
             cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)

@@ -35,6 +35,7 @@ class Network(Protocol):
 
     backend: str
     """Backend and device or provider really in use, such as ``"torch (cuda:0)"``."""
+    on_cpu: bool
 
     @property
     def fingerprint(self) -> str:
@@ -74,8 +75,9 @@ class TorchNetwork:
     def __init__(self, graph: Graph, device: torch.device) -> None:
         self.device = device
         self.backend = f"torch ({device})"
+        self.on_cpu = device.type == "cpu"
         self._path = graph.path
-        self._module = to_module(graph).to(device).to(memory_format=torch.channels_last)
+        self._module = to_module(graph).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
     def fingerprint(self) -> str:
@@ -95,6 +97,7 @@ class OnnxRuntimeNetwork:
     def __init__(self, path: Path, device: str) -> None:
         self.provider = _provider(device)
         self.backend = f"onnxruntime ({self.provider})"
+        self.on_cpu = self.provider == PROVIDERS["cpu"]
         self._path = path
         self._session = _session(path, self.provider)
         self._input = self._session.get_inputs()[0].name

@@ -1,0 +1,216 @@
+"""The analyzer: what is run, how often, on which pictures, and what is remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
+from fast_instantid.faces import largest
+from fast_instantid.faces.network import TorchNetwork
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every run of a network: its file, the pictures in the batch, their width."""
+    seen: list[tuple[str, int, int]] = []
+    run = TorchNetwork.run
+
+    def counted(self: TorchNetwork, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        seen.append((self._path.name, len(images), images.shape[2]))
+        return run(self, images, mean, scale)
+
+    monkeypatch.setattr(TorchNetwork, "run", counted)
+    return seen
+
+
+@pytest.fixture
+def analyzer(pack: Path) -> FaceAnalyzer:
+    return FaceAnalyzer.load(pack, device="cpu", cache=Cache())
+
+
+DETECT, EMBED = ("scrfd_10g_bnkps.onnx", 1, 640), ("glintr100.onnx", 1, 112)
+
+
+def test_a_new_face_is_one_detection_and_one_recognition_and_then_nothing(analyzer, runs, astronaut):
+    analyzer.embed(astronaut)
+    analyzer.detect(astronaut)
+    assert runs == [DETECT, EMBED]
+    analyzer.embed(astronaut.copy())
+    assert runs == [DETECT, EMBED]
+
+
+def test_a_keypoint_picture_needs_no_recogniser(analyzer, runs, astronaut):
+    assert analyzer.detect(astronaut)[0]
+    assert runs == [DETECT]
+
+
+def test_a_group_photo_is_one_detection_and_one_recognition(analyzer, runs, group):
+    analyzer.embed(group)
+    assert runs == [DETECT, EMBED]
+
+
+def test_reading_one_embedding_as_other_packs_do_recognises_one_face(analyzer, runs, group):
+    faces = analyzer.get(np.ascontiguousarray(group[..., ::-1]))
+    chosen = sorted(faces, key=lambda x: (x["bbox"][2] - x["bbox"][0]) * (x["bbox"][3] - x["bbox"][1]))[-1]
+    np.testing.assert_array_equal(chosen["embedding"], analyzer.embed(group)[0])
+    assert runs == [DETECT, EMBED]
+
+
+def test_the_recogniser_gets_a_batch(analyzer, runs, astronaut, group):
+    pictures = [astronaut, group, astronaut[:, ::-1]]
+    analyzer.embed(pictures)
+    assert runs == [DETECT, DETECT, DETECT, ("glintr100.onnx", 3, 112)]
+    analyzer.embed([group, astronaut[::-1, ::-1] // 2 + 60, astronaut], [analyzer.detect(p)[0][0] for p in pictures])
+    assert [run[1] for run in runs if run[0] == "glintr100.onnx"] == [
+        3,
+        2 if len(analyzer.detect(group)[0]) == 1 else 3,
+    ]
+
+
+def test_batched_equals_one_by_one(analyzer, pack, pictures):
+    with_face = [pictures[name] for name in ("astronaut", "group", "astronaut at 200", "astronaut at 4000")]
+    one_by_one = np.concatenate([FaceAnalyzer.load(pack, cache=Cache()).embed(image) for image in with_face])
+    batched = FaceAnalyzer.load(pack, cache=Cache()).embed(with_face)
+    assert batched.shape == (len(with_face), 512)
+    assert batched.dtype == np.float32
+    np.testing.assert_allclose(batched, one_by_one, rtol=0, atol=1e-5 * np.abs(one_by_one).max())
+
+
+def test_every_form_of_one_picture_gives_one_result(analyzer, tmp_path, astronaut):
+    Image.fromarray(astronaut).save(tmp_path / "astronaut.png")
+    # k / 255 scaled back by 255 may fall just below k, and is truncated: half a level makes the tensor's pixels exact.
+    tensor = (torch.from_numpy(astronaut).float() + 0.5) / 255
+    forms = [astronaut, Image.fromarray(astronaut), tmp_path / "astronaut.png", str(tmp_path / "astronaut.png"), tensor]
+    expected = analyzer.embed(astronaut)
+    for form in forms:
+        np.testing.assert_array_equal(analyzer.embed(form), expected)
+    np.testing.assert_array_equal(analyzer.embed(torch.stack([tensor, tensor])), np.repeat(expected, 2, axis=0))
+    mixed = analyzer.embed([astronaut, tmp_path / "astronaut.png", tensor])
+    np.testing.assert_array_equal(mixed, np.repeat(expected, 3, axis=0))
+
+
+def test_smaller_sizes_are_tried_only_where_nothing_was_found(analyzer, runs, astronaut):
+    blank = np.zeros((300, 400, 3), np.uint8)
+    found = analyzer.detect([astronaut, blank])
+    assert found[0]
+    assert found[1] == []
+    assert [width for _, _, width in runs] == [640, 640, *range(576, 128, -64)]
+
+
+def test_a_face_that_only_shows_small_is_found(analyzer, runs, astronaut):
+    """A picture that is all face, as people crop them; found at a smaller size than the first."""
+    close = astronaut[72:168, 182:268]
+    found = analyzer.detect(close)[0]
+    assert found
+    assert [width for _, _, width in runs][:2] == [640, 576]
+
+
+def test_no_face_is_an_error_that_names_the_picture(analyzer, astronaut):
+    with pytest.raises(NoFaceError, match=r"no face found in image 1 \(searched at 640 down to 192 pixels\)"):
+        analyzer.embed([astronaut, np.zeros((64, 64, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 20000, 3), (20000, 3, 3), (3, 2, 3)])
+def test_pictures_of_absurd_shape_have_no_face(analyzer, shape):
+    assert analyzer.detect(np.full(shape, 200, np.uint8)) == [[]]
+
+
+def test_numbers_of_faces_and_pictures_must_agree(analyzer, group):
+    with pytest.raises(ValueError, match="1 pictures but 2 faces"):
+        analyzer.embed(group, analyzer.detect(group)[0][:1] * 2)
+
+
+def test_largest_face_and_ties():
+    def face(width: float, name: float) -> Face:
+        return Face(np.float32([0, 0, width, 10]), np.full((5, 2), name, np.float32), 0.9)
+
+    faces = [face(10, 0), face(30, 1), face(30, 2), face(20, 3)]
+    assert largest(faces) is faces[2]
+
+
+def test_one_changed_pixel_another_pack_and_another_option_miss(analyzer, runs, pack, astronaut, tmp_path):
+    analyzer.embed(astronaut)
+    edited = astronaut.copy()
+    edited[120, 220, 0] ^= 1
+    analyzer.embed(edited)
+    assert runs == [DETECT, EMBED] * 2
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (other / name).write_bytes((pack / name).read_bytes() + (b"\x0a\x00" if name == "glintr100.onnx" else b""))
+    FaceAnalyzer.load(other, device="cpu", cache=analyzer._cache).embed(astronaut)
+    assert runs == [DETECT, EMBED] * 2 + [EMBED], "the same detector by content hits, another recogniser misses"
+
+    analyzer.det_model.input_size = (320, 320)
+    analyzer.get(np.ascontiguousarray(astronaut[..., ::-1]))
+    assert runs[-1] == ("scrfd_10g_bnkps.onnx", 1, 320)
+
+
+def test_pictures_edited_in_place_and_reused_addresses_never_give_another_face(analyzer, pack, astronaut):
+    """The trial that a cache keyed on addresses fails in 69 of 82 cases."""
+    fresh = FaceAnalyzer.load(pack, cache=Cache(max_bytes=0))
+    picture = astronaut.copy()
+    tensor = torch.from_numpy(astronaut).float().div(255)
+    for i in range(4):
+        picture[:, :, i % 3] = np.roll(picture[:, :, i % 3], 3, axis=0)
+        tensor[:, :, i % 3] = tensor[:, :, i % 3].roll(3, 0)
+        for form in (picture, tensor):
+            np.testing.assert_array_equal(
+                [face.kps for face in analyzer.detect(form)[0]], [face.kps for face in fresh.detect(form)[0]]
+            )
+
+
+def test_results_cannot_be_written_to(analyzer, astronaut):
+    face = analyzer.detect(astronaut)[0][0]
+    with pytest.raises(ValueError, match="read-only"):
+        face.kps[0, 0] = 0
+    embedding = analyzer.embed(astronaut)
+    embedding[:] = 0
+    assert np.any(analyzer.embed(astronaut))
+
+
+def test_a_hit_equals_a_miss_to_the_bit_also_from_disk(pack, astronaut, tmp_path):
+    def run(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+        analyzer = FaceAnalyzer.load(pack, device="cpu", cache=cache)
+        return analyzer.embed(astronaut), analyzer.detect(astronaut)[0][0].kps
+
+    cache = Cache(directory=tmp_path)
+    miss, hit, from_disk = run(cache), run(cache), run(Cache(directory=tmp_path))
+    for a, b, c in zip(miss, hit, from_disk, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    assert cache.stats.misses == 2
+
+
+def test_the_analyzer_says_what_it_runs_on(pack):
+    assert FaceAnalyzer.load(pack, device="cpu").backend == "torch (cpu)"
+    assert FaceAnalyzer.load(pack, "onnxruntime").backend == "onnxruntime (CPUExecutionProvider)"
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "message"),
+    [
+        ("onnxruntime", "cuda", "CUDAExecutionProvider is not in this onnxruntime .* which has .*CPUExecutionProvider"),
+        ("onnxruntime", "toaster", "no provider for device 'toaster': choose one of cpu, cuda"),
+        ("torch", "cuda", "device 'cuda' was asked for, but this torch .* sees none"),
+        ("torch", "toaster", "device 'toaster' is not known to torch"),
+        ("mediapipe", None, "'mediapipe' is not known: choose 'torch' or 'onnxruntime'"),
+    ],
+)
+def test_a_backend_or_device_that_is_not_there_is_refused(pack, backend, device, message):
+    if "cuda" in str(device) and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match=message):
+        FaceAnalyzer.load(pack, backend, device)
+
+
+def test_detection_sizes_must_fit_the_strides(analyzer, astronaut):
+    analyzer.det_model.input_size = (300, 300)
+    with pytest.raises(ValueError, match=r"\(300, 300\): both sides must be positive multiples of 32"):
+        analyzer.get(astronaut)

@@ -1,0 +1,165 @@
+"""Faces are insightface's: same boxes, keypoints, crops and embeddings, from both backends and both output layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from insightface.app import FaceAnalysis
+from insightface.model_zoo.arcface_onnx import ArcFaceONNX
+from insightface.model_zoo.scrfd import SCRFD
+from insightface.utils import face_align
+
+from examples.tiny_faces import IRESNET_100, write_iresnet
+from fast_instantid import Cache, Face, FaceAnalyzer
+from fast_instantid.faces.align import TEMPLATE, align, similarity
+from fast_instantid.faces.detector import Detector
+from fast_instantid.faces.network import load_network
+from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.recognizer import Recognizer
+
+
+def bgr(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def make_detector(path: Path, backend: str = "torch") -> Detector:
+    graph = read_graph(path)
+    return Detector(load_network(graph, backend, "cpu"), graph)
+
+
+def insightface_detector(path: Path) -> SCRFD:
+    detector = SCRFD(str(path))
+    detector.prepare(-1, det_thresh=0.5)
+    return detector
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_same_faces_as_insightface(any_detector, backend, pictures):
+    ours, theirs = make_detector(any_detector, backend), insightface_detector(any_detector)
+    found = ours.detect(list(pictures.values()))
+    total = 0
+    for (label, image), faces in zip(pictures.items(), found, strict=True):
+        boxes, keypoints = theirs.detect(bgr(image), input_size=(640, 640))
+        assert len(faces.scores) == len(boxes), label
+        total += len(boxes)
+        if len(boxes):
+            # A made detector may put boxes of thousands of pixels around nothing: 0.01 px up to a size of 1000.
+            tolerance = 0.01 * np.maximum(1.0, np.abs(boxes[:, :4]).max() / 1000)
+            np.testing.assert_allclose(faces.boxes, boxes[:, :4], rtol=0, atol=tolerance, err_msg=label)
+            np.testing.assert_allclose(faces.keypoints, keypoints, rtol=0, atol=tolerance, err_msg=label)
+            np.testing.assert_allclose(faces.scores, boxes[:, 4], rtol=0, atol=1e-5, err_msg=label)
+    assert total >= len(pictures), "the detector found too little for this test to mean anything"
+    if not any_detector.name.startswith("made_"):
+        assert len(found[1].scores) == 6
+
+
+@pytest.mark.parametrize("size", [(320, 320), (192, 192), (640, 320)])
+def test_same_faces_at_other_sizes(size, best_detector, astronaut):
+    ours, theirs = make_detector(best_detector), insightface_detector(best_detector)
+    boxes, keypoints = theirs.detect(bgr(astronaut), input_size=size)
+    faces = ours.detect([astronaut], size)[0]
+    np.testing.assert_allclose(faces.boxes, boxes[:, :4], rtol=0, atol=0.01)
+    np.testing.assert_allclose(faces.keypoints, keypoints, rtol=0, atol=0.01)
+
+
+def test_batch_through_the_network_equals_one_by_one(any_detector, pictures):
+    """Also on the CPU, where the detector itself runs pictures one by one."""
+    detector = make_detector(any_detector)
+    images = [pictures[name] for name in ("astronaut", "group", "close-up")]
+    alone = [detector.detect([image])[0] for image in images]
+    detector.network.on_cpu = False
+    together = detector.detect(images)
+    for one, other in zip(alone, together, strict=True):
+        assert len(one.scores) == len(other.scores)
+        np.testing.assert_allclose(other.boxes, one.boxes, rtol=1e-5, atol=0.01)
+        np.testing.assert_allclose(other.keypoints, one.keypoints, rtol=1e-5, atol=0.01)
+
+
+def test_crops_are_insightfaces_to_the_bit(best_detector, pictures):
+    crops = 0
+    for image, faces in zip(
+        pictures.values(), make_detector(best_detector).detect(list(pictures.values())), strict=True
+    ):
+        for keypoints in faces.keypoints:
+            np.testing.assert_array_equal(align(image, keypoints), bgr(face_align.norm_crop(bgr(image), keypoints)))
+            crops += 1
+    assert crops >= 5
+
+
+def test_similarity_is_scikit_images_to_the_bit():
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        keypoints = (TEMPLATE * random.uniform(0.1, 20) + random.normal(0, 5, (5, 2)) + random.uniform(0, 3000)).astype(
+            "f4"
+        )
+        np.testing.assert_array_equal(similarity(keypoints, TEMPLATE), face_align.estimate_norm(keypoints))
+
+
+def test_similarity_of_mirrored_and_degenerate_points():
+    mirrored = TEMPLATE * np.float32([-1, 1])
+    np.testing.assert_array_equal(similarity(mirrored, TEMPLATE), face_align.estimate_norm(mirrored))
+    assert np.isnan(similarity(np.zeros((5, 2), np.float32), TEMPLATE)).all()
+
+
+def test_embeddings_of_an_iresnet100(tmp_path, pack, astronaut, group):
+    """torch within 1e-5 relative, onnxruntime equal to the bit: the same file through insightface and through ours."""
+    file = write_iresnet(tmp_path / "glintr100.onnx", **IRESNET_100)
+    graph = read_graph(file)
+    analyzer = FaceAnalyzer.load(pack, cache=Cache())
+    crops = [align(image, analyzer.detect(image)[0][0].kps) for image in (astronaut, group)]
+    expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop)) for crop in crops])
+
+    for_torch = Recognizer(load_network(graph, "torch", "cpu"), graph)
+    errors = np.linalg.norm(for_torch.embed(crops) - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert errors.max() <= 1e-5
+    for_onnxruntime = Recognizer(load_network(graph, "onnxruntime", "cpu"), graph)
+    alone = np.concatenate([for_onnxruntime.embed([crop]) for crop in crops])
+    np.testing.assert_array_equal(alone, expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_whole_chain_equals_face_analysis(backend, pack, astronaut, group):
+    theirs = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
+    theirs.prepare(ctx_id=-1, det_size=(640, 640))
+    ours = FaceAnalyzer.load(pack, backend, "cpu", cache=Cache())
+    for image in (astronaut, group):
+        for got, expected in zip(ours.get(bgr(image)), theirs.get(bgr(image)), strict=True):
+            np.testing.assert_allclose(got["bbox"], expected["bbox"], rtol=0, atol=0.01)
+            np.testing.assert_allclose(got.kps, expected.kps, rtol=0, atol=0.01)
+            assert got.det_score == pytest.approx(expected.det_score, abs=1e-5)
+            # At their keypoints: one that differs in its last bit can move a pixel of the crop by one of 255 levels.
+            embedding = ours.embed(image, Face(expected.bbox, expected.kps, expected.det_score))[0]
+            error = np.linalg.norm(embedding - expected.embedding) / np.linalg.norm(expected.embedding)
+            assert error <= (1e-5 if backend == "torch" else 0)
+            cosine = got.normed_embedding @ embedding / np.linalg.norm(embedding)
+            assert cosine == pytest.approx(1.0, abs=1e-4)
+
+
+def test_an_insightface_object_is_accepted(pack, astronaut, group):
+    theirs = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
+    theirs.prepare(ctx_id=-1, det_size=(640, 640))
+    wrapped, ours = FaceAnalyzer.wrap(theirs, Cache()), FaceAnalyzer.load(pack, "onnxruntime", "cpu", cache=Cache())
+    assert FaceAnalyzer.wrap(ours) is ours
+    assert wrapped.backend == "insightface"
+    for image in (astronaut, group):
+        for one, other in zip(wrapped.detect(image)[0], ours.detect(image)[0], strict=True):
+            np.testing.assert_allclose(one.kps, other.kps, rtol=0, atol=0.01)
+    np.testing.assert_array_equal(wrapped.embed(astronaut, ours.detect(astronaut)[0][0]), ours.embed(astronaut))
+
+
+def test_an_object_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="insightface FaceAnalysis with a detection model, got dict"):
+        FaceAnalyzer.wrap({})
+
+
+def test_fallback_sizes_reach_an_insightface_detector(pack):
+    """Assigning ``input_size`` does nothing since insightface 1.0; the sizes must go in as arguments."""
+    theirs = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
+    theirs.prepare(ctx_id=-1, det_size=(640, 640))
+    ran: list[tuple[int, int]] = []
+    original = theirs.det_model.forward
+    theirs.det_model.forward = lambda image, threshold: (ran.append(image.shape[:2]), original(image, threshold))[1]
+    assert FaceAnalyzer.wrap(theirs, Cache()).detect(np.zeros((300, 300, 3), np.uint8)) == [[]]
+    assert ran == [(side, side) for side in range(640, 128, -64)]
