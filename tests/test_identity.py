@@ -170,7 +170,7 @@ def test_cond_and_uncond_in_one_pass_equal_two_passes(adapter: Adapter) -> None:
     torch.testing.assert_close(tokens[1:], resampler(unconditional_embedding(combined, 0.5)))
 
 
-def test_asking_again_runs_no_resampler_and_gives_the_same_to_the_bit(adapter: Adapter, tmp_path: Path) -> None:
+def test_asking_again_runs_no_resampler_and_gives_the_same_to_the_bit(adapter: Adapter) -> None:
     with resampler_runs() as batches:
         first = adapter.identity(embeddings(), noise=0.2)
         again = adapter.identity(embeddings().numpy(), noise=0.2)
@@ -337,6 +337,11 @@ def test_what_is_no_identity_is_refused(adapter: Adapter, tmp_path: Path) -> Non
     with pytest.raises(ModelFileError, match="update fast-instantid"):
         Identity.load(path)
     identity = adapter.identity(embeddings())
+    incomplete = dict(identity.to_record())
+    del incomplete["3.value"]
+    save_file(incomplete, path, {"format": "fast-instantid identity", "version": "1"})
+    with pytest.raises(ModelFileError, match=r"damaged identity, without '3\.value'"):
+        Identity.load(path)
     identity.save(path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelFileError, match="incomplete download"):
@@ -356,6 +361,7 @@ def test_what_is_no_identity_is_refused(adapter: Adapter, tmp_path: Path) -> Non
         (np.zeros((2, 512)), {"combine": "norm average"}, "NaN or infinity"),
         (np.ones(512), {"combine": "median"}, "average, norm average, concat"),
         (np.ones(512), {"noise": -0.1}, "noise -0.1"),
+        (np.ones(512), {"noise": 1.5}, "noise 1.5"),
         (np.ones(512), {"noise": float("nan")}, "noise nan"),
     ],
 )

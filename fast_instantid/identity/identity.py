@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -78,7 +77,11 @@ class Identity:
                 "update fast-instantid"
             )
         # Copied out of the mapping, so that the file may be changed or removed afterwards.
-        return cls.from_record({name: tensor.clone() for name, tensor in tensors.items()})
+        record = {name: tensor.clone() for name, tensor in tensors.items()}
+        try:
+            return cls.from_record(record)
+        except KeyError as error:
+            raise ModelFileError(f"{path}: a damaged identity, without {error}; save it again") from error
 
     def to_record(self) -> Record:
         """As caches and files hold it: ``tokens`` as ``(2, M, 16, width)``, then ``0.key``, ``0.value`` and so on."""
@@ -143,8 +146,8 @@ class Adapter:
         Args:
             embeddings: ``(512,)``, or ``(N, 512)`` from N photographs of this person.
             combine: how to make one of several, see :func:`combine_embeddings`.
-            noise: strength of the noise in place of zeros as the uncond embedding, see
-                :func:`unconditional_embedding`. 0 is none.
+            noise: 0..1, amplitude of the noise that replaces zeros as the uncond embedding, see
+                :func:`unconditional_embedding`.
 
         Returns:
             The identity on the adapter's device. Equal arguments give it from the cache, to the bit.
@@ -152,8 +155,8 @@ class Adapter:
         Raises:
             FastInstantIDError: embeddings of another shape or with NaN or infinity, or unknown options.
         """
-        if not 0 <= noise < math.inf:
-            raise FastInstantIDError(f"noise {noise} is not usable: expected 0 (none) to 1 (full)")
+        if not 0 <= noise <= 1:
+            raise FastInstantIDError(f"noise {noise} is not usable: expected 0 (none) to 1")
         combined = combine_embeddings(_as_rows(embeddings), combine)
         if not combined.isfinite().all():
             raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
