@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,16 +94,16 @@ def load_pipeline(
     """
     options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
     controlnet = InstantIDFiles.find(instantid).controlnet
-    with _refusing(controlnet, "InstantID's ControlNet"):
+    with _loading(controlnet, "InstantID's ControlNet"):
         net = ControlNetModel.from_pretrained(controlnet, **options)
     if os.path.isfile(base):
         # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
-        with _refusing(base, "an SDXL checkpoint"):
+        with _loading(base, "an SDXL checkpoint"):
             pipe = StableDiffusionXLControlNetPipeline.from_single_file(os.fspath(base), controlnet=net, **options)
     else:
         folder = _sdxl_folder(base)
         options["variant"] = _variant(folder, dtype)
-        with _refusing(folder, "an SDXL model"):
+        with _loading(folder, "an SDXL model"):
             pipe = StableDiffusionXLControlNetPipeline.from_pretrained(folder, controlnet=net, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -153,9 +154,12 @@ def generate(
 
 
 @contextmanager
-def _refusing(path: str | os.PathLike[str], what: str) -> Generator[None]:
+def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            # New versions of diffusers want it to be called dtype, which old ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+            yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
