@@ -114,7 +114,9 @@ def write_scrfd(
         for i in range(3):
             feature = net.relu(net.conv(feature, neck if i == 0 else head, head))
         net.detector_output(net.conv(feature, head, 2, gain=0.3, bias=-3.0), level, 0, batched)  # few candidates
-        net.detector_output(net.conv(feature, head, 8, gain=0.05, bias=2.5), level, 1, batched)  # boxes of positive size
+        net.detector_output(
+            net.conv(feature, head, 8, gain=0.05, bias=2.5), level, 1, batched
+        )  # boxes of positive size
         net.detector_output(net.conv(feature, head, 20, gain=0.1), level, 2, batched)
     return net.save(path, [1, 3, None, None], _detector_outputs(batched))
 

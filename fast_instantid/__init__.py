@@ -31,7 +31,18 @@ _HOME_OF = {
     "identity_attention": "attention",
 }
 
-__all__ = [*sorted(_HOME_OF), "__version__"]
+__all__ = [
+    "Adapter",
+    "Cache",
+    "Face",
+    "FaceAnalyzer",
+    "FastInstantIDError",
+    "Identity",
+    "NoFaceError",
+    "__version__",
+    "draw_keypoints",
+    "identity_attention",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,101 @@
+"""The model files, and the only code that fetches them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BackendError, FastInstantIDError, OfflineError
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files of one repository on the Hugging Face hub."""
+
+    repository: str
+    files: tuple[str, ...]
+    license: str
+
+    def missing_from(self, folder: Path) -> list[str]:
+        """The files that are not in ``folder`` yet."""
+        return [name for name in self.files if not (folder / name).is_file()]
+
+
+MODELS = {
+    "antelopev2": ModelFiles(
+        "DIAMONIK7777/antelopev2",
+        ("scrfd_10g_bnkps.onnx", "glintr100.onnx"),
+        "InsightFace models: non-commercial research only",
+    ),
+    "instantid": ModelFiles(
+        "InstantX/InstantID",
+        ("ip-adapter.bin", "ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors"),
+        "Apache-2.0; trained on antelopev2's embeddings",
+    ),
+    "base": ModelFiles(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        (
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.fp16.safetensors",
+            "text_encoder_2/config.json",
+            "text_encoder_2/model.fp16.safetensors",
+            *(f"tokenizer/{name}" for name in ("merges.txt", "special_tokens_map.json", "tokenizer_config.json")),
+            "tokenizer/vocab.json",
+            *(f"tokenizer_2/{name}" for name in ("merges.txt", "special_tokens_map.json", "tokenizer_config.json")),
+            "tokenizer_2/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.fp16.safetensors",
+        ),
+        "CreativeML Open RAIL++-M",
+    ),
+}
+"""What there is, by the name of its folder."""
+
+
+def models_folder() -> Path:
+    """Where models are kept: ``$FAST_INSTANTID_MODELS``, else ``~/.cache/fast-instantid``."""
+    return Path(os.environ.get("FAST_INSTANTID_MODELS", "~/.cache/fast-instantid")).expanduser()
+
+
+def download(
+    names: Sequence[str], folder: Path, *, offline: bool = False, report: Callable[[str], None] = lambda _: None
+) -> None:
+    """Fetch what is missing into ``folder/NAME``; interrupted downloads go on where they stopped.
+
+    Args:
+        names: keys of :data:`MODELS`.
+        folder: the models folder.
+        offline: refuse instead of using the network.
+        report: is told of each file before it is fetched.
+
+    Raises:
+        OfflineError: something is missing and ``offline`` is set.
+        BackendError: huggingface_hub is not installed.
+        FastInstantIDError: the hub cannot be reached or refuses; what was fetched so far stays.
+    """
+    missing = [(name, file) for name in names for file in MODELS[name].missing_from(folder / name)]
+    if not missing:
+        return
+    if offline:
+        listed = ", ".join(f"{name}/{file}" for name, file in missing)
+        raise OfflineError(f"{folder} lacks {listed}, and --offline forbids fetching it: run again without it")
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise BackendError("downloading needs huggingface_hub: pip install 'fast-instantid[download]'") from error
+    for name, file in missing:
+        report(f"{name}/{file} from {MODELS[name].repository} ({MODELS[name].license})")
+        try:
+            hf_hub_download(MODELS[name].repository, file, local_dir=folder / name)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise FastInstantIDError(
+                f"{name}/{file}: could not be fetched from {MODELS[name].repository} ({error}); "
+                f"try again later, or put the file into {folder / name} yourself"
+            ) from error

@@ -1,0 +1,302 @@
+"""The shell: what it prints, writes and returns, and that nothing half-done is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from examples.tiny_adapter import write_tiny_adapter
+from examples.tiny_faces import write_tiny_pack
+from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
+from fast_instantid.cli import main
+from fast_instantid.download import MODELS
+
+
+@pytest.fixture
+def photo(tmp_path: Path, astronaut: np.ndarray) -> str:
+    path = tmp_path / "astronaut.png"
+    Image.fromarray(astronaut).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def blank(tmp_path: Path) -> str:
+    path = tmp_path / "blank.png"
+    Image.new("RGB", (80, 60)).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder as ``download`` would fill it, with tiny networks."""
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_pack(folder / "antelopev2")
+    write_tiny_sdxl(folder / "base")
+    write_tiny_identitynet(folder / "instantid" / "ControlNetModel")
+    write_tiny_adapter(folder / "instantid" / "ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH)
+    return folder
+
+
+def shell(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
+    """As a user would, in a process of its own."""
+    command = [sys.executable, "-m", "fast_instantid.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, **options)
+
+
+def test_embed_prints_json_that_holds_the_embedding(pack, photo, astronaut, capsys):
+    assert main(["embed", photo, "--pack", str(pack), "--device", "cpu", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["backend"] == "torch (cpu)"
+    [row] = printed["photos"]
+    expected = FaceAnalyzer.load(pack, device="cpu", cache=Cache()).embed(astronaut)[0]
+    np.testing.assert_array_equal(np.float32(row["embedding"]), expected)
+    assert row["photo"] == photo
+    assert len(row["kps"]) == 5
+
+
+def test_embed_writes_safetensors(pack, photo, tmp_path, capsys):
+    output = tmp_path / "people.safetensors"
+    assert main(["embed", photo, photo, "--pack", str(pack), "-o", str(output)]) == 0
+    tensors = load_file(output)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "embeddings": (2, 512),
+        "keypoints": (2, 5, 2),
+        "boxes": (2, 4),
+    }
+    with safe_open(output, "np") as file:
+        assert json.loads(file.metadata()["photos"]) == [photo, photo]
+    assert capsys.readouterr().out == ""
+
+
+def test_one_bad_photo_does_not_cost_the_others(pack, photo, blank, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff not a jpeg")
+    output = tmp_path / "out.safetensors"
+    photos = [photo, blank, str(broken), "missing.jpg"]
+    assert main(["embed", *photos, "--pack", str(pack), "-o", str(output), "--json"]) == 1
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)["photos"]
+    assert ["error" in row for row in rows] == [False, True, True, True]
+    assert load_file(output)["embeddings"].shape == (1, 512)
+    for text in ("blank.png: no face found", "broken.jpg: not a picture", "missing.jpg: no such file"):
+        assert text in captured.err
+
+
+def test_embed_for_people(pack, photo, capsys):
+    assert main(["embed", photo, "--pack", str(pack)]) == 0
+    assert "astronaut.png: 1 face(s), the largest at" in capsys.readouterr().out
+
+
+def test_keypoints_writes_the_picture(pack, photo, astronaut, tmp_path):
+    output = tmp_path / "hint.png"
+    assert main(["keypoints", photo, "-o", str(output), "--pack", str(pack)]) == 0
+    face = FaceAnalyzer.load(pack, cache=Cache()).detect(astronaut)[0][0]
+    np.testing.assert_array_equal(np.array(Image.open(output)), draw_keypoints((512, 512), face.kps))
+
+
+def test_keypoints_of_a_picture_without_a_face(pack, blank, tmp_path, capsys):
+    assert main(["keypoints", blank, "-o", str(tmp_path / "hint.png"), "--pack", str(pack)]) == 1
+    assert "no face found" in capsys.readouterr().err
+    assert not (tmp_path / "hint.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("hint.txt", "must end in .png"), ("nowhere/hint.png", "there is no folder"), ("hint", "must end in .png")],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(pack, photo, tmp_path, capsys, output, message):
+    assert main(["keypoints", photo, "-o", str(tmp_path / output), "--pack", str(pack)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_generate_makes_a_picture_and_the_same_one_again(models, photo, tmp_path, capsys):
+    arguments = ["generate", "--photo", photo, "--prompt", "a portrait", "--steps", "2", "--size", "128x64"]
+    for name in ("antelopev2", "base", "instantid"):
+        arguments += ["--pack" if name == "antelopev2" else f"--{name}", str(models / name)]
+    pictures = []
+    for name, extra in (("a", []), ("b", []), ("c", ["--weight", "2"]), ("d", ["--seed", "1"])):
+        output = tmp_path / f"{name}.png"
+        assert main([*arguments, *extra, "-o", str(output), "--json", "--device", "cpu"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["size"] == [128, 64]
+        assert {"faces", "identity", "sampling"} <= printed["seconds"].keys()
+        pictures.append(np.array(Image.open(output)))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[3])
+
+
+def test_generate_finds_downloaded_models_by_itself(models, photo, tmp_path):
+    output = tmp_path / "out.png"
+    command = ["generate", "--photo", photo, photo, "--prompt", "a portrait", "--steps", "1", "--size", "64x64"]
+    result = shell(*command, "-o", str(output), env={"FAST_INSTANTID_MODELS": str(models), "HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 0, result.stderr
+    assert Image.open(output).size == (64, 64)
+    assert "64 x 64 on" in result.stdout
+
+
+def test_generate_says_which_model_is_missing(models, photo, tmp_path, capsys):
+    arguments = ["generate", "--photo", photo, "--prompt", "x", "-o", str(tmp_path / "o.png")]
+    assert main([*arguments, "--instantid", str(tmp_path), "--pack", str(models / "antelopev2")]) == 1
+    assert "fast-instantid download" in capsys.readouterr().err
+
+
+def test_default_size_has_the_shape_of_the_photo():
+    from fast_instantid.cli import _size_like
+
+    assert _size_like((512, 512)) == (1024, 1024)
+    for photo in ((3000, 4000), (4000, 3000), (100, 90), (720, 1280)):
+        height, width = _size_like(photo)
+        assert height % 64 == width % 64 == 0
+        assert abs(height * width / 1024**2 - 1) < 0.1
+        assert abs(np.log(height / width * photo[1] / photo[0])) < 0.1
+
+
+def test_keypoints_move_with_the_picture_that_covers_the_size():
+    from fast_instantid.cli import _cover
+
+    middle_and_corner = np.float32([[100, 50], [0, 0]])
+    np.testing.assert_allclose(_cover(middle_and_corner, (100, 200), (200, 200)), [[100, 100], [-100, 0]])
+
+
+@pytest.mark.parametrize("arguments", [[], ["embed"], ["generate", "--photo", "x"], ["keypoints", "x"], ["frobnicate"]])
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["1024", "1024x", "100x100", "0x64", "axb", "64x64x64"])
+def test_a_bad_size_is_explained(size, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--photo", "p", "--prompt", "x", "-o", "o.png", "--size", size])
+    assert "expected WIDTHxHEIGHT in multiples of 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["embed", "keypoints", "generate", "download"])
+def test_every_command_explains_itself_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    assert f"example:\n  fast-instantid {command}" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_nothing_behind(pack, photo, tmp_path):
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    for command in (["embed", photo, "-o", "out.safetensors"], ["keypoints", photo, "-o", "out.png"]):
+        folder = tmp_path / command[0]
+        folder.mkdir()
+        (folder / command[-1]).write_text("old")
+        paths = {
+            "env": {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+            "cwd": folder,
+        }
+        result = shell(*command, "--pack", str(pack), "--device", "cpu", preexec_fn=small_files, **paths)
+        assert result.returncode == 1
+        assert "error: " in result.stderr
+        assert "Traceback" not in result.stderr
+        assert [path.name for path in folder.iterdir()] == [command[-1]]
+        assert (folder / command[-1]).read_text() == "old"
+
+
+# --- download: real huggingface_hub, a real server on this machine ---------------------------------------------------
+
+
+@pytest.fixture
+def hub(models: Path):
+    """Serves the repositories of ``MODELS`` the way the hub does; ``requests`` is what was asked of it."""
+    requests: list[str] = []
+    known = {f"/{model.repository}/resolve/main/{file}": file for model in MODELS.values() for file in model.files}
+    contents = dict.fromkeys(known, b"{}")
+    for name, url in (("antelopev2", "DIAMONIK7777/antelopev2"), ("instantid", "InstantX/InstantID")):
+        for file in MODELS[name].files:
+            source = models / name / file
+            contents[f"/{url}/resolve/main/{file}"] = source.read_bytes() if source.exists() else b"weights"
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requests.append(f"{self.command} {self.path}")
+            content = contents.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.send_header("ETag", f'"{abs(hash(content)):040x}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+            if self.command == "GET" and content:
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.requests = requests  # type: ignore[attr-defined]
+    server.contents = contents  # type: ignore[attr-defined]
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def hub_environment(hub, tmp_path: Path) -> dict[str, str]:
+    address = f"http://127.0.0.1:{hub.server_address[1]}"
+    return {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+
+
+def test_download_fetches_what_is_missing_and_then_nothing(hub, tmp_path, models):
+    to = tmp_path / "fetched"
+    environment = hub_environment(hub, tmp_path)
+    result = shell("download", "antelopev2", "instantid", "--to", str(to), env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "non-commercial research only" in result.stderr
+    for name in ("antelopev2", "instantid"):
+        assert MODELS[name].missing_from(to / name) == []
+    assert (to / "antelopev2/glintr100.onnx").read_bytes() == (models / "antelopev2/glintr100.onnx").read_bytes()
+    FaceAnalyzer.load(to / "antelopev2", device="cpu")
+
+    asked = len(hub.requests)
+    assert asked > 0
+    assert shell("download", "antelopev2", "instantid", "--to", str(to), env=environment).returncode == 0
+    assert len(hub.requests) == asked
+
+
+def test_offline_refuses_and_names_what_is_missing(hub, tmp_path):
+    to = tmp_path / "fetched"
+    environment = hub_environment(hub, tmp_path)
+    result = shell("download", "antelopev2", "--to", str(to), "--offline", env=environment)
+    assert result.returncode == 1
+    assert "lacks antelopev2/scrfd_10g_bnkps.onnx, antelopev2/glintr100.onnx" in result.stderr
+    assert hub.requests == []
+    assert not to.exists()
+
+
+def test_a_hub_that_refuses_is_reported(hub, tmp_path):
+    hub.contents.clear()
+    result = shell("download", "antelopev2", "--to", str(tmp_path / "to"), env=hub_environment(hub, tmp_path))
+    assert result.returncode == 1
+    assert "could not be fetched from DIAMONIK7777/antelopev2" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_model_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["download", "flux"])
+    assert exit.value.code == 2
+    assert "choose from antelopev2, instantid, base" in capsys.readouterr().err

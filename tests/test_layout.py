@@ -1,0 +1,152 @@
+"""The tree: who may import whom, and that it works as a clone inside ComfyUI, whatever the folder is called."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fast_instantid"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+GROUND = {"errors", "images", "cache", "weights", "placement"}
+# Each part may import itself, the ground, and these.
+ALLOWED = {
+    **{name: set() for name in GROUND},
+    "faces": set(),
+    "identity": set(),
+    "attention": set(),
+    "": {"faces", "identity", "attention"},
+    "comfyui": {"", "faces", "identity", "attention"},
+    "pipelines": {"", "faces", "identity", "attention"},
+    "download": set(),
+    "cli": {"", "faces", "identity", "attention", "pipelines", "download"},
+}
+ONLY_IMPORTER = {"comfy": "comfyui", "folder_paths": "comfyui", "diffusers": "pipelines", "ray": "scale"}
+NEVER = {"insightface", "torchvision", "comfy_execution"}
+
+
+def part_of(path: Path) -> str:
+    """``faces`` for ``faces/align.py``, ``cache`` for ``cache.py``, nothing for the package's own ``__init__``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py").removesuffix("__init__")
+
+
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """Modules that a file imports, at the top or inside functions: parts of the package as ``.part``."""
+    found: list[tuple[str, int]] = []
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                found.append(((node.module or "").split(".")[0], node.lineno))
+            elif node.level == depth:  # from the root of the package
+                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                found += [("." + ("" if name == "__version__" else name), node.lineno) for name in names]
+            elif node.level > depth:
+                found.append(("..", node.lineno))
+    return found
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path in SOURCES:
+        part = part_of(path)
+        for name, line in imports_of(path):
+            where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+            if name.startswith("."):
+                allowed = {part} | ALLOWED[part] | (GROUND if part not in GROUND else GROUND - {part})
+                if name[1:] not in allowed:
+                    wrong.append(where)
+            elif name == "fast_instantid":
+                wrong.append(f"{where}: absolute imports break the clone inside ComfyUI")
+            elif name in NEVER or ONLY_IMPORTER.get(name, part) != part:
+                wrong.append(where)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_ground_has_no_cycles():
+    graph = {p.stem: {name[1:] for name, _ in imports_of(p) if name[1:] in GROUND} for p in SOURCES if p.stem in GROUND}
+    while graph:
+        leaves = [name for name, needs in graph.items() if not needs & graph.keys()]
+        assert leaves, f"these import each other: {graph}"
+        for name in leaves:
+            del graph[name]
+
+
+def test_the_walk_sees_what_it_should():
+    """The test above can fail: the imports it knows of are there."""
+    seen = {name for path in SOURCES for name, _ in imports_of(path)}
+    assert {".cache", ".errors", ".faces", ".identity", "diffusers", "torch"} <= seen
+
+
+LOADER = """
+import importlib.util, os, sys
+path = sys.argv[1]
+# As ComfyUI's nodes.load_custom_node does it: the module is called after its path, and the path is not on sys.path.
+name = path.replace(".", "_x_")
+spec = importlib.util.spec_from_file_location(name, os.path.join(path, "__init__.py"))
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+assert isinstance(module.NODE_CLASS_MAPPINGS, dict) and isinstance(module.NODE_DISPLAY_NAME_MAPPINGS, dict)
+assert "fast_instantid" not in sys.modules, "an absolute import found another copy"
+
+faces = importlib.import_module(name + ".fast_instantid.faces")
+assert faces.__file__.startswith(path), faces.__file__
+for module in ("identity", "attention", "cli", "pipelines"):
+    importlib.import_module(f"{name}.fast_instantid.{module}")
+print("loaded", len(module))
+"""
+
+
+def test_loads_as_a_custom_node_from_a_folder_with_any_name(tmp_path):
+    folder = tmp_path / "custom_nodes" / "Fast-InstantID 1.0 (copy)"
+    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "*.egg-info", "demo_output", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    # -I leaves out PYTHONPATH and the current folder, -S the editable install of this very repository.
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    code = f"import sys; sys.path += {site!r}\n{LOADER}"
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "loaded" in result.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, fast_instantid; print([m for m in ('torch', 'cv2', 'diffusers', 'PIL') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, fast_instantid.cli as cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_public_names_are_there_and_sorted():
+    import fast_instantid
+
+    assert list(fast_instantid.__all__) == sorted(fast_instantid.__all__)
+    for name in fast_instantid.__all__:
+        assert getattr(fast_instantid, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        fast_instantid.Nonsense  # noqa: B018
+
+
+def test_requirements_cannot_replace_what_comfyui_ships():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    names = [re.split(r"[<>=!\[ ]", line)[0] for line in lines]
+    assert not {"torch", "torchvision", "torchaudio", "numpy", "onnxruntime", "onnxruntime-gpu"} & set(names)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"{line}"' in project for line in lines), "requirements.txt must be a part of pyproject's dependencies"
+
+
+def test_no_file_is_too_long_to_read():
+    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
