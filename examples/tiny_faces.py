@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from examples.onnx_writer import OnnxWriter
 
 STRIDES = (8, 16, 32)
 SCRFD_10G = {"stem": 28, "widths": (56, 88, 88, 224), "blocks": (3, 4, 2, 3), "neck": 56, "head": 80}
@@ -34,7 +34,7 @@ def write_iresnet(
     path: str | Path, widths: Sequence[int] = (8, 16, 24, 32), blocks: Sequence[int] = (1, 2, 2, 1), seed: int = 0
 ) -> Path:
     """A random ArcFace recogniser of the IResNet family (Deng et al. 2019; insightface, arcface_torch/iresnet.py)."""
-    net = _Net(seed)
+    net = OnnxWriter(seed)
     x = net.prelu(net.norm(net.conv("images", 3, widths[0]), widths[0]), widths[0])
     channels = widths[0]
     for width, count in zip(widths, blocks, strict=True):
@@ -53,19 +53,16 @@ def write_iresnet(
 
 def write_mobile_face_net(path: str | Path, seed: int = 0) -> Path:
     """A random recogniser of the MobileFaceNet family (Chen et al. 2018): depthwise convolutions in bottlenecks."""
-    net = _Net(seed)
+    net = OnnxWriter(seed)
     x = net.prelu(net.norm(net.conv("images", 3, 8, stride=2), 8), 8)
-    x = net.prelu(net.norm(net.conv(x, 8, 8, groups=8), 8), 8)
-    for width, stride, repeats in ((8, 2, 2), (16, 2, 2), (16, 2, 1)):
+    x, channels = net.prelu(net.norm(net.conv(x, 8, 8, groups=8), 8), 8), 8
+    for width, repeats in ((8, 2), (16, 2), (16, 1)):
         for i in range(repeats):
-            channels = 8 if x.startswith("narrow") or width == 8 else 16
-            y = net.prelu(net.norm(net.conv(x, channels, 2 * width, kernel=1), 2 * width), 2 * width)
-            y = net.conv(y, 2 * width, 2 * width, stride=stride if i == 0 else 1, groups=2 * width)
-            y = net.prelu(net.norm(y, 2 * width), 2 * width)
-            y = net.norm(net.conv(y, 2 * width, width, kernel=1), width)
-            x = y if i == 0 else net.op("Add", [x, y])
-            if width == 8:
-                x = net.op("Identity", [x], name="narrow")
+            inner = 2 * width
+            y = net.prelu(net.norm(net.conv(x, channels, inner, kernel=1), inner), inner)
+            y = net.prelu(net.norm(net.conv(y, inner, inner, stride=2 if i == 0 else 1, groups=inner), inner), inner)
+            y = net.norm(net.conv(y, inner, width, kernel=1), width)
+            x, channels = y if i == 0 else net.op("Add", [x, y]), width
     x = net.conv(x, 16, 16, kernel=7, groups=16, padding=0)
     net.linear(net.op("Flatten", [x], axis=1), 16, 512, output="embedding")
     return net.save(path, [None, 3, 112, 112], {"embedding": [1, 512]})
@@ -88,7 +85,7 @@ def write_scrfd(
         batched: False for the export of 2021, ``[rows, k]`` with the pictures of a batch interleaved, as in antelopev2;
             True for the later one, ``[batch, rows, k]``.
     """
-    net = _Net(seed)
+    net = OnnxWriter(seed)
     x = net.relu(net.conv("images", 3, stem, stride=2))
     x = net.relu(net.conv(net.relu(net.conv(x, stem, stem)), stem, 2 * stem))
     x = net.op("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
@@ -96,28 +93,26 @@ def write_scrfd(
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for i in range(count):
             stride = 2 if i == 0 and stage > 0 else 1
-            y = net.conv(net.relu(net.conv(x, channels, width, stride=stride)), width, width)
+            y = net.conv(net.relu(net.conv(x, channels, width, stride=stride)), width, width, gain=0.3)
             if stride == 2:
                 x = net.op("AveragePool", [x], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
             if channels != width:
-                x = net.conv(x, channels, width, kernel=1)
+                x = net.conv(x, channels, width, kernel=1, gain=0.7)
             x, channels = net.relu(net.op("Add", [x, y])), width
         levels.append(x)
-    laterals = [net.conv(level, width, neck, kernel=1) for level, width in zip(levels[1:], widths[1:], strict=True)]
+    laterals = [net.conv(level, width, neck, kernel=1, gain=0.5) for level, width in zip(levels[1:], widths[1:], strict=True)]
     for i in (2, 1):  # top down
         laterals[i - 1] = net.op("Add", [laterals[i - 1], net.upsample_to(laterals[i], laterals[i - 1])])
-    laterals = [net.conv(lateral, neck, neck) for lateral in laterals]
+    laterals = [net.conv(lateral, neck, neck, gain=0.7) for lateral in laterals]
     for i in (1, 2):  # bottom up
-        laterals[i] = net.op("Add", [laterals[i], net.conv(laterals[i - 1], neck, neck, stride=2)])
-    features = [net.conv(lateral, neck, neck) if i else lateral for i, lateral in enumerate(laterals)]
+        laterals[i] = net.op("Add", [laterals[i], net.conv(laterals[i - 1], neck, neck, stride=2, gain=0.5)])
+    features = [net.conv(lateral, neck, neck, gain=0.7) if i else lateral for i, lateral in enumerate(laterals)]
     for level, feature in enumerate(features):
         for i in range(3):
             feature = net.relu(net.conv(feature, neck if i == 0 else head, head))
-        net.detector_output(net.conv(feature, head, 2, gain=0.3, bias=-3.0), level, 0, batched)  # few candidates
-        net.detector_output(
-            net.conv(feature, head, 8, gain=0.05, bias=2.5), level, 1, batched
-        )  # boxes of positive size
-        net.detector_output(net.conv(feature, head, 20, gain=0.1), level, 2, batched)
+        _add_output(net, net.conv(feature, head, 2, gain=6.0, bias=-3.0), level, 0, batched)  # few candidates
+        _add_output(net, net.conv(feature, head, 8, gain=0.3, bias=2.5), level, 1, batched)  # boxes of positive size
+        _add_output(net, net.conv(feature, head, 20, gain=1.0), level, 2, batched)
     return net.save(path, [1, 3, None, None], _detector_outputs(batched))
 
 
@@ -128,7 +123,7 @@ def write_skin_detector(path: str | Path, batched: bool = False) -> Path:
     more skin there is in a face-sized ellipse around it than just outside. The box and the keypoints are those of an
     average face of that size.
     """
-    net = _Net(seed=0)
+    net = OnnxWriter(seed=0)
     # Pixels arrive as (value - 127.5) / 128. Skin is red over green over blue by so much and no more, and not dark.
     violations = [
         [[-1, 1, 0], 0.14],
@@ -141,10 +136,10 @@ def write_skin_detector(path: str | Path, batched: bool = False) -> Path:
     for _ in range(3):
         skin = net.op("AveragePool", [skin], kernel_shape=[2, 2], strides=[2, 2])
     for level in range(3):
-        net.detector_output(net.blob_scores(skin), level, 0, batched)
+        _add_output(net, _blob_scores(net, skin), level, 0, batched)
         for part, values in ((1, _AVERAGE_BOX), (2, _AVERAGE_KEYPOINTS)):
-            constant = net.constant_map(skin, np.concatenate([values, 1.3 * values]))
-            net.detector_output(constant, level, part, batched)
+            constant = _constant_map(net, skin, np.concatenate([values, 1.3 * values]))
+            _add_output(net, constant, level, part, batched)
         skin = net.op("AveragePool", [skin], kernel_shape=[2, 2], strides=[2, 2])
     return net.save(path, [1, 3, None, None], _detector_outputs(batched))
 
@@ -159,120 +154,59 @@ def _detector_outputs(batched: bool) -> dict[str, list[int | str | None]]:
     return {f"out{part}_{level}": [*lead, k] for part, k in enumerate((1, 4, 10)) for level in range(len(STRIDES))}
 
 
-class _Net:
-    """Nodes and weights as they are added. Every method returns the name of the value it makes."""
+def _add_output(net: OnnxWriter, x: str, level: int, part: int, batched: bool) -> None:
+    k = (1, 4, 10)[part]
+    rows = net.op("Transpose", [x], perm=[0, 2, 3, 1] if batched else [2, 3, 0, 1])
+    output = f"out{part}_{level}"
+    if batched:
+        batch = net.op("Gather", [net.op("Shape", [x]), net.const(np.int64(0))], axis=0)
+        rest = net.const(np.array([-1, k], np.int64))
+        shape = net.op("Concat", [net.op("Unsqueeze", [batch], axes=[0]), rest], axis=0)
+    else:
+        shape = net.const(np.array([-1, k], np.int64))
+    flat = net.op("Reshape", [rows, shape], output=None if part == 0 else output)
+    if part == 0:
+        net.op("Sigmoid", [flat], output=output)
 
-    def __init__(self, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
 
-    def op(
-        self, op: str, inputs: Sequence[str], name: str = "v", output: str | None = None, **attributes: object
-    ) -> str:
-        output = output or f"{name}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
+def _blob_scores(net: OnnxWriter, skin: str) -> str:
+    """Two anchors, for faces about five and six cells high: mean inside an ellipse minus mean around it."""
+    y, x = np.mgrid[-5:6, -5:6].astype(np.float32)
+    kernels = []
+    for size in (1.0, 1.3):
+        radius = np.hypot(x / (2.3 * size), y / (2.9 * size))
+        inside, around = radius <= 1, (radius > 1.15) & (radius <= 1.6)
+        kernels.append(inside / inside.sum() - 0.7 * around / around.sum())
+    weight = net.const(20 * np.stack(kernels)[:, None].astype(np.float32))
+    bias = net.const(np.full(2, -12.4, np.float32))
+    return net.op("Conv", [skin, weight, bias], kernel_shape=[11, 11], pads=[5] * 4)
 
-    def const(self, array: np.ndarray | np.generic) -> str:
-        name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
 
-    def normal(self, *shape: int, gain: float = 1.0) -> np.ndarray:
-        """He initialisation, for layers that are followed by a rectifier."""
-        scale = gain * np.sqrt(2.0 / np.prod(shape[1:]))
-        return (scale * self.random.standard_normal(shape, dtype=np.float32)).astype(np.float32)
+def _constant_map(net: OnnxWriter, like: str, values: np.ndarray) -> str:
+    """The same values in every cell."""
+    zeros = net.const(np.zeros((len(values), 1, 1, 1), np.float32))
+    return net.op("Conv", [like, zeros, net.const(values.astype(np.float32))])
 
-    def conv(
-        self, x: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1,
-        padding: int | None = None, bias: float = 0.0, gain: float = 1.0,
-    ) -> str:  # fmt: skip
-        padding = kernel // 2 if padding is None else padding
-        weight = self.const(self.normal(outputs, inputs // groups, kernel, kernel, gain=gain))
-        offset = self.const((bias + 0.1 * self.random.standard_normal(outputs)).astype(np.float32))
-        sizes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4, "group": groups}
-        return self.op("Conv", [x, weight, offset], **sizes)
 
-    def fixed_conv(self, x: str, rows: Sequence[Sequence]) -> str:
-        """A 1 x 1 convolution of given ``[weights, bias]`` for each output."""
-        weight = np.array([row[0] for row in rows], np.float32)[..., None, None]
-        return self.op("Conv", [x, self.const(weight), self.const(np.array([row[1] for row in rows], np.float32))])
+def write_landmark_net(path: str | Path, numbers: int, width: int = 64, size: int = 192, seed: int = 0) -> Path:
+    """A residual network of bottlenecks (He et al. 2015, ResNet-50) that reads a crop and returns ``numbers`` values.
 
-    def linear(self, x: str, inputs: int, outputs: int, output: str | None = None) -> str:
-        weight, bias = self.const(self.normal(outputs, inputs)), self.const(self.normal(1, outputs)[0])
-        return self.op("Gemm", [x, weight, bias], output=output, transB=1)
-
-    def norm(self, x: str, channels: int, gain: float = 1.0, output: str | None = None) -> str:
-        """BatchNorm with statistics as after some training."""
-        low, high = np.float32(0.7), np.float32(1.3)
-        gamma = gain * self.random.uniform(low, high, channels).astype(np.float32)
-        beta, mean = (0.1 * self.random.standard_normal(channels).astype(np.float32) for _ in range(2))
-        variance = self.random.uniform(low, high, channels).astype(np.float32)
-        parameters = [self.const(array) for array in (np.float32(gamma), beta, mean, variance)]
-        return self.op("BatchNormalization", [x, *parameters], output=output, epsilon=1e-5)
-
-    def prelu(self, x: str, channels: int) -> str:
-        slope = self.random.uniform(0.1, 0.4, (channels, 1, 1)).astype(np.float32)
-        return self.op("PRelu", [x, self.const(slope)])
-
-    def relu(self, x: str) -> str:
-        return self.op("Relu", [x])
-
-    def upsample_to(self, x: str, like: str) -> str:
-        """Nearest neighbour to the size of another value, in the nodes that torch's exporter wrote for it."""
-        sizes = []
-        for axis in (2, 3):
-            size = self.op("Gather", [self.op("Shape", [like]), self.const(np.int64(axis))], axis=0)
-            sizes.append(self.op("Unsqueeze", [size], axes=[0]))
-        wanted = self.op("Cast", [self.op("Concat", sizes, axis=0)], to=TensorProto.INT64)
-        starts, ends, axes = (self.const(np.array([i], np.int64)) for i in (0, 2, 0))
-        kept = self.op("Slice", [self.op("Shape", [x]), starts, ends, axes])
-        empty = self.const(np.empty(0, np.float32))
-        target = self.op("Concat", [kept, wanted], axis=0)
-        modes = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
-        return self.op("Resize", [x, empty, empty, target], **modes)
-
-    def detector_output(self, x: str, level: int, part: int, batched: bool) -> None:
-        k = (1, 4, 10)[part]
-        rows = self.op("Transpose", [x], perm=[0, 2, 3, 1] if batched else [2, 3, 0, 1])
-        output = f"out{part}_{level}"
-        if batched:
-            batch = self.op("Gather", [self.op("Shape", [x]), self.const(np.int64(0))], axis=0)
-            rest = self.const(np.array([-1, k], np.int64))
-            shape = self.op("Concat", [self.op("Unsqueeze", [batch], axes=[0]), rest], axis=0)
-        else:
-            shape = self.const(np.array([-1, k], np.int64))
-        flat = self.op("Reshape", [rows, shape], output=None if part == 0 else output)
-        if part == 0:
-            self.op("Sigmoid", [flat], output=output)
-
-    def blob_scores(self, skin: str) -> str:
-        """Two anchors, for faces about five and six cells high: mean inside an ellipse minus mean around it."""
-        y, x = np.mgrid[-5:6, -5:6].astype(np.float32)
-        kernels = []
-        for size in (1.0, 1.3):
-            radius = np.hypot(x / (2.3 * size), y / (2.9 * size))
-            inside, around = radius <= 1, (radius > 1.15) & (radius <= 1.6)
-            kernels.append(inside / inside.sum() - 0.7 * around / around.sum())
-        weight = self.const(20 * np.stack(kernels)[:, None].astype(np.float32))
-        bias = self.const(np.full(2, -12.4, np.float32))
-        return self.op("Conv", [skin, weight, bias], kernel_shape=[11, 11], pads=[5] * 4)
-
-    def constant_map(self, like: str, values: np.ndarray) -> str:
-        """The same values in every cell."""
-        zeros = self.const(np.zeros((len(values), 1, 1, 1), np.float32))
-        return self.op("Conv", [like, zeros, self.const(values.astype(np.float32))])
-
-    def save(self, path: str | Path, shape: Sequence[int | None], outputs: dict[str, list[int | str | None]]) -> Path:
-        def value(name: str, dims: Sequence[int | str | None]) -> onnx.ValueInfoProto:
-            named = [dim if dim is not None else f"{name}_{i}" for i, dim in enumerate(dims)]
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, named)
-
-        graph = helper.make_graph(
-            self.nodes, "net", [value("images", shape)], [value(*item) for item in outputs.items()], self.weights
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
-        onnx.checker.check_model(model)
-        onnx.save(model, str(path))
-        return Path(path)
+    It stands in for the networks of a pack that this project never opens: with its defaults for the 3D landmarks, with
+    less width for the 2D landmarks and the gender net.
+    """
+    net = OnnxWriter(seed)
+    x = net.relu(net.norm(net.conv("data", 3, width, kernel=7, stride=2), width))
+    x = net.op("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    channels = width
+    for stage, count in enumerate((3, 4, 6, 3)):
+        inner, outer = width << stage, 4 * width << stage
+        for i in range(count):
+            stride = 2 if i == 0 and stage > 0 else 1
+            y = net.relu(net.norm(net.conv(x, channels, inner, kernel=1), inner))
+            y = net.relu(net.norm(net.conv(y, inner, inner, stride=stride), inner))
+            y = net.norm(net.conv(y, inner, outer, kernel=1), outer, gain=0.2)
+            if i == 0:
+                x = net.norm(net.conv(x, channels, outer, kernel=1, stride=stride), outer)
+            x, channels = net.relu(net.op("Add", [x, y])), outer
+    net.linear(net.op("Flatten", [net.op("GlobalAveragePool", [x])], axis=1), channels, numbers, output="fc1")
+    return net.save(path, [None, 3, size, size], {"fc1": [1, numbers]}, name="data")

@@ -1,0 +1,113 @@
+"""The contract of every benchmark here, after kornia's: see README.md beside this file."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PAUSE = 0.3  # seconds between runs: onnxruntime's threads spin on after a run, and would slow down the other side's
+
+
+@dataclass
+class Comparison:
+    """Seconds of two ways to do one job, run in turn."""
+
+    name: str
+    reference: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """reference / ours, pair by pair, so that a machine whose speed drifts slows down both."""
+        return [reference / ours for reference, ours in zip(self.reference, self.ours, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "reference_seconds": _spread(self.reference),
+            "ours_seconds": _spread(self.ours),
+            "ratio": _spread(self.ratios),
+        }
+
+
+def compare(
+    name: str, reference: Callable[[int], object], ours: Callable[[int], object], runs: int, warm_up: int = 1
+) -> Comparison:
+    """Time both sides in turn, A B A B.
+
+    Args:
+        reference, ours: get the number of the run, so that they can take an input that was not seen before.
+        runs: counted runs of each.
+        warm_up: runs of each that are not counted, before them.
+    """
+    comparison = Comparison(name)
+    for run in range(-warm_up, runs):
+        for side, times in ((reference, comparison.reference), (ours, comparison.ours)):
+            gc.collect()
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            side(run)
+            seconds = time.perf_counter() - start
+            if run >= 0:
+                times.append(seconds)
+    return comparison
+
+
+def metadata(packages: Sequence[str]) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -> None:
+    """For people: medians, and the ratio with its spread."""
+    print(f"{'':34}{'reference':>11}{'ours':>11}{'ratio':>9}{'min..max':>16}{'expected':>10}")
+    for comparison in comparisons:
+        row = comparison.to_json()
+        seconds = [f"{1000 * row[side]['median']:8.0f} ms" for side in ("reference_seconds", "ours_seconds")]
+        ratio, bar = row["ratio"], expected.get(comparison.name)
+        spread = f"{ratio['min']:.3g}..{ratio['max']:.3g}"
+        print(f"{comparison.name:34}{seconds[0]:>11}{seconds[1]:>11}{ratio['median']:>8.3g}x{spread:>16}", end="")
+        print(f"{bar:>9.4g}x" if bar else "")
+
+
+def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:
+    """For machines: the last line printed, and the file if one is named, hold the same JSON document."""
+    document = {"suite": suite, "about": about, "results": [comparison.to_json() for comparison in comparisons]}
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document))
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 6),
+        "min": round(min(values), 6),
+        "max": round(max(values), 6),
+        "runs": len(values),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,122 @@
+"""The face stage: ours against insightface's ``FaceAnalysis``, used as ComfyUI_InstantID uses it.
+
+The networks have antelopev2's architectures and sizes and random weights, so the work is the real work and the faces
+are where the random detector sees them. Its threshold is set so that it sees as many as the case says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from insightface.app import FaceAnalysis
+
+from benchmarks.common import Comparison, compare, metadata, print_table, save
+from examples.tiny_faces import IRESNET_100, SCRFD_10G, write_iresnet, write_landmark_net, write_scrfd
+from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
+from fast_instantid.faces import find_pack, largest
+from fast_instantid.faces.detector import Detector
+from fast_instantid.faces.network import load_network
+from fast_instantid.faces.recognizer import Recognizer
+
+EXPECTED = {"one new face": 2.4, "six new images": 1.45, "group of six, one identity": 7.5}
+SIDE = 1024
+
+
+def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
+    """Measure, print, and save where asked."""
+    picture = cv2.resize(skimage.data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    with tempfile.TemporaryDirectory() as folder:
+        print("making networks of antelopev2's sizes with random weights ...", flush=True)
+        pack = _write_pack(Path(folder))
+        comparisons: list[Comparison] = []
+        for name, images, faces in (
+            ("one new face", 1, 1),
+            ("six new images", 6, 1),
+            ("group of six, one identity", 1, 6),
+        ):
+            print(f"{name} ...", flush=True)
+            sides = _Sides(pack, picture, images, _threshold(pack, picture, faces), backend, device)
+            comparisons.append(compare(name, sides.reference, sides.ours, runs))
+            if images == 1 and faces == 1:
+                comparisons.append(compare("the same face again", sides.reference, sides.ours_again, runs))
+    about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
+    about |= {"backend": sides.analyzer.backend, "torch_threads": torch.get_num_threads(), "image": f"{SIDE} x {SIDE}"}
+    about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights, fp32"
+    print_table(comparisons, EXPECTED)
+    save(json_path, "faces", comparisons, about)
+
+
+class _Sides:
+    """The two ways from a batch of images to embeddings and a keypoint picture."""
+
+    def __init__(self, pack: Path, picture: np.ndarray, images: int, threshold: float, backend: str, device: str):
+        self.picture = torch.from_numpy(picture).float().div(255)
+        self.images = images
+        self.analysis = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
+        self.analysis.prepare(ctx_id=-1, det_size=(640, 640), det_thresh=threshold)
+        found = find_pack(pack)
+        self.analyzer = FaceAnalyzer(
+            Detector(load_network(found.detector, backend, device), found.detector, threshold),
+            Recognizer(load_network(found.recognizer, backend, device), found.recognizer),
+            Cache(),
+        )
+
+    def reference(self, run: int) -> None:
+        """Every image through all five networks for every face, and the first one once more for its keypoints."""
+        batch = self._batch(run)
+        embeddings = [_chosen(self.analysis.get(image))["embedding"] for image in _as_bgr(batch)]
+        first = _as_bgr(batch[:1])[0]
+        draw_keypoints(first.shape[:2], _chosen(self.analysis.get(first))["kps"])
+        assert len(embeddings) == self.images
+
+    def ours(self, run: int) -> None:
+        batch = self._batch(run)
+        self.analyzer.embed(batch)
+        draw_keypoints((SIDE, SIDE), largest(self.analyzer.detect(batch[:1])[0]).kps)
+
+    def ours_again(self, run: int) -> None:
+        """As after an edit of weight, range or prompt: the same pictures in a new tensor."""
+        self.ours(0)
+
+    def _batch(self, run: int) -> torch.Tensor:
+        """Pictures that were never seen before, by one pixel; a detector sees the same faces in them."""
+        batch = self.picture.repeat(self.images, 1, 1, 1)
+        batch[:, -1, -1, 0] = (torch.arange(self.images) + self.images * (run + 10)) % 256 / 255
+        batch[:, -1, -1, 1] = run % 7 / 255
+        return batch
+
+
+def _as_bgr(batch: torch.Tensor) -> np.ndarray:
+    return batch.mul(255).clamp(0, 255).byte().numpy()[..., ::-1]
+
+
+def _chosen(faces: Sequence) -> dict:
+    return sorted(faces, key=lambda face: np.prod(face["bbox"][2:] - face["bbox"][:2]))[-1]
+
+
+def _write_pack(folder: Path) -> Path:
+    write_scrfd(folder / "scrfd_10g_bnkps.onnx", **SCRFD_10G)
+    write_iresnet(folder / "glintr100.onnx", **IRESNET_100)
+    write_landmark_net(folder / "1k3d68.onnx", 3309)
+    write_landmark_net(folder / "2d106det.onnx", 212, width=12)
+    write_landmark_net(folder / "genderage.onnx", 3, width=6, size=96)
+    return folder
+
+
+def _threshold(pack: Path, picture: np.ndarray, faces: int) -> float:
+    """The detection threshold at which exactly so many faces are found in the picture."""
+    graph = find_pack(pack).detector
+    network = load_network(graph, "torch", "cpu")
+    low = 0.5
+    while len(scores := Detector(network, graph, threshold=low).detect([picture])[0].scores) <= faces:
+        low -= 0.02
+    # Greedy suppression keeps faces by falling score, so a threshold between two of them keeps the first ones.
+    threshold = float(scores[faces - 1] + scores[faces]) / 2
+    assert len(Detector(network, graph, threshold).detect([picture])[0].scores) == faces
+    return threshold
