@@ -7,14 +7,15 @@ RGB array that the face networks read is made once, so a cached face costs a has
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .cache import content_key
 from .errors import ImageError
@@ -28,6 +29,18 @@ ImageInput: TypeAlias = "OneImage | Sequence[OneImage]"
 ``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence."""
 
 _INTEGER_MODES_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what undoes it. Pillow's ``exif_transpose`` also writes the other tags anew, and fails where a
+camera wrote one of them badly."""
+_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Photo:
@@ -50,10 +63,19 @@ class Photo:
     @cached_property
     def rgb(self) -> RGBImage:
         """``(H, W, 3)`` uint8. Floats are scaled by 255 and truncated, as ComfyUI packs do (cubiq/ComfyUI_InstantID,
-        utils.py, ``tensor_to_image``); values outside 0..1 are clamped."""
+        utils.py, ``tensor_to_image``); values outside 0..1 are clamped.
+
+        Raises:
+            ImageError: the tensor holds NaN.
+        """
         if isinstance(self.pixels, np.ndarray):
             return self.pixels
-        eight_bit = self.pixels.detach().mul(255).clamp_(0, 255).to(torch.uint8)
+        pixels = self.pixels.detach()
+        if pixels.amin().isnan():  # one pass, and many times faster than isnan().any()
+            raise ImageError(
+                f"{self.name}: the picture holds NaN: look at the step that made it, such as a VAE in fp16"
+            )
+        eight_bit = pixels.mul(255).clamp_(0, 255).to(torch.uint8)
         return np.ascontiguousarray(eight_bit.cpu().numpy())
 
     @property
@@ -73,7 +95,8 @@ def photos(images: ImageInput) -> list[Photo]:
     Raises:
         ImageError: unreadable, truncated or empty pictures, and arrays of a shape or dtype that is not a picture.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Photo, torch.Tensor)):
+    one = isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Photo, torch.Tensor))
+    if one or not isinstance(images, Iterable):
         return _expand(images, "image")
     made = [photo for i, image in enumerate(images) for photo in _expand(image, f"image {i}")]
     if not made:
@@ -82,37 +105,56 @@ def photos(images: ImageInput) -> list[Photo]:
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """A picture file as an upright 8-bit RGB image.
+    """A picture file as an upright 8-bit RGB image; of an animation the first frame.
 
     The EXIF orientation is applied. Transparency is dropped, not blended; 16-bit values keep their upper 8 bits.
 
     Raises:
-        ImageError: the file is missing, not a picture, truncated, or larger than Pillow's decompression-bomb limit.
+        ImageError: the file is missing, unreadable, not a picture, truncated, or larger than Pillow's
+            decompression-bomb limit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file" if not path.exists() else f"{path}: this is a folder, not a picture")
-    try:
+    return Image.fromarray(_read(Path(path)))
+
+
+def _read(path: Path) -> RGBImage:
+    with _pillow_errors(str(path)):
+        if path.is_dir():
+            raise ImageError(f"{path}: this is a folder, not a picture")
         with Image.open(path) as opened:
-            opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return _rgb_pixels(opened, str(path))
+
+
+@contextmanager
+def _pillow_errors(name: str) -> Generator[None]:
+    """Whatever opening and decoding raise, as an ImageError about ``name``."""
+    try:
+        yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a picture that Pillow can read (JPEG, PNG, WebP, ...)") from error
+        raise ImageError(
+            f"{name}: not a picture that Pillow can read; save it as JPEG, PNG or WebP (HEIC photos need converting)"
+        ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; scale the picture down first") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged files
-        raise ImageError(f"{path}: damaged or truncated picture ({error}); get the file again") from error
+        raise ImageError(f"{name}: {error}; scale the picture down first") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except Exception as error:  # the decoders have no common class for what damaged files do to them
+        if isinstance(error, OSError) and error.errno:  # the system's word, not a decoder's
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
+        raise ImageError(f"{name}: damaged or truncated picture ({error}); get the file again") from error
 
 
 def _expand(image: OneImage, name: str) -> list[Photo]:
     if isinstance(image, Photo):
         return [image]
     if isinstance(image, (str, os.PathLike)):
-        return [Photo(np.array(load_image(image)), os.fspath(image))]
+        return [Photo(_read(Path(image)), os.fspath(image))]
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ImageError(f"{name}: empty picture of {image.width} x {image.height} pixels")
-        return [Photo(np.array(_to_rgb(ImageOps.exif_transpose(image))), name)]
+        with _pillow_errors(name):  # an image that was opened and not yet loaded is decoded here
+            return [Photo(_rgb_pixels(image, name), name)]
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, name)
     return [Photo(_from_array(image, name), name)]
@@ -120,7 +162,7 @@ def _expand(image: OneImage, name: str) -> list[Photo]:
 
 def _from_tensor(tensor: torch.Tensor, name: str) -> list[Photo]:
     batch = tensor.unsqueeze(0) if tensor.ndim == 3 else tensor
-    if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
+    if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or batch.dtype not in _FLOAT_DTYPES:
         raise ImageError(
             f"{name}: expected a float tensor [B, H, W, 3] in 0..1, got {tensor.dtype} of shape {list(tensor.shape)}"
         )
@@ -151,9 +193,15 @@ def _from_array(array: np.ndarray, name: str) -> RGBImage:
     return np.ascontiguousarray(array[..., :3])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _INTEGER_MODES_OF_16_BITS:
+def _rgb_pixels(image: Image.Image, name: str) -> RGBImage:
+    transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    upright = image if transpose is None else image.transpose(transpose)
+    if upright.mode in _INTEGER_MODES_OF_16_BITS:
         # Pillow would clip these to 255 instead of scaling them.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        values = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if upright.mode == "F":  # which Pillow would clip too, and whose range nobody knows
+        raise ImageError(f"{name}: pixels are 32-bit floats of unknown range; save the picture with 8 or 16 bits")
+    if upright.mode == "P":  # by way of RGBA, or Pillow warns about palettes with transparency
+        upright = upright.convert("RGBA")
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))

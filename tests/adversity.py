@@ -1,0 +1,45 @@
+"""Bad circumstances to run a block of a test in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+needs_posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions and limits")
+
+
+@contextmanager
+def unprivileged(folder: Path) -> Generator[None]:
+    """As a user whom permissions stop, which they do not stop root from being.
+
+    The working directory is ``folder``, since relative paths do not depend on who may enter the folders above it.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    root = os.geteuid() == 0
+    if root:
+        folder.chmod(0o777)
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        os.chdir(before)
+
+
+@contextmanager
+def full_disk(limit: int = 4096) -> Generator[None]:
+    """No file can grow beyond ``limit`` bytes, which a writer notices as it would notice a full disk."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,361 @@
+"""Pictures in: every form that is one gives its pixels, everything else an error that names it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from fast_instantid.errors import ImageError
+from fast_instantid.images import Photo, load_image, photos
+from tests.adversity import needs_posix, unprivileged
+
+# What Pillow says about damaged files besides raising.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """``(20, 30, 3)`` uint8: small, not square, and no two corners alike."""
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def rgb(image) -> np.ndarray:
+    (photo,) = photos(image)
+    assert photo.rgb.dtype == np.uint8
+    assert photo.rgb.flags.c_contiguous
+    assert photo.size == photo.rgb.shape[:2]
+    return photo.rgb
+
+
+# Forms
+
+
+def test_every_form_of_a_picture_gives_the_same_pixels(pixels, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    tensor = torch.from_numpy(pixels).float() / 255 + 1e-4  # so that truncation returns the value it came from
+    alpha = np.full((20, 30, 1), 7, np.uint8)
+    forms = {
+        "path": path,
+        "str": str(path),
+        "PIL": Image.fromarray(pixels),
+        "opened": Image.open(path),
+        "RGBA": Image.fromarray(np.concatenate([pixels, alpha], axis=2)),
+        "array": pixels,
+        "array with alpha": np.concatenate([pixels, alpha], axis=2),
+        "16-bit array": pixels.astype(np.uint16) * 257,
+        "reversed view": np.ascontiguousarray(pixels[::-1, :, ::-1])[::-1, :, ::-1],
+        "tensor": tensor,
+        "tensor of a batch": tensor[None],
+        "tensor with alpha": torch.cat([tensor, tensor[..., :1]], dim=2),
+        "channels-first storage": tensor.movedim(2, 0).contiguous().movedim(0, 2),
+        "float64": tensor.double(),
+        "with a gradient": tensor.clone().requires_grad_(),
+        "Photo": Photo(pixels),
+    }
+    for name, form in forms.items():
+        np.testing.assert_array_equal(rgb(form), pixels, err_msg=name)
+    np.testing.assert_array_equal(np.array(load_image(path)), pixels)
+
+
+def test_many_pictures_keep_their_order_and_sizes(pixels, tmp_path):
+    path = tmp_path / "file.png"
+    Image.fromarray(pixels).save(path)
+    batch = torch.rand(3, 8, 9, 3)
+    made = photos([path, batch, pixels[:5], Photo(pixels, "mine")])
+    assert [photo.size for photo in made] == [(20, 30), (8, 9), (8, 9), (8, 9), (5, 30), (20, 30)]
+    assert [photo.name for photo in made] == [
+        str(path), "image 1[0]", "image 1[1]", "image 1[2]", "image 2", "mine",
+    ]  # fmt: skip
+    for photo, tensor in zip(made[1:4], batch, strict=True):
+        np.testing.assert_array_equal(photo.rgb, rgb(tensor))
+    assert [photo.name for photo in photos(path for path in [path, path])] == [str(path)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_become_8_bit_as_in_the_reference(dtype):
+    values = torch.cat(
+        [torch.linspace(-0.5, 1.5, 4000), torch.arange(256) / 255, torch.tensor([torch.inf, -torch.inf])]
+    )
+    tensor = values[: 3 * (len(values) // 3)].reshape(1, -1, 3).to(dtype)
+    expected = tensor.mul(255).clamp(0, 255).byte().numpy()  # cubiq/ComfyUI_InstantID, utils.py, tensor_to_image
+    np.testing.assert_array_equal(rgb(tensor), expected)
+    assert expected.min() == 0
+    assert expected.max() == 255
+
+
+def test_tensors_are_not_changed():
+    tensor = torch.rand(4, 4, 3) * 3 - 1
+    before = tensor.clone()
+    rgb(tensor)
+    assert torch.equal(tensor, before)
+
+
+def test_a_tensor_made_in_inference_mode_is_a_picture():
+    with torch.inference_mode():
+        tensor = torch.full((4, 5, 3), 0.5)
+    assert (rgb(tensor) == 127).all()
+
+
+# Keys
+
+
+def test_a_key_stands_for_the_pixels_and_nothing_else(pixels):
+    key = Photo(pixels).key
+    assert Photo(pixels.copy(), "another name").key == key
+    assert Photo(np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]).key == key
+    changed = pixels.copy()
+    changed[7, 7, 1] ^= 1
+    assert Photo(changed).key != key
+    assert Photo(pixels.reshape(30, 20, 3)).key != key
+    assert Photo(torch.from_numpy(pixels) / 255).key != key
+
+
+def test_a_cached_face_never_needs_the_8_bit_pixels(pixels):
+    photo = Photo(torch.rand(4, 4, 3))
+    assert photo.key == photo.key
+    assert "rgb" not in vars(photo)
+
+
+# Files
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_pictures_of_any_mode_are_rgb_as_pillow_makes_them(mode, pixels):
+    image = Image.fromarray(pixels)
+    image = image.convert("L").convert(mode) if mode in ("LA", "PA") else image.convert(mode)
+    if mode == "PA":
+        image.putpalette([value for i in range(256) for value in (i, 0, 255 - i)])
+    np.testing.assert_array_equal(rgb(image), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes([0, 255, 128, 0])])
+def test_a_palette_with_transparency_gives_its_colours_without_a_warning(transparency, tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), "P")
+    colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]]
+    image.putpalette(np.ravel(colours).tolist())
+    image.save(tmp_path / "p.png", transparency=transparency)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(rgb(tmp_path / "p.png").reshape(4, 3), colours)
+
+
+def test_a_grayscale_array_is_repeated(pixels):
+    gray = pixels[..., 0]
+    expected = np.stack([gray] * 3, axis=2)
+    np.testing.assert_array_equal(rgb(gray), expected)
+    np.testing.assert_array_equal(rgb(gray[..., None]), expected)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_files_are_scaled_not_clipped(suffix, tmp_path):
+    values = np.array([[0, 255, 256, 32768], [65280, 65535, 4095, 1000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep{suffix}")
+    expected = np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(rgb(tmp_path / f"deep{suffix}"), expected)
+    # As older versions of Pillow open such files.
+    np.testing.assert_array_equal(rgb(Image.fromarray(values.astype(np.int32))), expected)
+    np.testing.assert_array_equal(rgb(values), expected)
+
+
+def test_a_cmyk_jpeg_has_its_colours(tmp_path):
+    colours = np.repeat(np.array([[[200, 30, 30], [30, 200, 30]], [[30, 30, 200], [240, 240, 240]]], np.uint8), 16, 0)
+    colours = np.repeat(colours, 16, axis=1)
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    assert Image.open(tmp_path / "print.jpg").mode == "CMYK"
+    assert np.abs(rgb(tmp_path / "print.jpg").astype(int) - colours).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured_once(orientation, pixels, tmp_path):
+    # EXIF 2.32, tag 0x0112: where the stored picture's first row and first column lie in the upright one.
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, 1),
+        7: pixels.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(pixels, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for suffix, options in ((".png", {}), (".webp", {"lossless": True}), (".jpg", {"quality": 100, "subsampling": 0})):
+        path = tmp_path / f"rotated{suffix}"
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+        upright = np.array(load_image(path)).astype(int)
+        assert np.abs(upright - pixels).max() <= (16 if suffix == ".jpg" else 0)
+        np.testing.assert_array_equal(rgb(path), upright)
+        np.testing.assert_array_equal(rgb(Image.open(path)), upright)
+        np.testing.assert_array_equal(rgb(load_image(path)), upright)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_damaged_exif_does_not_cost_the_picture(exif, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    np.testing.assert_array_equal(rgb(tmp_path / "photo.jpg"), np.array(Image.open(tmp_path / "photo.jpg")))
+
+
+@pytest.mark.parametrize("kind", [5, 10, 11, 12])
+def test_a_badly_written_tag_does_not_cost_the_rotation(kind, pixels, tmp_path):
+    orientation = struct.pack(">HHIHH", ExifTags.Base.Orientation, 3, 1, 6, 0)
+    software = struct.pack(">HHII", ExifTags.Base.Software, kind, 1, 38)  # text, said to be a number
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + orientation + software + struct.pack(">I", 0) + b"camera\0"
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    assert rgb(tmp_path / "photo.jpg").shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_of_an_animation_the_first_frame_counts(suffix, tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / f"moving{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == ".webp" else {}))
+    assert Image.open(path).n_frames == 3
+    assert (rgb(path) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 50), (50, 20_000)])
+def test_extreme_shapes_are_pictures(size, tmp_path):
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "odd.png")
+    assert rgb(tmp_path / "odd.png").shape == (size[1], size[0], 3)
+    assert rgb(torch.zeros(size[1], size[0], 3)).shape == (size[1], size[0], 3)
+
+
+# Refusals
+
+
+def refusal(image) -> str:
+    with pytest.raises(ImageError) as caught:
+        rgb(image)
+    return str(caught.value)
+
+
+def encoded(image: np.ndarray, format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.png", b"", "not a picture that Pillow can read; save it as JPEG"),
+        ("words.jpg", b"these are words, not a picture" * 99, "not a picture that Pillow can read; save it as JPEG"),
+        ("phone.heic", b"\0\0\0\x18ftypheic" + bytes(500), "HEIC photos need converting"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_named(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    message = refusal(tmp_path / name)
+    assert message.startswith(f"{tmp_path / name}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_a_truncated_file_is_named(format, keep, astronaut, tmp_path):
+    data = encoded(astronaut[:128, :128], format)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: int(keep * len(data))])
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert "damaged or truncated" in message or "not a picture" in message
+    if format in ("JPEG", "PNG"):  # which Pillow decodes only when asked for pixels
+        assert "image: damaged or truncated picture" in refusal(Image.open(path))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_files_raise_nothing_else(format, pixels, tmp_path):
+    random = np.random.default_rng(0)
+    data = encoded(pixels, format)
+    path = tmp_path / "damaged"
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(data[: random.integers(1, len(data))] if random.random() < 0.3 else data)
+        for _ in range(random.integers(1, 20)):
+            damaged[random.integers(len(damaged))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert rgb(path).ndim == 3
+        except ImageError:
+            refused += 1
+    assert refused
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    assert path.stat().st_size < 1 << 20
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert "scale the picture down" in message
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path):
+    assert refusal(tmp_path) == f"{tmp_path}: this is a folder, not a picture"
+    assert refusal(tmp_path / "none.png") == f"{tmp_path / 'none.png'}: no such file"
+    assert "cannot be read" in refusal(tmp_path / ("x" * 5000))
+
+
+@needs_posix
+def test_a_picture_that_may_not_be_read_is_named(pixels, tmp_path):
+    secret, locked = Path("secret.png"), Path("locked/picture.png")
+    for path in (secret, locked):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / path)
+    rgb(tmp_path / secret)
+    (tmp_path / secret).chmod(0)
+    (tmp_path / locked).parent.chmod(0o600)
+    with unprivileged(tmp_path):
+        for path in (secret, locked):
+            assert refusal(path) == f"{path}: cannot be read (Permission denied); check its permissions"
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "expected a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4)"),
+        (np.zeros((4, 4, 3), bool), "got bool"),
+        (np.zeros((4, 4, 3), object), "got object"),
+        (np.zeros((4, 4, 2), np.uint8), "shape (4, 4, 2)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "shape (2, 4, 4, 3)"),
+        (np.zeros(4, np.uint8), "shape (4,)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty picture of shape (0, 4, 3)"),
+        (np.zeros((4, 0), np.uint8), "empty picture"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "expected a float tensor [B, H, W, 3] in 0..1, got torch.uint8"),
+        (torch.zeros(4, 4, 3, dtype=torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
+        (torch.zeros(1, 3, 8, 8), "of shape [1, 3, 8, 8]"),
+        (torch.zeros(1, 8, 8), "of shape [1, 8, 8]"),
+        (torch.zeros(8, 8), "of shape [8, 8]"),
+        (torch.zeros(0, 8, 8, 3), "empty tensor of shape [0, 8, 8, 3]"),
+        (torch.zeros(1, 0, 8, 3), "empty tensor"),
+        (torch.full((4, 4, 3), torch.nan), "holds NaN"),
+        (torch.tensor([[[0.1, 0.2, torch.nan]]], dtype=torch.bfloat16), "holds NaN"),
+        (Image.new("RGB", (0, 5)), "empty picture of 0 x 5 pixels"),
+        (Image.new("F", (4, 4)), "32-bit floats"),
+        (b"\x89PNG", "expected a path, PIL image, array or tensor, got bytes"),
+        (None, "got NoneType"),
+        (3, "got int"),
+        ([], "no images given"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(image, said):
+    assert said in refusal(image)
+
+
+def test_the_bad_one_of_many_is_named(pixels):
+    with pytest.raises(ImageError, match=r"^image 2: expected a uint8 or uint16 array"):
+        photos([pixels, pixels, pixels.astype(float)])
+    nan = torch.zeros(3, 4, 4, 3)
+    nan[1, 2, 2] = torch.nan
+    with pytest.raises(ImageError, match=r"^image\[1\]: the picture holds NaN"):
+        [photo.rgb for photo in photos(nan)]
