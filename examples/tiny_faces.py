@@ -100,7 +100,8 @@ def write_scrfd(
                 x = net.conv(x, channels, width, kernel=1, gain=0.7)
             x, channels = net.relu(net.op("Add", [x, y])), width
         levels.append(x)
-    laterals = [net.conv(level, width, neck, kernel=1, gain=0.5) for level, width in zip(levels[1:], widths[1:], strict=True)]
+    sizes = zip(levels[1:], widths[1:], strict=True)
+    laterals = [net.conv(level, width, neck, kernel=1, gain=0.5) for level, width in sizes]
     for i in (2, 1):  # top down
         laterals[i - 1] = net.op("Add", [laterals[i - 1], net.upsample_to(laterals[i], laterals[i - 1])])
     laterals = [net.conv(lateral, neck, neck, gain=0.7) for lateral in laterals]

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
-        _say(f"error: this command needs the package {error.name!r}: pip install 'fast-instantid[diffusers]'")
+        _say(f"error: {error}; for this command: pip install 'fast-instantid[diffusers]'")
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

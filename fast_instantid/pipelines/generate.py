@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import ModelFileError
 from ..identity import Identity
+from ..placement import Placement
 from .attach import InstantID
 from .subject import DEFAULT_WEIGHT, Subject
 
@@ -78,21 +79,26 @@ class Sampling:
 
 
 def load_pipeline(
-    base: str | os.PathLike[str], instantid: str | os.PathLike[str], device: torch.device | str, dtype: torch.dtype
+    base: str | os.PathLike[str],
+    instantid: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> StableDiffusionXLControlNetPipeline:
     """An SDXL pipeline with InstantID's IdentityNet, ready for :class:`InstantID`.
 
     Args:
         base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or a hub id in the local cache.
         instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or a hub id in the local cache.
-        device: where it runs.
-        dtype: of all networks. Files of the variant ``fp16`` are preferred for float16, and taken where there are no
-            others.
+        device: where it runs; the best one there is by default.
+        dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
+            for float16, and taken where there are no others.
 
     Raises:
         ModelFileError: files that are missing, or are not of SDXL; says where it looked.
+        BackendError: a device that is not there.
     """
-    options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
+    placement = Placement.resolve(device, dtype)
+    options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
     controlnet = InstantIDFiles.find(instantid).controlnet
     with _loading(controlnet, "InstantID's ControlNet"):
         net = ControlNetModel.from_pretrained(controlnet, **options)
@@ -102,11 +108,11 @@ def load_pipeline(
             pipe = StableDiffusionXLControlNetPipeline.from_single_file(os.fspath(base), controlnet=net, **options)
     else:
         folder = _sdxl_folder(base)
-        options["variant"] = _variant(folder, dtype)
+        options["variant"] = _variant(folder, placement.dtype)
         with _loading(folder, "an SDXL model"):
             pipe = StableDiffusionXLControlNetPipeline.from_pretrained(folder, controlnet=net, **options)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(placement.device)
 
 
 def generate(

@@ -1,0 +1,59 @@
+"""The README's examples run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.tiny_adapter import write_tiny_adapter
+from examples.tiny_faces import write_tiny_pack
+from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from fast_instantid import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> Path:
+    """Where a reader would run them: ``anna.jpg`` and ``models/``, as ``download`` fills it."""
+    Image.fromarray(astronaut).resize((256, 256)).save(tmp_path / "anna.jpg")
+    models = tmp_path / "models"
+    write_tiny_pack(models / "antelopev2")
+    write_tiny_sdxl(models / "base")
+    write_tiny_identitynet(models / "instantid" / "ControlNetModel")
+    write_tiny_adapter(models / "instantid" / "ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
+    return tmp_path
+
+
+def test_the_python_example(folder):
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {})  # noqa: S102
+    assert Image.open(folder / "anna.png").size == (256, 256)
+
+
+def test_the_shell_examples(folder):
+    [block] = re.findall(r"## From the shell\n\n```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines():
+        command, *arguments = shlex.split(line.replace("*.jpg", "anna.jpg"), comments=True)
+        assert command == "fast-instantid"
+        small = ["--size", "64x64", "--steps", "1"] if arguments[0] == "generate" else []
+        assert cli.main([*arguments, *small]) == 0, line
+    assert {"people.safetensors", "hint.png", "anna.png"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
+
+
+def test_the_make_targets_exist():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
