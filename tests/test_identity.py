@@ -287,8 +287,15 @@ def test_an_identity_of_real_size_is_below_eleven_megabytes() -> None:
     assert identity.num_layers == 70
     assert bank.nbytes == 2 * 16 * sum(SDXL_CHANNELS) * 2 * 2 == 10_649_600
     assert identity.nbytes == bank.nbytes + 2 * 16 * 2048 * 2
+    # What the published method keeps in its place: the weights of all layers, and the resampler.
     weights = 2 * 2048 * sum(SDXL_CHANNELS) * 2
     assert weights / bank.nbytes == 64
+    with torch.device("meta"):
+        resampler = Resampler(
+            dim=1280, depth=4, inner_dim=1280, feed_forward_dim=5120, num_queries=16, embedding_dim=512, output_dim=2048
+        ).half()
+    kept = weights + sum(parameter.nbytes for parameter in resampler.parameters())
+    assert kept / 1e6 == pytest.approx(845.5, abs=0.05)
 
 
 def test_to_moves_everything_and_returns_itself_where_nothing_changes(adapter: Adapter) -> None:
