@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
+from fast_instantid.errors import ImageError
 from fast_instantid.faces import largest
 from fast_instantid.faces.network import TorchNetwork
 
@@ -208,6 +209,20 @@ def test_a_backend_or_device_that_is_not_there_is_refused(pack, backend, device,
         pytest.skip("this machine has CUDA")
     with pytest.raises(ValueError, match=message):
         FaceAnalyzer.load(pack, backend, device)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
+def test_get_refuses_what_is_no_picture(analyzer, image):
+    with pytest.raises(ImageError):
+        analyzer.get(image)
+
+
+def test_get_takes_grey_and_transparent_pictures_too(analyzer, astronaut):
+    grey = astronaut.mean(axis=2).astype(np.uint8)
+    bgra = np.dstack([astronaut[..., ::-1], grey])
+    for form, same in ((grey, np.dstack([grey] * 3)), (bgra, astronaut)):
+        got, expected = analyzer.get(form), analyzer.detect(same)[0]
+        np.testing.assert_array_equal([face.kps for face in got], [face.kps for face in expected])
 
 
 def test_detection_sizes_must_fit_the_strides(analyzer, astronaut):

@@ -15,6 +15,7 @@ from examples.tiny_faces import IRESNET_100, write_iresnet
 from fast_instantid import Cache, Face, FaceAnalyzer
 from fast_instantid.faces.align import TEMPLATE, align, similarity
 from fast_instantid.faces.detector import Detector
+from fast_instantid.faces.insightface import most_central
 from fast_instantid.faces.network import load_network
 from fast_instantid.faces.onnx_graph import read_graph
 from fast_instantid.faces.recognizer import Recognizer
@@ -135,6 +136,21 @@ def test_whole_chain_equals_face_analysis(backend, pack, astronaut, group):
             assert error <= (1e-5 if backend == "torch" else 0)
             cosine = got.normed_embedding @ embedding / np.linalg.norm(embedding)
             assert cosine == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("max_num", [1, 2, 5, 9])
+def test_max_num_keeps_the_faces_that_insightface_keeps(max_num, pack, group, detector_file):
+    found = make_detector(detector_file("made_scrfd")).detect([group])[0]
+    assert len(found.scores) > 6
+    theirs = insightface_detector(detector_file("made_scrfd"))
+    boxes, _ = theirs.detect(bgr(group), input_size=(640, 640), max_num=max_num)
+    kept = most_central(found, group.shape[:2], max_num)
+    np.testing.assert_allclose(kept.boxes, boxes[:, :4], rtol=0, atol=0.01)
+    ours = FaceAnalyzer.load(pack, cache=Cache())
+    assert len(ours.get(bgr(group), max_num=max_num)) == min(max_num, len(ours.get(bgr(group))))
+    boxes, keypoints = ours.det_model.detect(bgr(group), max_num=max_num)
+    assert boxes.shape[1:] == (5,)
+    assert keypoints.shape[1:] == (5, 2)
 
 
 def test_an_insightface_object_is_accepted(pack, astronaut, group):

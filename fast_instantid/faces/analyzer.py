@@ -15,7 +15,14 @@ from ..images import ImageInput, Photo, RGBImage, photos
 from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, largest
-from .insightface import AnalyzedFace, DetectorView, InsightFaceDetector, InsightFaceRecognizer
+from .insightface import (
+    AnalyzedFace,
+    DetectorView,
+    InsightFaceDetector,
+    InsightFaceRecognizer,
+    most_central,
+    photo_of_bgr,
+)
 from .network import load_network
 from .pack import find_pack
 from .recognizer import Recognizer
@@ -58,7 +65,7 @@ class FaceAnalyzer:
         self._detector = detector
         self._recognizer = recognizer
         self._cache = shared_cache() if cache is None else cache
-        self.det_model = DetectorView(self._detect_bgr)
+        self.det_model = DetectorView(lambda photo, size: self._detect_at([photo], size)[0])
 
     @classmethod
     def load(
@@ -152,22 +159,20 @@ class FaceAnalyzer:
 
         Args:
             image: ``(H, W, 3)`` uint8 in **BGR** order.
-            max_num: keep only the ``max_num`` largest; 0 keeps all.
+            max_num: keep only so many, the large and central ones; 0 keeps all.
 
         Returns:
             faces whose ``embedding`` is computed when first asked for.
+
+        Raises:
+            ImageError: an array that is not such a picture.
         """
-        photo = Photo(np.ascontiguousarray(image[..., ::-1]))  # a copy: what the faces refer to cannot change
-        faces = faces_of(self._detect_at([photo], self.det_model.input_size)[0])
-        if max_num:
-            faces = sorted(faces, key=lambda face: face.area, reverse=True)[:max_num]
+        photo = photo_of_bgr(image)
+        found = most_central(self._detect_at([photo], self.det_model.input_size)[0], photo.size, max_num)
         return [
             AnalyzedFace(face.bbox, face.kps, face.det_score, lambda kps: self._embed([photo], [kps])[0])
-            for face in faces
+            for face in faces_of(found)
         ]
-
-    def _detect_bgr(self, image: np.ndarray, size: tuple[int, int]) -> Detections:
-        return self._detect_at([Photo(np.ascontiguousarray(image[..., ::-1]))], size)[0]
 
     def _detect(self, pictures: list[Photo]) -> list[Detections]:
         """Try the sizes in turn, each only on the pictures in which nothing was found before."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
-from ..images import RGBImage
+from ..images import Photo, RGBImage, photos
 from ..weights import fingerprint
 from .detector import Detections
 from .face import Face
@@ -41,14 +41,17 @@ class DetectorView:
 
     taskname = "detection"
 
-    def __init__(self, detect: Callable[[np.ndarray, tuple[int, int]], Detections]) -> None:
+    def __init__(self, detect: Callable[[Photo, tuple[int, int]], Detections]) -> None:
         self._detect = detect
         self.input_size = (640, 640)
         """``(width, height)`` at which ``get`` searches; other packs lower it when they find nothing."""
 
-    def detect(self, img: np.ndarray, input_size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def detect(
+        self, img: np.ndarray, input_size: tuple[int, int] | None = None, max_num: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores ``(n, 5)`` and keypoints ``(n, 5, 2)`` of a BGR picture."""
-        found = self._detect(img, input_size or self.input_size)
+        photo = photo_of_bgr(img)
+        found = most_central(self._detect(photo, input_size or self.input_size), photo.size, max_num)
         return np.column_stack([found.boxes, found.scores]), found.keypoints
 
 
@@ -79,6 +82,26 @@ class InsightFaceRecognizer:
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
         return self._model.get_feat([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
+
+
+def photo_of_bgr(image: np.ndarray) -> Photo:
+    """A Photo that holds a copy, so that what refers to it cannot change."""
+    return photos(np.array(image[..., 2::-1] if image.ndim == 3 else image))[0]
+
+
+def most_central(found: Detections, size: tuple[int, int], max_num: int) -> Detections:
+    """The ``max_num`` faces that are largest after a penalty of twice their squared distance from the middle, largest
+    first, as insightface's ``detect`` picks them; all for 0.
+
+    Args:
+        size: ``(height, width)`` of the picture.
+    """
+    if not 0 < max_num < len(found.scores):
+        return found
+    left, top, right, bottom = found.boxes.T
+    distance = ((left + right) / 2 - size[1] // 2) ** 2 + ((top + bottom) / 2 - size[0] // 2) ** 2
+    order = np.argsort((right - left) * (bottom - top) - 2.0 * distance)[::-1][:max_num]
+    return Detections(found.boxes[order], found.keypoints[order], found.scores[order])
 
 
 def _model(analysis: Any, task: str) -> Any:

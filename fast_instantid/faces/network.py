@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,8 +86,7 @@ class TorchNetwork:
         return f"{fingerprint(self._path)}/torch/{self.device.type}"
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        # TF32 would move boxes and embeddings by 1e-3, and with them the noise that is seeded by an embedding's sum.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.inference_mode(), _exact_float32(self.device):
             batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)  # channels-last as it lies
             outputs = self._module(batch.float().sub_(mean).mul_(scale))
             return [output.float().cpu().numpy() for output in outputs]
@@ -109,6 +110,22 @@ class OnnxRuntimeNetwork:
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _exact_float32(device: torch.device) -> Generator[None]:
+    """No TF32 on CUDA: it would move boxes and embeddings by 1e-3, and with them the noise that is seeded by the sum of
+    an embedding."""
+    if device.type != "cuda":
+        yield
+        return
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _provider(device: str) -> str:
