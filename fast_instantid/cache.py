@@ -9,10 +9,12 @@ pickle.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ logger = logging.getLogger("fast_instantid")
 
 Record = Mapping[str, torch.Tensor]
 """What the cache holds. Shared between callers: never change the tensors of one."""
+
+_OVERHEAD = 1024  # bytes of the objects around a tensor; without it, records of no faces would pile up without end
 
 
 def content_key(*parts: object) -> str:
@@ -50,9 +54,8 @@ def _feed(digest: xxhash.xxh3_128, part: object) -> None:
         digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(part, np.ndarray):
-        array = np.ascontiguousarray(part)
-        digest.update(f"A{array.dtype.str}{list(array.shape)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"A{part.dtype.str}{list(part.shape)}".encode())
+        digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     elif isinstance(part, (str, bytes)):
         data = part.encode() if isinstance(part, str) else part
         digest.update(f"{type(part).__name__}{len(data)}:".encode())
@@ -72,6 +75,7 @@ class CacheStats:
     """Counts since the cache was made, and what it holds now."""
 
     hits: int = 0
+    """Found in memory, or computed meanwhile by another thread."""
     disk_hits: int = 0
     misses: int = 0
     entries: int = 0
@@ -83,8 +87,9 @@ class Cache:
 
     Args:
         max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
-        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk.
-        max_disk_bytes: bound of the disk tier.
+        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk. Where it
+            cannot be read or written, a warning is logged and nothing else is lost.
+        max_disk_bytes: bound of the disk tier, as a whole and for each record.
     """
 
     def __init__(
@@ -107,7 +112,8 @@ class Cache:
         Args:
             keys: content keys; equal ones are computed once.
             compute: gets the positions (in ``keys``) of what is missing and returns one record for each. What it
-                raises is raised here, and nothing is kept; threads that waited for it then compute for themselves.
+                raises is raised here, and nothing is kept; threads that waited for it then compute for themselves. It
+                must not ask this cache for the same keys, for which it would wait forever.
         """
         found: dict[str, Record] = {}
         while True:
@@ -115,8 +121,10 @@ class Cache:
             if mine:
                 self._fill(keys, mine, compute, found)
             for key, future in theirs.items():
-                if future.exception() is None:
+                if future.exception() is None:  # waits
                     found[key] = future.result()
+                    with self._lock:
+                        self._stats.hits += 1
             if all(key in found for key in keys):
                 return [found[key] for key in keys]
 
@@ -160,25 +168,24 @@ class Cache:
         found: dict[str, Record],
     ) -> None:
         try:
-            computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
-            from_disk = len(computed)
-            missing = [keys.index(key) for key in mine if key not in computed]
-            if missing:
-                # Values outlive the caller's mode: a tensor made under inference_mode could not be used outside it.
-                with torch.inference_mode(False), torch.no_grad():
-                    records = compute(missing)
-                computed.update(zip((keys[i] for i in missing), records, strict=True))
+            # Values outlive the caller's mode: a tensor made under inference_mode could not be used outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
+                missing = [keys.index(key) for key in mine if key not in computed]
+                if missing:
+                    records = [_owned(record) for record in compute(missing)]
+                    computed.update(zip((keys[i] for i in missing), records, strict=True))
+            if self._disk:
+                for i in missing:
+                    self._disk.write(keys[i], computed[keys[i]])
         except BaseException as error:
             with self._lock:
                 for key, future in mine.items():
                     del self._in_flight[key]
                     future.set_exception(error)
             raise
-        if self._disk:
-            for i in missing:
-                self._disk.write(keys[i], computed[keys[i]])
         with self._lock:
-            self._stats.disk_hits += from_disk
+            self._stats.disk_hits += len(mine) - len(missing)
             self._stats.misses += len(missing)
             for key, future in mine.items():
                 self._keep(key, computed[key])
@@ -199,8 +206,16 @@ class Cache:
 
 
 def record_bytes(record: Record) -> int:
-    """Bytes of all tensors of a record."""
-    return sum(tensor.nbytes for tensor in record.values())
+    """Bytes that a record takes: all its tensors, and about 1 KB for each of them."""
+    return sum(tensor.nbytes + _OVERHEAD for tensor in record.values())
+
+
+def _owned(record: Record) -> Record:
+    """The record in tensors that work in every mode, and that keep no more alive than the bytes they count."""
+    return {
+        name: tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        for name, tensor in record.items()
+    }
 
 
 class _DiskTier:
@@ -209,7 +224,8 @@ class _DiskTier:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
-        self._size: int | None = None  # as of the last scan, plus what this process wrote since
+        self._room = 0  # bytes to write before the folder is looked at again
+        self._lock = threading.Lock()
 
     def read(self, key: str) -> Record | None:
         path = self._path(key)
@@ -218,51 +234,56 @@ class _DiskTier:
                 # Copied out of the mapping, so that another process may evict the file meanwhile.
                 record = {name: file.get_tensor(name).clone() for name in file.keys()}
                 checksum = (file.metadata() or {}).get("checksum")
-            if checksum != _checksum(record):
-                raise SafetensorError("checksum mismatch")
-            path.touch()
+            if checksum != _checksum(key, record):
+                raise SafetensorError("its checksum does not fit")
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            logger.warning("cache file %s is damaged (%s): removed, computing again", path, error)
-            path.unlink(missing_ok=True)
+            logger.warning("cache file %s cannot be used (%s): computing again", path, error)
             return None
+        with suppress(OSError):  # what may not be written may still be read
+            os.utime(path)  # the time of the last reading, by which files are evicted
         return record
 
     def write(self, key: str, record: Record) -> None:
+        if record_bytes(record) > self.max_bytes:
+            return
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_safetensors(path, dict(record), {"checksum": _checksum(record)})
-            if self._size is None or self._size > self.max_bytes:
-                self._size = self._evict()
-            else:
-                self._size += path.stat().st_size
+            write_safetensors(path, dict(record), {"checksum": _checksum(key, record)})
+            with self._lock:
+                self._room -= path.stat().st_size
+                if self._room < 0:
+                    self._room = self._evict()
         except OSError as error:
             logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
 
     def _evict(self) -> int:
-        """Remove the files read longest ago until the folder is within its bound; return its size."""
+        """Remove the files read longest ago if the folder exceeds its bound; return how much to write until next time.
+
+        Looking takes a scan, so a tenth is made free at once; other processes write too, so half of the rest is left
+        to them.
+        """
         files = []
         for path in self.directory.glob("*/*.safetensors"):
-            try:
+            with suppress(FileNotFoundError):  # another process evicted it
                 files.append((path.stat(), path))
-            except FileNotFoundError:  # another process evicted it
-                continue
         total = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
-            if total <= self.max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            total -= stat.st_size
-        return total
+        if total > self.max_bytes:
+            for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
+                path.unlink(missing_ok=True)
+                total -= stat.st_size
+                if total <= 0.9 * self.max_bytes:
+                    break
+        return (self.max_bytes - total) // 2
 
     def _path(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.safetensors"
 
 
-def _checksum(record: Record) -> str:
-    return content_key(*(part for name in sorted(record) for part in (name, record[name])))
+def _checksum(key: str, record: Record) -> str:
+    return content_key(key, *(part for name in sorted(record) for part in (name, record[name])))
 
 
 _shared: Cache | None = None

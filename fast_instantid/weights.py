@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import re
 import secrets
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from .errors import ModelFileError
 
 StateDict = dict[str, torch.Tensor]
 
-_fingerprints: dict[tuple[str, int, int], str] = {}
+_ZIP = b"PK\x03\x04"
+_fingerprints: dict[tuple[str, int, int, int, int], str] = {}
 _fingerprints_lock = threading.Lock()
 
 
@@ -30,39 +31,55 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
 
     Raises:
-        ModelFileError: missing, empty, truncated, or no weights at all; the message says what the file is.
+        ModelFileError: missing, unreadable, empty, truncated, or no weights at all; the message says what the file is.
     """
     path = existing_file(path, "weights")
     try:
         if _looks_like_safetensors(path):
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        return dict(_flatten(_load_pickle(path)))
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: {_diagnose(path)} ({_first_line(error)})") from error
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        else:
+            tensors = dict(_flatten(_load_pickle(path)))
+    except Exception as error:  # torch's unpickler fails in all kinds of ways on bytes that are no weights
+        raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
+    if not tensors:
+        raise ModelFileError(f"{path}: holds no named tensors; a file of weights is needed")
+    return tensors
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """``path`` as a Path.
 
     Raises:
-        ModelFileError: it is not there, is a folder, or is empty.
+        ModelFileError: it is not there, is a folder, is empty, or may not be read.
     """
     path = Path(path)
-    if not path.exists():
-        raise ModelFileError(f"{path}: no such file; expected {what} there")
-    if path.is_dir():
-        raise ModelFileError(f"{path}: this is a folder; expected a file of {what}")
-    if path.stat().st_size == 0:
+    try:
+        if path.is_dir():
+            raise ModelFileError(f"{path}: this is a folder; expected a file of {what}")
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file; expected {what} there") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if empty:
         raise ModelFileError(f"{path}: this file is empty; download it again")
     return path
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """``xxh3_128`` of a file's content, read once per version of the file and process (about 0.1 s per GB)."""
+    """``xxh3_128`` of a file's content, read once per version of the file and process (about 0.1 s per GB).
+
+    A version is known by path, inode, size, and times of modification and change. The last of them no program can set,
+    so that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
+
+    Raises:
+        OSError: as the system says.
+    """
     path = Path(path).resolve()
     stat = path.stat()
-    version = (str(path), stat.st_size, stat.st_mtime_ns)
+    version = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     with _fingerprints_lock:
         known = _fingerprints.get(version)
     if known is None:
@@ -82,19 +99,25 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     Raises:
         OSError: as the system says; the folder is then as it was before.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copied, because safetensors refuses tensors that share memory.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     with atomic_write(path) as temporary:
-        try:
-            save_file(contiguous, temporary, dict(metadata))
-        except SafetensorError as error:  # wraps the system's error in its text
-            raise OSError(f"{path}: could not be written ({_first_line(error)})") from error
+        # safetensors' own save_file would make the file readable for nobody but its owner.
+        temporary.write_bytes(save(copies, dict(metadata)))
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path beside ``path`` that takes its place at the end, or is removed if anything fails."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    if (
+        path.exists() and not path.is_file()
+    ):  # /dev/null or a pipe is written, never replaced; a folder is refused there
+        yield path
+        return
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -103,48 +126,48 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
         raise
 
 
-def _load_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):  # the format of torch < 1.6 cannot be mapped
-            raise
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"holds a {type(loaded).__name__}, not a dictionary of tensors")
-    return loaded
+def _load_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        if file.read(4) != _ZIP or path.suffix == ".safetensors":
+            # The format of torch < 1.6 cannot be mapped, and a name that says safetensors misleads torch.
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if not isinstance(tree, Mapping):
+        return
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             yield f"{prefix}{name}", value
+        else:
+            yield from _flatten(value, f"{prefix}{name}.")
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """A safetensors file starts with the length of its header (8 bytes, little-endian) and then a ``{``."""
+    """A safetensors file starts with the length of its header (8 bytes, little-endian, at most 100 MB) and a ``{``."""
     with open(path, "rb") as file:
         head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{"
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
 
 
-def _diagnose(path: Path) -> str:
-    """What a file that could not be read as weights seems to be."""
+def _diagnose(path: Path, error: Exception) -> str:
+    """What a file that could not be read as weights seems to be. torch's own words would advise to let it run code."""
+    size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)
-    size = path.stat().st_size
+        file.seek(-min(size, 1024), os.SEEK_END)
+        tail = file.read()
+    is_zip, is_pickle = head.startswith(_ZIP), head.startswith(b"\x80")
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file it points to; run 'git lfs pull' or download the file itself"
     if head.lstrip()[:1] == b"<":
         return "a web page saved in place of the file; download the file itself"
     if head.startswith(b"GGUF"):
         return "a GGUF file, which holds a quantised model; a safetensors or .bin file is needed"
-    if head.startswith(b"PK\x03\x04") or _looks_like_safetensors(path):
+    if (is_zip or is_pickle) and (code := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))):
+        return f"a pickle that would run {code[1]}, which was not allowed; get the model as a safetensors file"
+    if _looks_like_safetensors(path) or (is_zip and b"PK\x05\x06" not in tail):
         return f"an incomplete download ({size:,} bytes); download it again"
-    return f"not a file of weights ({size:,} bytes); a safetensors or torch .bin file is needed"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"not a file of weights, or a damaged one ({size:,} bytes); a safetensors or torch .bin file is needed"

@@ -1,0 +1,518 @@
+"""The cache: keys are content, a hit is the miss to the bit, one computation under threads, files that only help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fast_instantid.cache import Cache, content_key, record_bytes, shared_cache
+from tests.adversity import full_disk, needs_posix, unprivileged
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def record(value: float = 0.0, count: int = 256) -> dict[str, torch.Tensor]:
+    return {"x": torch.full((count,), float(value))}
+
+
+def never(*_: object) -> dict[str, torch.Tensor]:
+    raise AssertionError("computed what the cache should have had")
+
+
+def key_of(value: object) -> str:
+    return content_key("test", value)
+
+
+# Keys
+
+
+def test_different_content_has_different_keys():
+    tensor = torch.arange(6.0)
+    parts: list[tuple[object, ...]] = [
+        (),
+        (None,),
+        ("",),
+        (b"",),
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc",),
+        (b"abc",),
+        (["a", "bc"],),
+        ([["a"], "bc"],),
+        ("a", ["bc"]),
+        ([],),
+        ([], []),
+        ([[]],),
+        (1,),
+        (1.0,),
+        (True,),
+        ("1",),
+        ("True",),
+        (0,),
+        (0.0,),
+        (-0.0,),
+        (False,),
+        (float("nan"),),
+        (float("inf"),),
+        (1, 11),
+        (11, 1),
+        (tensor,),
+        (tensor.double(),),
+        (tensor.half(),),
+        (tensor.bfloat16(),),
+        (tensor.int(),),
+        (tensor.reshape(2, 3),),
+        (tensor.reshape(3, 2),),
+        (tensor.reshape(2, 3).T,),
+        (tensor.flip(0),),
+        (tensor[:3], tensor[3:]),
+        (torch.tensor(5.0),),
+        (torch.tensor([5.0]),),
+        (torch.tensor([[5.0]]),),
+        (torch.empty(0),),
+        (torch.empty(0, 3),),
+        (torch.empty(3, 0),),
+        (tensor.numpy(),),
+        (tensor.numpy().reshape(2, 3),),
+        (tensor.numpy().astype(">f4"),),
+        (np.array(5.0, np.float32),),
+        (np.array([5.0], np.float32),),
+        (np.empty((0, 3)),),
+        (np.empty((3, 0)),),
+        (np.zeros(4, np.uint8),),
+        (np.zeros(4, np.int8),),
+        (np.zeros(4, bool),),
+        (torch.zeros(4, dtype=torch.bool),),
+    ]
+    keys = [content_key(*part) for part in parts]
+    assert len(set(keys)) == len(parts)
+    assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
+
+
+def test_equal_content_has_equal_keys():
+    tensor = torch.rand(4, 6, 3)
+    strided = torch.rand(8, 6, 3)
+    strided[::2] = tensor
+    for same in (
+        tensor.clone(),
+        strided[::2],
+        tensor.movedim(2, 0).contiguous().movedim(0, 2),
+        tensor.clone().requires_grad_(),
+    ):
+        assert content_key(same) == content_key(tensor)
+    array = tensor.numpy()
+    for same in (array.copy(), np.asfortranarray(array), array[:, ::-1].copy()[:, ::-1]):
+        assert content_key(same) == content_key(array)
+    assert content_key((1, "a")) == content_key([1, "a"])
+    for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool):
+        assert content_key(tensor.to(dtype)) == content_key(tensor.to(dtype).clone())
+
+
+def test_one_changed_byte_changes_the_key():
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    keys = {content_key(array)}
+    for index in np.ndindex(4, 4, 3):
+        array[index] ^= 1
+        keys.add(content_key(array))
+        array[index] ^= 1
+    assert len(keys) == 1 + 48
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"a": 1}, {1, 2}, object(), Path("a"), np.float32(1), np.array([object()]), torch.float32, 1j, [1, {}]],
+    ids=lambda part: type(part).__name__,
+)
+def test_what_has_no_known_content_is_no_part_of_a_key(part):
+    with pytest.raises(TypeError):
+        content_key(part)
+
+
+# Memory
+
+
+def test_a_hit_is_the_miss_to_the_bit():
+    cache = Cache()
+    made = {name: torch.randn(3, 4).to(dtype) for name, dtype in [("a", torch.float32), ("b", torch.bfloat16)]}
+    made["a"][0, 0] = torch.nan
+    first = cache.get("key", lambda: made)
+    again = cache.get("key", never)
+    for name, tensor in made.items():
+        assert again[name].dtype == tensor.dtype
+        assert content_key(again[name]) == content_key(first[name]) == content_key(tensor)
+
+
+def test_equal_keys_of_one_call_are_computed_once():
+    calls = []
+
+    def compute(missing: list[int]) -> list[dict[str, torch.Tensor]]:
+        calls.append(missing)
+        return [record(i) for i in missing]
+
+    cache = Cache()
+    cache.get("b", lambda: record(100))
+    found = cache.get_many(["a", "b", "a", "c", "b", "c"], compute)
+    assert calls == [[0, 3]]
+    assert [int(one["x"][0]) for one in found] == [0, 100, 0, 3, 100, 3]
+    assert cache.get_many([], never) == []
+    assert (cache.stats.hits, cache.stats.misses, cache.stats.entries) == (1, 3, 3)
+
+
+def test_the_least_recently_used_records_go_first():
+    cache = Cache(max_bytes=3 * record_bytes(record()))
+    for key in "abc":
+        cache.get(key, record)
+    cache.get("a", never)
+    cache.get("d", record)
+    for key in "cad":
+        cache.get(key, never)
+    with pytest.raises(AssertionError):
+        cache.get("b", never)
+
+
+def test_memory_stays_within_its_bound():
+    source = random.Random(0)
+    cache = Cache(max_bytes=20_000)
+    for _ in range(500):
+        cache.get(str(source.randrange(50)), lambda: record(count=source.randrange(2000)))
+        assert cache.stats.bytes <= 20_000
+    cache.clear()
+    assert (cache.stats.entries, cache.stats.bytes) == (0, 0)
+
+
+def test_records_of_nothing_do_not_pile_up():
+    cache = Cache(max_bytes=100_000)
+    for i in range(1000):
+        cache.get(str(i), lambda: record(count=0))
+    assert cache.stats.entries < 200
+
+
+def test_a_record_larger_than_the_bound_is_returned_and_not_kept():
+    cache = Cache(max_bytes=20_000)
+    cache.get("small", lambda: record(1))
+    assert cache.get("large", lambda: record(2, count=6000))["x"][0] == 2
+    assert cache.get("large", lambda: record(3, count=6000))["x"][0] == 3
+    cache.get("small", never)
+
+
+def test_a_small_view_does_not_keep_a_large_tensor():
+    large = torch.zeros(1 << 20)
+    kept = Cache().get("key", lambda: {"x": large[:10]})
+    assert kept["x"].untyped_storage().nbytes() == 40
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_values_made_in_inference_mode_work_outside_it(on_disk, tmp_path):
+    weight = torch.ones(3, requires_grad=True)
+    directory = tmp_path if on_disk else None
+    with torch.inference_mode():
+        outside = torch.ones(3)  # made by the caller, in the caller's mode
+        cache = Cache(directory=directory)
+        cache.get("made", lambda: {"x": torch.ones(3) * 2})
+        cache.get("given", lambda: {"x": outside})
+        if on_disk:
+            cache = Cache(directory=directory)
+            for key in ("made", "given"):
+                cache.get(key, never)
+    for key in ("made", "given"):
+        value = cache.get(key, never)["x"]
+        assert not value.is_inference()
+        assert not value.requires_grad
+        (value * weight).sum().backward()  # which inference tensors refuse
+    assert torch.equal(weight.grad, torch.full((3,), 3.0))
+
+
+def test_gradients_are_not_kept():
+    weight = torch.ones(3, requires_grad=True)
+    assert not Cache().get("key", lambda: {"x": weight * 2})["x"].requires_grad
+
+
+# Threads
+
+
+def test_of_many_threads_one_computes():
+    cache = Cache()
+    calls = []
+    barrier = threading.Barrier(16)
+
+    def compute() -> dict[str, torch.Tensor]:
+        calls.append(threading.get_ident())
+        time.sleep(0.05)
+        return record(7)
+
+    def ask(_: int) -> dict[str, torch.Tensor]:
+        barrier.wait()
+        return cache.get("key", compute)
+
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(ask, range(16)))
+    assert len(calls) == 1
+    assert all(result["x"] is results[0]["x"] for result in results)
+    assert (cache.stats.misses, cache.stats.hits) == (1, 15)
+
+
+def test_overlapping_sets_in_any_order_are_computed_once_each_without_deadlock():
+    cache = Cache()
+    keys = [f"key {i}" for i in range(24)]
+    computed: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def ask(seed: int) -> None:
+        mine = random.Random(seed).sample(keys, 16)
+
+        def compute(missing: list[int]) -> list[dict[str, torch.Tensor]]:
+            computed.extend(mine[i] for i in missing)
+            time.sleep(0.01)
+            return [record(keys.index(mine[i])) for i in missing]
+
+        barrier.wait()
+        for start in (0, 4, 8):
+            part = mine[start : start + 8]
+            found = cache.get_many(part, lambda missing, start=start: compute([start + i for i in missing]))
+            assert [int(one["x"][0]) for one in found] == [keys.index(key) for key in part]
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(ask, seed) for seed in range(8)]:
+            future.result(timeout=30)
+    assert len(computed) == len(set(computed))
+
+
+def test_after_a_failure_each_waiting_thread_computes_for_itself():
+    cache = Cache()
+    started, calls = threading.Event(), []
+
+    def fail() -> dict[str, torch.Tensor]:
+        started.set()
+        time.sleep(0.05)
+        raise RuntimeError("no memory")
+
+    def succeed() -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return record(1)
+
+    with ThreadPoolExecutor(5) as pool:
+        failing = pool.submit(cache.get, "key", fail)
+        started.wait()
+        waiting = [pool.submit(cache.get, "key", succeed) for _ in range(4)]
+        with pytest.raises(RuntimeError, match="no memory"):
+            failing.result(timeout=30)
+        assert all(future.result(timeout=30)["x"][0] == 1 for future in waiting)
+    assert len(calls) == 1
+    assert cache.stats.misses == 1
+
+
+@pytest.mark.parametrize("wrong", [[], [record(), record()], [None], [{"x": 3}]], ids=["none", "two", "None", "number"])
+def test_a_computation_that_returns_nonsense_blocks_nobody(wrong, tmp_path):
+    cache = Cache(directory=tmp_path)
+    with pytest.raises((ValueError, AttributeError)):
+        cache.get_many(["key"], lambda missing: wrong)
+    assert cache.get("key", lambda: record(5))["x"][0] == 5
+
+
+# Files
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything that lies in a cache folder, temporary files included."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_record_on_disk_equals_the_computed_one_to_the_bit(tmp_path):
+    shared = torch.randn(4, 6)
+    made = {
+        "float": torch.randn(3, 5),
+        "bfloat16": torch.randn(7).bfloat16(),
+        "empty": torch.empty(0, 5, 2),
+        "scalar": torch.tensor(3.5),
+        "transposed": shared.T,
+        "same memory": shared,
+        "half of it": shared[:2],
+    }
+    Cache(directory=tmp_path).get("key", lambda: made)
+    read = Cache(directory=tmp_path).get("key", never)
+    assert read.keys() == made.keys()
+    for name, tensor in made.items():
+        assert content_key(read[name]) == content_key(tensor), name
+
+
+_ASK = """
+import sys, torch
+from fast_instantid.cache import Cache
+cache = Cache(directory=sys.argv[1])
+for key in sys.argv[2:]:
+    assert (cache.get(key, lambda: {"x": torch.full((4096,), float(key))})["x"] == float(key)).all()
+print(cache.stats.misses, cache.stats.disk_hits)
+"""
+
+
+def ask_in_a_process(folder: Path, *keys: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", _ASK, folder, *keys], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_files_outlive_the_process_and_are_shared(tmp_path):
+    keys = [str(i) for i in range(40)]
+    both = [ask_in_a_process(tmp_path, *order) for order in (keys, keys[::-1])]
+    counts = [process.communicate(timeout=60)[0].split() for process in both]
+    assert all(process.returncode == 0 for process in both)
+    assert all(sum(map(int, count)) == len(keys) for count in counts)
+    assert len(files(tmp_path)) == len(keys)
+    assert all(path.suffix == ".safetensors" and not path.name.startswith(".") for path in files(tmp_path))
+    later = Cache(directory=tmp_path)
+    for key in keys:
+        assert (later.get(key, never)["x"] == float(key)).all()
+    assert later.stats.disk_hits == len(keys)
+
+
+def test_no_file_is_a_pickle(tmp_path):
+    Cache(directory=tmp_path).get("key", record)
+    (path,) = files(tmp_path)
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.read_bytes()[8 : 8 + header].strip().startswith(b'{"__metadata__":{"checksum":')
+
+
+def damage_by_flipping_a_bit(path: Path, other: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": lambda path, other: path.write_bytes(b""),
+    "truncated": lambda path, other: path.write_bytes(path.read_bytes()[:-10]),
+    "truncated header": lambda path, other: path.write_bytes(path.read_bytes()[:20]),
+    "flipped bit": damage_by_flipping_a_bit,
+    "garbage": lambda path, other: path.write_bytes(random.Random(0).randbytes(3000)),
+    "foreign": lambda path, other: save_file(record(1), path),
+    "foreign with metadata": lambda path, other: save_file(record(1), path, {"checksum": "0" * 32}),
+    "another key's": lambda path, other: path.write_bytes(other.read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_file_that_is_not_the_record_is_computed_again_and_replaced(damage, tmp_path, caplog):
+    Cache(directory=tmp_path).get("other", lambda: record(1))
+    (other,) = files(tmp_path)
+    Cache(directory=tmp_path).get("key", lambda: record(2))
+    (path,) = set(files(tmp_path)) - {other}
+    damage(path, other)
+    with caplog.at_level(logging.WARNING, "fast_instantid"):
+        assert (Cache(directory=tmp_path).get("key", lambda: record(2))["x"] == 2).all()
+    assert str(path) in caplog.text
+    assert "computing again" in caplog.text
+    assert (Cache(directory=tmp_path).get("key", never)["x"] == 2).all()
+
+
+def test_something_else_in_the_place_of_a_file_only_warns(tmp_path, caplog):
+    Cache(directory=tmp_path).get("key", record)
+    (path,) = files(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert (Cache(directory=tmp_path).get("key", lambda: record(4))["x"] == 4).all()
+    assert "could not keep a result" in caplog.text
+
+
+def test_files_stay_within_their_bound_and_the_longest_unread_go_first(tmp_path):
+    probe = Cache(directory=tmp_path / "probe")
+    probe.get("key", lambda: record(count=10_000))
+    size = files(tmp_path / "probe")[0].stat().st_size
+    bound = 10 * size + size // 2
+    folder = tmp_path / "cache"
+    for i in range(60):
+        if i % 7 == 0:  # as a new process would, without knowing what is there
+            cache = Cache(max_bytes=0, directory=folder, max_disk_bytes=bound)
+        cache.get(key_of(i), lambda i=i: record(i, count=10_000))
+        cache.get(key_of("kept"), lambda: record(-1, count=10_000))  # read all the time
+        assert sum(path.stat().st_size for path in files(folder)) <= bound
+    left = {int(torch.from_numpy(np.frombuffer(path.read_bytes()[-4:], np.float32).copy())) for path in files(folder)}
+    assert -1 in left
+    assert left - {-1} == set(range(61 - len(left), 60))
+    assert len(left) >= 8
+
+
+def test_two_processes_share_the_bound(tmp_path):
+    Cache(directory=tmp_path).get("probe", lambda: record(count=4096))
+    bound = 12 * files(tmp_path)[0].stat().st_size
+    one, two = (Cache(max_bytes=0, directory=tmp_path, max_disk_bytes=bound) for _ in range(2))
+    for i in range(60):
+        (one, two)[i % 2].get(key_of(i), lambda: record(count=4096))
+        assert sum(path.stat().st_size for path in files(tmp_path)) <= bound
+
+
+def test_a_record_larger_than_the_disk_bound_evicts_nothing(tmp_path):
+    cache = Cache(directory=tmp_path, max_disk_bytes=20_000)
+    cache.get("small", record)
+    before = files(tmp_path)
+    cache.get("large", lambda: record(count=6000))
+    assert files(tmp_path) == before
+
+
+def test_a_file_evicted_while_it_is_read_is_not_left_empty(tmp_path, monkeypatch):
+    Cache(directory=tmp_path).get("key", record)
+    (path,) = files(tmp_path)
+    utime = os.utime
+    monkeypatch.setattr(os, "utime", lambda *args, **kwargs: (path.unlink(), utime(*args, **kwargs)))
+    assert (Cache(directory=tmp_path).get("key", never)["x"] == 0).all()
+    assert files(tmp_path) == []
+
+
+@needs_posix
+def test_a_folder_that_may_not_be_written_still_serves_and_only_warns(tmp_path, caplog):
+    folder = tmp_path / "cache"
+    Cache(directory=folder).get("key", lambda: record(3))
+    before = files(folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o444 if path.is_file() else 0o555)
+    with unprivileged(tmp_path):
+        cache = Cache(directory="cache")
+        assert (cache.get("key", never)["x"] == 3).all()
+        assert not caplog.records
+        assert (cache.get("another", lambda: record(4))["x"] == 4).all()
+        assert (cache.get("another", never)["x"] == 4).all()
+    assert "could not keep a result in the cache folder" in caplog.text
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700)
+    assert files(folder) == before
+
+
+@needs_posix
+def test_files_that_may_not_be_read_are_computed_again(tmp_path, caplog):
+    Cache(directory=tmp_path / "cache").get("key", lambda: record(3))
+    (path,) = files(tmp_path)
+    path.chmod(0)
+    with unprivileged(tmp_path):
+        assert (Cache(directory="cache").get("key", lambda: record(3))["x"] == 3).all()
+    assert "could not keep a result" in caplog.text
+    assert files(tmp_path) == [path]
+
+
+@needs_posix
+def test_a_full_disk_only_warns_and_leaves_nothing_behind(tmp_path, caplog):
+    cache = Cache(directory=tmp_path)
+    with full_disk():
+        assert (cache.get("key", lambda: record(3, count=100_000))["x"] == 3).all()
+    assert "could not keep a result" in caplog.text
+    assert files(tmp_path) == []
+    assert (cache.get("key", never)["x"] == 3).all()
+
+
+def test_a_path_that_cannot_be_a_folder_only_warns(tmp_path, caplog):
+    (tmp_path / "file").write_bytes(b"x")
+    assert (Cache(directory=tmp_path / "file").get("key", lambda: record(3))["x"] == 3).all()
+    assert "could not keep a result" in caplog.text
+
+
+def test_the_process_shares_one_cache_without_files():
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(cache) for cache in pool.map(lambda _: shared_cache(), range(32))}) == 1
