@@ -16,7 +16,7 @@ from examples.tiny_faces import write_iresnet, write_scrfd, write_skin_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 # Real SCRFD detectors, which may not be redistributed. Without them the tests run on the detectors made here.
-SHARED_MODELS = Path(os.environ.get("FAST_INSTANTID_TEST_MODELS", ROOT.parent / "shared" / "models"))
+SHARED_MODELS = Path(os.environ.get("FAST_INSTANTID_TEST_MODELS", ROOT.parent / "shared" / "models")).resolve()
 REAL_DETECTORS = ("scrfd_2.5g_bnkps", "scrfd_2.5g_batched", "scrfd_500m_bnkps", "scrfd_500m_batched")
 MADE_DETECTORS = {
     "made_skin": lambda path: write_skin_detector(path),
