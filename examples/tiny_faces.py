@@ -179,7 +179,7 @@ def _blob_scores(net: OnnxWriter, skin: str) -> str:
         inside, around = radius <= 1, (radius > 1.15) & (radius <= 1.6)
         kernels.append(inside / inside.sum() - 0.7 * around / around.sum())
     weight = net.const(20 * np.stack(kernels)[:, None].astype(np.float32))
-    bias = net.const(np.full(2, -12.4, np.float32))
+    bias = net.const(np.full(2, -13.6, np.float32))
     return net.op("Conv", [skin, weight, bias], kernel_shape=[11, 11], pads=[5] * 4)
 
 
