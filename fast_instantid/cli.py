@@ -129,7 +129,7 @@ def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     from PIL import Image
 
-    from .faces import draw_keypoints, largest
+    from .faces import cover_keypoints, draw_keypoints, largest
     from .identity import Adapter
     from .images import photos
     from .pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
@@ -146,7 +146,7 @@ def _generate(options: argparse.Namespace) -> int:
         embeddings = analyzer.embed(references)
         face = largest(analyzer.detect(references[0])[0])
         size = options.size or _size_like(references[0].size)
-        keypoints = Image.fromarray(draw_keypoints(size, _cover(face.kps, references[0].size, size)))
+        keypoints = Image.fromarray(draw_keypoints(size, cover_keypoints(face.kps, references[0].size, size)))
     with _timed("identity", seconds):
         adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
         identity = adapter.identity(embeddings, noise=options.noise)
@@ -188,13 +188,6 @@ def _size_like(photo: tuple[int, int]) -> tuple[int, int]:
     height, width = photo
     ratio = (1024 * 1024 / (height * width)) ** 0.5
     return max(64, round(height * ratio / 64) * 64), max(64, round(width * ratio / 64) * 64)
-
-
-def _cover(keypoints: np.ndarray, photo: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Keypoints of a photo that is scaled to cover a picture of another size and cropped to its middle."""
-    scale = max(size[0] / photo[0], size[1] / photo[1])
-    shift = [(size[1] - photo[1] * scale) / 2, (size[0] - photo[0] * scale) / 2]
-    return (keypoints * scale + shift).astype(keypoints.dtype)
 
 
 def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -166,13 +166,6 @@ def test_default_size_has_the_shape_of_the_photo():
         assert abs(np.log(height / width * photo[1] / photo[0])) < 0.1
 
 
-def test_keypoints_move_with_the_picture_that_covers_the_size():
-    from fast_instantid.cli import _cover
-
-    middle_and_corner = np.float32([[100, 50], [0, 0]])
-    np.testing.assert_allclose(_cover(middle_and_corner, (100, 200), (200, 200)), [[100, 100], [-100, 0]])
-
-
 @pytest.mark.parametrize("arguments", [[], ["embed"], ["generate", "--photo", "x"], ["keypoints", "x"], ["frobnicate"]])
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fast_instantid import draw_keypoints
+from fast_instantid.faces import cover_keypoints
 from fast_instantid.faces.align import TEMPLATE
 
 
@@ -48,3 +49,10 @@ def test_several_faces_and_none():
     np.testing.assert_array_equal(both, draw_keypoints((200, 400), one) | draw_keypoints((200, 400), other))
     assert both.any()
     assert not draw_keypoints((200, 400)).any()
+
+
+def test_keypoints_move_with_the_picture_that_covers_a_size():
+    middle_and_corner = np.float32([[100, 50], [0, 0]])
+    moved = cover_keypoints(middle_and_corner, (100, 200), (200, 200))
+    np.testing.assert_array_equal(moved, np.float32([[100, 100], [-100, 0]]))
+    assert moved.dtype == np.float32

@@ -43,3 +43,18 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
         for (x, y), color in zip(keypoints, _COLORS, strict=True):
             cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)
     return canvas
+
+
+def cover_keypoints(keypoints: np.ndarray, picture: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Where keypoints go when their picture is scaled to cover another size and cropped to its middle.
+
+    Args:
+        keypoints: ``(..., 2)`` float, pixels of the picture.
+        picture, size: ``(height, width)`` before and after.
+
+    Returns:
+        the same shape and dtype; points that were cropped away lie outside.
+    """
+    scale = max(size[0] / picture[0], size[1] / picture[1])
+    shift = [(size[1] - picture[1] * scale) / 2, (size[0] - picture[0] * scale) / 2]
+    return (keypoints * scale + shift).astype(keypoints.dtype)

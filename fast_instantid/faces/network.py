@@ -79,7 +79,7 @@ class TorchNetwork:
         self.backend = f"torch ({device})"
         self.on_cpu = device.type == "cpu"
         self._path = graph.path
-        self._module = to_module(graph).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._module = to_module(graph).float().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
     def fingerprint(self) -> str:

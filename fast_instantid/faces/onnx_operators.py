@@ -1,0 +1,283 @@
+"""The operators of insightface's SCRFD and ArcFace families, one handler each.
+
+A handler gets the builder and a node of the file, and returns the value that the node makes: an fx node, or a numpy
+array where it is constant. Sizes that a network computes from its input (for the upsampling of SCRFD's pyramid) stay
+Python integers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .onnx_graph import Node
+
+if TYPE_CHECKING:
+    from .onnx_module import Builder
+
+Handler = Callable[["Builder", Node], Any]
+HANDLERS: dict[str, Handler] = {}
+"""By the name of the operator."""
+
+
+def _handles(*ops: str) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        for op in ops:
+            HANDLERS[op] = handler
+        return handler
+
+    return register
+
+
+# --- layers with weights ---------------------------------------------------------------------------------------------
+
+
+@_handles("Conv")
+def _conv(b: Builder, node: Node) -> fx.Node:
+    weight = b.constant(node, 1)
+    bias = b.constant(node, 2) if len(node.inputs) > 2 else None
+    if weight.ndim != 4:
+        raise b.unsupported(node, f"with a weight of shape {weight.shape}")
+    x, padding = _padded(b, node, b.tensor(node.inputs[0]))
+    groups = _int(node, "group", 1)
+    with torch.device("meta"):
+        module = nn.Conv2d(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            (weight.shape[2], weight.shape[3]),
+            stride=_pair(node, "strides", 1),
+            padding=padding,
+            dilation=_pair(node, "dilations", 1),
+            groups=groups,
+            bias=bias is not None,
+        )
+    return b.layer(module, x, weight=weight, bias=bias)
+
+
+@_handles("Gemm")
+def _gemm(b: Builder, node: Node) -> fx.Node:
+    if node.attributes.get("transA", 0) or any(node.attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        raise b.unsupported(node, "with transA, alpha or beta")
+    weight = b.constant(node, 1)
+    weight = weight if node.attributes.get("transB", 0) else np.ascontiguousarray(weight.T)
+    bias = b.constant(node, 2) if len(node.inputs) > 2 else None
+    return _linear(b, b.tensor(node.inputs[0]), weight, bias)
+
+
+@_handles("MatMul")
+def _matmul(b: Builder, node: Node) -> fx.Node:
+    return _linear(b, b.tensor(node.inputs[0]), np.ascontiguousarray(b.constant(node, 1).T), None)
+
+
+def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None) -> fx.Node:
+    with torch.device("meta"):
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    return b.layer(module, x, weight=weight, bias=bias)
+
+
+@_handles("BatchNormalization")
+def _batch_norm(b: Builder, node: Node) -> fx.Node:
+    scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
+    module = nn.BatchNorm2d(len(mean), eps=float(_number(node, "epsilon", 1e-5)))
+    module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)
+    return b.layer(module, b.tensor(node.inputs[0]), weight=scale, bias=shift)
+
+
+@_handles("PRelu")
+def _prelu(b: Builder, node: Node) -> fx.Node:
+    slope = b.constant(node, 1).reshape(-1)
+    return b.layer(nn.PReLU(len(slope)), b.tensor(node.inputs[0]), weight=slope)
+
+
+# --- layers without weights ------------------------------------------------------------------------------------------
+
+
+@_handles("Relu")
+def _relu(b: Builder, node: Node) -> fx.Node:
+    return b.call(F.relu, b.tensor(node.inputs[0]))
+
+
+@_handles("Sigmoid")
+def _sigmoid(b: Builder, node: Node) -> fx.Node:
+    return b.call(torch.sigmoid, b.tensor(node.inputs[0]))
+
+
+@_handles("Add", "Sub", "Mul", "Div")
+def _arithmetic(b: Builder, node: Node) -> fx.Node:
+    function = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.truediv}[node.op]
+    return b.call(function, b.tensor(node.inputs[0]), b.tensor(node.inputs[1]))
+
+
+@_handles("MaxPool")
+def _max_pool(b: Builder, node: Node) -> fx.Node:
+    x, padding = _padded(b, node, b.tensor(node.inputs[0]))
+    kernel, stride = _pair(node, "kernel_shape", 1), _pair(node, "strides", 1)
+    return b.call(F.max_pool2d, x, kernel, stride, padding, ceil_mode=bool(_int(node, "ceil_mode", 0)))
+
+
+@_handles("AveragePool")
+def _average_pool(b: Builder, node: Node) -> fx.Node:
+    x, padding = _padded(b, node, b.tensor(node.inputs[0]))
+    kernel, stride = _pair(node, "kernel_shape", 1), _pair(node, "strides", 1)
+    ceil, include = bool(_int(node, "ceil_mode", 0)), bool(_int(node, "count_include_pad", 0))
+    return b.call(F.avg_pool2d, x, kernel, stride, padding, ceil_mode=ceil, count_include_pad=include)
+
+
+@_handles("GlobalAveragePool")
+def _global_average_pool(b: Builder, node: Node) -> fx.Node:
+    return b.call(F.adaptive_avg_pool2d, b.tensor(node.inputs[0]), 1)
+
+
+@_handles("Resize", "Upsample")
+def _resize(b: Builder, node: Node) -> fx.Node:
+    """Nearest neighbour with ``floor(x / scale)``, which is what torch's "nearest" computes."""
+    modes = [node.attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")]
+    if modes[0] != "nearest" or (node.op == "Resize" and modes[1:] != ["asymmetric", "floor"]):
+        raise b.unsupported(node, f"in the mode {modes}")
+    x = b.tensor(node.inputs[0])
+    if len(node.inputs) == 4:
+        height_and_width = b.call(operator.getitem, _sizes(b, node, 3), slice(2, 4))
+        return b.call(F.interpolate, x, size=height_and_width, mode="nearest")
+    scales = [float(scale) for scale in b.constant(node, len(node.inputs) - 1)[2:]]
+    return b.call(F.interpolate, x, scale_factor=scales, mode="nearest")
+
+
+@_handles("Flatten")
+def _flatten(b: Builder, node: Node) -> fx.Node:
+    return b.call(torch.flatten, b.tensor(node.inputs[0]), _int(node, "axis", 1))
+
+
+@_handles("Reshape")
+def _reshape(b: Builder, node: Node) -> fx.Node:
+    return b.call(torch.reshape, b.tensor(node.inputs[0]), _sizes(b, node, 1))
+
+
+@_handles("Transpose")
+def _transpose(b: Builder, node: Node) -> fx.Node:
+    return b.call(torch.permute, b.tensor(node.inputs[0]), _ints(node, "perm"))
+
+
+# --- sizes: Python integers all the way ------------------------------------------------------------------------------
+
+
+@_handles("Shape")
+def _shape(b: Builder, node: Node) -> fx.Node:
+    b.sizes.add(node.outputs[0])
+    return b.call(_size_of, b.tensor(node.inputs[0]))
+
+
+@_handles("Gather")
+def _gather(b: Builder, node: Node) -> fx.Node:
+    index = b.constant(node, 1)
+    if index.ndim != 0:
+        raise b.unsupported(node, f"with indices of shape {index.shape}")
+    return _on_sizes(b, node, operator.getitem, int(index))
+
+
+@_handles("Slice")
+def _slice(b: Builder, node: Node) -> fx.Node:
+    starts, ends = b.constant(node, 1), b.constant(node, 2)
+    return _on_sizes(b, node, operator.getitem, slice(int(starts[0]), int(ends[0])))
+
+
+@_handles("Unsqueeze")
+def _unsqueeze(b: Builder, node: Node) -> fx.Node | np.ndarray:
+    value = b.values[node.inputs[0]]
+    if isinstance(value, np.ndarray):
+        return value.reshape(1) if value.ndim == 0 else np.expand_dims(value, 0)
+    return _on_sizes(b, node, _as_list)
+
+
+@_handles("Concat")
+def _concat(b: Builder, node: Node) -> fx.Node:
+    if any(name in b.sizes for name in node.inputs):
+        b.sizes.add(node.outputs[0])
+        return b.call(_joined, *(_sizes(b, node, i) for i in range(len(node.inputs))))
+    return b.call(torch.cat, [b.tensor(name) for name in node.inputs], _int(node, "axis", 1))
+
+
+# --- no operation ----------------------------------------------------------------------------------------------------
+
+
+@_handles("Constant")
+def _constant(b: Builder, node: Node) -> np.ndarray:
+    value = node.attributes.get("value")
+    if not isinstance(value, np.ndarray):
+        raise b.unsupported(node, f"of the form {sorted(node.attributes)}")
+    return value
+
+
+@_handles("Identity", "Dropout", "Cast")
+def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
+    # The only casts in these networks turn sizes into int64, which Python's integers do not need.
+    if node.op == "Cast" and node.inputs[0] not in b.sizes:
+        raise b.unsupported(node, "of a tensor")
+    if node.inputs[0] in b.sizes:
+        b.sizes.add(node.outputs[0])
+    return b.values[node.inputs[0]]
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _size_of(x: torch.Tensor) -> list[int]:
+    return list(x.shape)
+
+
+def _as_list(size: int) -> list[int]:
+    return [size]
+
+
+def _joined(*parts: list[int]) -> list[int]:
+    return [size for part in parts for size in part]
+
+
+def _on_sizes(b: Builder, node: Node, function: Callable[..., Any], *args: Any) -> fx.Node:
+    name = node.inputs[0]
+    if name not in b.sizes:
+        raise b.unsupported(node, "of a tensor")
+    b.sizes.add(node.outputs[0])
+    return b.call(function, b.values[name], *args)
+
+
+def _sizes(b: Builder, node: Node, index: int) -> fx.Node | list[int]:
+    value = b.values[node.inputs[index]]
+    return value if isinstance(value, fx.Node) else [int(size) for size in value.reshape(-1)]
+
+
+def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int]]:
+    """Padding as ``(vertical, horizontal)``; uneven padding becomes an operation of its own."""
+    auto_pad = node.attributes.get("auto_pad", "NOTSET")
+    if auto_pad not in ("NOTSET", "VALID"):
+        raise b.unsupported(node, f"with auto_pad={auto_pad}")
+    top, left, bottom, right = _ints(node, "pads") or [0, 0, 0, 0]
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    if node.op != "Conv":
+        raise b.unsupported(node, f"with uneven padding {[top, left, bottom, right]}")
+    return b.call(F.pad, x, [left, right, top, bottom]), (0, 0)
+
+
+def _ints(node: Node, name: str) -> list[int]:
+    value = node.attributes.get(name, [])
+    return [int(item) for item in value] if isinstance(value, list) else []
+
+
+def _pair(node: Node, name: str, default: int) -> tuple[int, int]:
+    values = _ints(node, name) or [default, default]
+    return values[0], values[1]
+
+
+def _int(node: Node, name: str, default: int) -> int:
+    return int(_number(node, name, default))
+
+
+def _number(node: Node, name: str, default: float) -> float:
+    value = node.attributes.get(name, default)
+    return value if isinstance(value, (int, float)) else default
