@@ -28,22 +28,25 @@ class Placement:
         resolved = best_device() if device is None else _checked(device)
         if dtype is None:
             return cls(resolved, torch.float16 if resolved.type == "cuda" else torch.float32)
-        if isinstance(dtype, str):
-            if dtype not in DTYPES:
-                raise BackendError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
-            dtype = DTYPES[dtype]
-        return cls(resolved, dtype)
+        known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if known is None or known not in DTYPES.values():
+            raise BackendError(f"dtype {str(dtype)!r} is not supported: choose one of {', '.join(DTYPES)}")
+        return cls(resolved, known)
 
 
 def best_device() -> torch.device:
     """CUDA (which is also what ROCm builds call themselves), else XPU, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if torch.xpu.is_available():
+    if _has_xpu():
         return torch.device("xpu")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _has_xpu() -> bool:
+    return hasattr(torch, "xpu") and torch.xpu.is_available()  # the module came with torch 2.3
 
 
 def _checked(device: str | torch.device) -> torch.device:
@@ -51,7 +54,7 @@ def _checked(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise BackendError(f"device {device!r} is not known to torch: {error}") from error
-    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "xpu": torch.xpu.is_available()}
+    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "xpu": _has_xpu()}
     available["mps"] = torch.backends.mps.is_available()
     if not available.get(resolved.type, True):
         raise BackendError(

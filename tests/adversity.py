@@ -1,10 +1,12 @@
-"""Bad circumstances to run a block of a test in."""
+"""Circumstances to run a block of a test in: without permissions, on a full disk, watched."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,30 @@ def full_disk(limit: int = 4096) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def opened_files() -> Generator[list[str]]:
+    """The paths that Python opens in the block, each as often as it does."""
+    _listen_to_opening()
+    opened: list[str] = []
+    _listeners.append(opened)
+    try:
+        yield opened
+    finally:
+        _listeners.remove(opened)
+
+
+_listeners: list[list[str]] = []
+
+
+@cache
+def _listen_to_opening() -> None:
+    """Once, because an audit hook can never be taken away."""
+
+    def listen(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            for opened in _listeners:
+                opened.append(str(arguments[0]))
+
+    sys.addaudithook(listen)

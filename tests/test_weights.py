@@ -16,7 +16,7 @@ from PIL import Image
 
 from fast_instantid.errors import ModelFileError
 from fast_instantid.weights import atomic_write, existing_file, fingerprint, read_tensors, write_safetensors
-from tests.adversity import full_disk, needs_posix, unprivileged
+from tests.adversity import full_disk, needs_posix, opened_files, unprivileged
 
 
 @pytest.fixture
@@ -254,10 +254,9 @@ def test_a_fingerprint_is_of_the_content(tmp_path):
 def test_a_fingerprint_is_computed_once_for_a_version_of_the_file(tmp_path):
     path = tmp_path / "model"
     path.write_bytes(b"a" * 1000)
-    opened: list[str] = []
-    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-    first = fingerprint(path)
-    assert fingerprint(path) == first
+    with opened_files() as opened:
+        first = fingerprint(path)
+        assert fingerprint(path) == first
     assert opened.count(str(path)) == 1
 
 

@@ -22,10 +22,11 @@ _USUAL_NAMES = (
     "det_500m.onnx",
     "w600k_mbf.onnx",
 )
+_OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints on three or five levels
 _MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """The detector and the recogniser of an insightface model pack."""
 
@@ -44,17 +45,24 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    try:
+        start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
+    except StopIteration:
         raise ModelFileError(
             f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}; expected the folder of a face "
             f"model pack (antelopev2), with a detector and a recogniser as .onnx files"
-        )
-    start = next((folder / sub for sub in ("models/insightface", "insightface") if (folder / sub).is_dir()), folder)
-    tried: list[str] = []
-    for candidate in sorted(_folders_with_onnx(start), key=lambda path: "antelope" not in path.name.lower()):
+        ) from None
+    except OSError as error:
+        raise ModelFileError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    candidates, tried = _folders_with_onnx(start)
+    damaged: list[str] = []
+    for candidate in sorted(candidates, key=lambda path: "antelope" not in str(path.relative_to(start)).lower()):
         detector, recognizer, problems = _two_networks(candidate)
+        damaged += problems
         if detector and recognizer:
             _warn_if_not_antelopev2(recognizer)
+            if damaged:
+                logger.warning("face model pack %s is used, in spite of %s", candidate, "; ".join(damaged))
             return Pack(candidate, detector, recognizer)
         missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
         tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
@@ -65,22 +73,24 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
     )
 
 
-def _folders_with_onnx(start: Path) -> list[Path]:
-    """Folders that hold .onnx files, nearest first."""
+def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
+    """Folders that hold .onnx files, nearest first; and those that could not be looked into, with the reason."""
     found: list[Path] = []
+    unreadable: list[str] = []
     level = [start]
     for _ in range(_MAX_DEPTH + 1):
         below: list[Path] = []
         for folder in level:
             try:
                 entries = sorted(folder.iterdir())
+                below += [entry for entry in entries if entry.is_dir()]
             except OSError as error:
-                raise ModelFileError(f"{folder}: this folder cannot be read ({error.strerror})") from error
+                unreadable.append(f"{folder} (cannot be read: {error.strerror})")
+                continue
             if any(entry.suffix.lower() == ".onnx" for entry in entries):
                 found.append(folder)
-            below += [entry for entry in entries if entry.is_dir()]
         level = below
-    return found
+    return found, unreadable
 
 
 def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
@@ -97,7 +107,10 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
             problems.append(str(error))
             continue
         if detector is None and _is_detector(graph):
-            detector = graph
+            if len(graph.outputs) in _OUTPUTS_WITH_KEYPOINTS:
+                detector = graph
+            else:
+                problems.append(f"{path}: a face detector without the five keypoints that InstantID needs")
         elif recognizer is None and _is_recognizer(graph):
             recognizer = graph
     return detector, recognizer, problems
@@ -105,7 +118,7 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
 
 def _is_detector(graph: Graph) -> bool:
     """Many outputs from one picture of free size, or of a size fixed to that of a whole picture."""
-    return len(graph.inputs) == 1 and _channels(graph) == 3 and len(graph.outputs) in (6, 9, 10, 15)
+    return len(graph.inputs) == 1 and _channels(graph) == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
 
 
 def _is_recognizer(graph: Graph) -> bool:
@@ -122,7 +135,8 @@ def _channels(graph: Graph) -> int | None:
 
 
 def _warn_if_not_antelopev2(recognizer: Graph) -> None:
-    if recognizer.path.name.startswith("w600k_"):
+    name, folder = recognizer.path.name, recognizer.path.parent.name
+    if name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx"):
         logger.warning(
             "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures made "
             "from this one will not look like the person",
