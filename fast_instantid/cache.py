@@ -89,7 +89,8 @@ class Cache:
         max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
         directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk. Where it
             cannot be read or written, a warning is logged and nothing else is lost.
-        max_disk_bytes: bound of the disk tier, as a whole and for each record.
+        max_disk_bytes: bound of the disk tier, as a whole and for each record. Every further process that writes at the
+            same time may exceed it by a sixteenth.
     """
 
     def __init__(
@@ -262,8 +263,7 @@ class _DiskTier:
     def _evict(self) -> int:
         """Remove the files read longest ago if the folder exceeds its bound; return how much to write until next time.
 
-        Looking takes a scan, so a tenth is made free at once; other processes write too, so half of the rest is left
-        to them.
+        Looking takes a scan, so a tenth is made free at once; other processes write too, so it is not put off for long.
         """
         files = []
         for path in self.directory.glob("*/*.safetensors"):
@@ -276,7 +276,7 @@ class _DiskTier:
                 total -= stat.st_size
                 if total <= 0.9 * self.max_bytes:
                     break
-        return (self.max_bytes - total) // 2
+        return min(self.max_bytes - total, self.max_bytes // 16)
 
     def _path(self, key: str) -> Path:
         return self.directory / key[:2] / f"{key}.safetensors"

@@ -21,7 +21,7 @@ from .errors import ModelFileError
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
-_fingerprints: dict[tuple[str, int, int, int, int], str] = {}
+_fingerprints: dict[tuple[str, int, int, int], str] = {}
 _fingerprints_lock = threading.Lock()
 
 
@@ -71,15 +71,15 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """``xxh3_128`` of a file's content, read once per version of the file and process (about 0.1 s per GB).
 
-    A version is known by path, inode, size, and times of modification and change. The last of them no program can set,
-    so that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
+    A version is known by path, size, and the times of modification and change. The last of them no program can set, so
+    that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
 
     Raises:
         OSError: as the system says.
     """
     path = Path(path).resolve()
     stat = path.stat()
-    version = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    version = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     with _fingerprints_lock:
         known = _fingerprints.get(version)
     if known is None:
@@ -112,10 +112,8 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
 def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path beside ``path`` that takes its place at the end, or is removed if anything fails."""
     path = Path(path)
-    if (
-        path.exists() and not path.is_file()
-    ):  # /dev/null or a pipe is written, never replaced; a folder is refused there
-        yield path
+    if path.exists() and not path.is_file():
+        yield path  # /dev/null or a pipe: written, never replaced. A folder fails there.
         return
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
