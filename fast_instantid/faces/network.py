@@ -39,10 +39,8 @@ class Network(Protocol):
     """Backend and device or provider really in use, such as ``"torch (cuda:0)"``."""
     on_cpu: bool
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the results: the file's content, and the kind of arithmetic that runs it."""
-        ...
+    fingerprint: str
+    """Identifies the results: the content of the file that was loaded, and the kind of arithmetic that runs it."""
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch.
@@ -78,12 +76,9 @@ class TorchNetwork:
         self.device = device
         self.backend = f"torch ({device})"
         self.on_cpu = device.type == "cpu"
-        self._path = graph.path
+        # Now, not when it is first asked for: by then another file may stand there.
+        self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
         self._module = to_module(graph).float().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{fingerprint(self._path)}/torch/{self.device.type}"
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         with torch.inference_mode(), _exact_float32(self.device):
@@ -99,13 +94,9 @@ class OnnxRuntimeNetwork:
         self.provider = _provider(device)
         self.backend = f"onnxruntime ({self.provider})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
-        self._path = path
+        self.fingerprint = f"{fingerprint(path)}/onnxruntime/{self.provider}"
         self._session = _session(path, self.provider)
         self._input = self._session.get_inputs()[0].name
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{fingerprint(self._path)}/onnxruntime/{self.provider}"
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)

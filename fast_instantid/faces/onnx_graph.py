@@ -36,7 +36,7 @@ _DTYPES = {
 _TYPED_DATA_FIELDS = {4: "<f4", 10: "<f8"}  # float_data, double_data; the integer fields hold varints
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
     """One operation: names of the values it reads and makes."""
 
@@ -54,7 +54,7 @@ class Value:
     shape: tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A network as the file has it, nodes in an order in which they can run."""
 
