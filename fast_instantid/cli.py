@@ -18,7 +18,6 @@ from .download import MODELS, download, models_folder
 from .errors import FastInstantIDError, ImageError
 
 if TYPE_CHECKING:
-
     from .faces import FaceAnalyzer
 
 _EPILOG = """examples:

@@ -35,11 +35,13 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     """
     path = existing_file(path, "weights")
     try:
-        if _looks_like_safetensors(path):
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        else:
-            tensors = dict(_flatten(_load_pickle(path)))
+        # Weights outlive the caller's mode: ComfyUI loads under inference_mode, and its tensors are of no use outside.
+        with torch.inference_mode(False):
+            if _looks_like_safetensors(path):
+                with safe_open(path, framework="pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+            else:
+                tensors = dict(_flatten(_load_pickle(path)))
     except Exception as error:  # torch's unpickler fails in all kinds of ways on bytes that are no weights
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
     if not tensors:
@@ -130,7 +132,7 @@ def _load_pickle(path: Path) -> Any:
             # The format of torch < 1.6 cannot be mapped, and a name that says safetensors misleads torch.
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

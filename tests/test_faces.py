@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -63,15 +68,18 @@ def test_reading_one_embedding_as_other_packs_do_recognises_one_face(analyzer, r
     assert runs == [DETECT, EMBED]
 
 
-def test_the_recogniser_gets_a_batch(analyzer, runs, astronaut, group):
-    pictures = [astronaut, group, astronaut[:, ::-1]]
-    analyzer.embed(pictures)
-    assert runs == [DETECT, DETECT, DETECT, ("recogniser", 3, 112)]
-    analyzer.embed([group, astronaut[::-1, ::-1] // 2 + 60, astronaut], [analyzer.detect(p)[0][0] for p in pictures])
-    assert [run[1] for run in runs if run[0] == "recogniser"] == [
-        3,
-        2 if len(analyzer.detect(group)[0]) == 1 else 3,
-    ]
+def test_a_gpu_gets_batches(analyzer, runs, astronaut, group):
+    for network in (analyzer._networks.detector.network, analyzer._networks.recognizer.network):
+        network.on_cpu = False
+    analyzer.embed([astronaut, group, astronaut[:, ::-1]])
+    assert runs == [("detector", 3, 640), ("recogniser", 3, 112)]
+
+
+def test_an_embedding_does_not_depend_on_the_company_it_was_computed_in(analyzer, pack, astronaut, group):
+    """To the bit, on the CPU: the noise of a picture is seeded by the sum of an embedding."""
+    analyzer.embed([group, astronaut, astronaut[:, ::-1]])
+    hit, lone_miss = analyzer.embed(astronaut), FaceAnalyzer.load(pack, device="cpu", cache=Cache()).embed(astronaut)
+    np.testing.assert_array_equal(hit, lone_miss)
 
 
 def test_batched_equals_one_by_one(analyzer, pack, pictures):
@@ -149,7 +157,7 @@ def test_one_changed_pixel_another_pack_and_another_option_miss(analyzer, runs, 
     other.mkdir()
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (other / name).write_bytes((pack / name).read_bytes() + (b"\x0a\x00" if name == "glintr100.onnx" else b""))
-    FaceAnalyzer.load(other, device="cpu", cache=analyzer._cache).embed(astronaut)
+    FaceAnalyzer.load(other, device="cpu", cache=analyzer._networks.cache).embed(astronaut)
     assert runs == [DETECT, EMBED] * 2 + [EMBED], "the same detector by content hits, another recogniser misses"
 
     analyzer.det_model.input_size = (320, 320)
@@ -178,6 +186,9 @@ def test_results_cannot_be_written_to(analyzer, astronaut):
     embedding = analyzer.embed(astronaut)
     embedding[:] = 0
     assert np.any(analyzer.embed(astronaut))
+    _, keypoints = analyzer.det_model.detect(astronaut[..., ::-1])
+    keypoints *= 0.5
+    np.testing.assert_array_equal(analyzer.detect(astronaut)[0][0].kps, face.kps)
 
 
 def test_a_hit_equals_a_miss_to_the_bit_also_from_disk(pack, astronaut, tmp_path):
@@ -193,6 +204,73 @@ def test_a_hit_equals_a_miss_to_the_bit_also_from_disk(pack, astronaut, tmp_path
     assert cache.stats.misses == 2
 
 
+def test_a_detector_of_one_size_runs_once(runs, recognizer_file, best_detector, tmp_path):
+    model = onnx.load(str(best_detector))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 320
+    onnx.save(model, str(tmp_path / "detector.onnx"))
+    (tmp_path / "recogniser.onnx").write_bytes(recognizer_file.read_bytes())
+    analyzer = FaceAnalyzer.load(tmp_path, device="cpu", cache=Cache())
+    assert analyzer.detect(np.zeros((50, 50, 3), np.uint8)) == [[]]
+    assert runs == [("detector", 1, 320)]
+
+
+def test_an_analyzer_is_freed_when_nobody_has_it(pack):
+    analyzer = FaceAnalyzer.load(pack, device="cpu")
+    networks = weakref.ref(analyzer._networks)
+    gc.disable()
+    try:
+        del analyzer
+        assert networks() is None
+    finally:
+        gc.enable()
+
+
+def test_faces_have_the_shape_of_insightfaces(analyzer, astronaut):
+    face = analyzer.get(astronaut[..., ::-1])[0]
+    assert {"bbox", "kps", "det_score", "embedding"} == set(face)
+    assert "embedding" in face
+    assert "gender" not in face
+    assert face.get("gender") is None
+    assert dict(face)["det_score"] == face.det_score
+    np.testing.assert_array_equal(face["embedding"], face.embedding)
+
+
+@pytest.mark.parametrize("loaded_in", [True, False])
+@pytest.mark.parametrize("used_in", [True, False])
+def test_works_in_and_out_of_inference_mode(pack, astronaut, loaded_in, used_in):
+    """ComfyUI runs nodes under it."""
+    cache = Cache()
+    with torch.inference_mode(loaded_in):
+        analyzer = FaceAnalyzer.load(pack, device="cpu", cache=cache)
+    with torch.inference_mode(used_in):
+        first = analyzer.embed(torch.from_numpy(astronaut).float() / 255)
+    np.testing.assert_array_equal(analyzer.embed(torch.from_numpy(astronaut).float() / 255), first)
+
+
+@pytest.mark.parametrize("new_api", [True, False])
+def test_exact_float32_is_for_the_run_only(new_api):
+    """What a host has chosen for its own work is back afterwards, by whichever of torch's two interfaces it chose."""
+    if new_api and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has the old interface only")
+    code = f"""
+import torch
+from fast_instantid.faces.network import _exact_float32, _precision_settings
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+if {new_api}:
+    matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+else:
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+before = [getattr(owner, name) for owner, name, _ in _precision_settings()]
+with _exact_float32(torch.device("cuda")):
+    assert all(getattr(owner, name) == exact for owner, name, exact in _precision_settings())
+assert [getattr(owner, name) for owner, name, _ in _precision_settings()] == before
+if not {new_api}:
+    assert matmul.allow_tf32 and cudnn.allow_tf32
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_analyzer_says_what_it_runs_on(pack):
     assert FaceAnalyzer.load(pack, device="cpu").backend == "torch (cpu)"
     assert FaceAnalyzer.load(pack, "onnxruntime").backend == "onnxruntime (CPUExecutionProvider)"
@@ -202,6 +280,7 @@ def test_the_analyzer_says_what_it_runs_on(pack):
     ("backend", "device", "message"),
     [
         ("onnxruntime", "cuda", "CUDAExecutionProvider is not in this onnxruntime .* which has .*CPUExecutionProvider"),
+        ("onnxruntime", "cpu:1", "device 'cpu:1': onnxruntime takes an index only for cuda, directml"),
         ("onnxruntime", "toaster", "no provider for device 'toaster': choose one of cpu, cuda"),
         ("torch", "cuda", "device 'cuda' was asked for, but this torch .* sees none"),
         ("torch", "toaster", "device 'toaster' is not known to torch"),

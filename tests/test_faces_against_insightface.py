@@ -163,6 +163,11 @@ def test_an_insightface_object_is_accepted(pack, astronaut, group):
         for one, other in zip(wrapped.detect(image)[0], ours.detect(image)[0], strict=True):
             np.testing.assert_allclose(one.kps, other.kps, rtol=0, atol=0.01)
     np.testing.assert_array_equal(wrapped.embed(astronaut, ours.detect(astronaut)[0][0]), ours.embed(astronaut))
+    [face] = theirs.get(bgr(astronaut))
+    np.testing.assert_array_equal(wrapped.embed(astronaut, face)[0], face.embedding)
+
+    theirs.prepare(ctx_id=-1, det_size=(640, 640), det_thresh=0.9999)
+    assert wrapped.detect(astronaut) == [[]], "a threshold that its owner changes is honoured"
 
 
 def test_an_object_of_another_kind_is_refused():

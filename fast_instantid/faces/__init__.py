@@ -1,6 +1,7 @@
 """Photo → Face → embedding."""
 
-from .analyzer import DETECTION_SIZES, FaceAnalyzer
+from .analyzer import FaceAnalyzer
+from .detector import DETECTION_SIZES
 from .face import Face, largest
 from .keypoints import cover_keypoints, draw_keypoints
 from .pack import find_pack

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..cache import Cache, Record, content_key, shared_cache
+from ..cache import Cache, shared_cache
 from ..errors import NoFaceError
-from ..images import ImageInput, Photo, RGBImage, photos
-from .align import align
-from .detector import Detections, Detector
+from ..images import ImageInput, photos
+from .cached import CachedNetworks, DetectorLike, RecognizerLike
+from .detector import Detector
 from .face import Face, faces_of, largest
 from .insightface import (
     AnalyzedFace,
@@ -26,28 +26,6 @@ from .insightface import (
 from .network import load_network
 from .pack import find_pack
 from .recognizer import Recognizer
-
-DETECTION_SIZES = tuple((side, side) for side in range(640, 128, -64))
-"""640, then 576 ... 192 for pictures in which nothing was found: a face that fills the frame shows up only when small
-(cubiq/ComfyUI_InstantID, InstantID.py, ``extractFeatures``)."""
-
-
-class DetectorLike(Protocol):
-    """Finds faces at one size. ``fingerprint`` identifies its results; None keeps them out of the cache."""
-
-    @property
-    def fingerprint(self) -> str | None: ...
-
-    def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]: ...
-
-
-class RecognizerLike(Protocol):
-    """Turns aligned crops into embeddings. ``fingerprint`` as for a detector."""
-
-    @property
-    def fingerprint(self) -> str | None: ...
-
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray: ...
 
 
 class FaceAnalyzer:
@@ -62,10 +40,8 @@ class FaceAnalyzer:
     """
 
     def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache | None = None) -> None:
-        self._detector = detector
-        self._recognizer = recognizer
-        self._cache = shared_cache() if cache is None else cache
-        self.det_model = DetectorView(lambda photo, size: self._detect_at([photo], size)[0])
+        self._networks = CachedNetworks(detector, recognizer, shared_cache() if cache is None else cache)
+        self.det_model = DetectorView(self._networks)
 
     @classmethod
     def load(
@@ -103,7 +79,7 @@ class FaceAnalyzer:
     @property
     def backend(self) -> str:
         """What really runs, such as ``"torch (cuda:0)"`` or ``"onnxruntime (CPUExecutionProvider)"``."""
-        network = getattr(self._detector, "network", None)
+        network = getattr(self._networks.detector, "network", None)
         return "insightface" if network is None else network.backend
 
     def detect(self, images: ImageInput) -> list[list[Face]]:
@@ -113,9 +89,9 @@ class FaceAnalyzer:
             images: one picture or many, of any sizes; see :data:`ImageInput`. A tensor counts as B pictures.
 
         Returns:
-            a list for each picture, empty where no face was found at any of :data:`DETECTION_SIZES`.
+            a list for each picture, empty where no face was found at any size that was tried: 640, then 576 ... 192.
         """
-        return [faces_of(detections) for detections in self._detect(photos(images))]
+        return [faces_of(detections) for detections in self._networks.detect_at_all_sizes(photos(images))]
 
     def embed(
         self,
@@ -140,19 +116,21 @@ class FaceAnalyzer:
         """
         pictures = photos(images)
         if faces is None:
-            found = [faces_of(detections) for detections in self._detect(pictures)]
+            found = [faces_of(detections) for detections in self._networks.detect_at_all_sizes(pictures)]
             empty = [photo.name for photo, candidates in zip(pictures, found, strict=True) if not candidates]
             if empty:
+                sizes = self._networks.detector.sizes
                 raise NoFaceError(
-                    f"no face found in {', '.join(empty)} (searched at {DETECTION_SIZES[0][0]} down to "
-                    f"{DETECTION_SIZES[-1][0]} pixels): use a picture that shows the face upright and unobstructed"
+                    f"no face found in {', '.join(empty)} (searched at {sizes[0][0]} down to {sizes[-1][0]} pixels): "
+                    f"use a picture that shows the face upright and unobstructed"
                 )
             chosen = [choose(candidates) for candidates in found]
         else:
-            chosen = [faces] if isinstance(faces, Face) else list(faces)
+            # insightface's faces are dictionaries.
+            chosen: list[Any] = [faces] if isinstance(faces, (Face, Mapping)) else list(faces)
             if len(chosen) != len(pictures):
                 raise ValueError(f"{len(pictures)} pictures but {len(chosen)} faces: give one face for each picture")
-        return self._embed(pictures, [face.kps for face in chosen])
+        return self._networks.embed(pictures, [face.kps for face in chosen])
 
     def get(self, image: np.ndarray, max_num: int = 0) -> list[AnalyzedFace]:
         """insightface's interface: the faces of one picture at the one size ``det_model.input_size``.
@@ -168,54 +146,9 @@ class FaceAnalyzer:
             ImageError: an array that is not such a picture.
         """
         photo = photo_of_bgr(image)
-        found = most_central(self._detect_at([photo], self.det_model.input_size)[0], photo.size, max_num)
+        networks = self._networks
+        found = most_central(networks.detect([photo], self.det_model.input_size)[0], photo.size, max_num)
         return [
-            AnalyzedFace(face.bbox, face.kps, face.det_score, lambda kps: self._embed([photo], [kps])[0])
+            AnalyzedFace(face.bbox, face.kps, face.det_score, lambda kps: networks.embed([photo], [kps])[0])
             for face in faces_of(found)
         ]
-
-    def _detect(self, pictures: list[Photo]) -> list[Detections]:
-        """Try the sizes in turn, each only on the pictures in which nothing was found before."""
-        found = self._detect_at(pictures, DETECTION_SIZES[0])
-        for size in DETECTION_SIZES[1:]:
-            left = [i for i, detections in enumerate(found) if not len(detections.scores)]
-            if not left:
-                break
-            for i, detections in zip(left, self._detect_at([pictures[i] for i in left], size), strict=True):
-                found[i] = detections
-        return found
-
-    def _detect_at(self, pictures: list[Photo], size: tuple[int, int]) -> list[Detections]:
-        def compute(missing: list[int]) -> list[Record]:
-            found = self._detector.detect([pictures[i].rgb for i in missing], size)
-            return [
-                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(detections).items()}
-                for detections in found
-            ]
-
-        records = self._remember("detect", self._detector.fingerprint, pictures, [size] * len(pictures), compute)
-        return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
-
-    def _embed(self, pictures: list[Photo], keypoints: list[np.ndarray]) -> np.ndarray:
-        def compute(missing: list[int]) -> list[Record]:
-            crops = [align(pictures[i].rgb, keypoints[i]) for i in missing]
-            # Copied, so that keeping one row does not keep the whole batch.
-            return [{"embedding": torch.from_numpy(row.copy())} for row in self._recognizer.embed(crops)]
-
-        records = self._remember("embed", self._recognizer.fingerprint, pictures, keypoints, compute)
-        return np.stack([record["embedding"].numpy() for record in records])
-
-    def _remember(
-        self,
-        what: str,
-        fingerprint: str | None,
-        pictures: list[Photo],
-        options: Sequence[object],
-        compute: Callable[[list[int]], list[Record]],
-    ) -> Sequence[Record]:
-        if fingerprint is None:
-            return compute(list(range(len(pictures))))
-        keys = [
-            content_key(what, fingerprint, photo.key, option) for photo, option in zip(pictures, options, strict=True)
-        ]
-        return self._cache.get_many(keys, compute)

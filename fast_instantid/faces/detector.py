@@ -25,6 +25,11 @@ _LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
 """Number of outputs -> strides of the feature maps, anchors per cell. First come all scores, then boxes, keypoints."""
 
 
+DETECTION_SIZES = tuple((side, side) for side in range(640, 128, -64))
+"""``(width, height)``: 640, then 576 ... 192 for pictures in which nothing was found. A face that fills the frame shows
+up only when small (cubiq/ComfyUI_InstantID, InstantID.py, ``extractFeatures``)."""
+
+
 @dataclass(frozen=True)
 class Detections:
     """The faces of one picture, by falling score, in pixels of that picture, all float32."""
@@ -61,13 +66,17 @@ class Detector:
         self.overlap = overlap
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
-        self.fixed_size = (width, height) if width and height else None
-        """``(width, height)`` of a network exported for one size only, else None."""
+        self._fixed_size = (width, height) if width and height else None
 
     @property
     def fingerprint(self) -> str:
         """Identifies the results: network, backend and both thresholds."""
         return f"{self.network.fingerprint}/{self.threshold}/{self.overlap}"
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """``(width, height)`` to try in turn; one only, if the network was exported for one."""
+        return DETECTION_SIZES if self._fixed_size is None else (self._fixed_size,)
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int] = (640, 640)) -> list[Detections]:
         """Find faces in pictures of any size, a batch at a time.
@@ -79,7 +88,7 @@ class Detector:
         Raises:
             ValueError: a size that the network cannot run.
         """
-        size = self.fixed_size or size
+        size = self._fixed_size or size
         if any(side <= 0 or side % self.strides[-1] for side in size):
             raise ValueError(f"detection size {size}: both sides must be positive multiples of {self.strides[-1]}")
         found: list[Detections] = []

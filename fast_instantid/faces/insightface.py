@@ -5,7 +5,7 @@ Nothing here imports insightface; its objects are recognised by what they can do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,15 +15,23 @@ import numpy as np
 from ..errors import BackendError
 from ..images import Photo, RGBImage, photos
 from ..weights import fingerprint
-from .detector import Detections
+from .cached import CachedNetworks
+from .detector import DETECTION_SIZES, Detections
 from .face import Face
 
 
 @dataclass(frozen=True, eq=False)
-class AnalyzedFace(Face):
-    """A face as ``FaceAnalysis.get`` returns it, except that its embedding is computed when it is first asked for."""
+class AnalyzedFace(Face, Mapping[str, Any]):
+    """A face as ``FaceAnalysis.get`` returns it: attributes are items too. Only its embedding is computed when it is
+    first asked for."""
 
     _embed: Callable[[np.ndarray], np.ndarray]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("bbox", "kps", "det_score", "embedding"))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
     @cached_property
     def embedding(self) -> np.ndarray:
@@ -41,8 +49,8 @@ class DetectorView:
 
     taskname = "detection"
 
-    def __init__(self, detect: Callable[[Photo, tuple[int, int]], Detections]) -> None:
-        self._detect = detect
+    def __init__(self, networks: CachedNetworks) -> None:
+        self._networks = networks
         self.input_size = (640, 640)
         """``(width, height)`` at which ``get`` searches; other packs lower it when they find nothing."""
 
@@ -51,8 +59,9 @@ class DetectorView:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores ``(n, 5)`` and keypoints ``(n, 5, 2)`` of a BGR picture."""
         photo = photo_of_bgr(img)
-        found = most_central(self._detect(photo, input_size or self.input_size), photo.size, max_num)
-        return np.column_stack([found.boxes, found.scores]), found.keypoints
+        found = self._networks.detect([photo], input_size or self.input_size)[0]
+        found = most_central(found, photo.size, max_num)
+        return np.column_stack([found.boxes, found.scores]), found.keypoints.copy()
 
 
 class InsightFaceDetector:
@@ -63,9 +72,22 @@ class InsightFaceDetector:
 
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "detection")
-        self.fingerprint = _fingerprint(self._model)
+        self._content = _content(self._model)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """With the thresholds of this moment, which ``prepare`` may change at any time."""
+        thresholds = [getattr(self._model, name, None) for name in ("det_thresh", "nms_thresh")]
+        return self._content and f"{self._content}/{thresholds}"
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """One only, if the network was exported for one."""
+        fixed = getattr(self._model, "static_input_size", None)
+        return DETECTION_SIZES if fixed is None else (tuple(fixed),)
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]:
+        """As :meth:`Detector.detect`."""
         found: list[Detections] = []
         for image in images:
             boxes, keypoints = self._model.detect(np.ascontiguousarray(image[..., ::-1]), input_size=size)
@@ -78,10 +100,11 @@ class InsightFaceRecognizer:
 
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "recognition")
-        self.fingerprint = _fingerprint(self._model)
+        self.fingerprint = _content(self._model)
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        return self._model.get_feat([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
+        """As :meth:`Recognizer.embed`; one by one, as insightface does."""
+        return np.concatenate([self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops])
 
 
 def photo_of_bgr(image: np.ndarray) -> Photo:
@@ -114,9 +137,8 @@ def _model(analysis: Any, task: str) -> Any:
     return models[task]
 
 
-def _fingerprint(model: Any) -> str | None:
-    """The file's content and the class that runs it; None, which keeps results uncached, where there is no file."""
+def _content(model: Any) -> str | None:
+    """The file's content and the providers that run it; None, which keeps results uncached, where there is no file."""
     path = getattr(model, "model_file", None)
-    if path is None:
-        return None
-    return f"{fingerprint(path)}/insightface/{getattr(model, 'det_thresh', '')}/{getattr(model, 'nms_thresh', '')}"
+    providers = getattr(getattr(model, "session", None), "get_providers", list)()
+    return path and f"{fingerprint(path)}/insightface/{providers}"

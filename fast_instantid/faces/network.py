@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+_INDEXED = {"cuda", "tensorrt", "rocm", "migraphx", "directml"}  # several of them can be in one machine
 
 
 class Network(Protocol):
@@ -91,11 +93,11 @@ class OnnxRuntimeNetwork:
     """The network in an onnxruntime session on exactly the provider asked for."""
 
     def __init__(self, path: Path, device: str) -> None:
-        self.provider = _provider(device)
-        self.backend = f"onnxruntime ({self.provider})"
+        self.provider, index = _provider(device)
+        self.backend = f"onnxruntime ({self.provider}{'' if index is None else f', device {index}'})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
         self.fingerprint = f"{fingerprint(path)}/onnxruntime/{self.provider}"
-        self._session = _session(path, self.provider)
+        self._session = _session(path, self.provider, {} if index is None else {"device_id": index})
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
@@ -103,31 +105,50 @@ class OnnxRuntimeNetwork:
         return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
 
 
+_precision_lock = threading.Lock()
+
+
 @contextmanager
 def _exact_float32(device: torch.device) -> Generator[None]:
     """No TF32 on CUDA: it would move boxes and embeddings by 1e-3, and with them the noise that is seeded by the sum of
-    an embedding."""
+    an embedding. The setting is one for the whole process, so one thread at a time has it."""
     if device.type != "cuda":
         yield
         return
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _precision_lock:
+        settings = _precision_settings()
+        before = [getattr(owner, name) for owner, name, _ in settings]
+        try:
+            for owner, name, exact in settings:
+                setattr(owner, name, exact)
             yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        finally:
+            for (owner, name, _), value in zip(settings, before, strict=True):
+                setattr(owner, name, value)
 
 
-def _provider(device: str) -> str:
-    name = device.split(":")[0].lower()
-    provider = PROVIDERS.get(name, device)
+def _precision_settings() -> list[tuple[Any, str, Any]]:
+    """Where torch keeps it, and what means exact. The old names may not be touched where the new ones are in use."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        return [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
+    return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+def _provider(device: str) -> tuple[str, int | None]:
+    """The provider, and the index of the device if one was named, of ``"cuda:1"``."""
+    name, _, index = device.partition(":")
+    provider = PROVIDERS.get(name.lower(), name)
     if provider not in PROVIDERS.values():
         raise BackendError(f"onnxruntime has no provider for device {device!r}: choose one of {', '.join(PROVIDERS)}")
-    return provider
+    if not index:
+        return provider, None
+    if not index.isdecimal() or name.lower() not in _INDEXED:
+        raise BackendError(f"device {device!r}: onnxruntime takes an index only for {', '.join(sorted(_INDEXED))}")
+    return provider, int(index)
 
 
-def _session(path: Path, provider: str) -> onnxruntime.InferenceSession:
+def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
     """A session that runs any batch size, or an error where onnxruntime would quietly fall back to the CPU."""
     try:
         import onnx
@@ -154,7 +175,7 @@ def _session(path: Path, provider: str) -> onnxruntime.InferenceSession:
         source = model.SerializeToString()
     del model
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=[provider])
+        session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's own exceptions share no base but this
         raise ModelFileError(f"{path}: onnxruntime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:

@@ -81,7 +81,7 @@ def read_graph(path: str | Path) -> Graph:
         if len(graphs) != 1:
             raise _Malformed("it holds no graph")
         return _graph(path, _submessage(graphs[0]))
-    except (_Malformed, UnicodeDecodeError, struct.error, KeyError) as error:
+    except (_Malformed, struct.error, KeyError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
         ) from error

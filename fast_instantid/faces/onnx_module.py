@@ -37,7 +37,14 @@ def to_module(graph: Graph) -> fx.GraphModule:
         )
     if len(graph.inputs) != 1:
         raise ModelFileError(f"{graph.path}: expected a network with one input, found {len(graph.inputs)}")
-    return Builder(graph).build()
+    try:
+        return Builder(graph).build()
+    except ModelFileError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"
+        ) from error
 
 
 class Builder:
@@ -105,6 +112,8 @@ def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:
         layer = producers.get(norm.inputs[0]) if norm.op == "BatchNormalization" else None
         if layer is None or layer.op not in ("Conv", "Gemm") or readers[layer.outputs[0]] != 1:
             continue
+        if not all(name in values for name in (*norm.inputs[1:5], *layer.inputs[1:])):
+            continue  # parameters that come through another node; torch's own BatchNorm takes those
         gamma, beta, mean, variance = (values[name].astype(np.float64) for name in norm.inputs[1:5])
         scale = gamma / np.sqrt(variance + norm.attributes.get("epsilon", 1e-5))
         weight = values[layer.inputs[1]]

@@ -10,7 +10,9 @@ from ..images import RGBImage
 from .network import Network
 from .onnx_graph import Graph
 
-_MAX_BATCH = 32
+# One by one on the CPU, where a batch would be up to a fifth faster but change the last bits of an embedding with the
+# company it is in: a picture must not depend on what was computed before it.
+_BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
 
 
 class Recognizer:
@@ -34,5 +36,6 @@ class Recognizer:
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
-        batches = [np.stack(crops[start : start + _MAX_BATCH]) for start in range(0, len(crops), _MAX_BATCH)]
+        at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
+        batches = [np.stack(crops[start : start + at_once]) for start in range(0, len(crops), at_once)]
         return np.concatenate([self.network.run(batch, self._mean, self._scale)[0] for batch in batches])

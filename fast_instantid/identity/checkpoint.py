@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -28,10 +27,8 @@ class AdapterWeights:
     """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order: for SDXL 24 layers on the
     way down, 36 on the way up, 10 in the middle."""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the file's content; reads the file once."""
-        return fingerprint(self.path)
+    fingerprint: str
+    """Hash of the file's content when it was opened: by the time of its use another file may stand there."""
 
 
 def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
@@ -54,12 +51,15 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
         layers = _layers(tensors, token_width=resampler.proj_out.out_features)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
-    return AdapterWeights(Path(path), image_proj, layers)
+    return AdapterWeights(Path(path), image_proj, layers, fingerprint(path))
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Keys are ``ip_adapter.1.to_k_ip.weight``, ``ip_adapter.1.to_v_ip.weight``, ``ip_adapter.3...``"""
-    numbers = sorted(int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.(\d+)\.to_k_ip\.", name)))
+    found = {int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.(\d+)\.to_[kv]_ip\.", name))}
+    numbers = range(1, 2 * len(found), 2)
+    if found != set(numbers):
+        raise ModelFileError(f"its layers have the numbers {sorted(found)}, and not all odd ones from 1 on")
     layers: list[tuple[Tensor, Tensor]] = []
     for number in numbers:
         key, value = (tensors.get(f"ip_adapter.{number}.to_{part}_ip.weight") for part in "kv")

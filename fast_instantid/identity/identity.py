@@ -76,8 +76,9 @@ class Identity:
                 f"{path}: an identity of format version {metadata.get('version')}, and this package reads {_VERSION}: "
                 "update fast-instantid"
             )
-        # Copied out of the mapping, so that the file may be changed or removed afterwards.
-        record = {name: tensor.clone() for name, tensor in tensors.items()}
+        with torch.inference_mode(False):
+            # Copied out of the mapping, so that the file may be changed or removed afterwards.
+            record = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
             return cls.from_record(record)
         except KeyError as error:
@@ -163,7 +164,8 @@ class Adapter:
         device, dtype = self.placement.device, self.placement.dtype
         # The combined embedding stands for the photographs and the way they were combined.
         key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
-        record = self.cache.get(key, lambda: self._project(combined, noise).to_record())
+        # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
+        record = self.cache.get(key, lambda: self._project(combined, noise).to("cpu").to_record())
         return Identity.from_record(record).to(device)
 
     def _project(self, combined: Tensor, noise: float) -> Identity:

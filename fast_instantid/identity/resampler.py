@@ -99,10 +99,10 @@ class Resampler(nn.Module):
                     embedding_dim=state_dict["proj_in.weight"].shape[1],
                     output_dim=state_dict["proj_out.weight"].shape[0],
                 )
-            resampler.load_state_dict(state_dict, assign=True)
+            resampler.requires_grad_(False).load_state_dict(state_dict, assign=True)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise ModelFileError(f"the weights are not those of a Perceiver resampler: {error}") from error
-        return resampler.requires_grad_(False).eval()
+        return resampler.eval()
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``."""

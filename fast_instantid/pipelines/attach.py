@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -22,6 +23,9 @@ from ..identity import Identity
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
 from .processors import identity_processor
 from .subject import DEFAULT_WEIGHT, Subject, as_subjects
+
+_attached_to: WeakKeyDictionary[torch.nn.Module, InstantID] = WeakKeyDictionary()
+"""UNets and IdentityNets, and who is attached to them now: two at once would draw a person twice."""
 
 
 class InstantID:
@@ -50,7 +54,7 @@ class InstantID:
         self._hooks: list[RemovableHandle] = []
 
     def attach(self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT) -> None:
-        """Make the pipeline draw these people, in place of those attached before.
+        """Make the pipeline draw these people, in place of those attached before, by this object or another.
 
         Cheap: nothing is projected, so a new weight or region is a new ``attach``. With all weights 0 the attention of
         the UNet stays untouched.
@@ -68,7 +72,9 @@ class InstantID:
         layers = _cross_attention_layers(self._unet)
         for subject in subjects:
             _check_fit(subject.identity, layers, self._identity_net, type(self._pipe).__name__)
-        self.detach()
+        for model in self._models():
+            _attached_to.get(model, self).detach()
+            _attached_to[model] = self
 
         if active := [subject for subject in subjects if subject.weight != 0]:
             bank = LaidOutBank(active)
@@ -99,6 +105,12 @@ class InstantID:
                 layer.set_processor(before)
         self._hooks.clear()
         self._replaced.clear()
+        for model in self._models():
+            if _attached_to.get(model) is self:
+                del _attached_to[model]
+
+    def _models(self) -> list[torch.nn.Module]:
+        return [model for model in (self._unet, self._identity_net) if model is not None]
 
     @contextmanager
     def attached(
