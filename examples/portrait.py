@@ -24,8 +24,8 @@ import skimage.data
 import transformers
 from PIL import Image
 
-from fast_instantid import Adapter, FaceAnalyzer, draw_keypoints
-from fast_instantid.faces import largest
+from fast_instantid import Adapter, FaceAnalyzer
+from fast_instantid.faces import keypoint_picture, largest
 from fast_instantid.images import load_image
 from fast_instantid.pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
 from fast_instantid.placement import Placement
@@ -64,7 +64,7 @@ def main() -> None:
             with clock("recognise it", run):
                 embedding = analyzer.embed(photo, face)
             with clock("draw keypoints", run):
-                keypoints = Image.fromarray(draw_keypoints(photo.shape[:2], face.kps)).resize(options.size)
+                keypoints = Image.fromarray(keypoint_picture(face.kps, photo.shape[:2], tuple(options.size)))
             with clock("make the identity", run):
                 identity = adapter.identity(embedding)
             with clock(f"sample {options.steps} steps", run):
@@ -120,7 +120,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", help="SDXL, diffusers folder")
     parser.add_argument("--instantid", help="folder with ControlNetModel and ip-adapter.bin")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     options = parser.parse_args()
     if len({options.pack is None, options.base is None, options.instantid is None}) != 1:

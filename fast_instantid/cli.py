@@ -18,7 +18,7 @@ from .download import MODELS, download, models_folder
 from .errors import FastInstantIDError, ImageError
 
 if TYPE_CHECKING:
-    from .faces import FaceAnalyzer
+    from .faces import Face, FaceAnalyzer
 
 _EPILOG = """examples:
   fast-instantid download                                       # the model files, once; nothing else uses the network
@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
         _say(f"error: {error}; for this command: pip install 'fast-instantid[diffusers]'")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded to find out
+            raise
+        _say(f"error: out of memory ({error}); try --dtype float16, a smaller --size, or --device cpu")
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -94,13 +98,18 @@ def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
         except ImageError as error:
             row["error"] = str(error)
     detected = analyzer.detect([photo for _, photo in readable]) if readable else []
+    with_face: list[tuple[dict[str, Any], Photo, Face]] = []
     for (row, photo), faces in zip(readable, detected, strict=True):
         if not faces:
             row["error"] = f"{photo.name}: no face found"
             continue
         face = largest(faces)
         row |= {"faces": len(faces), "bbox": face.bbox.tolist(), "kps": face.kps.tolist(), "det_score": face.det_score}
-        row["embedding"] = analyzer.embed(photo, face)[0].tolist()
+        with_face.append((row, photo, face))
+    if with_face:
+        embeddings = analyzer.embed([photo for _, photo, _ in with_face], [face for _, _, face in with_face])
+        for (row, _, _), embedding in zip(with_face, embeddings, strict=True):
+            row["embedding"] = embedding.tolist()
     return rows
 
 
@@ -124,16 +133,27 @@ def _keypoints(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     from PIL import Image
 
-    from .faces import cover_keypoints, draw_keypoints, largest
+    from .faces import keypoint_picture, largest
     from .identity import Adapter
     from .images import photos
     from .pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
     from .placement import Placement
 
     _check_output(options.output, _PICTURE_SUFFIXES)
+    sampling = Sampling(
+        negative_prompt=options.negative_prompt,
+        weight=options.weight,
+        controlnet_strength=options.controlnet_strength,
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=options.seed,
+    )
     seconds: dict[str, float] = {}
     placement = Placement.resolve(options.device, options.dtype)
     files = InstantIDFiles.find(options.instantid)
@@ -143,21 +163,12 @@ def _generate(options: argparse.Namespace) -> int:
         references = photos(options.photo)
         embeddings = analyzer.embed(references)
         face = largest(analyzer.detect(references[0])[0])
-        size = options.size or _size_like(references[0].size)
-        keypoints = Image.fromarray(draw_keypoints(size, cover_keypoints(face.kps, references[0].size, size)))
+        keypoints = Image.fromarray(keypoint_picture(face.kps, references[0].size, options.size))
     with _timed("identity", seconds):
         adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
         identity = adapter.identity(embeddings, noise=options.noise)
     with _timed("pipeline", seconds):
         pipe = load_pipeline(options.base, options.instantid, placement.device, placement.dtype)
-    sampling = Sampling(
-        negative_prompt=options.negative_prompt,
-        weight=options.weight,
-        controlnet_strength=options.controlnet_strength,
-        steps=options.steps,
-        guidance=options.guidance,
-        seed=options.seed,
-    )
     with _timed("sampling", seconds):
         image = generate(pipe, identity, keypoints, options.prompt, sampling, _report_step)[0]
     _save_picture(image, options.output)
@@ -181,19 +192,16 @@ def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
     return FaceAnalyzer.load(options.pack, options.backend, options.device)
 
 
-def _size_like(photo: tuple[int, int]) -> tuple[int, int]:
-    """Height and width with the shape of a photo and SDXL's one megapixel, in multiples of 64."""
-    height, width = photo
-    ratio = (1024 * 1024 / (height * width)) ** 0.5
-    return max(64, round(height * ratio / 64) * 64), max(64, round(width * ratio / 64) * 64)
-
-
 def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse, before any work is done, an output that could not be written after it."""
     if path.suffix.lower() not in suffixes:
         raise FastInstantIDError(f"{path}: the name of the output must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise FastInstantIDError(f"{path}: this is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another")
 
 
 def _save_picture(image: Any, path: Path) -> None:

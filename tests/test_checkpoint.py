@@ -225,3 +225,13 @@ def test_an_onnx_file_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no such file"):
         read_adapter(tmp_path / "ip-adapter.bin")
+
+
+@pytest.mark.parametrize("missing", ["3.to_k_ip.weight", "3.to_v_ip.weight", "3.", "1."])
+def test_a_missing_layer_is_named(tmp_path: Path, missing: str) -> None:
+    tensors = read_tensors(write_tiny_adapter(tmp_path / "whole.safetensors", channels=CHANNELS))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"ip_adapter.{missing}")}
+    save_file(kept, tmp_path / "cut.safetensors")
+    expected = "damaged InstantID adapter|expected InstantID's adapter"
+    with pytest.raises(ModelFileError, match=expected):
+        read_adapter(tmp_path / "cut.safetensors")

@@ -116,9 +116,15 @@ def test_keypoints_of_a_picture_without_a_face(pack, blank, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("hint.txt", "must end in .png"), ("nowhere/hint.png", "there is no folder"), ("hint", "must end in .png")],
+    [
+        ("hint.txt", "must end in .png"),
+        ("nowhere/hint.png", "there is no folder"),
+        ("hint", "must end in .png"),
+        ("folder.png", "this is a folder"),
+    ],
 )
 def test_an_output_that_cannot_be_written_is_refused_first(pack, photo, tmp_path, capsys, output, message):
+    (tmp_path / "folder.png").mkdir()
     assert main(["keypoints", photo, "-o", str(tmp_path / output), "--pack", str(pack)]) == 1
     assert message in capsys.readouterr().err
 
@@ -155,23 +161,29 @@ def test_generate_says_which_model_is_missing(models, photo, tmp_path, capsys):
     assert "fast-instantid download" in capsys.readouterr().err
 
 
-def test_default_size_has_the_shape_of_the_photo():
-    from fast_instantid.cli import _size_like
-
-    assert _size_like((512, 512)) == (1024, 1024)
-    for photo in ((3000, 4000), (4000, 3000), (100, 90), (720, 1280)):
-        height, width = _size_like(photo)
-        assert height % 64 == width % 64 == 0
-        assert abs(height * width / 1024**2 - 1) < 0.1
-        assert abs(np.log(height / width * photo[1] / photo[0])) < 0.1
-
-
 @pytest.mark.parametrize("arguments", [[], ["embed"], ["generate", "--photo", "x"], ["keypoints", "x"], ["frobnicate"]])
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps 0: expected 1 to 1000"),
+        (["--steps", "-1"], "steps -1"),
+        (["--guidance", "nan"], "guidance nan"),
+        (["--seed", "12345678901234567890123"], "seed 12345678901234567890123"),
+        (["--weight", "9"], "weight 9.0: expected 0 to 5"),
+        (["--dtype", "int8"], "'int8'"),
+    ],
+)
+def test_generate_refuses_nonsense_before_it_loads_anything(options, message, tmp_path, capsys):
+    arguments = ["generate", "--photo", "nowhere.jpg", "--prompt", "x", "-o", str(tmp_path / "o.png"), *options]
+    assert main([*arguments, "--instantid", "nowhere", "--pack", "nowhere"]) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["1024", "1024x", "100x100", "0x64", "axb", "64x64x64"])

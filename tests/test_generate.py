@@ -81,11 +81,23 @@ def test_progress_counts_the_steps(pipe, identity):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize(
+    "options", [{"weight": 9}, {"steps": 0}, {"guidance": float("nan")}, {"seed": -1}, {"num_images": 0}], ids=str
+)
+def test_what_cannot_be_sampled_is_refused(options):
+    with pytest.raises(FastInstantIDError, match="expected"):
+        Sampling(**options)
+
+
 def test_the_pipeline_is_left_as_it_was(pipe, identity):
     before = pipe.unet.attn_processors
     generate(pipe, [Subject(identity, region=torch.ones(3, 4))], KEYPOINTS, "a man", Sampling(steps=1))
-    with pytest.raises(FastInstantIDError, match="out of range"):
-        generate(pipe, identity, KEYPOINTS, "a man", Sampling(weight=9))
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, identity, KEYPOINTS, "a man", Sampling(steps=1), interrupt)
     assert all(pipe.unet.attn_processors[name] is before[name] for name in before)
     assert not pipe.controlnet._forward_pre_hooks
 

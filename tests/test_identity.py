@@ -269,6 +269,33 @@ def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapte
     assert all(tensor.dtype == torch.float32 for tensor in adapter.weights.image_proj.values())
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+@pytest.mark.parametrize("loaded_in", [True, False])
+@pytest.mark.parametrize("used_in", [True, False])
+def test_works_in_and_out_of_inference_mode(tmp_path: Path, suffix: str, loaded_in: bool, used_in: bool) -> None:
+    """ComfyUI runs nodes under it; an identity made there is used anywhere."""
+    path = write_tiny_adapter(tmp_path / f"ip-adapter{suffix}", channels=CHANNELS)
+    with torch.inference_mode(loaded_in):
+        adapter = Adapter.load(path, "cpu", torch.float32, Cache())
+    with torch.inference_mode(used_in):
+        identity = adapter.identity(embeddings())
+        identity.save(tmp_path / "identity.safetensors")
+        loaded = Identity.load(tmp_path / "identity.safetensors")
+    for one in (identity, loaded):
+        assert not any(tensor.is_inference() for tensor in (one.tokens, *one.bank.keys, *one.bank.values))
+    expected = Adapter.load(path, "cpu", torch.float32, Cache()).identity(embeddings())
+    assert torch.equal(identity.bank.keys[-1], expected.bank.keys[-1])
+
+
+def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(tmp_path: Path) -> None:
+    path, cache = tmp_path / "ip-adapter.bin", Cache()
+    old = Adapter.load(write_tiny_adapter(path, channels=CHANNELS, seed=0), "cpu", torch.float32, cache)
+    write_tiny_adapter(tmp_path / "new.bin", channels=CHANNELS, seed=1).replace(path)
+    from_old, from_new = old.identity(embeddings()), Adapter.load(path, "cpu", None, cache).identity(embeddings())
+    assert not torch.equal(from_old.tokens, from_new.tokens)
+    assert torch.equal(from_new.tokens, Adapter.load(path, "cpu", None, Cache()).identity(embeddings()).tokens)
+
+
 def test_projecting_twice_gives_the_same_to_the_bit() -> None:
     layers = [(torch.randn(width, 64), torch.randn(width, 64)) for width in CHANNELS]
     tokens = torch.randn(2, 16, 64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fast_instantid import draw_keypoints
-from fast_instantid.faces import cover_keypoints
+from fast_instantid.faces import keypoint_picture, sdxl_size
 from fast_instantid.faces.align import TEMPLATE
 
 
@@ -51,8 +51,21 @@ def test_several_faces_and_none():
     assert not draw_keypoints((200, 400)).any()
 
 
-def test_keypoints_move_with_the_picture_that_covers_a_size():
-    middle_and_corner = np.float32([[100, 50], [0, 0]])
-    moved = cover_keypoints(middle_and_corner, (100, 200), (200, 200))
-    np.testing.assert_array_equal(moved, np.float32([[100, 100], [-100, 0]]))
-    assert moved.dtype == np.float32
+def test_keypoints_of_a_new_picture_cover_it():
+    """A photo twice as wide as high, into a square of its double height: scaled by 2, cropped by 100 on both sides."""
+    keypoints = TEMPLATE / 2 + np.float32([50, 20])
+    drawn = keypoint_picture(keypoints, (100, 200), (200, 200))
+    np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), keypoints * 2 - np.float32([100, 0])))
+    np.testing.assert_array_equal(
+        keypoint_picture(TEMPLATE, (112, 112), (112, 112)), draw_keypoints((112, 112), TEMPLATE)
+    )
+
+
+def test_the_default_size_is_sdxls_megapixel_in_the_shape_of_the_photo():
+    assert sdxl_size((512, 512)) == (1024, 1024)
+    for photo in ((3000, 4000), (4000, 3000), (100, 90), (720, 1280)):
+        height, width = sdxl_size(photo)
+        assert height % 64 == width % 64 == 0
+        assert abs(height * width / 1024**2 - 1) < 0.1
+        assert abs(np.log(height / width * photo[1] / photo[0])) < 0.1
+        assert keypoint_picture(TEMPLATE, photo).shape == (height, width, 3)

@@ -399,6 +399,21 @@ def test_an_exception_detaches(pipe, identity):
     assert_unchanged(pipe, before)
 
 
+def test_two_objects_on_one_pipeline_draw_a_person_once(pipe, identity):
+    """A notebook cell that runs again makes a second InstantID; ``generate`` inside ``attached`` does too."""
+    before = state_of(pipe)
+    with InstantID(pipe).attached(identity):
+        once = sample(pipe)
+    first, second = InstantID(pipe), InstantID(pipe)
+    first.attach(identity)
+    second.attach(identity)
+    assert torch.equal(sample(pipe), once)
+    first.detach()
+    assert torch.equal(sample(pipe), once), "what another object attached is not the first one's to detach"
+    second.detach()
+    assert_unchanged(pipe, before)
+
+
 def test_processors_that_others_set_meanwhile_stay(own_pipe, identity):
     before = own_pipe.unet.attn_processors
     theirs = AttnProcessor()

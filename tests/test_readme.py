@@ -32,10 +32,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarra
     return tmp_path
 
 
-def test_the_python_example(folder):
+def test_the_python_example(folder, monkeypatch):
+    # What it draws is a megapixel; the tiny networks take a tenth of the time at a tenth of the size.
+    monkeypatch.setattr("fast_instantid.faces.keypoints.sdxl_size", lambda photo: (192, 256))
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})  # noqa: S102
-    assert Image.open(folder / "anna.png").size == (256, 256)
+    assert Image.open(folder / "anna.png").size == (256, 192)
 
 
 def test_the_shell_examples(folder):

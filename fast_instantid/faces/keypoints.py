@@ -19,8 +19,8 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
     """Draw five coloured dots and four darker limbs for each face, on black.
 
     The pixels are those of InstantID's own ``draw_kps`` (InstantX, pipeline_stable_diffusion_xl_instantid.py), which
-    its ControlNet was trained on: line width and radius are fixed, so draw at the size of the picture the face was
-    found in.
+    its ControlNet was trained on. Line width and radius are fixed, so it matters at which size is drawn:
+    :func:`keypoint_picture` draws at that of the new picture.
 
     Args:
         size: ``(height, width)`` in pixels.
@@ -45,16 +45,27 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
     return canvas
 
 
-def cover_keypoints(keypoints: np.ndarray, picture: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Where keypoints go when their picture is scaled to cover another size and cropped to its middle.
+def keypoint_picture(keypoints: np.ndarray, photo: tuple[int, int], size: tuple[int, int] | None = None) -> RGBImage:
+    """The keypoint picture for a new picture in which the face lies as in its photo.
 
     Args:
-        keypoints: ``(..., 2)`` float, pixels of the picture.
-        picture, size: ``(height, width)`` before and after.
+        keypoints: ``(5, 2)`` in pixels of the photo.
+        photo: ``(height, width)`` of the photo.
+        size: of the new picture; :func:`sdxl_size` of the photo by default. A photo of another shape is scaled to cover
+            it and cropped to its middle.
 
     Returns:
-        the same shape and dtype; points that were cropped away lie outside.
+        ``(H, W, 3)`` uint8 RGB.
     """
-    scale = max(size[0] / picture[0], size[1] / picture[1])
-    shift = [(size[1] - picture[1] * scale) / 2, (size[0] - picture[0] * scale) / 2]
-    return (keypoints * scale + shift).astype(keypoints.dtype)
+    size = size or sdxl_size(photo)
+    scale = max(size[0] / photo[0], size[1] / photo[1])
+    shift = [(size[1] - photo[1] * scale) / 2, (size[0] - photo[0] * scale) / 2]
+    return draw_keypoints(size, (keypoints * scale + shift).astype(keypoints.dtype))
+
+
+def sdxl_size(photo: tuple[int, int]) -> tuple[int, int]:
+    """``(height, width)`` in the shape of a photo with about the one megapixel that SDXL was trained at (Podell et al.
+    2023), in multiples of 64."""
+    scale = (1024 * 1024 / (photo[0] * photo[1])) ** 0.5
+    height, width = (max(64, round(side * scale / 64) * 64) for side in photo)
+    return height, width

@@ -17,11 +17,11 @@ from diffusers import (
 )
 from PIL import Image
 
-from ..errors import ModelFileError
+from ..errors import FastInstantIDError, ModelFileError
 from ..identity import Identity
 from ..placement import Placement
 from .attach import InstantID
-from .subject import DEFAULT_WEIGHT, Subject
+from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
@@ -66,7 +66,10 @@ class Sampling:
         weight: of the identity branch in the attention, 0..5. Subjects carry their own.
         controlnet_strength: of the IdentityNet.
         guidance: classifier-free guidance scale; 1 or less turns it off.
-        seed: of the first picture; picture i of a run starts from ``seed + i``, on every device alike.
+        seed: of the first picture, 0 to 2^63; picture i of a run starts from ``seed + i``, on every device alike.
+
+    Raises:
+        FastInstantIDError: a value that no picture can be sampled with.
     """
 
     negative_prompt: str = ""
@@ -76,6 +79,19 @@ class Sampling:
     guidance: float = 5.0
     seed: int = 0
     num_images: int = 1
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "weight": (0, MAX_WEIGHT),
+            "controlnet_strength": (0, 10),
+            "steps": (1, 1000),
+            "guidance": (0, 100),
+            "seed": (0, 2**63 - 1000),
+            "num_images": (1, 1000),
+        }
+        for name, (low, high) in allowed.items():
+            if not low <= (value := getattr(self, name)) <= high:  # also refuses NaN
+                raise FastInstantIDError(f"{name.replace('_', ' ')} {value}: expected {low} to {high:g}")
 
 
 def load_pipeline(
