@@ -62,6 +62,17 @@ def compare(
     return comparison
 
 
+def median_seconds(job: Callable[[], object], runs: int) -> float:
+    """Of a job alone, each run after a pause, one more before them not counted."""
+    times: list[float] = []
+    for _ in range(runs + 1):
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - start)
+    return round(statistics.median(times[1:]), 6)
+
+
 def metadata(packages: Sequence[str]) -> dict[str, Any]:
     """What the numbers depend on."""
     return {

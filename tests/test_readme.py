@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_the_shell_examples(folder):
 def test_the_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (Path(__file__).parent.parent / target).exists(), target
+
+
+def test_the_measured_numbers_are_those_of_the_committed_result():
+    [path] = re.findall(r"\((benchmarks/results/[^)]+)\)", README)
+    document = json.loads((Path(__file__).parent.parent / path).read_text())
+    for row in document["results"]:
+        ratio, medians = row["ratio"], [1000 * row[side]["median"] for side in ("reference_seconds", "ours_seconds")]
+        spread = f"{ratio['median']:.3g}x ({ratio['min']:.3g} to {ratio['max']:.3g})"
+        assert f"| {row['name']} | {medians[0]:.0f} ms | {medians[1]:.0f} ms | {spread} |" in README
 
 
 def test_the_make_targets_exist():
