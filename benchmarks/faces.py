@@ -53,9 +53,7 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
     about["reference_parts_seconds"] = parts
     print_table(comparisons, EXPECTED)
     alone = sum(seconds for name, seconds in parts.items() if name != "get")
-    print(
-        f"one get of the reference: {1000 * parts['get']:.0f} ms, its five networks one at a time: {1000 * alone:.0f} ms"
-    )
+    print(f"one get of the reference: {1000 * parts['get']:.0f} ms, its five networks apart: {1000 * alone:.0f} ms")
     save(json_path, "faces", comparisons, about)
 
 
