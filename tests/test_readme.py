@@ -63,6 +63,9 @@ def test_the_measured_numbers_are_those_of_the_committed_result():
         ratio, medians = row["ratio"], [1000 * row[side]["median"] for side in ("reference_seconds", "ours_seconds")]
         spread = f"{ratio['median']:.3g}x ({ratio['min']:.3g} to {ratio['max']:.3g})"
         assert f"| {row['name']} | {medians[0]:.0f} ms | {medians[1]:.0f} ms | {spread} |" in README
+    parts = document["about"]["reference_parts_seconds"]
+    apart = sum(seconds for name, seconds in parts.items() if name != "get")
+    assert f"networks take {1000 * apart:.0f} ms apart and {1000 * parts['get']:.0f} ms in one `get`" in README
 
 
 def test_the_make_targets_exist():
