@@ -96,7 +96,7 @@ class FaceAnalyzer:
     def embed(
         self,
         images: ImageInput,
-        faces: Face | Sequence[Face] | None = None,
+        faces: Face | Mapping[str, Any] | Sequence[Face | Mapping[str, Any]] | None = None,
         *,
         choose: Callable[[Sequence[Face]], Face] = largest,
     ) -> np.ndarray:
@@ -104,7 +104,8 @@ class FaceAnalyzer:
 
         Args:
             images: N pictures; see :data:`ImageInput`.
-            faces: the N faces meant; by default each picture is searched and ``choose`` picks one.
+            faces: the N faces meant, ours or insightface's; by default each picture is searched and ``choose`` picks
+                one.
             choose: picks one of several faces; by default the largest.
 
         Returns:
@@ -126,7 +127,7 @@ class FaceAnalyzer:
                 )
             chosen = [choose(candidates) for candidates in found]
         else:
-            # insightface's faces are dictionaries.
+            # insightface's faces are dictionaries, with their items as attributes.
             chosen: list[Any] = [faces] if isinstance(faces, (Face, Mapping)) else list(faces)
             if len(chosen) != len(pictures):
                 raise ValueError(f"{len(pictures)} pictures but {len(chosen)} faces: give one face for each picture")
