@@ -87,7 +87,7 @@ def metadata(packages: Sequence[str]) -> dict[str, Any]:
 
 def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -> None:
     """For people: medians, and the ratio with its spread."""
-    print(f"{'':34}{'reference':>11}{'ours':>11}{'ratio':>9}{'min..max':>16}{'expected':>10}")
+    print(f"{'':34}{'reference':>11}{'ours':>11}{'ratio':>9}{'min..max':>16}{'goal':>10}")
     for comparison in comparisons:
         row = comparison.to_json()
         seconds = [f"{1000 * row[side]['median']:8.0f} ms" for side in ("reference_seconds", "ours_seconds")]

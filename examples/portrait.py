@@ -1,4 +1,4 @@
-"""The main job on a real portrait: ``make demo``.
+"""The main job on a real portrait; make demo runs this.
 
 One photograph becomes a face, an identity and a picture, twice, so that the second run shows what is remembered.
 Without arguments it runs on networks that are made on the spot: the real architectures in the real file formats, but
@@ -24,7 +24,7 @@ import skimage.data
 import transformers
 from PIL import Image
 
-from fast_instantid import Adapter, FaceAnalyzer
+from fast_instantid import Adapter, FaceAnalyzer, FastInstantIDError
 from fast_instantid.faces import keypoint_picture, largest
 from fast_instantid.images import load_image
 from fast_instantid.pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
@@ -40,6 +40,7 @@ PROMPT = "film noir portrait, dramatic light"
 
 def main() -> None:
     options = _options()
+    width, height = options.size
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     placement = Placement.resolve()
@@ -64,7 +65,7 @@ def main() -> None:
             with clock("recognise it", run):
                 embedding = analyzer.embed(photo, face)
             with clock("draw keypoints", run):
-                keypoints = Image.fromarray(keypoint_picture(face.kps, photo.shape[:2], tuple(options.size)))
+                keypoints = Image.fromarray(keypoint_picture(face.kps, photo.shape[:2], (height, width)))
             with clock("make the identity", run):
                 identity = adapter.identity(embedding)
             with clock(f"sample {options.steps} steps", run):
@@ -120,7 +121,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", help="SDXL, diffusers folder")
     parser.add_argument("--instantid", help="folder with ControlNetModel and ip-adapter.bin")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     options = parser.parse_args()
     if len({options.pack is None, options.base is None, options.instantid is None}) != 1:
@@ -129,4 +130,7 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastInstantIDError as error:
+        sys.exit(f"error: {error}")

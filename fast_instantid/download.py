@@ -78,24 +78,29 @@ def download(
         OfflineError: something is missing and ``offline`` is set.
         BackendError: huggingface_hub is not installed.
         FastInstantIDError: the hub cannot be reached or refuses; what was fetched so far stays.
+        OSError: the folder cannot be written to.
     """
     missing = [(name, file) for name in names for file in MODELS[name].missing_from(folder / name)]
     if not missing:
         return
     if offline:
-        listed = ", ".join(f"{name}/{file}" for name, file in missing)
-        raise OfflineError(f"{folder} lacks {listed}, and --offline forbids fetching it: run again without it")
+        listed = "".join(f"\n  {name}/{file}" for name, file in missing)
+        raise OfflineError(f"--offline forbids fetching what {folder} lacks:{listed}")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise BackendError("downloading needs huggingface_hub: pip install 'fast-instantid[download]'") from error
     for name, file in missing:
+        (folder / name).mkdir(parents=True, exist_ok=True)  # refused here, it is no fault of the hub's
         report(f"{name}/{file} from {MODELS[name].repository} ({MODELS[name].license})")
         try:
             hf_hub_download(MODELS[name].repository, file, local_dir=folder / name)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
             raise FastInstantIDError(
-                f"{name}/{file}: could not be fetched from {MODELS[name].repository} ({error}); "
-                f"try again later, or put the file into {folder / name} yourself"
+                f"{name}/{file}: could not be fetched from {MODELS[name].repository} ({cause}); check the connection "
+                f"(HTTPS_PROXY, HF_ENDPOINT), try again later, or put the file into {folder / name} yourself"
             ) from error

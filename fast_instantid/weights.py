@@ -121,8 +121,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = os.fspath(path)  # the name that people know
         raise
 
 

@@ -53,7 +53,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shell(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
     """As a user would, in a process of its own."""
-    command = [sys.executable, "-m", "fast_instantid.cli", *arguments]
+    command = [sys.executable, "-m", "fast_instantid", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, **options)
 
 
@@ -117,10 +117,11 @@ def test_keypoints_of_a_picture_without_a_face(pack, blank, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("hint.txt", "must end in .png"),
+        ("hint.txt", "must end in one of .png"),
         ("nowhere/hint.png", "there is no folder"),
-        ("hint", "must end in .png"),
+        ("hint", "must end in one of .png"),
         ("folder.png", "this is a folder"),
+        ("astronaut.png", "would replace the photo"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_first(pack, photo, tmp_path, capsys, output, message):
@@ -288,7 +289,7 @@ def test_offline_refuses_and_names_what_is_missing(hub, tmp_path):
     environment = hub_environment(hub, tmp_path)
     result = shell("download", "antelopev2", "--to", str(to), "--offline", env=environment)
     assert result.returncode == 1
-    assert "lacks antelopev2/scrfd_10g_bnkps.onnx, antelopev2/glintr100.onnx" in result.stderr
+    assert "lacks:\n  antelopev2/scrfd_10g_bnkps.onnx\n  antelopev2/glintr100.onnx" in result.stderr
     assert hub.requests == []
     assert not to.exists()
 
@@ -301,8 +302,24 @@ def test_a_hub_that_refuses_is_reported(hub, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_hub_that_cannot_be_reached_is_reported_once(tmp_path):
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    result = shell("download", "antelopev2", "--to", str(tmp_path / "to"), env=environment)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: antelopev2/scrfd_10g_bnkps.onnx: could not be fetched")
+    assert "refused" in result.stderr.splitlines()[-1].lower()
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_reader_that_has_enough_is_no_error(pack, photo):
+    command = f"{sys.executable} -m fast_instantid embed {photo} {photo} --pack {pack} --json | head -c 10"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert result.stdout == '{"backend"'
+    assert result.stderr == ""
+
+
 def test_an_unknown_model_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["download", "flux"])
     assert exit.value.code == 2
-    assert "choose from antelopev2, instantid, base" in capsys.readouterr().err
+    assert "unknown model 'flux': choose from antelopev2, instantid, base" in capsys.readouterr().err

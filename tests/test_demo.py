@@ -23,7 +23,7 @@ def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_runs_without_any_models_and_says_so(tmp_path):
-    result = demo(tmp_path, "--size", "64", "96")
+    result = demo(tmp_path, "--size", "96", "64")
     assert result.returncode == 0, result.stderr
     assert "tiny, untrained" in result.stdout
     for stage in ("find the face", "recognise it", "make the identity", "sample 1 steps"):
@@ -44,6 +44,13 @@ def test_runs_on_models_that_are_given(tmp_path, astronaut):
     result = demo(tmp_path, *models, "--photo", "photo.png", "--size", "64", "64")
     assert result.returncode == 0, result.stderr
     assert "untrained" not in result.stdout
+
+
+def test_a_photo_without_a_face_is_an_error_in_one_line(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "blank.png")
+    result = demo(tmp_path, "--photo", "blank.png")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no face found")
 
 
 @pytest.mark.parametrize("options", [["--pack", "x"], ["--base", "x", "--instantid", "y"]])

@@ -138,6 +138,11 @@ def test_numbers_of_faces_and_pictures_must_agree(analyzer, group):
         analyzer.embed(group, analyzer.detect(group)[0][:1] * 2)
 
 
+def test_the_largest_of_no_faces_is_an_error():
+    with pytest.raises(NoFaceError, match="no face found"):
+        largest([])
+
+
 def test_largest_face_and_ties():
     def face(width: float, name: float) -> Face:
         return Face(np.float32([0, 0, width, 10]), np.full((5, 2), name, np.float32), 0.9)

@@ -27,6 +27,7 @@ ALLOWED = {
     "pipelines": {"", "faces", "identity", "attention"},
     "download": set(),
     "cli": {"", "faces", "identity", "attention", "pipelines", "download"},
+    "__main__": {"cli"},
 }
 ONLY_IMPORTER = {"comfy": "comfyui", "folder_paths": "comfyui", "diffusers": "pipelines", "ray": "scale"}
 NEVER = {"insightface", "torchvision", "comfy_execution"}

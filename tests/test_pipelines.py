@@ -641,6 +641,27 @@ def test_bad_regions_are_refused(identity, region):
         Subject(identity, region=region)
 
 
+@pytest.mark.parametrize("who", ["anna.safetensors", [1], None])
+def test_what_is_nobody_is_refused(pipe, who):
+    with pytest.raises(FastInstantIDError, match="expected an Identity or a"):
+        InstantID(pipe).attach(who)
+
+
+def test_a_weight_beside_subjects_is_refused_and_beside_identities_theirs(pipe, identity):
+    with pytest.raises(FastInstantIDError, match="weights of their own"):
+        InstantID(pipe).attach([Subject(identity)], weight=0.5)
+    with InstantID(pipe).attached([identity, identity], weight=0.5):
+        both = sample(pipe)
+    with InstantID(pipe).attached([Subject(identity, 0.5), Subject(identity, 0.5)]):
+        assert torch.equal(sample(pipe), both)
+
+
+@pytest.mark.parametrize("region", ["mask.png", (0, 0, 64, 64)])
+def test_a_region_is_a_picture(identity, region):
+    with pytest.raises(ImageError, match="a region is a picture"):
+        Subject(identity, region=region)
+
+
 def test_nobody_is_refused(pipe):
     with pytest.raises(FastInstantIDError, match="nobody"):
         InstantID(pipe).attach([])

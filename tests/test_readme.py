@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
-from fast_instantid import cli
+from fast_instantid import Adapter, cli
+from fast_instantid.pipelines import InstantID, Subject, load_pipeline
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -39,6 +41,16 @@ def test_the_python_example(folder, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})  # noqa: S102
     assert Image.open(folder / "anna.png").size == (256, 192)
+
+
+def test_the_regions_example(folder):
+    [code] = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    pipe = load_pipeline("models/base", "models/instantid")
+    adapter = Adapter.load("models/instantid/ip-adapter.bin")
+    anna, bob = (adapter.identity(np.full(512, value, np.float32)) for value in (1, -1))
+    names = {"torch": torch, "InstantID": InstantID, "Subject": Subject, "pipe": pipe, "anna": anna, "bob": bob}
+    exec(code.replace("...", "attached = pipe.unet.attn_processors"), names)  # noqa: S102
+    assert {type(processor).__name__ for processor in names["attached"].values()} > {"IdentityAttnProcessor"}
 
 
 def test_the_shell_examples(folder):

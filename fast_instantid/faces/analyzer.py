@@ -82,6 +82,9 @@ class FaceAnalyzer:
         network = getattr(self._networks.detector, "network", None)
         return "insightface" if network is None else network.backend
 
+    def __repr__(self) -> str:
+        return f"FaceAnalyzer({self.backend})"
+
     def detect(self, images: ImageInput) -> list[list[Face]]:
         """The faces of each picture, by falling score.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import NoFaceError
 from .detector import Detections
 
 
@@ -46,5 +47,11 @@ def faces_of(detections: Detections) -> list[Face]:
 
 
 def largest(faces: Sequence[Face]) -> Face:
-    """The face with the largest box; of equal ones the last, as in ComfyUI_InstantID (``sorted(...)[-1]``)."""
+    """The face with the largest box; of equal ones the last, as in ComfyUI_InstantID (``sorted(...)[-1]``).
+
+    Raises:
+        NoFaceError: there is none.
+    """
+    if not faces:
+        raise NoFaceError("no face found: use a picture that shows the face upright and unobstructed")
     return sorted(faces, key=lambda face: face.area)[-1]

@@ -50,7 +50,8 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
     except StopIteration:
         raise ModelFileError(
             f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}; expected the folder of a face "
-            f"model pack (antelopev2), with a detector and a recogniser as .onnx files"
+            f"model pack (antelopev2), with a detector and a recogniser as .onnx files; "
+            f"'fast-instantid download antelopev2' gets it"
         ) from None
     except OSError as error:
         raise ModelFileError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error

@@ -22,7 +22,7 @@ from ..errors import BackendError, ModelFileError
 from ..identity import Identity
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
 from .processors import identity_processor
-from .subject import DEFAULT_WEIGHT, Subject, as_subjects
+from .subject import Subject, as_subjects
 
 _attached_to: WeakKeyDictionary[torch.nn.Module, InstantID] = WeakKeyDictionary()
 """UNets and IdentityNets, and who is attached to them now: two at once would draw a person twice."""
@@ -53,7 +53,7 @@ class InstantID:
         self._replaced: list[tuple[Attention, Any, Any]] = []  # (layer, our processor, the one before)
         self._hooks: list[RemovableHandle] = []
 
-    def attach(self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT) -> None:
+    def attach(self, who: Identity | Subject | Sequence[Identity | Subject], weight: float | None = None) -> None:
         """Make the pipeline draw these people, in place of those attached before, by this object or another.
 
         Cheap: nothing is projected, so a new weight or region is a new ``attach``. With all weights 0 the attention of
@@ -62,11 +62,11 @@ class InstantID:
         Args:
             who: one identity, or Subjects with weights and regions of their own; the IdentityNet then sees the tokens
                 of all of them.
-            weight: of a bare identity, 0..5.
+            weight: of bare identities, 0..5; 0.8 by default.
 
         Raises:
             ModelFileError: an identity that was made for another kind of model than this pipeline's.
-            FastInstantIDError: a weight out of range, or nobody given.
+            FastInstantIDError: a weight out of range or beside Subjects, or nobody given.
         """
         subjects = as_subjects(who, weight)
         layers = _cross_attention_layers(self._unet)
@@ -114,7 +114,7 @@ class InstantID:
 
     @contextmanager
     def attached(
-        self, who: Identity | Subject | Sequence[Subject], weight: float = DEFAULT_WEIGHT
+        self, who: Identity | Subject | Sequence[Identity | Subject], weight: float | None = None
     ) -> Generator[InstantID]:
         """``attach``, and ``detach`` at the end, whatever happens in between."""
         self.attach(who, weight)

@@ -91,7 +91,7 @@ class Sampling:
         }
         for name, (low, high) in allowed.items():
             if not low <= (value := getattr(self, name)) <= high:  # also refuses NaN
-                raise FastInstantIDError(f"{name.replace('_', ' ')} {value}: expected {low} to {high:g}")
+                raise FastInstantIDError(f"{name.replace('_', ' ')} {value}: expected {low} to {high}")
 
 
 def load_pipeline(
@@ -160,7 +160,8 @@ def generate(
 
     # Seeded on the CPU: other devices draw other numbers from the same seed.
     seeds = range(sampling.seed, sampling.seed + sampling.num_images)
-    with InstantID(pipe).attached(who, sampling.weight):
+    weight = sampling.weight if isinstance(who, Identity) else None
+    with InstantID(pipe).attached(who, weight):
         output: Any = pipe(
             prompt=prompt,
             negative_prompt=sampling.negative_prompt,

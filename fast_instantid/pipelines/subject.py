@@ -40,7 +40,7 @@ class Subject:
     region: Region | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= MAX_WEIGHT:  # also refuses NaN
+        if not isinstance(self.weight, (int, float)) or not 0 <= self.weight <= MAX_WEIGHT:  # also refuses NaN
             raise FastInstantIDError(f"weight {self.weight} is out of range: expected 0 to {MAX_WEIGHT:g}")
         mask = self.mask
         if mask is None:
@@ -57,20 +57,26 @@ class Subject:
             return None
         if isinstance(self.region, Image.Image):
             values = torch.from_numpy(np.asarray(self.region.convert("L"), np.float32) / 255)
-        else:
+        elif isinstance(self.region, (torch.Tensor, np.ndarray)):
             values = torch.as_tensor(self.region).detach().float().cpu()
+        else:
+            raise ImageError(f"a region is a picture (PIL image, array or tensor), got a {type(self.region).__name__}")
         return values[None]
 
 
-def as_subjects(who: Identity | Subject | Sequence[Subject], weight: float) -> list[Subject]:
-    """Every form that ``InstantID.attach`` takes; ``weight`` is that of a bare Identity.
+def as_subjects(who: Identity | Subject | Sequence[Identity | Subject], weight: float | None) -> list[Subject]:
+    """Every form that ``InstantID.attach`` takes; ``weight`` is that of bare Identities.
 
     Raises:
-        FastInstantIDError: nobody given.
+        FastInstantIDError: nobody given, something that is nobody, or a weight beside Subjects that have their own.
     """
-    if isinstance(who, Identity):
-        return [Subject(who, weight)]
-    subjects = [who] if isinstance(who, Subject) else list(who)
-    if not subjects:
+    everybody = [who] if isinstance(who, (Identity, Subject)) or not isinstance(who, Sequence) else list(who)
+    if not everybody:
         raise FastInstantIDError("nobody to attach: expected an Identity or at least one Subject")
-    return subjects
+    for one in everybody:
+        if not isinstance(one, (Identity, Subject)):
+            raise FastInstantIDError(f"cannot attach a {type(one).__name__}: expected an Identity or a Subject")
+    if weight is not None and any(isinstance(one, Subject) for one in everybody):
+        raise FastInstantIDError("Subjects have weights of their own: give Subject(identity, weight=...)")
+    default = DEFAULT_WEIGHT if weight is None else weight
+    return [Subject(one, default) if isinstance(one, Identity) else one for one in everybody]

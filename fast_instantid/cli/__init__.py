@@ -1,0 +1,243 @@
+"""The command line: ``fast-instantid embed | keypoints | generate | download``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..download import MODELS, download
+from ..errors import FastInstantIDError, ImageError
+from .parser import make_parser
+
+if TYPE_CHECKING:
+    from ..faces import Face, FaceAnalyzer
+
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_PHOTOS_AT_ONCE = 8
+_NO_FACE = "no face found; use a picture that shows the face upright and unobstructed"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code: 0 done, 1 failed (why is on stderr), 2 wrong usage, 130 interrupted."""
+    commands = {"embed": _embed, "keypoints": _keypoints, "generate": _generate, "download": _download}
+    options = make_parser(commands).parse_args(arguments)
+    _log_to_stderr()
+    try:
+        return options.run(options)
+    except FastInstantIDError as error:
+        _say(f"error: {error}")
+    except BrokenPipeError:  # whoever read our output has enough, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+    except ModuleNotFoundError as error:
+        _say(f"error: {error}")
+    except RuntimeError as error:
+        # torch's own class on a GPU, and no class of its own on the CPU.
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+            raise
+        _say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({str(error).splitlines()[0]})")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    return 1
+
+
+def _embed(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..weights import write_safetensors
+
+    if options.output:
+        _check_output(options.output, (".safetensors",))
+    analyzer = _analyzer(options)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(options.photos), _PHOTOS_AT_ONCE):
+        _progress(f"{start}/{len(options.photos)} photos")
+        rows += _embedded(analyzer, options.photos[start : start + _PHOTOS_AT_ONCE])
+    _progress("")
+    found = [row for row in rows if "error" not in row]
+    if options.output and found:
+        names = {"embeddings": "embedding", "keypoints": "kps", "boxes": "bbox"}
+        tensors = {name: torch.tensor([row[field] for row in found]) for name, field in names.items()}
+        write_safetensors(options.output, tensors, {"photos": json.dumps([row["photo"] for row in found])})
+        _say(f"{len(found)} embeddings written to {options.output}")
+    if options.json:
+        print(json.dumps({"backend": analyzer.backend, "photos": rows}))
+    elif not options.output:
+        for row in found:
+            left, top, right, bottom = row["bbox"]
+            numbers = ", ".join(f"{value:.3f}" for value in row["embedding"][:4])
+            box = f"{left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}, score {row['det_score']:.2f}"
+            print(f"{row['photo']}: {row['faces']} face(s), the largest at {box}: embedding {numbers}, ...")
+    for row in rows:
+        if "error" in row:
+            _say(f"error: {row['error']}")
+    return 0 if len(found) == len(rows) else 1
+
+
+def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
+    """A row for each photo; one that fails gets an error and does not cost the others."""
+    from ..faces import largest
+    from ..images import Photo, photos
+
+    rows: list[dict[str, Any]] = [{"photo": path} for path in paths]
+    readable: list[tuple[dict[str, Any], Photo]] = []
+    for row in rows:
+        try:
+            readable.append((row, photos(row["photo"])[0]))
+        except ImageError as error:
+            row["error"] = str(error)
+    detected = analyzer.detect([photo for _, photo in readable]) if readable else []
+    with_face: list[tuple[dict[str, Any], Photo, Face]] = []
+    for (row, photo), faces in zip(readable, detected, strict=True):
+        if not faces:
+            row["error"] = f"{photo.name}: {_NO_FACE}"
+            continue
+        face = largest(faces)
+        row |= {"faces": len(faces), "bbox": face.bbox.tolist(), "kps": face.kps.tolist(), "det_score": face.det_score}
+        with_face.append((row, photo, face))
+    if with_face:
+        embeddings = analyzer.embed([photo for _, photo, _ in with_face], [face for _, _, face in with_face])
+        for (row, _, _), embedding in zip(with_face, embeddings, strict=True):
+            row["embedding"] = embedding.tolist()
+    return rows
+
+
+def _keypoints(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from ..faces import draw_keypoints, largest
+    from ..images import photos
+
+    _check_output(options.output, _PICTURE_SUFFIXES, [options.photo])
+    analyzer = _analyzer(options)
+    photo = photos(options.photo)[0]
+    faces = analyzer.detect(photo)[0]
+    if not faces:
+        _say(f"error: {options.photo}: {_NO_FACE}")
+        return 1
+    shown = faces if options.all else [largest(faces)]
+    _save_picture(Image.fromarray(draw_keypoints(photo.size, *(face.kps for face in shown))), options.output)
+    _say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
+    from PIL import Image
+
+    from ..faces import keypoint_picture, largest
+    from ..identity import Adapter
+    from ..images import photos
+    from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
+    from ..placement import Placement
+
+    _check_output(options.output, _PICTURE_SUFFIXES, options.photo)
+    sampling = Sampling(
+        negative_prompt=options.negative_prompt,
+        weight=options.weight,
+        controlnet_strength=options.controlnet_strength,
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=options.seed,
+    )
+    seconds: dict[str, float] = {}
+    placement = Placement.resolve(options.device, options.dtype)
+    files = InstantIDFiles.find(options.instantid)
+    with _timed("face networks", seconds):
+        analyzer = _analyzer(options)
+    with _timed("faces", seconds):
+        references = photos(options.photo)
+        embeddings = analyzer.embed(references)
+        face = largest(analyzer.detect(references[0])[0])
+        keypoints = Image.fromarray(keypoint_picture(face.kps, references[0].size, options.size))
+    with _timed("identity", seconds):
+        adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
+        identity = adapter.identity(embeddings, noise=options.noise)
+    with _timed("pipeline", seconds):
+        pipe = load_pipeline(options.base, options.instantid, placement.device, placement.dtype)
+    with _timed("sampling", seconds):
+        image = generate(pipe, identity, keypoints, options.prompt, sampling, _report_step)[0]
+    _save_picture(image, options.output)
+    if options.json:
+        print(json.dumps({"output": str(options.output), "size": image.size, "seconds": seconds}))
+    else:
+        times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+        print(f"{options.output}: {image.width} x {image.height} on {placement.device} ({times})")
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    download(options.models or list(MODELS), options.to, offline=options.offline, report=_say)
+    _say(f"all there, in {options.to}")
+    return 0
+
+
+def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
+    from ..faces import FaceAnalyzer
+
+    return FaceAnalyzer.load(options.pack, options.backend, options.device)
+
+
+def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] = ()) -> None:
+    """Refuse, before any work is done, an output that could not or should not be written after it."""
+    if path.is_dir():
+        raise FastInstantIDError(f"{path}: this is a folder; name a file")
+    if path.suffix.lower() not in suffixes:
+        raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another")
+    if any(path.resolve() == Path(name).resolve() for name in inputs):
+        raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
+
+
+def _save_picture(image: Any, path: Path) -> None:
+    from ..weights import atomic_write
+
+    with atomic_write(path) as temporary:
+        image.save(temporary)
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Generator[None]:
+    _progress(f"{name} ...")
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+    _progress("")
+
+
+def _report_step(done: int, total: int) -> None:
+    _progress(f"sampling: step {done}/{total}")
+
+
+def _progress(text: str) -> None:
+    """One line that is overwritten, for people; nothing where stderr is a file."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    """Our warnings, in our form; the libraries have handlers of their own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("fast_instantid")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,107 @@
+"""What the command line understands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .. import __version__
+from ..download import MODELS, models_folder
+
+_EPILOG = """examples:
+  fast-instantid download                   # the model files, once; nothing else uses the network
+  fast-instantid embed anna.jpg bob.jpg -o people.safetensors
+  fast-instantid keypoints anna.jpg -o hint.png
+  fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
+"""
+_CACHED = "or a hub id that is in the hub's cache already"
+
+
+def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
+    """The parser of the whole command line; the function of the command given ends up in ``options.run``."""
+    parser = argparse.ArgumentParser(
+        prog="fast-instantid",
+        description="Put a real person's face into SDXL pictures, with InstantID.",
+        epilog=_EPILOG,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    models = models_folder()
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        epilog = f"example:\n  fast-instantid {name} {example}"
+        added = subparsers.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=_Help)
+        added.set_defaults(run=commands[name])
+        return added
+
+    def face_options(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--pack", type=Path, default=models / "antelopev2", help="folder of the face models")
+        added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
+        added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
+
+    embed = command(
+        "embed", "print or save the embedding of the largest face of each photo", "*.jpg -o people.safetensors"
+    )
+    embed.add_argument("photos", nargs="+", metavar="PHOTO", help="picture files")
+    embed.add_argument("-o", "--output", type=Path, help="write embeddings, boxes and keypoints to a .safetensors file")
+    embed.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    face_options(embed)
+
+    keypoints = command("keypoints", "draw the keypoint picture that says where the face goes", "anna.jpg -o hint.png")
+    keypoints.add_argument("photo", metavar="PHOTO", help="a picture file")
+    keypoints.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    keypoints.add_argument("--all", action="store_true", help="all faces, not only the largest")
+    face_options(keypoints)
+
+    generate = command(
+        "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --weight 0.7 -o anna.png'
+    )
+    generate.add_argument("--photo", nargs="+", required=True, help="one person; keypoints come from the first photo")
+    generate.add_argument("--prompt", required=True, help="what to draw")
+    generate.add_argument("--negative-prompt", default="", help="what not to draw")
+    generate.add_argument("--base", default=str(models / "base"), help=f"SDXL: folder, .safetensors, {_CACHED}")
+    generate.add_argument("--instantid", default=str(models / "instantid"), help=f"InstantID: folder, {_CACHED}")
+    for option, default, text in (
+        ("--weight", 0.8, "how strongly the identity acts, 0 to 5"),
+        ("--controlnet-strength", 0.8, "how strongly the keypoints act, 0 to 10"),
+        ("--noise", 0.0, "noise in the identity to move away from, 0 to 1"),
+        ("--guidance", 5.0, "classifier-free guidance; 1 turns it off"),
+    ):
+        generate.add_argument(option, type=float, default=default, metavar="X", help=text)
+    generate.add_argument("--steps", type=int, default=30, metavar="N", help="number of sampling steps")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is another picture")
+    generate.add_argument("--size", type=_size, help="WIDTHxHEIGHT (default: a megapixel in the shape of the photo)")
+    generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
+    generate.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
+    face_options(generate)
+
+    fetch = command("download", "fetch the model files; the only command that uses the network", "antelopev2 instantid")
+    fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")
+    fetch.add_argument("--to", type=Path, default=models, help="folder, also set by $FAST_INSTANTID_MODELS")
+    fetch.add_argument("--offline", action="store_true", help="only check; refuse to fetch")
+    return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """With defaults, where there is something to say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if nothing else super()._get_help_string(action)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``1024x768`` (width x height) as height and width."""
+    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
+    if len(sides) != 2 or any(side == 0 or side % 8 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in multiples of 8, such as 1024x1024")
+    return sides[1], sides[0]
+
+
+def _model(name: str) -> str:
+    if name not in MODELS:
+        raise argparse.ArgumentTypeError(f"unknown model {name!r}: choose from {', '.join(MODELS)}")
+    return name
