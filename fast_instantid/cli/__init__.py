@@ -178,6 +178,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each retry; our error says all of it once
     download(options.models or list(MODELS), options.to, offline=options.offline, report=_say)
     _say(f"all there, in {options.to}")
     return 0
@@ -236,7 +237,6 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("fast_instantid")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _say(text: str) -> None:
