@@ -71,7 +71,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """``xxh3_128`` of a file's content, read once per version of the file and process (about 0.1 s per GB).
+    """``xxh3_128`` of a file's content, read once per version of the file and process.
 
     A version is known by path, size, and the times of modification and change. The last of them no program can set, so
     that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -145,6 +146,23 @@ def test_generate_makes_a_picture_and_the_same_one_again(models, photo, tmp_path
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
     assert not np.array_equal(pictures[0], pictures[3])
+
+
+def test_nothing_but_download_touches_the_network(models, photo, tmp_path, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"the network was asked for {arguments}")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(AssertionError, match="the network was asked"):
+        socket.create_connection(("127.0.0.1", 9))
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
+    assert main(["embed", photo]) == 0
+    assert main(["keypoints", photo, "-o", str(tmp_path / "hint.png")]) == 0
+    generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64"]
+    assert main([*generate, "-o", str(tmp_path / "out.png")]) == 0
+    assert main([*generate, "-o", str(tmp_path / "out.png"), "--base", "somebody/something"]) == 1
 
 
 def test_generate_finds_downloaded_models_by_itself(models, photo, tmp_path):

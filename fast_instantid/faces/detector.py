@@ -18,8 +18,7 @@ from .network import Network
 from .onnx_graph import Graph
 
 _MEAN, _SCALE = 127.5, 1 / 128
-# A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several: six pictures through SCRFD-10G took
-# 1.2 s one by one and 1.9 s at once, on two cores.
+# A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 8
 _LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
 """Number of outputs -> strides of the feature maps, anchors per cell. First come all scores, then boxes, keypoints."""

@@ -167,7 +167,7 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Each session has threads of its own. Spinning on after a run, the detector's would take the cores from the
-    # recogniser: on two cores one after the other took 171 ms with it and 142 ms without.
+    # recogniser; "python -m benchmarks faces" shows what that costs insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source: str | bytes = str(path)
     model: Any = onnx.load(source, load_external_data=False)

@@ -10,7 +10,7 @@ from ..images import RGBImage
 from .network import Network
 from .onnx_graph import Graph
 
-# One by one on the CPU, where a batch would be up to a fifth faster but change the last bits of an embedding with the
+# One by one on the CPU, where a batch would be somewhat faster but change the last bits of an embedding with the
 # company it is in: a picture must not depend on what was computed before it.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
 
