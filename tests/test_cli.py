@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import socket
 import subprocess
 import sys
@@ -330,7 +331,8 @@ def test_a_hub_that_cannot_be_reached_is_reported_once(tmp_path):
 
 
 def test_a_reader_that_has_enough_is_no_error(pack, photo):
-    command = f"{sys.executable} -m fast_instantid embed {photo} {photo} --pack {pack} --json | head -c 10"
+    command = shlex.join([sys.executable, "-m", "fast_instantid", "embed", photo, photo, "--pack", str(pack), "--json"])
+    command += " | head -c 10"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert result.stdout == '{"backend"'
     assert result.stderr == ""
