@@ -27,16 +27,15 @@ class IdentityEntry(NamedTuple):
     """``(G, T, C)``: one row for each of the G chunks of the batch (cond, uncond, ...), in the batch's order."""
     value: Tensor
     """``(G, T, C)``"""
-    weight: float = 1.0
-    mask: Tensor | None = None
-    """``(b, N, 1)`` in 0..1: where the face acts, None for everywhere. ``b`` divides the batch: 1 for all images alike,
-    or one row for each image of a chunk."""
+    scale: float | Tensor = 1.0
+    """How much the face acts. A number, or a tensor without dimensions, is its weight everywhere; ``(b, N, 1)`` is its
+    weight at every position, where ``b`` is 1 for all images alike, or the number of images of a chunk."""
 
 
 def identity_attention(
     query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend = F.scaled_dot_product_attention
 ) -> Tensor:
-    """The sum over faces of ``weight * mask * softmax(q K^T / sqrt(d)) V``, to be added to the text attention.
+    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``, to be added to the text attention.
 
     A pure function: nothing is copied for the sake of the batch, and no tensor's values are looked at.
 
@@ -49,7 +48,7 @@ def identity_attention(
     Returns:
         ``(B, N, C)`` of the query's dtype.
     """
-    return reduce(torch.add, (_weighted(_attention(query, entry, num_heads, attend), entry) for entry in entries))
+    return reduce(torch.add, (_scaled(_attention(query, entry, num_heads, attend), entry) for entry in entries))
 
 
 def _attention(query: Tensor, entry: IdentityEntry, num_heads: int, attend: Attend) -> Tensor:
@@ -63,12 +62,11 @@ def _split_heads(tensor: Tensor, chunks: int, num_heads: int) -> Tensor:
     return tensor.reshape(chunks, -1, num_heads, tensor.shape[-1] // num_heads).transpose(1, 2)
 
 
-def _weighted(attended: Tensor, entry: IdentityEntry) -> Tensor:
-    if entry.mask is None:
-        return attended * entry.weight
-    # The rows of the mask recur in every chunk. Weighting the mask first leaves one multiplication of full size.
-    recurring = attended.unflatten(0, (-1, len(entry.mask)))
-    return (recurring * (entry.mask * entry.weight)).flatten(0, 1)
+def _scaled(attended: Tensor, entry: IdentityEntry) -> Tensor:
+    scale = entry.scale
+    if isinstance(scale, Tensor) and scale.ndim:  # its rows recur in every chunk
+        return (attended.unflatten(0, (-1, len(scale))) * scale).flatten(0, 1)
+    return attended * scale
 
 
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:

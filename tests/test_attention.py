@@ -36,8 +36,8 @@ def attention_by_hand(query: Tensor, entries: list[IdentityEntry]) -> Tensor:
                 torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
                 for q, k, v in zip(*(t.chunk(HEADS, dim=-1) for t in (image, key, value)), strict=True)
             ]
-            mask = 1 if entry.mask is None else entry.mask[b % len(entry.mask)].double()
-            out[b] += torch.cat(per_head, dim=-1) * mask * entry.weight
+            scale = torch.as_tensor(entry.scale, dtype=torch.float64)
+            out[b] += torch.cat(per_head, dim=-1) * (scale[b % len(scale)] if scale.ndim else scale)
     return out
 
 
@@ -79,7 +79,7 @@ class OpCounts(TorchDispatchMode):
 @pytest.mark.parametrize("faces", [1, 2, 3])
 def test_attention_equals_the_formula(images: int, chunks: int, faces: int) -> None:
     query = random_query(chunks * images)
-    entries = [random_entry(chunks, seed, weight=0.8 - seed) for seed in range(faces)]
+    entries = [random_entry(chunks, seed, scale=0.8 - seed) for seed in range(faces)]
     torch.testing.assert_close(
         identity_attention(query, entries, HEADS), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
     )
@@ -91,9 +91,9 @@ def test_masks_for_all_for_each_image_and_for_the_whole_batch(rows: str) -> None
     masks = torch.rand({"one": 1, "image": images, "batch": chunks * images}[rows], num_tokens, 1)
     query = random_query(chunks * images, num_tokens)
     entries = [
-        random_entry(chunks, 0, weight=0.7, mask=masks),
-        random_entry(chunks, 1, weight=-0.4),
-        random_entry(chunks, 2, mask=1 - masks),
+        random_entry(chunks, 0, scale=0.7 * masks),
+        random_entry(chunks, 1, scale=torch.tensor(-0.4)),
+        random_entry(chunks, 2, scale=1 - masks),
     ]
     torch.testing.assert_close(
         identity_attention(query, entries, HEADS), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
@@ -113,20 +113,20 @@ def test_regions_keep_faces_apart() -> None:
     left[:, :24] = 1
     query = random_query(2)
     one, other = random_entry(1, 0), random_entry(1, 1)
-    out = identity_attention(query, [one._replace(mask=left), other._replace(mask=1 - left)], HEADS)
+    out = identity_attention(query, [one._replace(scale=left), other._replace(scale=1 - left)], HEADS)
     assert torch.equal(out[:, :24], identity_attention(query, [one], HEADS)[:, :24])
     assert torch.equal(out[:, 24:], identity_attention(query, [other], HEADS)[:, 24:])
 
 
 def test_weight_zero_adds_nothing() -> None:
-    assert not identity_attention(random_query(2), [random_entry(2, weight=0.0)], HEADS).any()
+    assert not identity_attention(random_query(2), [random_entry(2, scale=0.0)], HEADS).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_half_and_close(dtype: torch.dtype) -> None:
     query = random_query(4)
     entry = random_entry(2)
-    half = IdentityEntry(entry.key.to(dtype), entry.value.to(dtype), 0.8, torch.rand(1, 48, 1, dtype=dtype))
+    half = IdentityEntry(entry.key.to(dtype), entry.value.to(dtype), 0.8 * torch.rand(1, 48, 1, dtype=dtype))
     out = identity_attention(query.to(dtype), [half], HEADS)
     assert out.dtype == dtype
     exact = attention_by_hand(query.to(dtype), [half])
@@ -153,15 +153,15 @@ def test_attention_of_the_host_is_used_as_it_is_given() -> None:
 def test_a_layer_costs_one_attention_and_one_product_per_face(faces: int, masked: bool) -> None:
     chunks, images, num_tokens = 2, 4, 1024
     query = random_query(chunks * images, num_tokens)
-    mask = torch.rand(1, num_tokens, 1) if masked else None
-    entries = [random_entry(chunks, seed, weight=0.8, mask=mask) for seed in range(faces)]
+    scale = torch.rand(1, num_tokens, 1) if masked else 0.8
+    entries = [random_entry(chunks, seed, scale=scale) for seed in range(faces)]
 
     with OpCounts(size=query.numel()) as counts:
         identity_attention(query, entries, HEADS)
 
     attentions = {name: calls for name, calls in counts.calls.items() if name.startswith("_scaled_dot_product")}
     assert sum(attentions.values()) == faces
-    assert counts.calls["mul"] == faces * (2 if masked else 1)  # the second one is of the mask, 1 / (B * C) the size
+    assert counts.calls["mul"] == faces
     assert counts.calls["add"] == faces - 1
     # Nothing of the size of the result is allocated but the results of these.
     assert counts.allocated <= faces + faces - 1
@@ -174,7 +174,7 @@ def test_no_value_is_looked_at_and_nothing_depends_on_one() -> None:
     query = random_query(4).to("meta")
     mask = torch.rand(1, 48, 1, device="meta")
     entry = random_entry(2)
-    entries = [IdentityEntry(entry.key.to("meta"), entry.value.to("meta"), 0.5, mask)] * 2
+    entries = [IdentityEntry(entry.key.to("meta"), entry.value.to("meta"), mask)] * 2
     assert identity_attention(query, entries, HEADS).shape == query.shape
     assert region_mask(torch.rand(2, 64, 64, device="meta"), (32, 32), 256, batch=3).shape == (3, 256, 1)
 

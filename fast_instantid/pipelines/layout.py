@@ -49,14 +49,14 @@ class LaidOutBank:
         self._subjects = subjects
         self._layout: Layout | None = None
         self._entries: dict[int, list[IdentityEntry]] = {}  # of a layer
-        self._masks: dict[int, list[torch.Tensor | None]] = {}  # of all layers with so many tokens
+        self._scales: dict[int, list[float | torch.Tensor]] = {}  # of all layers with so many tokens
 
     def lay_out(self, layout: Layout) -> None:
         """Say what the coming UNet call is like. Nothing is kept from a call that was different."""
         if layout != self._layout:
             self._layout = layout
             self._entries.clear()
-            self._masks.clear()
+            self._scales.clear()
 
     def entries(self, layer: int, num_tokens: int) -> list[IdentityEntry]:
         """What a layer attends to whose query has ``num_tokens`` positions; made at the first step of a run."""
@@ -66,19 +66,21 @@ class LaidOutBank:
         return self._entries[layer]
 
     def _make(self, layout: Layout, layer: int, num_tokens: int) -> list[IdentityEntry]:
-        if num_tokens not in self._masks:
-            self._masks[num_tokens] = [
-                None
-                if subject.mask is None
-                else region_mask(subject.mask, layout.latent_size, num_tokens, 1).to(layout.device, layout.dtype)
-                for subject in self._subjects
-            ]
+        if num_tokens not in self._scales:
+            self._scales[num_tokens] = [_scale(subject, layout, num_tokens) for subject in self._subjects]
 
         def picked(tensor: torch.Tensor) -> torch.Tensor:
             return tensor[list(layout.rows)].to(layout.device, layout.dtype)
 
         banks = [subject.identity.bank for subject in self._subjects]
         return [
-            IdentityEntry(picked(bank.keys[layer]), picked(bank.values[layer]), subject.weight, mask)
-            for bank, subject, mask in zip(banks, self._subjects, self._masks[num_tokens], strict=True)
+            IdentityEntry(picked(bank.keys[layer]), picked(bank.values[layer]), scale)
+            for bank, scale in zip(banks, self._scales[num_tokens], strict=True)
         ]
+
+
+def _scale(subject: Subject, layout: Layout, num_tokens: int) -> float | torch.Tensor:
+    if subject.mask is None:
+        return subject.weight
+    mask = region_mask(subject.mask, layout.latent_size, num_tokens, 1) * subject.weight
+    return mask.to(layout.device, layout.dtype)
