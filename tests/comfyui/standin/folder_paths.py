@@ -1,0 +1,59 @@
+"""Where models lie, by kind: folders in order of preference, and the extensions that count."""
+
+from __future__ import annotations
+
+import os
+
+from comfy.cli_args import args
+
+supported_pt_extensions: set[str] = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
+
+base_path = os.path.abspath(args.base_directory or os.path.dirname(__file__))
+models_dir = os.path.join(base_path, "models")
+folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {
+    "checkpoints": ([os.path.join(models_dir, "checkpoints")], supported_pt_extensions),
+    "controlnet": ([os.path.join(models_dir, "controlnet")], supported_pt_extensions),
+    "custom_nodes": ([os.path.join(base_path, "custom_nodes")], set()),
+}
+filename_list_cache: dict[str, tuple[list[str], dict[str, float], float]] = {}
+
+
+def add_model_folder_path(folder_name: str, full_folder_path: str, is_default: bool = False) -> None:
+    """What each line of ``extra_model_paths.yaml`` does. A kind not known yet gets no extensions: any file counts."""
+    paths, _ = folder_names_and_paths.setdefault(folder_name, ([], set()))
+    if is_default and full_folder_path in paths:
+        paths.remove(full_folder_path)
+    if full_folder_path not in paths:
+        paths.insert(0 if is_default else len(paths), full_folder_path)
+
+
+def get_folder_paths(folder_name: str) -> list[str]:
+    return list(folder_names_and_paths[folder_name][0])
+
+
+def get_filename_list(folder_name: str) -> list[str]:
+    """Relative paths of the files below all folders of a kind, sorted, with this system's separators."""
+    folders, extensions = folder_names_and_paths[folder_name]
+    found = {
+        os.path.relpath(os.path.join(parent, name), folder)
+        for folder in folders
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not extensions or os.path.splitext(name)[1].lower() in extensions
+    }
+    return sorted(found)
+
+
+def get_full_path(folder_name: str, filename: str) -> str | None:
+    if folder_name not in folder_names_and_paths:
+        return None
+    inside = os.path.relpath(os.path.join("/", filename), "/")  # nothing leads out of the folder
+    paths = (os.path.join(folder, inside) for folder in get_folder_paths(folder_name))
+    return next(filter(os.path.isfile, paths), None)
+
+
+def get_full_path_or_raise(folder_name: str, filename: str) -> str:
+    path = get_full_path(folder_name, filename)
+    if path is None:
+        raise FileNotFoundError(f"Model in folder '{folder_name}' with filename '{filename}' not found.")
+    return path
