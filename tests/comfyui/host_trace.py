@@ -1,0 +1,87 @@
+"""What a host does with the tiny SDXL, whichever host is first on ``sys.path``: latents, calls, and what patches see.
+
+``python -m tests.comfyui.host_trace FILE`` writes it to a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import comfy.cli_args
+import torch
+
+comfy.cli_args.args.cpu = True
+
+from comfy.ldm.modules.attention import optimized_attention  # noqa: E402
+from comfy.patcher_extension import CallbacksMP, WrappersMP  # noqa: E402
+
+from tests.comfyui import tiny  # noqa: E402
+
+WRAPPERS = ("OUTER_SAMPLE", "PREPARE_SAMPLING", "SAMPLER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH")
+CALLBACKS = ("ON_PRE_RUN", "ON_PREPARE_STATE", "ON_CLEANUP")
+SEEN = ("block", "block_index", "transformer_index", "cond_or_uncond", "original_shape", "activations_shape")
+
+
+def trace() -> dict[str, Any]:
+    """Latents by name; every call of a wrapper or callback; ``extra_options`` of every patched layer, as seen."""
+    torch.set_num_threads(1)
+    model = tiny.tiny_model()
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    two_step = tiny.tiny_model(torch.float16, compute_dtype=torch.float32)
+    patched, calls, options = _patched(model)
+    positive_masked, negative_controlled = _controlled(positive, negative)
+    latents = {
+        "plain": tiny.sample(model, positive, negative),
+        "without guidance": tiny.sample(model, positive, negative, cfg=1.0),
+        "more tokens in the negative": tiny.sample(model, positive, tiny.conditioning(2, tokens=154)),
+        "weights cast": tiny.sample(two_step, positive, negative, steps=2),
+        "patched": tiny.sample(patched, positive_masked, negative_controlled, batch=2, width=192),
+    }
+    parameters = [name for name, _ in model.model.diffusion_model.named_parameters()]
+    return {"latents": latents, "parameters": parameters, "calls": calls, "options": options}
+
+
+def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
+    """Replacements under both kinds of keys, and something that listens at every place where one can."""
+    calls: list[str] = []
+    options: list[Any] = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        options.append([sorted(extra_options), *(extra_options[name] for name in SEEN)])
+        options[-1] += [extra_options["n_heads"], extra_options["dim_head"], len(extra_options["sigmas"])]
+        kwargs = {"attn_precision": extra_options["attn_precision"], "transformer_options": extra_options}
+        return optimized_attention(q, k, v, extra_options["n_heads"], **kwargs) + q / 2
+
+    def wrapper(name: str):
+        return lambda executor, *args, **kwargs: (calls.append(name), executor(*args, **kwargs))[1]
+
+    patched = model.clone()
+    for i in range(10):
+        patched.set_model_attn2_replace(attend, "middle", 0, i)
+    patched.set_model_attn2_replace(attend, "input", 4, 1)
+    patched.set_model_attn2_replace(attend, "output", 3)
+    for name in (*WRAPPERS, "APPLY_MODEL", "DIFFUSION_MODEL"):
+        patched.add_wrapper_with_key(getattr(WrappersMP, name), "trace", wrapper(name))
+    for name in CALLBACKS:
+        patched.add_callback(getattr(CallbacksMP, name), lambda *args, name=name: calls.append(name))
+    return patched, calls, options
+
+
+def _controlled(positive: list[Any], negative: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Two ControlNets in a chain, with ranges, a batch of hints of odd size, and tokens of their own; a mask on one."""
+    generator = torch.Generator().manual_seed(5)
+    hints = torch.rand(2, 3, 100, 130, generator=generator)
+    tokens = torch.randn(2, 1, 16, tiny.TOKEN_WIDTH, generator=generator)
+    controlnet = tiny.tiny_controlnet()
+    late = controlnet.copy().set_cond_hint(hints[:1], 0.3, (0.2, 1.0))
+    control = controlnet.copy().set_cond_hint(hints, 0.7, (0.0, 0.6)).set_previous_controlnet(late)
+    added = [{"control": control, "control_apply_to_uncond": False, "cross_attn_controlnet": row} for row in tokens]
+    added[0] |= {"mask": torch.rand(1, 40, 50, generator=generator), "set_area_to_bounds": False}
+    return tuple(
+        [[text, {**cond, **extra}] for text, cond in c] for c, extra in zip((positive, negative), added, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    torch.save(trace(), sys.argv[1])

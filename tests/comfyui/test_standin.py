@@ -1,0 +1,45 @@
+"""The stand-in against a real ComfyUI: what the other tests find on one, they would find on the other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.comfyui.host_trace import trace
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def both(real_host: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """The traces of the stand-in and of the real host."""
+    file = tmp_path_factory.mktemp("trace") / "standin.pt"
+    path = os.pathsep.join([str(ROOT / "tests" / "comfyui" / "standin"), str(ROOT)])
+    command = [sys.executable, "-m", "tests.comfyui.host_trace", str(file)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, cwd=file.parent, check=True)
+    return torch.load(file), trace()
+
+
+def test_the_same_weights_give_the_same_latents(both):
+    standin, real = both
+    assert standin["parameters"] == real["parameters"]
+    for name, latent in real["latents"].items():
+        difference = (standin["latents"][name] - latent).abs().max() / latent.abs().max()
+        assert difference < 1e-5, f"{name}: {difference:.1e}"
+
+
+def test_wrappers_and_callbacks_are_called_in_the_same_order(both):
+    standin, real = both
+    assert standin["calls"] == real["calls"]
+    assert len(set(real["calls"])) == 10
+
+
+def test_patches_see_the_same_options_in_the_same_layers(both):
+    standin, real = both
+    assert standin["options"] == real["options"]
+    assert len(real["options"]) == 3 * (10 + 1 + 2)
