@@ -1,0 +1,309 @@
+"""The reference's pictures, from the reference's workflows: both packs in one process, on one tiny SDXL.
+
+Latents of a random UNet have hundreds for values, of which 1e-5 would be less than the last bit: the bound is 1e-5 of
+the largest one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import folder_paths
+import numpy as np
+import pytest
+import torch
+
+from tests.comfyui import tiny
+
+TOLERANCE = 1e-5
+ACTS = 1e-2  # of the largest latent: what counts as another picture
+
+Outputs = tuple[Any, Any, Any]  # model, positive, negative
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One of the two packs, and what all workflows have in common."""
+
+    nodes: dict[str, type]
+    common: dict[str, Any]
+
+    def run(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+        """A node's outputs; what is not given comes from the common inputs, or is the node's default."""
+        node = self.nodes[node_id]
+        types = node.INPUT_TYPES()
+        sockets = types["required"] | types.get("optional", {})
+        defaults = {name: spec[1]["default"] for name, spec in sockets.items() if "default" in dict(*spec[1:])}
+        given = defaults | self.common | inputs
+        return tiny.call(node, **{name: given[name] for name in sockets if name in given})
+
+
+@pytest.fixture(scope="session")
+def adapter_name(reference_pack: ModuleType) -> str:
+    """A file with a resampler of the published size, which the reference insists on, and tiny keys and values."""
+    folder = Path(folder_paths.models_dir) / "instantid"
+    folder.mkdir(exist_ok=True)
+    weights = torch.load(tiny.adapter_file(folder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        resampler = sys.modules[f"{reference_pack.__name__}.resampler"].Resampler(
+            dim=1280, depth=4, dim_head=64, heads=20, num_queries=16, embedding_dim=512, output_dim=tiny.TOKEN_WIDTH
+        )
+    weights["image_proj"] = resampler.state_dict()
+    torch.save(weights, folder / "ip-adapter.bin")
+    return "ip-adapter.bin"
+
+
+@pytest.fixture(scope="session")
+def loaded(ours, reference, adapter_name) -> list[tuple[dict[str, type], Any]]:
+    return [
+        (nodes, tiny.call(nodes["InstantIDModelLoader"], instantid_file=adapter_name)[0]) for nodes in (ours, reference)
+    ]
+
+
+@pytest.fixture
+def packs(loaded, model, faces, controlnet, portrait, positive, negative) -> list[Pack]:
+    """Ours and the reference."""
+    common = {
+        "insightface": faces,
+        "faceanalysis": faces,
+        "control_net": controlnet,
+        "image": portrait,
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+    }
+    return [Pack(nodes, common | {"instantid": adapter}) for nodes, adapter in loaded]
+
+
+def distance(picture: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, in units of the largest latent."""
+    return float((picture - other).abs().max() / other.abs().max())
+
+
+@pytest.fixture(scope="session")
+def plain(positive, negative) -> Callable[..., torch.Tensor]:
+    """The picture without InstantID, for the arguments of ``sample``."""
+    return cache(lambda **sampling: tiny.sample(tiny.tiny_model(), positive, negative, **sampling))
+
+
+@pytest.fixture
+def compare(packs: list[Pack], plain):
+    """``compare(workflow)``: what it draws with both packs is the same picture, and the identity has a part in it."""
+
+    def compare(workflow: Callable[[Pack], Outputs], *, acts: bool = True, **sampling: Any) -> None:
+        outputs = [workflow(pack) for pack in packs]
+        ours, theirs = (tiny.sample(*output, **sampling) for output in outputs)
+        assert torch.isfinite(theirs).all()
+        assert distance(ours, theirs) <= TOLERANCE
+        if not acts:
+            assert distance(ours, plain(**sampling)) <= TOLERANCE
+            return
+        _, *conditionings = outputs[0]
+        without_patch = tiny.sample(packs[0].common["model"], *conditionings, **sampling)
+        assert distance(ours, without_patch) > ACTS
+        assert distance(without_patch, plain(**sampling)) > ACTS
+
+    return compare
+
+
+def apply(**inputs: Any) -> Callable[[Pack], Outputs]:
+    """The advanced node, with noise as the simple one has it."""
+    return lambda pack: pack.run("ApplyInstantIDAdvanced", **({"noise": 0.35} | inputs))
+
+
+@pytest.mark.parametrize("references", [1, 2, 3])
+@pytest.mark.parametrize("way", ["average", "norm average", "concat"])
+def test_ways_of_combining(compare, portraits, way, references):
+    compare(apply(image=portraits[:references], combine_embeds=way))
+
+
+def test_concatenated_references_in_a_batch(compare, portraits):
+    compare(apply(image=portraits, combine_embeds="concat"), batch=2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_noise(compare, portraits, noise):
+    compare(apply(image=portraits[:2], noise=noise))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.8, 3.0])
+def test_weight(compare, weight):
+    compare(lambda pack: pack.run("ApplyInstantID", weight=weight), acts=weight > 0)
+
+
+def test_weights_of_attention_and_controlnet(compare):
+    compare(apply(ip_weight=0.3, cn_strength=1.4))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.2, 0.8), (0.0, 0.5), (0.0, 0.0)])
+def test_range(compare, start, end):
+    compare(apply(start_at=start, end_at=end), acts=end > 0)
+
+
+@pytest.mark.parametrize(("batch", "cfg"), [(1, 1.0), (2, 4.5), (3, 1.0), (4, 4.5)])
+def test_batch_and_guidance(compare, batch, cfg):
+    compare(apply(), batch=batch, cfg=cfg)
+
+
+def stripes(count: int, height: int = 96, width: int = 96) -> torch.Tensor:
+    """``(count, height, width)``: masks of soft-edged stripes, each elsewhere."""
+    columns = torch.linspace(0, 1, width)
+    return torch.stack([(columns - i / count).mul(8).clamp(0, 1) for i in range(count)])[:, None].repeat(1, height, 1)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (512, 64), (1000, 72), (72, 600)], ids=str)
+def test_mask(compare, size):
+    height, width = size
+    compare(apply(mask=1 - stripes(2)[1:]), height=height, width=width)
+
+
+@pytest.mark.parametrize(("masks", "batch"), [(3, 3), (3, 2)])
+def test_batch_of_masks(compare, masks, batch):
+    compare(apply(mask=stripes(masks)), batch=batch)
+
+
+def test_keypoints_of_another_picture(compare, portraits):
+    compare(apply(image_kps=portraits[1:2]))
+
+
+def test_no_face_in_the_keypoint_image(compare, portrait):
+    compare(apply(image_kps=torch.full_like(portrait, 0.3)))
+
+
+def test_no_face_in_the_first_reference(compare, portrait):
+    compare(apply(image=torch.cat([torch.full_like(portrait, 0.3), portrait])))
+
+
+def test_two_people(compare, portraits):
+    def workflow(pack: Pack) -> Outputs:
+        left, right = stripes(2)[1:].flip(2), stripes(2)[1:]
+        model, positive, negative = apply(mask=left)(pack)
+        return apply(image=portraits[1:2], mask=right, model=model, positive=positive, negative=negative)(pack)
+
+    compare(workflow)
+
+
+@pytest.mark.parametrize(("weight", "mask"), [(1.0, None), (-1.0, stripes(2)[1:])], ids=["everywhere", "masked"])
+def test_attention_patch_and_controlnet_apart(compare, packs, weight, mask):
+    (keypoints,) = packs[1].run("FaceKeypointsPreprocessor")
+
+    def workflow(pack: Pack) -> Outputs:
+        region = {} if mask is None else {"mask": mask}
+        model, embeds = pack.run("InstantIDAttentionPatch", weight=weight, noise=0.35, end_at=0.9, **region)
+        pair = pack.run("ApplyInstantIDControlNet", face_embeds=embeds, image_kps=keypoints, strength=0.7, **region)
+        return model, *pair
+
+    compare(workflow)
+
+
+def test_fewer_masks_than_pictures(packs, positive, negative):
+    """For the attention alone: the host wants a mask for each picture where a conditioning has masks."""
+    pictures = []
+    for pack in packs:
+        model, _ = pack.run("InstantIDAttentionPatch", mask=stripes(2))
+        pictures.append(tiny.sample(model, positive, negative, batch=3))
+    assert distance(*pictures) <= TOLERANCE
+
+
+@pytest.mark.parametrize("where", ["both", "positive", "different"])
+def test_conditioning_that_has_a_controlnet(compare, packs, portrait, where):
+    common = packs[0].common
+    first, second = (
+        common["control_net"].copy().set_cond_hint(hint.movedim(-1, 1), 0.6) for hint in (portrait, 1 - portrait)
+    )
+    controls = {"both": (first, first), "positive": (first, None), "different": (first, second)}[where]
+    given = {
+        name: [[text, options | ({"control": control} if control else {})] for text, options in common[name]]
+        for name, control in zip(("positive", "negative"), controls, strict=True)
+    }
+    compare(apply(**given))
+
+
+@pytest.fixture(scope="session")
+def style(ipadapter_pack: ModuleType) -> Callable[[Any], Any]:
+    """Patches a clone of a model with a random IPAdapter, as IPAdapter_plus does at the end of its nodes."""
+    pack = sys.modules[f"{ipadapter_pack.__name__}.IPAdapterPlus"]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        projection = pack.ImageProjModel(tiny.TOKEN_WIDTH, clip_embeddings_dim=32)
+        layers = {
+            f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(channels, tiny.TOKEN_WIDTH) / tiny.TOKEN_WIDTH**0.5
+            for i, channels in enumerate(tiny.LAYER_CHANNELS)
+            for part in "kv"
+        }
+        embeds = torch.randn(1, 32)
+    weights = {"image_proj": projection.state_dict(), "ip_adapter": layers}
+    adapter = pack.IPAdapter(
+        weights,
+        output_cross_attention_dim=tiny.TOKEN_WIDTH,
+        cross_attention_dim=tiny.TOKEN_WIDTH,
+        clip_embeddings_dim=32,
+        is_sdxl=True,
+    )
+    cond, uncond = adapter.get_image_embeds(embeds, torch.zeros_like(embeds), 0)
+    keys = [("input", block, i) for block, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for i in range(depth)]
+    keys += [("output", block, i) for block in range(6) for i in range(10 if block < 3 else 2)]
+
+    def patched(model: Any) -> Any:
+        model = model.clone()
+        sampling = model.get_model_object("model_sampling")
+        for number, key in enumerate(keys):
+            options = {
+                "ipadapter": adapter,
+                "module_key": str(2 * number + 1),
+                "weight": 0.7,
+                "cond": cond,
+                "uncond": uncond,
+                "sigma_start": sampling.percent_to_sigma(0.0),
+                "sigma_end": sampling.percent_to_sigma(0.6),
+            }
+            pack.set_model_patch_replace(model, options, key)
+        return model
+
+    return patched
+
+
+@pytest.mark.parametrize("mask", [None, stripes(2)[1:]], ids=["everywhere", "masked"])
+@pytest.mark.parametrize("order", ["before", "after", "both"])
+def test_ipadapter(compare, model, style, order, mask):
+    def workflow(pack: Pack) -> Outputs:
+        start = model if order == "after" else style(model)
+        patched, positive, negative = apply(model=start, end_at=0.8, **({} if mask is None else {"mask": mask}))(pack)
+        return (patched if order == "before" else style(patched)), positive, negative
+
+    compare(workflow)
+
+
+def test_keypoint_pictures_and_features(our_pack, reference_pack, packs, faces, portraits):
+    ours, theirs = (pack.run("FaceKeypointsPreprocessor", image=portraits)[0] for pack in packs)
+    assert torch.equal(ours, theirs)
+    blank = torch.full_like(portraits[:1], 0.3)
+    ours, theirs = (pack.run("FaceKeypointsPreprocessor", image=blank)[0] for pack in packs)
+    assert torch.equal(ours, theirs)
+    ours = sys.modules[f"{our_pack.__name__}.fast_instantid.comfyui.nodes"]
+    theirs = sys.modules[f"{reference_pack.__name__}.InstantID"]
+    torch.testing.assert_close(
+        ours.extractFeatures(faces, portraits), theirs.extractFeatures(faces, portraits), rtol=1e-5, atol=0
+    )
+    for kps in (False, True):
+        assert ours.extractFeatures(faces, blank, extract_kps=kps) is None
+    np.testing.assert_array_equal(ours.tensor_to_image(portraits), theirs.tensor_to_image(portraits))
+    picture = theirs.tensor_to_image(portraits)[0]
+    kps = faces.get(picture)[0]["kps"]
+    np.testing.assert_array_equal(np.array(ours.draw_kps(picture, kps)), np.array(theirs.draw_kps(picture, kps)))
+
+
+def test_each_with_its_own_face_networks(packs):
+    """From the loaders on. Embeddings differ in the sixth digit, and a random UNet makes more of that."""
+    pictures = []
+    for pack in packs:
+        (faces,) = pack.run("InstantIDFaceAnalysis", provider="CPU")
+        pictures.append(tiny.sample(*apply(insightface=faces)(pack)))
+    assert distance(*pictures) <= 1e-4
