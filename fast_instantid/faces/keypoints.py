@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from ..images import RGBImage
 
-_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+"""RGB of left eye, right eye, nose, and left and right corner of the mouth."""
 _LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each point to the nose
 _LIMB_HALF_WIDTH = 4  # pixels
 _DOT_RADIUS = 10  # pixels
 
 
-def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
+def draw_keypoints(
+    size: tuple[int, int], *faces: np.ndarray, colors: Sequence[tuple[int, int, int]] = COLORS
+) -> RGBImage:
     """Draw five coloured dots and four darker limbs for each face, on black.
 
     The pixels are those of InstantID's own ``draw_kps`` (InstantX, pipeline_stable_diffusion_xl_instantid.py), which
@@ -25,6 +29,7 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
     Args:
         size: ``(height, width)`` in pixels.
         faces: keypoints ``(5, 2)`` in pixels, one array for each face; none gives a black picture.
+        colors: RGB of the five points; the ControlNet knows only these.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -38,9 +43,9 @@ def draw_keypoints(size: tuple[int, int], *faces: np.ndarray) -> RGBImage:
             angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
             center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
             polygon = cv2.ellipse2Poly(center, (int(length / 2), _LIMB_HALF_WIDTH), int(angle), 0, 360, 1)
-            cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in _COLORS[start]])
+            cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in colors[start]])
     for keypoints in faces:
-        for (x, y), color in zip(keypoints, _COLORS, strict=True):
+        for (x, y), color in zip(keypoints, colors, strict=True):
             cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)
     return canvas
 

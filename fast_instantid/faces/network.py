@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import BackendError, ModelFileError
 from ..placement import Placement
@@ -80,12 +81,16 @@ class TorchNetwork:
         self.on_cpu = device.type == "cpu"
         # Now, not when it is first asked for: by then another file may stand there.
         self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
-        self._module = to_module(graph).float().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module = self.place(to_module(graph).float().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Where the weights are kept: on the device, from now on."""
+        return module.to(self.device)
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         with torch.inference_mode(), _exact_float32(self.device):
             batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)  # channels-last as it lies
-            outputs = self._module(batch.float().sub_(mean).mul_(scale))
+            outputs = self.module(batch.float().sub_(mean).mul_(scale))
             return [output.float().cpu().numpy() for output in outputs]
 
 

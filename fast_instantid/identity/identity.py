@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, read_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
 from .resampler import Resampler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _FORMAT = "fast-instantid identity"
 _VERSION = "1"
@@ -139,6 +143,14 @@ class Adapter:
         """
         return cls(read_adapter(path), Placement.resolve(device, dtype), shared_cache() if cache is None else cache)
 
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
+        """An adapter on the same file and cache that makes identities elsewhere.
+
+        Raises:
+            BackendError: a device that is not there.
+        """
+        return replace(self, placement=Placement.resolve(device, dtype))
+
     def identity(
         self, embeddings: np.ndarray | Tensor, *, combine: Combine = "average", noise: float = 0.0
     ) -> Identity:
@@ -165,10 +177,11 @@ class Adapter:
         # The combined embedding stands for the photographs and the way they were combined.
         key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
         # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
-        record = self.cache.get(key, lambda: self._project(combined, noise).to("cpu").to_record())
+        record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
         return Identity.from_record(record).to(device)
 
-    def _project(self, combined: Tensor, noise: float) -> Identity:
+    def project(self, combined: Tensor, noise: float) -> Identity:
+        """Compute an identity from ``(M, 1, 512)``, on the adapter's device; :meth:`identity` keeps what this returns."""
         device, dtype = self.placement.device, self.placement.dtype
         resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
         pair = torch.cat([combined, unconditional_embedding(combined, noise)])  # (2M, 1, 512): one pass for both

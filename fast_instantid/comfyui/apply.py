@@ -1,0 +1,145 @@
+"""An identity put into what ComfyUI samples with: the model's cross-attention, and the conditioning's ControlNet."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import FastInstantIDError
+from ..identity import Identity
+from .patch import AttentionPatch, Region, add_identity
+from .sampling import IS_COND, attention_patches, wrap
+
+Conditioning: TypeAlias = "list[tuple[Tensor, dict[str, Any]]]"
+Layers: TypeAlias = Literal["reference", "paper"]
+
+_OUTER_LAYERS = [
+    *(("input", block, i) for block, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for i in range(depth)),
+    *(("output", block, i) for block, depth in enumerate((10, 10, 10, 2, 2, 2)) for i in range(depth)),
+]
+LAYERS: dict[Layers, list[tuple[str, int, int]]] = {
+    # The reference's Apply nodes name the middle block ("middle", 1), which no UNet asks for.
+    "reference": _OUTER_LAYERS,
+    "paper": [*_OUTER_LAYERS, *(("middle", 0, i) for i in range(10))],
+}
+"""SDXL's cross-attention layers as ComfyUI calls them (comfy/ldm/modules/diffusionmodules/openaimodel.py), in the order
+of the checkpoint: those that an identity acts on."""
+
+
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """The dtype in which the UNet computes, whatever it stores its weights in."""
+    cast = model.get_model_object("manual_cast_dtype")
+    dtype = model.model.get_dtype() if cast is None else cast
+    if dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return dtype
+    return torch.float16 if comfy.model_management.should_use_fp16() else torch.float32
+
+
+def apply_to_model(
+    model: ModelPatcher,
+    identity: Identity,
+    weight: float,
+    start_at: float,
+    end_at: float,
+    mask: Tensor | None = None,
+    layers: Layers = "paper",
+) -> ModelPatcher:
+    """A clone of ``model`` whose cross-attention layers see the face too. ``model`` and all that it holds stay as they
+    are.
+
+    Args:
+        identity: in the dtype and on the device that samples.
+        weight: of the face; may be negative.
+        start_at, end_at: 0..1, the part of sampling in which it acts.
+        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size: where it acts. Of several, image i gets mask i.
+
+    Raises:
+        FastInstantIDError: a model that is no SDXL, or an unknown name of layers.
+    """
+    _check(model, identity, layers)
+    clone = model.clone()
+    device = identity.tokens.device
+    sampling = model.get_model_object("model_sampling")
+    the_same = {
+        "weight": (scale := torch.tensor(weight, dtype=torch.float32, device="cpu")),
+        "region": None if mask is None else Region(_batch(mask).to(device, torch.float32), scale),
+        "sigma_start": float(sampling.percent_to_sigma(start_at)),
+        "sigma_end": float(sampling.percent_to_sigma(end_at)),
+    }
+    present = attention_patches(clone.model_options["transformer_options"])
+    for layer, key, value in zip(LAYERS[layers], identity.bank.keys, identity.bank.values, strict=False):
+        # A patch of a whole block, under its shorter name, would no longer be found beside ours.
+        existing = present.get(layer, present.get(layer[:2]))
+        patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
+        patch.add(add_identity, key=key.flip(0), value=value.flip(0), **the_same)  # uncond first, as the host batches
+        clone.set_model_attn2_replace(patch, *layer)
+    wrap(clone)
+    return clone
+
+
+def _check(model: ModelPatcher, identity: Identity, layers: Layers) -> None:
+    if layers not in LAYERS:
+        raise FastInstantIDError(f"layers {layers!r} are not known: choose one of {', '.join(LAYERS)}")
+    width = model.model.model_config.unet_config.get("context_dim")
+    if width != identity.tokens.shape[-1]:
+        raise FastInstantIDError(
+            f"InstantID works with SDXL models only: this is a {type(model.model).__name__} whose text is "
+            f"{width or 'of no known width'}{' wide' if width else ''}, not {identity.tokens.shape[-1]}. "
+            "Load an SDXL checkpoint"
+        )
+
+
+def _batch(mask: Tensor) -> Tensor:
+    """``(M, H, W)``"""
+    return mask if mask.ndim == 3 else mask.unsqueeze(0)
+
+
+def apply_to_conditioning(
+    positive: Conditioning,
+    negative: Conditioning,
+    control_net: Any,
+    tokens: tuple[Tensor, Tensor],
+    keypoints: Tensor,
+    strength: float,
+    start_at: float,
+    end_at: float,
+    mask: Tensor | None = None,
+) -> tuple[Conditioning, Conditioning]:
+    """Both conditionings with the IdentityNet, which sees the face in place of the text.
+
+    Args:
+        tokens: cond and uncond, ``(M, 16, W)`` each.
+        keypoints: ``(B, H, W, 3)`` in 0..1, the picture that steers it.
+        strength: of the IdentityNet.
+        mask: ``(H, W)`` or ``(M, H, W)``: where the positive conditioning acts.
+    """
+    hint = keypoints.movedim(-1, 1)
+    device = comfy.model_management.intermediate_device()
+    # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
+    control_nets: dict[Any, Any] = {}
+
+    def with_identity(options: dict[str, Any], is_cond: bool) -> dict[str, Any]:
+        previous = options.get("control")
+        if previous not in control_nets:
+            control_nets[previous] = control_net.copy().set_cond_hint(hint, strength, (start_at, end_at))
+            control_nets[previous].set_previous_controlnet(previous)
+        options = {
+            **options,
+            "control": control_nets[previous],
+            "control_apply_to_uncond": False,
+            "cross_attn_controlnet": tokens[0 if is_cond else 1].to(device, hint.dtype),
+            IS_COND: is_cond,
+        }
+        if mask is not None and is_cond:
+            options |= {"mask": _batch(mask), "set_area_to_bounds": False}
+        return options
+
+    applied = [
+        [[text, with_identity(options, is_cond)] for text, options in conditioning]
+        for conditioning, is_cond in ((positive, True), (negative, False))
+    ]
+    return applied[0], applied[1]

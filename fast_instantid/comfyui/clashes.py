@@ -1,0 +1,45 @@
+"""Other packs with nodes of the same names. ComfyUI lets the one that it loads last win, without a word."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import folder_paths
+
+logger = logging.getLogger("fast_instantid")
+
+_OURS = Path(__file__).resolve().parents[2]
+
+
+def warn_of_clashes() -> None:
+    """Say which folders in ``custom_nodes`` have to go."""
+    for folder in find_clashes():
+        logger.warning(
+            "%s has the same InstantID nodes as Fast InstantID in %s. ComfyUI uses those of the pack it loads last. "
+            "Remove one of the two folders, or rename it to end in .disabled, and restart ComfyUI; to get faster, "
+            "remove %s",
+            folder,
+            _OURS,
+            folder.name,
+        )
+
+
+def find_clashes() -> list[Path]:
+    """Folders of the old pack, and other copies of this one."""
+    folders = [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
+    packs = sorted(pack for folder in folders if folder.is_dir() for pack in folder.iterdir())
+    return [
+        pack
+        for pack in packs
+        if not pack.name.endswith(".disabled") and pack.resolve() != _OURS and _has_our_nodes(pack)
+    ]
+
+
+def _has_our_nodes(pack: Path) -> bool:
+    if (pack / "fast_instantid" / "comfyui").is_dir():
+        return True
+    try:
+        return "class ApplyInstantIDAdvanced" in (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
+    except OSError:
+        return False

@@ -1,0 +1,133 @@
+"""Where ComfyUI keeps the model files, and what we make of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path, PurePosixPath
+
+import comfy.model_management
+import folder_paths
+import torch
+
+from ..cache import shared_cache
+from ..errors import ModelFileError
+from ..faces import FaceAnalyzer, find_pack
+from ..faces.detector import Detector
+from ..faces.network import TorchNetwork
+from ..faces.pack import Pack
+from ..faces.recognizer import Recognizer
+from .memory import ManagedAdapter, ManagedNetwork
+
+logger = logging.getLogger("fast_instantid")
+
+_ONNXRUNTIME = "onnxruntime "
+_ONNXRUNTIME_DEVICES = ("CPU", "CUDA", "TensorRT", "ROCm", "MIGraphX", "CoreML", "DirectML", "OpenVINO")
+_DEVICE_TYPES = {"CPU": "cpu", "CUDA": "cuda", "ROCM": "cuda", "CoreML": "mps"}  # ROCm builds of torch say "cuda" too
+PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNTIME_DEVICES)]
+"""The reference's four, which now name the device that torch runs on; ComfyUI's own device, whichever that is; and what
+onnxruntime can run on."""
+
+_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by the content of their files, and where they run
+_lock = threading.Lock()
+
+
+def register_folders() -> None:
+    """Tell ComfyUI of ``models/instantid`` and ``models/insightface``, beside folders of extra_model_paths.yaml."""
+    for name, extensions in (("instantid", folder_paths.supported_pt_extensions), ("insightface", {".onnx"})):
+        paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
+        default = os.path.join(folder_paths.models_dir, name)
+        others = [path for path in paths if path != default]
+        # Folders that come from extra_model_paths.yaml alone know of no extensions.
+        folder_paths.folder_names_and_paths[name] = ([default, *others], known or extensions)
+
+
+def adapter_path(name: str) -> Path:
+    """The adapter file that a workflow calls ``name``, in whichever folder it lies here.
+
+    Raises:
+        ModelFileError: there is none, or there are several; the message says where it was looked for.
+    """
+    name = str(PurePosixPath(name.replace("\\", "/")))  # workflows made on Windows
+    present = folder_paths.get_filename_list("instantid")
+    same_name = [file for file in present if PurePosixPath(file.replace("\\", "/")).name == PurePosixPath(name).name]
+    path = folder_paths.get_full_path("instantid", name)
+    if path is None and len(same_name) == 1:
+        path = folder_paths.get_full_path("instantid", same_name[0])
+    if path is not None:
+        return Path(path)
+    looked = ", ".join(folder_paths.get_folder_paths("instantid"))
+    found = f"found there: {', '.join(present)}" if present else "which hold no model file"
+    raise ModelFileError(
+        f"InstantID's adapter {name!r} is not in {looked} ({found}). Put ip-adapter.bin (1.69 GB, from "
+        "huggingface.co/InstantX/InstantID) there, press R in the browser, and choose it in the node"
+    )
+
+
+def load_adapter(name: str) -> ManagedAdapter:
+    """Open an adapter file.
+
+    Raises:
+        ModelFileError: missing, damaged, or another kind of file, which the message names.
+    """
+    return ManagedAdapter.load(adapter_path(name), device="cpu")
+
+
+def load_analyzer(provider: str) -> FaceAnalyzer:
+    """Face analysis as ``provider``, one of :data:`PROVIDERS`, says; loaded once for all nodes and workflows.
+
+    Raises:
+        ModelFileError: no model pack; the message says where it was looked for.
+        BackendError: onnxruntime or its provider is not there.
+    """
+    pack = _find_pack()
+    backend, device = _backend(provider)
+    key = (backend, str(device), str(pack.detector.path), str(pack.recognizer.path))
+    with _lock:
+        if key not in _analyzers:
+            _analyzers[key] = _load(pack, backend, device)
+            logger.info("face analysis with %s on %s", pack.folder, _analyzers[key].backend)
+        return _analyzers[key]
+
+
+def release() -> None:
+    """Let go of face networks, and of faces and identities that were computed."""
+    with _lock:
+        _analyzers.clear()
+    shared_cache().clear()
+
+
+def _load(pack: Pack, backend: str, device: str | torch.device) -> FaceAnalyzer:
+    if isinstance(device, str):
+        return FaceAnalyzer.load(pack.folder, backend, device)
+    network = TorchNetwork if device.type == "cpu" else ManagedNetwork
+    detector = Detector(network(pack.detector, device), pack.detector)
+    return FaceAnalyzer(detector, Recognizer(network(pack.recognizer, device), pack.recognizer))
+
+
+def _find_pack() -> Pack:
+    problems: list[str] = []
+    for folder in folder_paths.get_folder_paths("insightface"):
+        try:
+            return find_pack(folder)
+        except ModelFileError as error:
+            problems.append(str(error))
+    raise ModelFileError("\n".join(problems))
+
+
+def _backend(provider: str) -> tuple[str, str | torch.device]:
+    if provider.startswith(_ONNXRUNTIME):
+        return "onnxruntime", provider.removeprefix(_ONNXRUNTIME).lower()
+    device = comfy.model_management.get_torch_device()
+    wanted = _DEVICE_TYPES.get(provider, device.type)
+    if wanted == "cpu":
+        return "torch", torch.device("cpu")
+    if wanted != device.type:
+        logger.warning(
+            "face analysis was to run on %s, but ComfyUI runs on %s, and so it does too: choose 'auto' in InstantID "
+            "Face Analysis, or 'onnxruntime ...' for a provider of onnxruntime",
+            provider,
+            device,
+        )
+    return "torch", device

@@ -1,0 +1,239 @@
+"""The seven nodes of cubiq/ComfyUI_InstantID: same ids, sockets, defaults and Python names, so that its workflows load,
+and packs that call it find what they call.
+
+ComfyUI runs a node's method again when anything before it in the graph has changed. What is expensive here is therefore
+kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Adapter`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import ModelFileError, NoFaceError
+from ..faces import FaceAnalyzer
+from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
+from . import sockets
+from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, compute_dtype
+from .faces import draw_kps, tensor_to_image
+from .faces import extract_features as extractFeatures
+from .models import adapter_path, load_adapter, load_analyzer
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
+
+logger = logging.getLogger("fast_instantid")
+
+FaceEmbeds = dict[str, Tensor]
+"""``cond`` and ``uncond``: the tokens that the IdentityNet sees, ``(M, 16, 2048)`` each."""
+
+
+class InstantIDModelLoader:
+    """Opens InstantID's adapter."""
+
+    DESCRIPTION = "Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."
+    INPUT_TYPES = classmethod(sockets.model_loader)
+    RETURN_TYPES = ("INSTANTID",)
+    FUNCTION = "load_model"
+    CATEGORY = "InstantID"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, instantid_file: str) -> bool | str:
+        try:
+            adapter_path(instantid_file)
+        except ModelFileError as error:
+            return str(error)
+        return True
+
+    def load_model(self, instantid_file: str) -> tuple[Adapter]:
+        return (load_adapter(instantid_file),)
+
+
+class InstantIDFaceAnalysis:
+    """Loads the networks that find and describe faces."""
+
+    DESCRIPTION = (
+        "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
+    )
+    INPUT_TYPES = classmethod(sockets.face_analysis)
+    RETURN_TYPES = ("FACEANALYSIS",)
+    FUNCTION = "load_insight_face"
+    CATEGORY = "InstantID"
+
+    def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
+        return (load_analyzer(provider),)
+
+
+class FaceKeypointsPreprocessor:
+    """Draws the five keypoints of the largest face."""
+
+    DESCRIPTION = "The keypoint picture of the largest face, as the InstantID ControlNet reads it."
+    INPUT_TYPES = classmethod(sockets.keypoints_preprocessor)
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "preprocess_image"
+    CATEGORY = "InstantID"
+
+    def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
+        keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
+        if keypoints is None:
+            logger.warning("no face found: the keypoint picture is black")
+            keypoints = torch.zeros_like(image)
+        return (keypoints,)
+
+
+class ApplyInstantID:
+    """The whole of InstantID in one node."""
+
+    DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
+    INPUT_TYPES = classmethod(sockets.apply)
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("MODEL", "positive", "negative")
+    FUNCTION = "apply_instantid"
+    CATEGORY = "InstantID"
+
+    def apply_instantid(
+        self,
+        instantid: Adapter,
+        insightface: Any,
+        control_net: Any,
+        image: Tensor,
+        model: ModelPatcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        start_at: float,
+        end_at: float,
+        weight: float = 0.8,
+        ip_weight: float | None = None,
+        cn_strength: float | None = None,
+        noise: float = 0.35,
+        image_kps: Tensor | None = None,
+        mask: Tensor | None = None,
+        combine_embeds: Combine = "average",
+        layers: Layers = "reference",
+    ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+        identity = _identity(instantid, insightface, image, model, combine_embeds, noise)
+        keypoints = extractFeatures(insightface, image[:1] if image_kps is None else image_kps, extract_kps=True)
+        if keypoints is None:
+            logger.warning("no face found in the picture for the keypoints: the pose is left to the prompt")
+            keypoints = torch.zeros_like(image) if image_kps is None else image_kps
+        ip_weight = weight if ip_weight is None else ip_weight
+        cn_strength = weight if cn_strength is None else cn_strength
+        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
+        positive, negative = apply_to_conditioning(
+            positive, negative, control_net, _tokens(identity), keypoints, cn_strength, start_at, end_at, mask
+        )
+        return patched, positive, negative
+
+
+class ApplyInstantIDAdvanced(ApplyInstantID):
+    """The same, with separate strengths, noise, and a choice of how several pictures are combined."""
+
+    DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
+    INPUT_TYPES = classmethod(sockets.apply_advanced)
+
+
+class InstantIDAttentionPatch:
+    """The half of InstantID that works in the model."""
+
+    DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."
+    INPUT_TYPES = classmethod(sockets.attention_patch)
+    RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
+    FUNCTION = "patch_attention"
+    CATEGORY = "InstantID"
+
+    def patch_attention(
+        self,
+        instantid: Adapter,
+        insightface: Any,
+        image: Tensor,
+        model: ModelPatcher,
+        weight: float,
+        start_at: float,
+        end_at: float,
+        noise: float = 0.0,
+        mask: Tensor | None = None,
+    ) -> tuple[ModelPatcher, FaceEmbeds]:
+        identity = _identity(instantid, insightface, image, model, "average", noise)
+        cond, uncond = _tokens(identity)
+        patched = apply_to_model(model, identity, weight, start_at, end_at, mask) if weight else model
+        return patched, {"cond": cond, "uncond": uncond}
+
+
+class ApplyInstantIDControlNet:
+    """The half of InstantID that works in the conditioning."""
+
+    DESCRIPTION = (
+        "Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."
+    )
+    INPUT_TYPES = classmethod(sockets.apply_control_net)
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    FUNCTION = "apply_controlnet"
+    CATEGORY = "InstantID"
+
+    def apply_controlnet(
+        self,
+        face_embeds: FaceEmbeds,
+        control_net: Any,
+        image_kps: Tensor,
+        positive: Conditioning,
+        negative: Conditioning,
+        strength: float,
+        start_at: float,
+        end_at: float,
+        mask: Tensor | None = None,
+    ) -> tuple[Conditioning, Conditioning]:
+        if strength == 0:
+            return positive, negative
+        tokens = face_embeds["cond"], face_embeds["uncond"]
+        return apply_to_conditioning(
+            positive, negative, control_net, tokens, image_kps, strength, start_at, end_at, mask
+        )
+
+
+def _identity(
+    adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
+) -> Identity:
+    embeddings = extractFeatures(insightface, image)
+    if embeddings is None:
+        raise NoFaceError(
+            "Reference Image: No face detected. Use a picture that shows the face upright and unobstructed, and not too "
+            "small"
+        )
+    # Packs that replace extractFeatures return (N, 512) as well.
+    rows = embeddings.reshape(-1, EMBEDDING_DIM)
+    return adapter.to(get_torch_device(), compute_dtype(model)).identity(rows, combine=combine, noise=noise)
+
+
+def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:
+    """Cond and uncond, ``(M, 16, W)`` each."""
+    cond, uncond = identity.tokens.unflatten(1, (identity.num_references, -1))
+    return cond, uncond
+
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    node.__name__: node
+    for node in (
+        InstantIDModelLoader,
+        InstantIDFaceAnalysis,
+        ApplyInstantID,
+        ApplyInstantIDAdvanced,
+        FaceKeypointsPreprocessor,
+        InstantIDAttentionPatch,
+        ApplyInstantIDControlNet,
+    )
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "InstantIDModelLoader": "Load InstantID Model",
+    "InstantIDFaceAnalysis": "InstantID Face Analysis",
+    "ApplyInstantID": "Apply InstantID",
+    "ApplyInstantIDAdvanced": "Apply InstantID Advanced",
+    "FaceKeypointsPreprocessor": "Face Keypoints Preprocessor",
+    "InstantIDAttentionPatch": "InstantID Patch Attention",
+    "ApplyInstantIDControlNet": "InstantID Apply ControlNet",
+}

@@ -1,0 +1,193 @@
+"""The attention patch: what ComfyUI calls in place of the text attention of one cross-attention layer.
+
+It keeps the contract that attention patches of other packs rely on (cubiq/ComfyUI_IPAdapter_plus,
+CrossAttentionPatch.py): ``patch(q, k, v, extra_options)``, ``add(callback, **kwargs)``, and ``callback`` and ``kwargs``
+as lists. Unlike theirs it is never changed by us once it lies in a model, and it copies shallowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..attention import IdentityEntry, identity_attention, region_mask
+
+EVALUATION = "fast_instantid"
+"""Where in ``transformer_options`` the decisions of one evaluation of the model lie; see :mod:`.sampling`."""
+
+COND, UNCOND = 0, 1
+_ALL = (999999999.9, 0.0)  # what the host's percent_to_sigma makes of 0 and 1
+_MAX_LAYOUTS = 16  # two per run, and more only for AnimateDiff's sliding windows
+
+Callback = Callable[..., Tensor]
+ExtraOptions = Mapping[str, Any]
+
+
+class AttentionPatch:
+    """The text attention, and the sum of what was added to it, in order.
+
+    Args:
+        base: the patch that was there before, of another pack; None for the host's attention.
+    """
+
+    def __init__(self, base: Callable[..., Tensor] | None = None) -> None:
+        self.base = base
+        self.callback: list[Callback] = []
+        self.kwargs: list[dict[str, Any]] = []
+
+    def add(self, callback: Callback, **kwargs: Any) -> None:
+        """Add ``callback(out, q, k, v, extra_options, **kwargs)`` to the attention, while the noise level lies between
+        ``sigma_end`` and ``sigma_start``. Other packs call this on the copy that the model they patch has of its own.
+        """
+        self.callback.append(callback)
+        self.kwargs.append(kwargs)
+
+    def copy(self) -> AttentionPatch:
+        """A patch to which something may be added. It shares all tensors."""
+        copied = AttentionPatch(self.base)
+        copied.callback, copied.kwargs = list(self.callback), list(self.kwargs)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
+        # ComfyUI up to 0.8 deep-copies the options of a model with every clone().
+        return self.copy()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
+        """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
+        if self.base is None:
+            out = optimized_attention(
+                q,
+                k,
+                v,
+                extra_options["n_heads"],
+                attn_precision=extra_options.get("attn_precision"),
+                transformer_options=extra_options,  # where the host finds an optimized_attention_override
+            )
+        else:
+            out = self.base(q, k, v, extra_options)
+        for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
+            if _is_active(kwargs, extra_options):
+                out = out + callback(out, q, k, v, extra_options, **kwargs)
+        return out.to(q.dtype)
+
+
+class Evaluation(NamedTuple):
+    """What was decided before the model runs, so that its layers need not look at a tensor."""
+
+    active: Mapping[tuple[float, float], bool]
+    """Of each :func:`sigma_range` in the model: whether the present noise level lies in it."""
+    roles: tuple[int, ...]
+    """COND or UNCOND of each conditioning, by its place in the guider's list. The last one stands for any further."""
+
+
+def sigma_range(kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Noise levels ``(start, end)`` between which a callback acts, or None where that is all of them."""
+    start, end = kwargs.get("sigma_start", _ALL[0]), kwargs.get("sigma_end", _ALL[1])
+    return None if (start, end) == _ALL else (start, end)
+
+
+def _is_active(kwargs: Mapping[str, Any], extra_options: ExtraOptions) -> bool:
+    sigmas = sigma_range(kwargs)
+    if sigmas is None:
+        return True
+    evaluation: Evaluation | None = extra_options.get(EVALUATION)
+    decided = evaluation and evaluation.active.get(sigmas)
+    if decided is not None:
+        return decided
+    # Sampled by something that goes round the host's guiders. The GPU is waited for at every layer.
+    start, end = sigmas
+    return "sigmas" not in extra_options or end <= float(extra_options["sigmas"][0]) <= start
+
+
+def add_identity(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra_options: ExtraOptions,
+    *,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    region: Region | None,
+    **_: Any,
+) -> Tensor:
+    """The callback: the identity branch of one layer.
+
+    Args:
+        key, value: ``(2, T, C)``, row 0 uncond and row 1 cond: the order in which the host batches them.
+        weight: no dimensions, float32 on the CPU. A tensor, so that a compiled model reads it anew at every call; on
+            the CPU, so that it is multiplied in full precision and without waiting for the GPU.
+        region: where the face acts, None for everywhere.
+
+    Returns:
+        ``(B, N, C)``
+    """
+    if key.dtype != q.dtype or key.device != q.device:  # a model that computes otherwise than when it was patched
+        key, value = key.to(q.device, q.dtype), value.to(q.device, q.dtype)
+    chunks = chunks_of(extra_options)
+    scale = weight if region is None else region.scale(q, len(q) // len(chunks), extra_options)
+    entry = IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)
+    return identity_attention(q, [entry], extra_options["n_heads"])
+
+
+def chunks_of(extra_options: ExtraOptions) -> list[int]:
+    """COND or UNCOND for each chunk of the batch. The host numbers them by their place in the guider's list."""
+    evaluation: Evaluation | None = extra_options.get(EVALUATION)
+    roles = evaluation.roles if evaluation else (COND, UNCOND)
+    return [roles[min(index, len(roles) - 1)] for index in extra_options["cond_or_uncond"]]
+
+
+def _rows(tensor: Tensor, chunks: list[int]) -> Tensor:
+    if chunks == [UNCOND, COND]:
+        return tensor
+    if len(chunks) == 1:
+        return tensor[1 - chunks[0] :][:1]
+    return torch.stack([tensor[1 - chunk] for chunk in chunks])
+
+
+class Region:
+    """Where a face acts, as the layers see it: made once for each size of a layer, and kept for all steps.
+
+    Args:
+        mask: ``(M, H, W)`` in 0..1, on the device that samples.
+        weight: of the face, without dimensions.
+    """
+
+    def __init__(self, mask: Tensor, weight: Tensor) -> None:
+        self.mask = mask
+        self.weight = weight
+        self._scales: dict[object, Tensor] = {}
+
+    def scale(self, q: Tensor, batch: int, extra_options: ExtraOptions) -> Tensor:
+        """``(1 or batch, N, 1)``: mask times weight, of the query's dtype.
+
+        Args:
+            q: ``(B, N, C)``
+            batch: images in a chunk.
+        """
+        height, width = extra_options["original_shape"][-2:]
+        frames = self.frames(extra_options)
+        if torch.compiler.is_compiling():  # a graph cannot keep it, but makes it in one small kernel
+            return self._make((height, width), q, batch, frames)
+        layout = (height, width, q.shape[1], q.dtype, q.device, batch, frames)
+        if layout not in self._scales:
+            if len(self._scales) >= _MAX_LAYOUTS:
+                self._scales.clear()
+            self._scales[layout] = self._make((height, width), q, batch, frames)
+        return self._scales[layout]
+
+    def frames(self, extra_options: ExtraOptions) -> tuple[int, ...] | None:
+        """Which of the masks are meant where AnimateDiff slides a window over an animation; None otherwise."""
+        frames = (extra_options.get("ad_params") or {}).get("sub_idxs")
+        return None if frames is None or len(self.mask) == 1 else tuple(int(frame) for frame in frames)
+
+    def _make(self, latent_size: tuple[int, int], q: Tensor, batch: int, frames: tuple[int, ...] | None) -> Tensor:
+        mask = self.mask.to(q.device)
+        if frames is not None:
+            mask = torch.stack([mask[min(frame, len(mask) - 1)] for frame in frames])
+        return (region_mask(mask, latent_size, q.shape[1], batch) * self.weight).to(q.dtype)

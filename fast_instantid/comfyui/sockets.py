@@ -1,0 +1,130 @@
+"""The inputs of the nodes: names, order, defaults and ranges are the reference's, with a word on each of them.
+
+What we added comes after what was there, so that the values that old workflows store keep their places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+
+from .apply import LAYERS
+from .models import PROVIDERS
+
+Inputs = dict[str, dict[str, tuple[Any, ...]]]
+
+
+def _input(kind: Any, tooltip: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    return kind, {**options, "tooltip": tooltip}
+
+
+def _number(default: float, low: float, high: float, tooltip: str, step: float = 0.01) -> tuple[Any, dict[str, Any]]:
+    return _input("FLOAT", tooltip, default=default, min=low, max=high, step=step)
+
+
+_INSTANTID = _input("INSTANTID", "The adapter, from Load InstantID Model.")
+_FACE_ANALYSIS = _input("FACEANALYSIS", "From InstantID Face Analysis.")
+_CONTROL_NET = _input(
+    "CONTROL_NET", "The InstantID ControlNet (diffusion_pytorch_model.safetensors of InstantX/InstantID)."
+)
+_IMAGE = _input(
+    "IMAGE",
+    "The person. The largest face of each picture counts; several pictures of the person are combined into one.",
+)
+_MODEL = _input("MODEL", "An SDXL model.")
+_POSITIVE = _input("CONDITIONING", "The prompt.")
+_NEGATIVE = _input("CONDITIONING", "The negative prompt.")
+_MASK = _input("MASK", "Where in the picture the person is. Without it: everywhere.")
+_KEYPOINTS = _input(
+    "IMAGE",
+    "A picture with a face whose place and pose are taken over. Without it: those of the first picture of image.",
+)
+_START = _number(0.0, 0.0, 1.0, "When InstantID starts to act: 0 is the first step, 1 the last.", step=0.001)
+_END = _number(1.0, 0.0, 1.0, "When InstantID stops to act: 0 is the first step, 1 the last.", step=0.001)
+_NOISE = _number(
+    0.0, 0.0, 1.0, "Noise in what the picture is steered away from. A little (0.35) brings out the likeness.", step=0.1
+)
+_LAYERS = _input(
+    list(LAYERS),
+    "How much of the model sees the face. reference: 60 of 70 layers, the same picture as ComfyUI_InstantID. paper: all "
+    "70, as InstantID was trained.",
+    default="reference",
+)
+
+
+def model_loader(_: type) -> Inputs:
+    tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
+    return {"required": {"instantid_file": _input(folder_paths.get_filename_list("instantid"), tooltip)}}
+
+
+def face_analysis(_: type) -> Inputs:
+    tooltip = (
+        "Where faces are analysed. auto: where ComfyUI runs. CPU: on the CPU. CUDA, ROCM, CoreML: on that GPU, if ComfyUI "
+        "runs on it. onnxruntime: by that package, if it is installed."
+    )
+    return {"required": {"provider": _input(PROVIDERS, tooltip)}}
+
+
+def keypoints_preprocessor(_: type) -> Inputs:
+    image = _input("IMAGE", "Pictures with a face. The largest face of each counts.")
+    return {"required": {"faceanalysis": _FACE_ANALYSIS, "image": image}}
+
+
+_SUBJECT = {
+    "instantid": _INSTANTID,
+    "insightface": _FACE_ANALYSIS,
+    "control_net": _CONTROL_NET,
+    "image": _IMAGE,
+    "model": _MODEL,
+    "positive": _POSITIVE,
+    "negative": _NEGATIVE,
+}
+_RANGE = {"start_at": _START, "end_at": _END}
+_OPTIONAL = {"image_kps": _KEYPOINTS, "mask": _MASK, "layers": _LAYERS}
+
+
+def apply(_: type) -> Inputs:
+    weight = _number(0.8, 0.0, 5.0, "How strongly the person shows, in likeness and pose.")
+    return {"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": _OPTIONAL}
+
+
+def apply_advanced(_: type) -> Inputs:
+    strengths = {
+        "ip_weight": _number(0.8, 0.0, 3.0, "Likeness: how strongly the model sees the face."),
+        "cn_strength": _number(0.8, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
+    }
+    combine = _input(
+        ["average", "norm average", "concat"],
+        "How several pictures of one person become one. average is a good choice; concat is slower and follows each.",
+        default="average",
+    )
+    required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
+    return {"required": required, "optional": _OPTIONAL}
+
+
+def attention_patch(_: type) -> Inputs:
+    weight = _number(1.0, -1.0, 3.0, "Likeness: how strongly the model sees the face. Negative: away from it.")
+    required = {
+        "instantid": _INSTANTID,
+        "insightface": _FACE_ANALYSIS,
+        "image": _IMAGE,
+        "model": _MODEL,
+        "weight": weight,
+        **_RANGE,
+        "noise": _NOISE,
+    }
+    return {"required": required, "optional": {"mask": _MASK}}
+
+
+def apply_control_net(_: type) -> Inputs:
+    required = {
+        "face_embeds": _input("FACE_EMBEDS", "The face, from InstantID Patch Attention."),
+        "control_net": _CONTROL_NET,
+        "image_kps": _input("IMAGE", "The keypoint picture, from Face Keypoints Preprocessor."),
+        "positive": _POSITIVE,
+        "negative": _NEGATIVE,
+        "strength": _number(1.0, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
+        **_RANGE,
+    }
+    return {"required": required, "optional": {"mask": _MASK}}
