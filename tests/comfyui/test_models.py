@@ -1,0 +1,236 @@
+"""Where models are found, what else may lie there, and what is said when they are not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import pytest
+import torch
+
+from tests.comfyui import tiny
+from tests.comfyui.installation import Installation, installed, queue
+
+OLD_PROVIDERS = ("CPU", "CUDA", "ROCM", "CoreML")
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path) -> Iterator[Installation]:
+    with installed(tmp_path / "ComfyUI") as installation:
+        yield installation
+
+
+def write_adapter(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return tiny.adapter_file(path.parent, path.name)
+
+
+def write_rubbish(path: Path) -> Path:
+    """A file that must not be the one that is loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"rubbish" * 100)
+    return path
+
+
+def refusal(node: type, **values: str) -> str:
+    """What the user reads instead of a result: one message, from whatever refuses."""
+    with pytest.raises(ValueError, match=r"\w") as error:
+        queue(node, **values)
+    return str(error.value)
+
+
+# Adapters
+
+
+def loader(comfyui: Installation) -> type:
+    return comfyui.start().NODE_CLASS_MAPPINGS["InstantIDModelLoader"]
+
+
+def offered(node: type) -> list[str]:
+    return node.INPUT_TYPES()["required"]["instantid_file"][0]
+
+
+def test_files_of_all_folders_are_offered_and_load(comfyui: Installation, tmp_path: Path):
+    write_adapter(comfyui.models / "instantid" / "ip-adapter.bin")
+    write_adapter(comfyui.models / "instantid" / "SDXL" / "nested" / "deep.safetensors")
+    (comfyui.models / "instantid" / "README.md").touch()
+    write_adapter(tmp_path / "shared" / "from_yaml.bin")
+    write_adapter(tmp_path / "late" / "registered_later.bin")
+    folder_paths.add_model_folder_path("instantid", str(tmp_path / "shared"))  # as extra_model_paths.yaml is read
+    node = loader(comfyui)
+    folder_paths.add_model_folder_path("instantid", str(tmp_path / "late"))
+    names = ["SDXL/nested/deep.safetensors", "from_yaml.bin", "ip-adapter.bin", "registered_later.bin"]
+    assert offered(node) == [str(Path(name)) for name in names]
+    for name in offered(node):
+        (adapter,) = queue(node, instantid_file=name)
+        assert adapter is not None
+
+
+def test_the_first_folder_wins_as_everywhere_in_the_host(comfyui: Installation, tmp_path: Path):
+    node = loader(comfyui)
+    write_rubbish(comfyui.models / "instantid" / "ip-adapter.bin")
+    write_adapter(tmp_path / "preferred" / "ip-adapter.bin")
+    folder_paths.add_model_folder_path("instantid", str(tmp_path / "preferred"), is_default=True)
+    queue(node, instantid_file="ip-adapter.bin")
+
+
+@pytest.mark.parametrize(
+    ("saved", "lies_at"),
+    [
+        ("SDXL\\ip-adapter.bin", "SDXL/ip-adapter.bin"),
+        ("SDXL\\faces\\ip-adapter.bin", "SDXL/faces/ip-adapter.bin"),
+        ("ip-adapter.bin", "SDXL/ip-adapter.bin"),
+        ("SDXL/ip-adapter.bin", "ip-adapter.bin"),
+        ("SDXL\\ip-adapter.bin", "InstantID/ip-adapter.bin"),
+    ],
+    ids=["Windows", "Windows, deeper", "moved down", "moved up", "Windows, moved"],
+)
+def test_a_workflow_finds_the_file_it_means(comfyui: Installation, saved: str, lies_at: str):
+    write_adapter(comfyui.models / "instantid" / lies_at)
+    write_rubbish(comfyui.models / "instantid" / "another.bin")
+    queue(loader(comfyui), instantid_file=saved)
+
+
+def test_the_exact_name_goes_before_a_file_of_the_same_name_elsewhere(comfyui: Installation):
+    write_rubbish(comfyui.models / "instantid" / "A" / "ip-adapter.bin")
+    write_adapter(comfyui.models / "instantid" / "B" / "ip-adapter.bin")
+    queue(loader(comfyui), instantid_file="B\\ip-adapter.bin")
+
+
+def test_between_two_files_nobody_guesses(comfyui: Installation):
+    for folder in ("A", "B"):
+        write_adapter(comfyui.models / "instantid" / folder / "ip-adapter.bin")
+    message = refusal(loader(comfyui), instantid_file="ip-adapter.bin")
+    assert str(Path("A", "ip-adapter.bin")) in message
+    assert str(Path("B", "ip-adapter.bin")) in message
+
+
+@pytest.mark.parametrize("folder_exists", [True, False])
+def test_a_missing_file_gives_one_message(comfyui: Installation, tmp_path: Path, folder_exists: bool):
+    if folder_exists:
+        write_adapter(comfyui.models / "instantid" / "another.bin")
+    folder_paths.add_model_folder_path("instantid", str(tmp_path / "shared"))
+    node = loader(comfyui)
+    assert offered(node) == (["another.bin"] if folder_exists else [])
+    message = refusal(node, instantid_file="ip-adapter.bin")
+    looked_for, where, also_where = "ip-adapter.bin", comfyui.models / "instantid", tmp_path / "shared"
+    assert all(str(part) in message for part in (looked_for, where, also_where, "download")), message
+
+
+@pytest.mark.parametrize("name", ["../../secret.bin", "..\\..\\secret.bin", "SDXL/../../../secret.bin"])
+def test_no_name_leads_out_of_the_folders(comfyui: Installation, name: str):
+    write_adapter(comfyui.base / "secret.bin")
+    assert "secret.bin" in refusal(loader(comfyui), instantid_file=name)
+
+
+def test_an_absolute_name_is_none(comfyui: Installation):
+    outside = write_adapter(comfyui.base / "secret.bin")
+    assert "secret.bin" in refusal(loader(comfyui), instantid_file=str(outside))
+
+
+def test_another_kind_of_file_is_named(comfyui: Installation):
+    path = comfyui.models / "instantid" / "ip-adapter_sd15.bin"
+    path.parent.mkdir(parents=True)
+    image_proj = {"proj.weight": torch.zeros(4 * 768, 1024), "norm.weight": torch.zeros(768)}
+    torch.save({"image_proj": image_proj, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(320, 768)}}, path)
+    message = refusal(loader(comfyui), instantid_file=path.name)
+    assert all(part in message for part in (str(path), "IP-Adapter for SD 1.5", "InstantID")), message
+
+
+def test_a_damaged_file_is_named(comfyui: Installation):
+    path = write_rubbish(comfyui.models / "instantid" / "ip-adapter.bin")
+    assert str(path) in refusal(loader(comfyui), instantid_file=path.name)
+
+
+# Face models
+
+
+def face_loader(comfyui: Installation) -> type:
+    return comfyui.start().NODE_CLASS_MAPPINGS["InstantIDFaceAnalysis"]
+
+
+def finds_a_face(analysis, photo: np.ndarray) -> bool:
+    """With what other packs, too, call it by."""
+    faces = analysis.get(np.ascontiguousarray(photo[..., ::-1]))
+    return len(faces) == 1 and faces[0]["embedding"].shape == (512,)
+
+
+@pytest.mark.parametrize(
+    "lies_at", ["insightface/models/antelopev2", "insightface/models/antelopev2/antelopev2", "insightface/antelopev2"]
+)
+def test_the_pack_is_found_however_it_was_unzipped(comfyui: Installation, pack: Path, astronaut, lies_at: str):
+    shutil.copytree(pack, comfyui.models / lies_at)
+    (analysis,) = queue(face_loader(comfyui), provider="CPU")
+    assert finds_a_face(analysis, astronaut)
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_the_pack_is_found_in_other_folders(comfyui: Installation, pack: Path, astronaut, tmp_path, registered: str):
+    """Though other packs keep models of their own in the usual one."""
+    write_rubbish(comfyui.models / "insightface" / "inswapper_128.onnx")
+    write_rubbish(comfyui.models / "insightface" / "models" / "buffalo_l" / "1k3d68.onnx")
+    shutil.copytree(pack, tmp_path / "shared" / "models" / "antelopev2")
+    if registered == "before":
+        folder_paths.add_model_folder_path("insightface", str(tmp_path / "shared"))
+    node = face_loader(comfyui)
+    if registered == "after":
+        folder_paths.add_model_folder_path("insightface", str(tmp_path / "shared"))
+    (analysis,) = queue(node, provider="CPU")
+    assert finds_a_face(analysis, astronaut)
+
+
+@pytest.mark.parametrize("usual_folder", ["missing", "without a recogniser"])
+def test_a_missing_pack_gives_one_message(comfyui: Installation, pack: Path, tmp_path: Path, usual_folder: str):
+    half = comfyui.models / "insightface" / "models" / "antelopev2"
+    if usual_folder == "without a recogniser":
+        half.mkdir(parents=True)
+        shutil.copy(pack / "scrfd_10g_bnkps.onnx", half)
+    folder_paths.add_model_folder_path("insightface", str(tmp_path / "shared"))
+    message = refusal(face_loader(comfyui), provider="CPU")
+    looked_for = ("antelopev2", "glintr100.onnx")
+    where = (comfyui.models / "insightface", tmp_path / "shared")
+    assert all(str(part) in message for part in (*looked_for, *where, "download")), message
+
+
+# Providers
+
+
+@pytest.fixture
+def analysis_node(comfyui: Installation, pack: Path) -> type:
+    shutil.copytree(pack, comfyui.models / "insightface" / "models" / "antelopev2")
+    return face_loader(comfyui)
+
+
+@pytest.mark.parametrize("provider", OLD_PROVIDERS)
+def test_old_workflows_load_on_a_host_without_their_device(analysis_node, astronaut, caplog, provider: str):
+    with caplog.at_level(logging.WARNING, logger="fast_instantid"):
+        (analysis,) = queue(analysis_node, provider=provider)
+        assert finds_a_face(analysis, astronaut)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "fast_instantid"]
+    if provider == "CPU":
+        assert not warnings
+    else:
+        (warning,) = warnings
+        assert provider in warning
+        assert "cpu" in warning.lower()
+
+
+def test_new_providers_run_or_say_why_not(analysis_node, astronaut):
+    """A variant that was chosen by name is not replaced by another one."""
+    values = analysis_node.INPUT_TYPES()["required"]["provider"][0]
+    new = values[len(OLD_PROVIDERS) :]
+    assert any("onnxruntime" in value and "CPU" in value for value in new)
+    for value in new:
+        if "CPU" in value:
+            (analysis,) = queue(analysis_node, provider=value)
+            assert finds_a_face(analysis, astronaut)
+        elif not torch.cuda.is_available():
+            assert "onnxruntime" in refusal(analysis_node, provider=value)
+
+
+def test_an_unknown_provider_is_refused(analysis_node):
+    assert "TPU" in refusal(analysis_node, provider="TPU")
