@@ -19,16 +19,22 @@ class InstantIDModelLoader:
 class ApplyInstantID:
     FUNCTION = "apply_instantid"
 
-NODE_CLASS_MAPPINGS = {"InstantIDModelLoader": InstantIDModelLoader, "ApplyInstantID": ApplyInstantID}
-NODE_DISPLAY_NAME_MAPPINGS = {"ApplyInstantID": "Apply InstantID"}
+class ApplyInstantIDAdvanced(ApplyInstantID):
+    pass
+
+NODE_CLASS_MAPPINGS = {
+    "InstantIDModelLoader": InstantIDModelLoader,
+    "ApplyInstantID": ApplyInstantID,
+    "ApplyInstantIDAdvanced": ApplyInstantIDAdvanced,
+}
 """
 BUILT_ON_US = """
-from custom_nodes.ComfyUI_InstantID.InstantID import ApplyInstantID, InstantIDModelLoader
+from custom_nodes.ComfyUI_InstantID.InstantID import ApplyInstantIDAdvanced, InstantIDModelLoader
 
-class HashedApplyInstantID(ApplyInstantID):
-    'Like "ApplyInstantID" of ComfyUI_InstantID.'
+class ApplyInstantIDAdvancedWithFaceSelection(ApplyInstantIDAdvanced):
+    'Like "ApplyInstantIDAdvanced" of ComfyUI_InstantID.'
 
-NODE_CLASS_MAPPINGS = {"HashedApplyInstantID": HashedApplyInstantID}
+NODE_CLASS_MAPPINGS = {"ApplyInstantIDAdvancedWithFaceSelection": ApplyInstantIDAdvancedWithFaceSelection}
 """
 INIT = "from .InstantID import NODE_CLASS_MAPPINGS\n"
 
@@ -69,7 +75,7 @@ def test_alone_we_say_nothing(comfyui: Installation, warnings):
 
 
 def test_other_packs_and_what_else_lies_there_are_none_of_our_business(comfyui: Installation, warnings):
-    write_pack(comfyui.custom_nodes / "ComfyUI_FaceHash", "nodes", BUILT_ON_US)
+    write_pack(comfyui.custom_nodes / "ComfyUI_FaceSelection", "InstantID", BUILT_ON_US)
     write_pack(comfyui.custom_nodes / "ComfyUI_IPAdapter_plus", "IPAdapterPlus", "NODE_CLASS_MAPPINGS = {}")
     (comfyui.custom_nodes / "example_node.py.example").touch()
     (comfyui.custom_nodes / "single_file.py").write_text("NODE_CLASS_MAPPINGS = {}")
@@ -115,7 +121,7 @@ def test_two_copies_of_us_are_named_once(comfyui: Installation, warnings):
     copies = comfyui.install("ComfyUI_InstantID"), comfyui.install("fast-instantid")
     load_all(*copies)
     (warning,) = warnings()
-    assert any(str(copy) in warning for copy in copies)
+    assert all(str(copy) in warning for copy in copies)
     assert "remove" in warning.lower()
 
 
