@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,12 +104,16 @@ def real_host() -> Path:
 
 @pytest.fixture(scope="session")
 def host_nodes(real_host: Path):
-    """``host_nodes("nodes_freelunch")``: a module of the host's own extra nodes, by its file name."""
+    """``host_nodes("nodes_freelunch", "FreeU_V2", **inputs)``: the outputs of one of the host's own nodes."""
 
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(f"comfy_extras.{name}")
+    def execute(module: str, node_id: str, **inputs: Any) -> Any:
+        node = getattr(import_module(f"comfy_extras.{module}"), node_id)
+        if not hasattr(node, "execute"):  # of the first kind
+            return tiny.call(node, **inputs)
+        with torch.inference_mode():
+            return node.execute(**inputs).args
 
-    return module
+    return execute
 
 
 @pytest.fixture(scope="session")
