@@ -212,7 +212,7 @@ def test_a_pack_of_other_networks_is_refused(tmp_path, others):
 def test_what_is_missing_is_said(left_out, missing, tmp_path, fill, others):
     shutil.copytree(others, tmp_path, dirs_exist_ok=True)
     (fill(tmp_path) / left_out).unlink()
-    assert f"Looked in {tmp_path} ({missing})" in refusal(tmp_path)
+    assert f"looked in {tmp_path} ({missing})" in refusal(tmp_path)
 
 
 def test_a_detector_without_keypoints_is_refused_by_name(tmp_path, fill, made_detector):
@@ -295,7 +295,7 @@ def test_networks_of_other_shapes_are_neither(tmp_path, fill):
     write("another size.onnx", [1, 3, 224, 224], 1, 512)
     write("nine of a vector.onnx", [1, 512], 9, 1)
     write("classes.onnx", [1, 3, 640, 640], 2, 80)
-    assert f"Looked in {tmp_path} (no detector and no recogniser)" in refusal(tmp_path)
+    assert f"looked in {tmp_path} (no detector and no recogniser)" in refusal(tmp_path)
     write("recogniser.onnx", [1, 3, 112, 112], 1, 512)
     assert "(no detector)" in refusal(tmp_path)
     write("detector.onnx", [1, 3, 640, 640], 9, 1)

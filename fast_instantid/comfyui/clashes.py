@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import folder_paths
@@ -26,13 +27,17 @@ def warn_of_clashes() -> None:
 
 
 def find_clashes() -> list[Path]:
-    """Folders of the old pack, and other copies of this one."""
+    """Folders of the old pack, and other copies of this one that were not loaded before and said so themselves."""
+    loaded = {vars(module).get("_FAST_INSTANTID") for module in list(sys.modules.values()) if hasattr(module, "__dict__")}
     folders = [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
     packs = sorted(pack for folder in folders if folder.is_dir() for pack in folder.iterdir())
     return [
         pack
         for pack in packs
-        if not pack.name.endswith(".disabled") and pack.resolve() != _OURS and _has_our_nodes(pack)
+        if not pack.name.endswith(".disabled")
+        and pack.resolve() != _OURS
+        and str(pack / "__init__.py") not in loaded
+        and _has_our_nodes(pack)
     ]
 
 
@@ -40,6 +45,7 @@ def _has_our_nodes(pack: Path) -> bool:
     if (pack / "fast_instantid" / "comfyui").is_dir():
         return True
     try:
-        return "class ApplyInstantIDAdvanced" in (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
+        code = (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
+        return "class ApplyInstantID(" in code or "class ApplyInstantID:" in code
     except OSError:
         return False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..faces.network import TorchNetwork
-from ..identity import Adapter, Identity
+from ..identity import Adapter, Identity, Resampler
 
 # Estimates of what running takes beside the weights, in bytes: SCRFD and IResNet hold a few feature maps at a time, of
 # up to 64 channels at half the size of the picture; the resampler and one layer's projections are small beside theirs.
@@ -43,6 +43,12 @@ class ManagedNetwork(TorchNetwork):
 
 class ManagedAdapter(Adapter):
     """An adapter that asks ComfyUI for room while its weights pass through the GPU."""
+
+    def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference's name for the resampler, which other packs call: ``(M, 1, 512) -> (M, 16, W)``, twice."""
+        resampler = Resampler.from_state_dict(self.weights.image_proj).to(clip_embed.device, clip_embed.dtype)
+        cond, uncond = resampler(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
+        return cond, uncond
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype

@@ -13,10 +13,10 @@ import torch
 
 from ..cache import shared_cache
 from ..errors import ModelFileError
-from ..faces import FaceAnalyzer, find_pack
+from ..faces import FaceAnalyzer
 from ..faces.detector import Detector
 from ..faces.network import TorchNetwork
-from ..faces.pack import Pack
+from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
 from .memory import ManagedAdapter, ManagedNetwork
 
@@ -109,11 +109,14 @@ def _load(pack: Pack, backend: str, device: str | torch.device) -> FaceAnalyzer:
 def _find_pack() -> Pack:
     problems: list[str] = []
     for folder in folder_paths.get_folder_paths("insightface"):
-        try:
-            return find_pack(folder)
-        except ModelFileError as error:
-            problems.append(str(error))
-    raise ModelFileError("\n".join(problems))
+        found = look_for_pack(folder)
+        if isinstance(found, Pack):
+            return found
+        problems.append(found)
+    raise ModelFileError(
+        f"InstantID's face models were not found. {'. '.join(problems)}. Needed are {NEEDED}: download antelopev2.zip "
+        f"(huggingface.co/MonsterMMORPG/tools) and unzip it into {Path(folder_paths.models_dir, 'insightface', 'models')}"
+    )
 
 
 def _backend(provider: str) -> tuple[str, str | torch.device]:

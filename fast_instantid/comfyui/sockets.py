@@ -1,6 +1,7 @@
 """The inputs of the nodes: names, order, defaults and ranges are the reference's, with a word on each of them.
 
-What we added comes after what was there, so that the values that old workflows store keep their places.
+What we added comes after what was there, so that the values that old workflows store keep their places. Each call makes
+its dictionaries anew: packs that derive nodes from ours change them.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ _OPTIONAL = {"image_kps": _KEYPOINTS, "mask": _MASK, "layers": _LAYERS}
 
 def apply(_: type) -> Inputs:
     weight = _number(0.8, 0.0, 5.0, "How strongly the person shows, in likeness and pose.")
-    return {"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": _OPTIONAL}
+    return {"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": {**_OPTIONAL}}
 
 
 def apply_advanced(_: type) -> Inputs:
@@ -100,7 +101,7 @@ def apply_advanced(_: type) -> Inputs:
         default="average",
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
-    return {"required": required, "optional": _OPTIONAL}
+    return {"required": required, "optional": {**_OPTIONAL}}
 
 
 def attention_patch(_: type) -> Inputs:

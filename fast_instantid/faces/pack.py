@@ -23,6 +23,7 @@ _USUAL_NAMES = (
     "w600k_mbf.onnx",
 )
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints on three or five levels
+NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
 _MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
 
 
@@ -36,25 +37,30 @@ class Pack:
 
 
 def find_pack(folder: str | os.PathLike[str]) -> Pack:
-    """The pack in ``folder`` or below it: antelopev2 where there are several, else the one nearest to the top.
-
-    ``folder`` may be the pack itself, one that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``,
-    its ``models``, or ComfyUI itself.
+    """What :func:`look_for_pack` finds.
 
     Raises:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
+    """
+    found = look_for_pack(folder)
+    if isinstance(found, str):
+        raise ModelFileError(f"{found}. Needed are {NEEDED}: 'fast-instantid download antelopev2' gets it")
+    return found
+
+
+def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
+    """The pack in ``folder`` or below it: antelopev2 where there are several, else the one nearest to the top.
+
+    ``folder`` may be the pack itself, one that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``,
+    its ``models``, or ComfyUI itself. Where there is none: why not, with the folders tried and what is missing in each.
     """
     folder = Path(folder).expanduser()
     try:
         start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
     except StopIteration:
-        raise ModelFileError(
-            f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}; expected the folder of a face "
-            f"model pack (antelopev2), with a detector and a recogniser as .onnx files; "
-            f"'fast-instantid download antelopev2' gets it"
-        ) from None
+        return f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}"
     except OSError as error:
-        raise ModelFileError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+        return f"{folder}: cannot be read ({error.strerror}); check its permissions"
     candidates, tried = _folders_with_onnx(start)
     damaged: list[str] = []
     for candidate in sorted(candidates, key=lambda path: "antelope" not in str(path.relative_to(start)).lower()):
@@ -67,11 +73,8 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
             return Pack(candidate, detector, recognizer)
         missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
         tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
-    raise ModelFileError(
-        f"{folder}: no face model pack there. "
-        + (f"Looked in {', '.join(tried)}. " if tried else f"Found no .onnx file up to {_MAX_DEPTH} folders down. ")
-        + "Needed are antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx: 'fast-instantid download antelopev2'"
-    )
+    looked = f"looked in {', '.join(tried)}" if tried else f"found no .onnx file up to {_MAX_DEPTH} folders down"
+    return f"{folder}: no face model pack there ({looked})"
 
 
 def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
