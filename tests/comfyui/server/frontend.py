@@ -11,22 +11,6 @@ from typing import Any
 
 from playwright.sync_api import Page, Route, sync_playwright
 
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.UseNewMenu": "Top",
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasMenu": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Graph.LinkMarkers": 0,
-    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
-    "Comfy.NodeBadge.NodeLifeCycleBadgeMode": "None",
-    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-    "Comfy.Workflow.ShowMissingNodesWarning": True,
-    "Comfy.Workflow.ShowMissingModelsWarning": True,
-}
-"""Where ComfyUI keeps what a user chose: ``user/default/comfy.settings.json``. No tour, no panels over the graph."""
-
 # What the user would see: nodes without a class are red, and their inputs lead nowhere.
 _DESCRIBE = """async (workflow) => {
     await window.app.loadGraphData(workflow);

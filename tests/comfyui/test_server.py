@@ -1,0 +1,189 @@
+"""The pack as its users meet it: in a ComfyUI server, through its HTTP API and its web front end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from PIL import Image
+
+from tests.comfyui.server.host import PACK_FOLDER, ROOT, ComfyServer
+from tests.comfyui.server.installation import install
+
+if TYPE_CHECKING:
+    from tests.comfyui.server.frontend import FrontEnd
+
+NODES = (
+    "InstantIDModelLoader",
+    "InstantIDFaceAnalysis",
+    "ApplyInstantID",
+    "ApplyInstantIDAdvanced",
+    "FaceKeypointsPreprocessor",
+    "InstantIDAttentionPatch",
+    "ApplyInstantIDControlNet",
+)
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))
+IPADAPTER = os.environ.get("IPADAPTER_PATH")
+ON_THE_PAGE_ONLY = {"MarkdownNote", "Note", "Reroute"}
+
+
+@pytest.fixture(scope="module")
+def server(real_host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    base = tmp_path_factory.mktemp("comfyui base")
+    with install(real_host, base, IPADAPTER) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def front_end(server: ComfyServer) -> Iterator[FrontEnd]:
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    from tests.comfyui.server.frontend import FrontEnd, find_chromium
+
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("needs Chromium: put it on the path, or its file name into the variable CHROMIUM")
+    with FrontEnd(server.url, chromium) as front_end:
+        yield front_end
+
+
+@pytest.fixture(scope="module")
+def schema(server: ComfyServer) -> dict[str, Any]:
+    """What the server says of every node, by id."""
+    return server.get_json("/object_info")
+
+
+def test_the_server_loads_the_nodes_from_a_folder_that_is_no_module_name(
+    server: ComfyServer, schema: dict[str, Any]
+) -> None:
+    assert {schema[node]["python_module"] for node in NODES} == {f"custom_nodes.{PACK_FOLDER}"}
+    assert "IMPORT FAILED" not in server.log()
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_help_page_of_a_node_explains_each_input_and_output(
+    server: ComfyServer, schema: dict[str, Any], node: str
+) -> None:
+    page = server.get(f"/extensions/{quote(PACK_FOLDER)}/docs/{node}.md").decode()
+    assert page.startswith(f"# {schema[node]['display_name']}\n")
+    inputs = [name for names in schema[node]["input_order"].values() for name in names]
+    rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [*inputs, *schema[node]["output_name"]]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_has_a_picture_of_its_graph(example: Path) -> None:
+    picture = example.with_suffix(".jpg")
+    assert Image.open(picture).width == 1600
+    assert picture.stat().st_size <= 250_000
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_opens_in_the_front_end_whole(front_end: FrontEnd, schema: dict[str, Any], example: Path) -> None:
+    _skip_without_nodes(example, schema)
+    page = front_end.open(example)
+    assert page["dialogs"] == []
+    assert front_end.problems == []
+    _assert_whole(page, json.loads(example.read_text()))
+    assert not _overlaps(page["nodes"])
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_to_the_saved_picture(
+    server: ComfyServer, front_end: FrontEnd, schema: dict[str, Any], example: Path
+) -> None:
+    _skip_without_nodes(example, schema)
+    pictures = server.run(_small(front_end.open(example)["prompt"]))
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    assert [picture.name for picture in pictures] == [f"{example.stem}_00001_.png"]
+    _assert_not_empty(pictures[0])
+
+
+@pytest.mark.skipif(not OLD_WORKFLOWS, reason="needs the reference pack: set REFERENCE_PATH to a checkout")
+@pytest.mark.parametrize("workflow", OLD_WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_of_the_old_pack_opens_and_runs_as_it_is(
+    server: ComfyServer, front_end: FrontEnd, schema: dict[str, Any], workflow: Path
+) -> None:
+    page = front_end.open(workflow)
+    stored = json.loads(workflow.read_text())
+    _assert_whole(page, stored, absent={node["type"] for node in stored["nodes"]} - set(schema))
+    for node in page["nodes"]:
+        if node["type"] in NODES:
+            values = _node(stored, node["id"])["widgets_values"]
+            assert [value for name, value in node["widgets"].items() if name != "layers"] == values
+            assert node["widgets"].get("layers", "reference") == "reference"
+    pictures = server.run(_with_what_is_here(_small(page["prompt"]), schema))
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    _assert_not_empty(pictures[0])
+
+
+def _skip_without_nodes(workflow: Path, schema: dict[str, Any]) -> None:
+    types = {node["type"] for node in json.loads(workflow.read_text())["nodes"]}
+    if "IPAdapterAdvanced" in types and "IPAdapterAdvanced" not in schema:
+        pytest.skip("needs IPAdapter_plus: set IPADAPTER_PATH to a checkout")
+
+
+def _node(workflow: dict[str, Any], node_id: int) -> dict[str, Any]:
+    return next(node for node in workflow["nodes"] if node["id"] == node_id)
+
+
+def _assert_whole(page: dict[str, Any], stored: dict[str, Any], absent: set[str] = frozenset()) -> None:
+    """No red node, and every stored link still ends where it ended."""
+    absent = absent - ON_THE_PAGE_ONLY
+    assert {node["id"] for node in page["nodes"]} == {node["id"] for node in stored["nodes"]}
+    assert {node["type"] for node in page["nodes"] if node["errors"] or not node["known"]} == absent
+    for node in page["nodes"]:
+        assert node["dangling"] == []
+        linked = {slot["name"] for slot in _node(stored, node["id"]).get("inputs", []) if slot.get("link") is not None}
+        assert set(node["linked"]) == linked, node["type"]
+
+
+def _overlaps(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of nodes that cover each other."""
+    pairs = [(a, b) for i, a in enumerate(nodes) for b in nodes[:i]]
+    return [(a["type"], b["type"]) for a, b in pairs if all(_meet(a["bounds"], b["bounds"], side) for side in (0, 1))]
+
+
+def _meet(a: list[float], b: list[float], side: int) -> bool:
+    return a[side] < b[side] + b[side + 2] and b[side] < a[side] + a[side + 2]
+
+
+def _small(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The same prompt with a picture of a quarter of the width and height, and two steps."""
+    for node in prompt.values():
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"] |= {side: node["inputs"][side] // 4 for side in ("width", "height")}
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2
+    return prompt
+
+
+def _with_what_is_here(prompt: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The prompt with pictures and models of this server, and without nodes of other packs: what comes in goes out."""
+    ways_round = {
+        node_id: next(value for value in node["inputs"].values() if isinstance(value, list))
+        for node_id, node in prompt.items()
+        if node["class_type"] not in schema
+    }
+    result = {node_id: node for node_id, node in prompt.items() if node_id not in ways_round}
+    for node in result.values():
+        specs = schema[node["class_type"]]["input"]
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                while value[0] in ways_round:
+                    value = ways_round[value[0]]
+                node["inputs"][name] = value
+            choices = {**specs["required"], **specs.get("optional", {})}.get(name, [None])[0]
+            if isinstance(choices, list) and value not in choices and node["class_type"] not in NODES:
+                node["inputs"][name] = choices[0]
+    return result
+
+
+def _assert_not_empty(picture: Path) -> None:
+    low, high = Image.open(picture).convert("L").getextrema()
+    assert high > low, f"{picture} has one colour"
