@@ -124,6 +124,11 @@ def call(node: type, **inputs: Any) -> tuple[Any, ...]:
     return getattr(node(), node.FUNCTION)(**inputs)
 
 
+def distance(picture: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, in units of the largest latent of ``other``: a random UNet draws hundreds."""
+    return float((picture - other).abs().max() / other.abs().max())
+
+
 def adapter_file(folder: Path, name: str = "tiny-adapter.bin", seed: int = 0) -> Path:
     """A small random InstantID adapter for :func:`tiny_model`."""
     return write_tiny_adapter(folder / name, channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH, seed=seed)
