@@ -14,7 +14,8 @@ from ..identity import Identity
 from .patch import AttentionPatch, Region, add_identity
 from .sampling import IS_COND, attention_patches, wrap
 
-Conditioning: TypeAlias = "list[tuple[Tensor, dict[str, Any]]]"
+Conditioning: TypeAlias = "list[list[Any]]"
+"""ComfyUI's: of each prompt, its text ``(1, T, W)`` and a dictionary of what else there is to it."""
 Layers: TypeAlias = Literal["reference", "paper"]
 
 _OUTER_LAYERS = [

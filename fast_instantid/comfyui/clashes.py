@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import folder_paths
 
@@ -28,7 +29,8 @@ def warn_of_clashes() -> None:
 
 def find_clashes() -> list[Path]:
     """Folders of the old pack, and other copies of this one that were not loaded before and said so themselves."""
-    loaded = {vars(module).get("_FAST_INSTANTID") for module in list(sys.modules.values()) if hasattr(module, "__dict__")}
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    loaded = {vars(module).get("_FAST_INSTANTID") for module in modules}
     folders = [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
     packs = sorted(pack for folder in folders if folder.is_dir() for pack in folder.iterdir())
     return [

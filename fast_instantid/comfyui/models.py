@@ -113,9 +113,10 @@ def _find_pack() -> Pack:
         if isinstance(found, Pack):
             return found
         problems.append(found)
+    destination = Path(folder_paths.models_dir, "insightface", "models")
     raise ModelFileError(
         f"InstantID's face models were not found. {'. '.join(problems)}. Needed are {NEEDED}: download antelopev2.zip "
-        f"(huggingface.co/MonsterMMORPG/tools) and unzip it into {Path(folder_paths.models_dir, 'insightface', 'models')}"
+        f"(huggingface.co/MonsterMMORPG/tools) and unzip it into {destination}"
     )
 
 

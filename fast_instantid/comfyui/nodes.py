@@ -201,8 +201,7 @@ def _identity(
     embeddings = extractFeatures(insightface, image)
     if embeddings is None:
         raise NoFaceError(
-            "Reference Image: No face detected. Use a picture that shows the face upright and unobstructed, and not too "
-            "small"
+            "Reference Image: No face detected. Use a picture that shows the face upright, open and not too small"
         )
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)

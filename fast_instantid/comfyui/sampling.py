@@ -82,7 +82,7 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
         else _shape(patch)
         for layer, patch in attention_patches(transformer_options).items()
     }
-    return xxhash.xxh3_64_hexdigest(repr((chunks_of(transformer_options), layers)))
+    return xxhash.xxh3_64_hexdigest(repr((chunks_of(transformer_options), layers)).encode())
 
 
 def _callback(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> list[Any]:

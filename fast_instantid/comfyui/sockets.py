@@ -48,8 +48,8 @@ _NOISE = _number(
 )
 _LAYERS = _input(
     list(LAYERS),
-    "How much of the model sees the face. reference: 60 of 70 layers, the same picture as ComfyUI_InstantID. paper: all "
-    "70, as InstantID was trained.",
+    "How much of the model sees the face. reference: 60 of 70 layers, the same picture as ComfyUI_InstantID. paper: "
+    "all 70, as InstantID was trained.",
     default="reference",
 )
 
@@ -61,8 +61,8 @@ def model_loader(_: type) -> Inputs:
 
 def face_analysis(_: type) -> Inputs:
     tooltip = (
-        "Where faces are analysed. auto: where ComfyUI runs. CPU: on the CPU. CUDA, ROCM, CoreML: on that GPU, if ComfyUI "
-        "runs on it. onnxruntime: by that package, if it is installed."
+        "Where faces are analysed. auto: where ComfyUI runs. CPU: on the CPU. CUDA, ROCM, CoreML: on that GPU, if "
+        "ComfyUI runs on it. onnxruntime: by that package, if it is installed."
     )
     return {"required": {"provider": _input(PROVIDERS, tooltip)}}
 

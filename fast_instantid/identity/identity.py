@@ -128,7 +128,7 @@ class Adapter:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         cache: Cache | None = None,
-    ) -> Adapter:
+    ) -> Self:
         """Open an adapter file; nothing is read yet but its directory.
 
         Args:
@@ -181,7 +181,7 @@ class Adapter:
         return Identity.from_record(record).to(device)
 
     def project(self, combined: Tensor, noise: float) -> Identity:
-        """Compute an identity from ``(M, 1, 512)``, on the adapter's device; :meth:`identity` keeps what this returns."""
+        """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
         device, dtype = self.placement.device, self.placement.dtype
         resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
         pair = torch.cat([combined, unconditional_embedding(combined, noise)])  # (2M, 1, 512): one pass for both
