@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -58,7 +57,7 @@ def schema(server: ComfyServer) -> dict[str, Any]:
     return server.get_json("/object_info")
 
 
-def test_the_server_loads_the_nodes_from_a_folder_that_is_no_module_name(
+def test_the_server_loads_the_nodes_from_a_folder_that_could_be_no_module(
     server: ComfyServer, schema: dict[str, Any]
 ) -> None:
     assert {schema[node]["python_module"] for node in NODES} == {f"custom_nodes.{PACK_FOLDER}"}
@@ -69,11 +68,27 @@ def test_the_server_loads_the_nodes_from_a_folder_that_is_no_module_name(
 def test_the_help_page_of_a_node_explains_each_input_and_output(
     server: ComfyServer, schema: dict[str, Any], node: str
 ) -> None:
-    page = server.get(f"/extensions/{quote(PACK_FOLDER)}/docs/{node}.md").decode()
+    page = server.get(f"/extensions/{PACK_FOLDER}/docs/{node}.md").decode()
     assert page.startswith(f"# {schema[node]['display_name']}\n")
     inputs = [name for names in schema[node]["input_order"].values() for name in names]
     rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert rows == [*inputs, *schema[node]["output_name"]]
+
+
+def test_the_front_end_shows_the_help_page_of_a_node(front_end: FrontEnd) -> None:
+    front_end.open(ROOT / "example_workflows" / "instantid_basic.json")
+    page = (ROOT / "web" / "docs" / "ApplyInstantID.md").read_text()
+    shown = front_end.help_page("ApplyInstantID")
+    assert [line[2:] for line in page.splitlines() if line.startswith("# ")] == shown.splitlines()[:1]
+
+
+def test_the_server_offers_the_examples_as_templates(server: ComfyServer) -> None:
+    offered = server.get_json("/workflow_templates")[PACK_FOLDER]
+    assert sorted(offered) == [example.stem for example in EXAMPLES]
+    for example in EXAMPLES:
+        url = f"/api/workflow_templates/{PACK_FOLDER}/{example.stem}"
+        assert server.get(f"{url}.json") == example.read_bytes()
+        assert server.get(f"{url}.jpg") == example.with_suffix(".jpg").read_bytes()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

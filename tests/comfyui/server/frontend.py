@@ -32,6 +32,11 @@ _DESCRIBE = """async (workflow) => {
     return { nodes, dialogs, prompt: output };
 }"""
 
+_SELECT = """(type) => {
+    app.canvas.deselectAll();
+    app.canvas.selectNode(app.graph.nodes.find((node) => node.type === type));
+}"""
+
 _BOUNDS = """() => {
     const boxes = [...app.graph.nodes, ...app.graph.groups].map((item) => item.getBounding?.() ?? item.boundingRect);
     const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])) - 20);
@@ -97,6 +102,14 @@ class FrontEnd:
             what the page would post for the Run button.
         """
         return self.page.evaluate(_DESCRIBE, json.loads(workflow.read_text()))
+
+    def help_page(self, node_type: str) -> str:
+        """The text that the info button of a node shows. Of an open workflow, the first node of the type."""
+        self.page.evaluate(_SELECT, node_type)
+        self.page.click('[data-testid="info-button"]')
+        title = self.page.locator(".node-help-content h1").first
+        title.wait_for()
+        return self.page.locator(".node-help-content").first.inner_text()
 
     def picture(self, workflow: Path, target: Path, width: int = 1600) -> None:
         """Save a picture of a workflow's graph, and of nothing else on the page, ``width`` pixels wide.

@@ -16,9 +16,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-PACK_FOLDER = "fast-instantid from source"
-"""Under this name the pack is cloned. No Python module could be called that, and ComfyUI does not mind."""
-SHIPPED = ("__init__.py", "fast_instantid", "example_workflows", "web")
+PACK_FOLDER = "Fast-InstantID-main"
+"""Under this name the pack is cloned: no Python module could be called that. It has no space, because aiohttp, and with
+it ComfyUI, serves no help pages from such a folder. The folders around it may have one."""
+SHIPPED = ("__init__.py", "pyproject.toml", "fast_instantid", "example_workflows", "web")
 
 
 class ComfyServer:

@@ -21,10 +21,13 @@ def main() -> None:
     if chromium is None:
         raise SystemExit("no Chromium on the path: put its file name into the variable CHROMIUM")
     comfyui, ipadapter = Path(os.environ["COMFYUI_PATH"]).resolve(), os.environ["IPADAPTER_PATH"]
-    with tempfile.TemporaryDirectory() as folder, install(comfyui, Path(folder) / "base", ipadapter) as server:
-        with FrontEnd(server.url, chromium) as front_end:
-            for workflow in sorted((ROOT / "example_workflows").glob("*.json")):
-                front_end.picture(workflow, workflow.with_suffix(".jpg"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        install(comfyui, Path(folder) / "base", ipadapter) as server,
+        FrontEnd(server.url, chromium) as front_end,
+    ):
+        for workflow in sorted((ROOT / "example_workflows").glob("*.json")):
+            front_end.picture(workflow, workflow.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":
