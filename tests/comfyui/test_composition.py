@@ -17,7 +17,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from tests.comfyui import tiny
 from tests.comfyui.tiny import conditioning, distance, sample, tiny_model
 
-ACTS = 1e-2  # of the largest latent: what counts as another picture
+ACTS = 1e-3  # of the largest latent: what counts as another picture
 SAME = 1e-5  # of the largest latent: float32, summed in another order
 
 

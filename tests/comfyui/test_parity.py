@@ -23,7 +23,7 @@ from tests.comfyui import tiny
 from tests.comfyui.tiny import distance
 
 TOLERANCE = 1e-5
-ACTS = 1e-2  # of the largest latent: what counts as another picture
+ACTS = 1e-3  # of the largest latent: what counts as another picture
 
 Outputs = tuple[Any, Any, Any]  # model, positive, negative
 

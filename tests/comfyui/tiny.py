@@ -46,6 +46,8 @@ _UNET: dict[str, Any] = {
     "legacy": False,
 }
 _HEAD_CHANNELS = 16
+# Of what is added to something: with branches of full size a random UNet makes several last bits of one.
+_BRANCH_ENDS = ("to_out.0.weight", "proj_out.weight", "net.2.weight", "out_layers.3.weight")
 
 
 def tiny_model(
@@ -142,6 +144,7 @@ def _randomize(network: torch.nn.Module, seed: int) -> None:
             values = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
                 values /= parameter[0].numel() ** 0.5
+                values *= 0.7 if name.endswith(_BRANCH_ENDS) else 1.0
             else:
                 values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
             parameter.copy_(values)
