@@ -76,8 +76,8 @@ class FrontEnd:
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         )
         self.page: Page = self._browser.new_page(viewport=self.size)
-        self.problems: list[str] = []
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self._problems: list[str] = []
+        self.page.on("pageerror", lambda error: self._problems.append(str(error)))
         self.page.route("**/*", self._stay_here)
         self.page.goto(self.url)
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager?.workflow", timeout=120_000)
@@ -98,10 +98,12 @@ class FrontEnd:
         """Open a workflow as by dropping it on the page.
 
         Returns:
-            ``nodes`` (what the page knows of each), ``dialogs`` (the text of the open ones) and ``prompt``, which is
-            what the page would post for the Run button.
+            ``nodes`` (what the page knows of each), ``dialogs`` (the text of the open ones), ``problems`` (errors of
+            the page's scripts since then) and ``prompt``, which is what the page would post for the Run button.
         """
-        return self.page.evaluate(_DESCRIBE, json.loads(workflow.read_text()))
+        self._problems.clear()  # the front end 1.27 has one of its own when it starts
+        page = self.page.evaluate(_DESCRIBE, json.loads(workflow.read_text()))
+        return page | {"problems": list(self._problems)}
 
     def help_page(self, node_type: str) -> str:
         """The text that the info button of a node shows. Of an open workflow, the first node of the type."""

@@ -52,7 +52,8 @@ class ComfyServer:
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", "--disable-api-nodes"]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
-        environment["PYTHONPATH"] = str(self.base / "python")
+        path = [str(self.base / "python"), os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         with (self.base / "server.log").open("w") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.comfyui, env=environment, stdout=log, stderr=subprocess.STDOUT
