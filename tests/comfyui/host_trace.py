@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 
 comfy.cli_args.args.cpu = True
 
+import comfy.model_management as host  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.utils  # noqa: E402
 from comfy.ldm.modules.attention import optimized_attention  # noqa: E402
 from comfy.patcher_extension import CallbacksMP, WrappersMP  # noqa: E402
 
@@ -37,9 +41,12 @@ def trace() -> dict[str, Any]:
         "more tokens in the negative": tiny.sample(model, positive, tiny.conditioning(2, tokens=154)),
         "weights cast": tiny.sample(two_step, positive, negative, steps=2),
         "patched": tiny.sample(patched, positive_masked, negative_controlled, batch=2, width=192),
+        "with other nodes": tiny.sample(_with_other_nodes(model), positive, negative),
+        "three at once": _three_at_once(model, positive, negative),
     }
     parameters = [name for name, _ in model.model.diffusion_model.named_parameters()]
-    return {"latents": latents, "parameters": parameters, "calls": calls, "options": options}
+    traced = {"latents": latents, "parameters": parameters, "calls": calls, "options": options}
+    return {**traced, "management": _management(model)}
 
 
 def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
@@ -66,6 +73,81 @@ def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
     for name in CALLBACKS:
         patched.add_callback(getattr(CallbacksMP, name), lambda *args, name=name: calls.append(name))
     return patched, calls, options
+
+
+def _with_other_nodes(model: Any) -> Any:
+    """What the host's own nodes set on a model, each with an effect."""
+    changed = model.clone()
+    changed.set_model_attn2_patch(lambda q, k, v, extra_options: (q * 0.9, k, v * (1 + 0.1 * extra_options["n_heads"])))
+    changed.set_model_unet_function_wrapper(
+        lambda apply, args: apply(args["input"], args["timestep"], **args["c"]) * len(args["cond_or_uncond"])
+    )
+    changed.set_model_sampler_cfg_function(
+        lambda args: args["uncond"] + args["cond_scale"] * (args["cond"] - args["uncond"]) / 2, True
+    )
+    changed.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.5 + args["uncond_denoised"])
+    sampling = copy.deepcopy(model.get_model_object("model_sampling"))
+    sampling.sigmas *= 0.5
+    changed.add_object_patch("model_sampling", sampling)
+    return changed
+
+
+@torch.inference_mode()
+def _three_at_once(model: Any, positive: list[Any], negative: list[Any]) -> torch.Tensor:
+    """As DualCFG and PerpNeg evaluate the model; the result holds the order of the batch as well."""
+    orders: list[list[int]] = []
+
+    class Guider(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            conds = [self.conds[name] for name in ("negative", "middle", "positive")]
+            outputs = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+            return sum(output * weight for output, weight in zip(outputs, (0.5, 0.7, -0.2), strict=True))
+
+    listening = model.clone()
+    listening.add_wrapper(
+        WrappersMP.APPLY_MODEL,
+        lambda executor, *args, **kwargs: (orders.append(args[5]["cond_or_uncond"]), executor(*args, **kwargs))[1],
+    )
+    guider = Guider(listening)
+    guider.inner_set_conds({"positive": positive, "middle": tiny.conditioning(3), "negative": negative})
+    noise = tiny.noise(0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    sampler = comfy.samplers.ksampler("euler")
+    latent = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True)
+    return torch.cat([latent.flatten(), torch.tensor(orders, dtype=torch.float32).flatten()])
+
+
+def _management(model: Any) -> list[Any]:
+    """Loading, unloading, interruption and progress, in one sequence of events."""
+    events: list[Any] = []
+    first = model.clone()
+    for name in ("ON_LOAD", "ON_DETACH", "ON_CLONE"):
+        first.add_callback_with_key(getattr(CallbacksMP, name), "trace", lambda *args, name=name: events.append(name))
+    second = first.clone()
+
+    def loaded() -> list[str]:
+        patchers = {"first": first, "second": second}
+        return [name for entry in host.current_loaded_models for name, p in patchers.items() if entry.model is p]
+
+    for step in (
+        lambda: host.load_models_gpu([first]),
+        lambda: host.load_models_gpu([second]),
+        lambda: host.free_memory(1, first.load_device),
+        host.unload_all_models,
+    ):
+        step()
+        events.append(loaded())
+    host.interrupt_current_processing()
+    for _ in range(2):
+        try:
+            host.throw_exception_if_processing_interrupted()
+        except host.InterruptProcessingException:
+            events.append("interrupted")
+    hook = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda *args, **kwargs: events.append(list(args)))
+    comfy.utils.ProgressBar(3).update(2)
+    comfy.utils.set_progress_bar_global_hook(hook)
+    return [*events]  # a copy: a real patcher detaches itself once more when it dies
 
 
 def _controlled(positive: list[Any], negative: list[Any]) -> tuple[list[Any], list[Any]]:

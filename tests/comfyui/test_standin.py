@@ -43,3 +43,8 @@ def test_patches_see_the_same_options_in_the_same_layers(both):
     standin, real = both
     assert standin["options"] == real["options"]
     assert len(real["options"]) == 3 * (10 + 1 + 2)
+
+
+def test_models_are_loaded_and_unloaded_alike(both):
+    standin, real = both
+    assert standin["management"] == real["management"]

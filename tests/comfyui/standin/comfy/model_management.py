@@ -29,10 +29,6 @@ def should_use_fp16(device=None, model_params=0, prioritize_performance=True, ma
     return False
 
 
-def should_use_bf16(device=None, model_params=0, prioritize_performance=True, manual_cast=False) -> bool:
-    return False
-
-
 def unet_dtype(
     device=None,
     model_params=0,
@@ -65,7 +61,6 @@ class LoadedModel:
     def __init__(self, model: ModelPatcher) -> None:
         self._model = weakref.ref(model)
         self.device = model.load_device
-        self.currently_used = True
 
     @property
     def model(self) -> ModelPatcher | None:
@@ -74,6 +69,7 @@ class LoadedModel:
     def model_load(self) -> None:
         self.model.model_patches_to(self.device)
         self.model.model_patches_to(self.model.model_dtype())
+        self.model.unpatch_model(unpatch_weights=False)  # what another clone patched
         self.model.patch_model(self.device)
 
     def model_unload(self) -> None:
@@ -105,14 +101,6 @@ def load_models_gpu(
             current_loaded_models.remove(loaded)
         current_loaded_models.insert(0, loaded or LoadedModel(model))
         current_loaded_models[0].model_load()
-
-
-def load_model_gpu(model: ModelPatcher) -> None:
-    load_models_gpu([model])
-
-
-def loaded_models(only_currently_used: bool = False) -> list[ModelPatcher]:
-    return [loaded.model for loaded in current_loaded_models if loaded.currently_used or not only_currently_used]
 
 
 def free_memory(memory_required: float, device: torch.device, keep_loaded: list[LoadedModel] = ()) -> list[LoadedModel]:

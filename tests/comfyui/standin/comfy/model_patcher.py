@@ -1,4 +1,8 @@
-"""Clones of a model that share its weights and differ in options, wrappers and callbacks."""
+"""Clones of a model that share its weights and differ in options, wrappers and callbacks.
+
+Options are copied deeply, as up to 0.8.0. Newer versions copy dictionaries and lists alone: tests of that put another
+``copy`` into this module.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,6 @@ import comfy.patcher_extension
 import comfy.utils
 from comfy.patcher_extension import CallbacksMP
 
-copy_model_options = copy.deepcopy
-"""How ``clone`` copies options. Newer hosts copy dictionaries and lists alone: set it to ``deepcopy_list_dict`` of
-``comfy.utils`` to have their way."""
-
 
 class ModelPatcher:
     def __init__(self, model, load_device, offload_device, size: int = 0, weight_inplace_update: bool = False) -> None:
@@ -31,8 +31,6 @@ class ModelPatcher:
         self.object_patches_backup: dict[str, Any] = {}
         self.patches_uuid = uuid.uuid4()
         self.parent: ModelPatcher | None = None
-        self.attachments: dict[str, Any] = {}
-        self.additional_models: dict[str, list[ModelPatcher]] = {}
         self.callbacks: dict[str, dict[str | None, list[Callable]]] = {}
         self.wrappers: dict[str, dict[str | None, list[Callable]]] = {}
         if getattr(model, "device", None) is None:
@@ -41,15 +39,11 @@ class ModelPatcher:
 
     def clone(self) -> ModelPatcher:
         n = type(self)(self.model, self.load_device, self.offload_device, self.size, self.weight_inplace_update)
-        n.model_options = copy_model_options(self.model_options)
+        n.model_options = copy.deepcopy(self.model_options)
         n.object_patches = self.object_patches.copy()
         n.object_patches_backup = self.object_patches_backup
         n.patches_uuid = self.patches_uuid
         n.parent = self
-        for name, attachment in self.attachments.items():
-            cloned = hasattr(attachment, "on_model_patcher_clone")
-            n.attachments[name] = attachment.on_model_patcher_clone() if cloned else attachment
-        n.additional_models = {name: [m.clone() for m in models] for name, models in self.additional_models.items()}
         n.callbacks = comfy.patcher_extension.copy_nested_dicts(self.callbacks)
         n.wrappers = comfy.patcher_extension.copy_nested_dicts(self.wrappers)
         for callback in self.get_all_callbacks(CallbacksMP.ON_CLONE):
@@ -109,11 +103,12 @@ class ModelPatcher:
         self.object_patches[name] = obj
 
     def get_model_object(self, name: str) -> Any:
-        if name in self.object_patches:
-            return self.object_patches[name]
+        for patches in (self.object_patches, self.object_patches_backup):  # then what another clone has replaced
+            if name in patches:
+                return patches[name]
         return comfy.utils.get_attr(self.model, name)
 
-    # Wrappers, callbacks, what else travels along
+    # Wrappers and callbacks
 
     def add_callback(self, call_type: str, callback: Callable) -> None:
         self.add_callback_with_key(call_type, None, callback)
@@ -123,9 +118,6 @@ class ModelPatcher:
 
     def remove_callbacks_with_key(self, call_type: str, key: str) -> None:
         self.callbacks.get(call_type, {}).pop(key, None)
-
-    def get_callbacks(self, call_type: str, key: str) -> list[Callable]:
-        return self.callbacks.get(call_type, {}).get(key, [])
 
     def get_all_callbacks(self, call_type: str) -> list[Callable]:
         return [callback for callbacks in self.callbacks.get(call_type, {}).values() for callback in callbacks]
@@ -138,28 +130,6 @@ class ModelPatcher:
 
     def remove_wrappers_with_key(self, wrapper_type: str, key: str) -> None:
         self.wrappers.get(wrapper_type, {}).pop(key, None)
-
-    def get_wrappers(self, wrapper_type: str, key: str) -> list[Callable]:
-        return self.wrappers.get(wrapper_type, {}).get(key, [])
-
-    def get_all_wrappers(self, wrapper_type: str) -> list[Callable]:
-        return [wrapper for wrappers in self.wrappers.get(wrapper_type, {}).values() for wrapper in wrappers]
-
-    def set_attachments(self, key: str, attachment: Any) -> None:
-        self.attachments[key] = attachment
-
-    def get_attachment(self, key: str) -> Any:
-        return self.attachments.get(key)
-
-    def set_additional_models(self, key: str, models: list[ModelPatcher]) -> None:
-        self.additional_models[key] = models
-
-    def get_additional_models_with_key(self, key: str) -> list[ModelPatcher]:
-        return self.additional_models.get(key, [])
-
-    def get_nested_additional_models(self) -> list[ModelPatcher]:
-        found = {m: None for models in self.additional_models.values() for m in models}
-        return list(dict.fromkeys([*found, *(deeper for m in found for deeper in m.get_nested_additional_models())]))
 
     # Loading
 
@@ -184,7 +154,7 @@ class ModelPatcher:
     def patch_model(self, device_to: torch.device | None = None, **kwargs: Any) -> torch.nn.Module:
         for name, value in self.object_patches.items():
             self.object_patches_backup.setdefault(name, comfy.utils.set_attr(self.model, name, value))
-        if device_to is not None:
+        if device_to is not None and not self.loaded_size():
             self.model.to(device_to)
             self.model.device = device_to
             self.model.model_loaded_weight_memory = self.size

@@ -8,11 +8,6 @@ import comfy.model_management
 import comfy.samplers
 
 
-def prepare_noise(latent_image: torch.Tensor, seed: int, noise_inds=None) -> torch.Tensor:
-    generator = torch.manual_seed(seed)
-    return torch.randn(latent_image.size(), dtype=latent_image.dtype, generator=generator)
-
-
 def sample(
     model, noise, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, callback=None, **kwargs
 ) -> torch.Tensor:

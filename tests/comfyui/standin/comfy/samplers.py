@@ -211,7 +211,7 @@ def _controls(conds: dict[str, list[Cond]]) -> list[Any]:
 
 def _prepare_sampling(model, noise_shape, conds, model_options=None):
     models = [wrapped for control in _controls(conds) for wrapped in control.get_models()]
-    comfy.model_management.load_models_gpu([model, *models, *model.get_nested_additional_models()])
+    comfy.model_management.load_models_gpu([model, *models])
     return model.model
 
 

@@ -1,4 +1,4 @@
-"""Batch sizes, resizing, dotted attributes, copies of options, and the progress bar."""
+"""Batch sizes, resizing, dotted attributes, and the progress bar."""
 
 from __future__ import annotations
 
@@ -32,13 +32,6 @@ class ProgressBar:
 
     def update(self, value: int) -> None:
         self.update_absolute(self.current + value)
-
-
-def deepcopy_list_dict(obj: Any, memo: dict | None = None) -> Any:
-    """How newer hosts clone model options: new dictionaries and lists, every leaf shared."""
-    if isinstance(obj, dict):
-        return {key: deepcopy_list_dict(value) for key, value in obj.items()}
-    return [deepcopy_list_dict(value) for value in obj] if isinstance(obj, list) else obj
 
 
 def repeat_to_batch_size(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:

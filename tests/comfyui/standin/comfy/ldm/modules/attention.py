@@ -47,10 +47,6 @@ def attention_pytorch(
 optimized_attention = attention_pytorch
 
 
-def optimized_attention_for_device(device, mask: bool = False, small_input: bool = False) -> Callable[..., Tensor]:
-    return optimized_attention
-
-
 class GEGLU(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, operations, **factory: Any) -> None:
         super().__init__()
