@@ -1,4 +1,5 @@
-"""The pictures that the example workflows load, made from one photograph in the public domain (NASA's astronaut)."""
+"""The pictures that the example workflows load, made from two photographs in the public domain, of an astronaut (NASA)
+and of a cat."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def write_pictures(folder: Path) -> None:
         "person.png": person,
         "pose.png": pose,
         "pose_depth.png": _depth(pose),
-        "style.png": cv2.stylization(skimage.data.immunohistochemistry(), sigma_s=20, sigma_r=0.3),
+        "style.png": cv2.stylization(skimage.data.chelsea()[:, 90:390], sigma_s=40, sigma_r=0.5),
         "left.png": person,
         "right.png": _blue_suit(person[:, ::-1]),
     }
