@@ -32,7 +32,7 @@ def find_clashes() -> list[Path]:
     modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
     loaded = {vars(module).get("_FAST_INSTANTID") for module in modules}
     folders = [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
-    packs = sorted(pack for folder in folders if folder.is_dir() for pack in folder.iterdir())
+    packs = sorted(pack for folder in folders for pack in _entries(folder))
     return [
         pack
         for pack in packs
@@ -41,6 +41,13 @@ def find_clashes() -> list[Path]:
         and str(pack / "__init__.py") not in loaded
         and _has_our_nodes(pack)
     ]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # of a folder that is not there, ComfyUI loads nothing either
+        return []
 
 
 def _has_our_nodes(pack: Path) -> bool:

@@ -40,7 +40,7 @@ def register_folders() -> None:
         default = os.path.join(folder_paths.models_dir, name)
         others = [path for path in paths if path != default]
         # Folders that come from extra_model_paths.yaml alone know of no extensions.
-        folder_paths.folder_names_and_paths[name] = ([default, *others], known or extensions)
+        folder_paths.folder_names_and_paths[name] = ([*others, default], known or extensions)
 
 
 def adapter_path(name: str) -> Path:
@@ -108,7 +108,8 @@ def _load(pack: Pack, backend: str, device: str | torch.device) -> FaceAnalyzer:
 
 def _find_pack() -> Pack:
     problems: list[str] = []
-    for folder in folder_paths.get_folder_paths("insightface"):
+    # The usual folder first: in others, packs keep networks for other purposes.
+    for folder in reversed(folder_paths.get_folder_paths("insightface")):
         found = look_for_pack(folder)
         if isinstance(found, Pack):
             return found

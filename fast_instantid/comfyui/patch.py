@@ -8,7 +8,7 @@ as lists. Unlike theirs it is never changed by us once it lies in a model, and i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -16,11 +16,14 @@ from torch import Tensor
 
 from ..attention import IdentityEntry, identity_attention, region_mask
 
-EVALUATION = "fast_instantid"
-"""Where in ``transformer_options`` the decisions of one evaluation of the model lie; see :mod:`.sampling`."""
+ROLES = "fast_instantid_roles"
+"""Where in ``transformer_options`` :mod:`.sampling` says which conditioning is COND and which UNCOND, by place in the
+guider's list. The last one stands for any further."""
 
 COND, UNCOND = 0, 1
-_ALL = (999999999.9, 0.0)  # what the host's percent_to_sigma makes of 0 and 1
+ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
+"""What the host's ``percent_to_sigma`` makes of 0 and 1."""
+
 _MAX_LAYOUTS = 16  # two per run, and more only for AnimateDiff's sliding windows
 
 Callback = Callable[..., Tensor]
@@ -52,6 +55,14 @@ class AttentionPatch:
         copied.callback, copied.kwargs = list(self.callback), list(self.kwargs)
         return copied
 
+    def at(self, sigma: float) -> AttentionPatch | None:
+        """What of it acts at this noise level, as a patch that does not look at it any more; None for nothing."""
+        active = AttentionPatch(self.base)
+        for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
+            if acts_at(kwargs, sigma):
+                active.add(callback, **{**kwargs, **ALWAYS})
+        return active if active.base or active.callback else None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
         # ComfyUI up to 0.8 deep-copies the options of a model with every clone().
         return self.copy()
@@ -70,37 +81,21 @@ class AttentionPatch:
         else:
             out = self.base(q, k, v, extra_options)
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
-            if _is_active(kwargs, extra_options):
+            # Ranges were decided by ``at``, unless something samples that goes round the host's guiders. Only then the
+            # GPU is waited for, at every layer.
+            if always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0])):
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out.to(q.dtype)
 
 
-class Evaluation(NamedTuple):
-    """What was decided before the model runs, so that its layers need not look at a tensor."""
-
-    active: Mapping[tuple[float, float], bool]
-    """Of each :func:`sigma_range` in the model: whether the present noise level lies in it."""
-    roles: tuple[int, ...]
-    """COND or UNCOND of each conditioning, by its place in the guider's list. The last one stands for any further."""
+def always_acts(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a callback acts at every noise level."""
+    return all(kwargs.get(name, bound) == bound for name, bound in ALWAYS.items())
 
 
-def sigma_range(kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Noise levels ``(start, end)`` between which a callback acts, or None where that is all of them."""
-    start, end = kwargs.get("sigma_start", _ALL[0]), kwargs.get("sigma_end", _ALL[1])
-    return None if (start, end) == _ALL else (start, end)
-
-
-def _is_active(kwargs: Mapping[str, Any], extra_options: ExtraOptions) -> bool:
-    sigmas = sigma_range(kwargs)
-    if sigmas is None:
-        return True
-    evaluation: Evaluation | None = extra_options.get(EVALUATION)
-    decided = evaluation and evaluation.active.get(sigmas)
-    if decided is not None:
-        return decided
-    # Sampled by something that goes round the host's guiders. The GPU is waited for at every layer.
-    start, end = sigmas
-    return "sigmas" not in extra_options or end <= float(extra_options["sigmas"][0]) <= start
+def acts_at(kwargs: Mapping[str, Any], sigma: float) -> bool:
+    """Whether a callback acts at this noise level."""
+    return kwargs.get("sigma_end", ALWAYS["sigma_end"]) <= sigma <= kwargs.get("sigma_start", ALWAYS["sigma_start"])
 
 
 def add_identity(
@@ -137,8 +132,7 @@ def add_identity(
 
 def chunks_of(extra_options: ExtraOptions) -> list[int]:
     """COND or UNCOND for each chunk of the batch. The host numbers them by their place in the guider's list."""
-    evaluation: Evaluation | None = extra_options.get(EVALUATION)
-    roles = evaluation.roles if evaluation else (COND, UNCOND)
+    roles = extra_options.get(ROLES, (COND, UNCOND))
     return [roles[min(index, len(roles) - 1)] for index in extra_options["cond_or_uncond"]]
 
 

@@ -13,21 +13,22 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from .patch import COND, EVALUATION, UNCOND, AttentionPatch, Evaluation, Region, chunks_of, sigma_range
+from .patch import COND, ROLES, UNCOND, AttentionPatch, Region, always_acts, chunks_of
 
 IS_COND = "fast_instantid_cond"
 """In a conditioning that went through our nodes: whether it got the tokens of the face, or the unconditional ones."""
 
+_KEY = "fast_instantid"  # ours, among the wrappers and callbacks of a model
 _COMPILED = "torch.compile"  # the key of the host's wrapper, comfy_api/torch_helpers/torch_compile.py
 
 
 def wrap(model: ModelPatcher) -> None:
     """Have the host call us when ``model`` is evaluated or cloned. Doing it twice is doing it once."""
     for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, _decide), (WrappersMP.APPLY_MODEL, _name_structure)):
-        model.remove_wrappers_with_key(kind, EVALUATION)
-        model.add_wrapper_with_key(kind, EVALUATION, wrapper)
-    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, EVALUATION)
-    model.add_callback_with_key(CallbacksMP.ON_CLONE, EVALUATION, _own_patches)
+        model.remove_wrappers_with_key(kind, _KEY)
+        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, _KEY)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _own_patches)
 
 
 def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
@@ -36,19 +37,16 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any) -> Any:
-    """Look once at the noise level, and only if something depends on it."""
-    transformer_options = options.get("transformer_options", {})
-    ranges = {
-        sigmas
-        for patch in attention_patches(transformer_options).values()
-        if isinstance(patch, AttentionPatch)
-        for kwargs in patch.kwargs
-        if (sigmas := sigma_range(kwargs))
-    }
-    # Here the GPU has nothing queued yet, and the host looks at the same number for its ControlNets.
-    sigma = float(timestep[0]) if ranges else 0.0
-    evaluation = Evaluation({(start, end): end <= sigma <= start for start, end in ranges}, _roles(conds))
-    transformer_options = {**transformer_options, EVALUATION: evaluation}
+    """Leave only the patches that act at this noise level, which is looked at once, and only if that matters."""
+    transformer_options = {**options.get("transformer_options", {}), ROLES: _roles(conds)}
+    patches = attention_patches(transformer_options)
+    ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}
+    if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
+        # Here the GPU has nothing queued yet, and the host looks at the same number for its ControlNets.
+        sigma = float(timestep[0])
+        active = {**patches, **{layer: patch.at(sigma) for layer, patch in ours.items()}}
+        active = {layer: patch for layer, patch in active.items() if patch is not None}
+        transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
     return executor(model, conds, x_in, timestep, {**options, "transformer_options": transformer_options})
 
 
@@ -70,7 +68,7 @@ def _name_structure(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """
     transformer_options = args[5]
     if _COMPILED in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
-        kwargs[f"{EVALUATION}_{_structure(transformer_options)}"] = True
+        kwargs[f"{_KEY}_{_structure(transformer_options)}"] = True
     return executor(*args, **kwargs)
 
 
@@ -86,14 +84,9 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
 
 
 def _callback(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> list[Any]:
-    evaluation: Evaluation | None = transformer_options.get(EVALUATION)
-    sigmas = sigma_range(kwargs)
     region = kwargs.get("region")
-    return [
-        sigmas is None or (evaluation and evaluation.active.get(sigmas)),
-        isinstance(region, Region) and region.frames(transformer_options),
-        *((name, _shape(value)) for name, value in kwargs.items() if name not in ("sigma_start", "sigma_end")),
-    ]
+    frames = region.frames(transformer_options) if isinstance(region, Region) else None
+    return [frames, *((name, _shape(value)) for name, value in kwargs.items())]
 
 
 def _shape(value: Any) -> Any:

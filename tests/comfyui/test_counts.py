@@ -1,0 +1,156 @@
+"""What InstantID adds to an evaluation of the model, counted against the same model without it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fast_instantid.attention import region_mask
+from tests.comfyui import tiny
+from tests.comfyui.test_composition import bytes_held, patches_of
+
+LAYERS = 60
+WIDTHS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
+"""Channels of SDXL's own 70 cross-attention layers."""
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear")
+
+
+class Counts(TorchDispatchMode):
+    """Calls of operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode composite operators arrive whole: what they consist of counts
+            result = func.decompose(*args, **kwargs) if func.namespace == "aten" else NotImplemented
+        if result is NotImplemented:
+            self.calls[func.__name__.split(".")[0]] += 1
+            result = func(*args, **kwargs)
+        return result
+
+
+def counts(model: Any, positive: Any, negative: Any, steps: int = 2, **options: Any) -> Counter[str]:
+    """Of ``steps`` evaluations, after a run that makes whatever is kept."""
+    tiny.sample(model, positive, negative, steps=steps, **options)
+    with Counts() as counted:
+        tiny.sample(model, positive, negative, steps=steps, **options)
+    return counted.calls
+
+
+@pytest.fixture
+def patch(ours, adapter, faces, portrait):
+    """``patch(model)``: the model with a face, the conditionings left alone."""
+
+    def patch(model: Any, **inputs: Any) -> Any:
+        inputs = {"weight": 0.8, "start_at": 0.0, "end_at": 1.0, "noise": 0.35, "image": portrait} | inputs
+        node = ours["InstantIDAttentionPatch"]
+        return tiny.call(node, instantid=adapter, insightface=faces, model=model, **inputs)[0]
+
+    return patch
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("mask", [None, torch.rand(2, 64, 64)], ids=["everywhere", "masked"])
+@pytest.mark.parametrize("faces_applied", [1, 2])
+def test_a_layer_costs_an_attention_a_product_and_a_sum(patch, model, positive, negative, batch, mask, faces_applied):
+    plain = counts(model, positive, negative, batch=batch)
+    patched = model
+    for _ in range(faces_applied):
+        patched = patch(patched, mask=mask)
+    added = counts(patched, positive, negative, batch=batch) - plain
+
+    attentions = {name: calls for name, calls in added.items() if "scaled_dot_product" in name}
+    times = 2 * 70 * faces_applied
+    assert sum(attentions.values()) == times
+    assert added["mul"] <= times
+    assert added["add"] <= times
+    for name in ("_local_scalar_dense", "repeat", "cat", "stack", "copy_", *PRODUCTS):
+        assert added[name] == 0, name
+    views = {"view", "_unsafe_view", "transpose", "slice", "alias", "detach", "unsqueeze", "expand", "permute"}
+    assert set(added) - set(attentions) - views <= {"mul", "add"}
+
+
+@pytest.mark.parametrize(("start", "end", "reads"), [(0.0, 1.0, 0), (0.2, 0.8, 1), (0.0, 0.5, 1)])
+def test_the_noise_level_is_read_once_per_evaluation_and_only_if_it_matters(
+    patch, model, positive, negative, start, end, reads
+):
+    plain = counts(model, positive, negative, steps=4)
+    patched = patch(patch(model, start_at=start, end_at=end), start_at=start, end_at=end)
+    added = counts(patched, positive, negative, steps=4) - plain
+    assert added["_local_scalar_dense"] == 4 * reads
+
+
+def test_outside_of_its_range_a_face_costs_nothing(patch, model, positive, negative):
+    plain = counts(model, positive, negative)
+    never = counts(patch(model, start_at=0.0, end_at=0.0), positive, negative) - plain
+    assert set(never) <= {"_local_scalar_dense", "select", "alias", "detach"}, never
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nothing_crosses_between_host_and_gpu(patch, model, masked):
+    """With tensors that say they are on a GPU, and no data behind them: what would read them raises."""
+    patches = patches_of(patch(model, mask=torch.rand(1, 64, 64) if masked else None))
+    one = patches[("input", 4, 0)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = one.copy()
+        on_gpu.kwargs = [dict(one.kwargs[0])]
+        for name in ("key", "value"):
+            on_gpu.kwargs[0][name] = torch.empty(2, 16, 64, device="cuda")
+        if masked:
+            region = type(one.kwargs[0]["region"])
+            mask = torch.empty(1, 64, 64, device="cuda")
+            on_gpu.kwargs[0]["region"] = region(mask, one.kwargs[0]["weight"])
+        q = torch.empty(2, 256, 64, device="cuda")
+        k = torch.empty(2, 77, 64, device="cuda")
+        options = {"n_heads": 4, "cond_or_uncond": [1, 0], "original_shape": [2, 4, 32, 32], "attn_precision": None}
+        on_gpu.base = lambda q, k, v, options: q
+        with Counts() as counted:
+            out = on_gpu(q, k, k, options)
+    assert out.device.type == "cuda"
+    assert out.shape == q.shape
+    moves = {"_to_copy", "copy_", "_local_scalar_dense", "item", "nonzero", "lift_fresh"}
+    assert not moves & set(counted.calls), counted.calls
+
+
+def test_a_model_holds_the_bank_and_no_more(ours, our_pack, patch, model):
+    """At SDXL's real size in fp16: 10.65 MB for a face in all 70 layers, however often the model is cloned."""
+    import importlib
+
+    name = our_pack.__name__
+    identity = importlib.import_module(f"{name}.fast_instantid.identity")
+    apply = importlib.import_module(f"{name}.fast_instantid.comfyui.apply")
+    bank = identity.IdentityBank(
+        *(tuple(torch.zeros(2, 16, width, dtype=torch.float16) for width in WIDTHS) for _ in range(2))
+    )
+    face = identity.Identity(torch.zeros(2, 16, tiny.TOKEN_WIDTH, dtype=torch.float16), bank)
+    for layers, expected in (("paper", sum(WIDTHS)), ("reference", sum(WIDTHS[:60]))):
+        patched = apply.apply_to_model(model, face, 0.8, 0.0, 1.0, layers=layers)
+        weight_of_the_face = 4
+        held = bytes_held(patched)
+        assert held == 2 * 2 * 16 * 2 * expected + weight_of_the_face
+        assert bytes_held(patched, patched.clone().clone().clone()) == held
+    assert 2 * 2 * 16 * 2 * sum(WIDTHS) / 1e6 == pytest.approx(10.65, abs=0.01)
+
+
+def test_masks_are_made_once_for_each_size_of_a_layer(patch, model, positive, negative, monkeypatch):
+    import sys
+
+    made: list[int] = []
+    patched = patch(model, mask=torch.rand(1, 64, 64))
+    module = sys.modules[type(patches_of(patched)[("input", 4, 0)]).__module__]
+
+    def counted(mask: torch.Tensor, size: tuple[int, int], num_tokens: int, batch: int) -> torch.Tensor:
+        made.append(num_tokens)
+        return region_mask(mask, size, num_tokens, batch)
+
+    monkeypatch.setattr(module, "region_mask", counted)
+    tiny.sample(patched, positive, negative, steps=3)
+    assert len(made) == len(set(made)) == 2
