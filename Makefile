@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-comfyui lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/portrait.py
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
+
+test-comfyui:  # COMFYUI_PATH=... names the checkout of ComfyUI
+	.ci/comfyui
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -25,4 +28,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) .venv-comfyui demo_output

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fast_instantid"
+HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {"errors", "images", "cache", "weights", "placement"}
@@ -90,21 +91,23 @@ def test_the_walk_sees_what_it_should():
 
 LOADER = """
 import importlib.util, os, sys
-path = sys.argv[1]
+path, host = sys.argv[1:]
+sys.path.insert(0, host)
 # As ComfyUI's nodes.load_custom_node does it: the module is called after its path, and the path is not on sys.path.
 name = path.replace(".", "_x_")
 spec = importlib.util.spec_from_file_location(name, os.path.join(path, "__init__.py"))
 module = importlib.util.module_from_spec(spec)
 sys.modules[name] = module
 spec.loader.exec_module(module)
-assert isinstance(module.NODE_CLASS_MAPPINGS, dict) and isinstance(module.NODE_DISPLAY_NAME_MAPPINGS, dict)
+assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
+assert os.path.isdir(os.path.join(path, module.WEB_DIRECTORY, "docs"))
 assert "fast_instantid" not in sys.modules, "an absolute import found another copy"
 
 faces = importlib.import_module(name + ".fast_instantid.faces")
 assert faces.__file__.startswith(path), faces.__file__
 for module in ("identity", "attention", "cli", "pipelines"):
     importlib.import_module(f"{name}.fast_instantid.{module}")
-print("loaded", len(module))
+print("loaded")
 """
 
 
@@ -115,7 +118,9 @@ def test_loads_as_a_custom_node_from_a_folder_with_any_name(tmp_path):
     # -I leaves out PYTHONPATH and the current folder, -S the editable install of this very repository.
     site = [path for path in sys.path if path.endswith("site-packages")]
     code = f"import sys; sys.path += {site!r}\n{LOADER}"
-    result = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(folder)], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(folder), str(HOST)], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert "loaded" in result.stdout
 
