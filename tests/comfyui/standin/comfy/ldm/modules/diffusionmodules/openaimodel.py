@@ -201,4 +201,4 @@ class UNetModel(Encoder):
 
 def _controlled(h: Tensor, control: dict[str, list[Tensor | None]] | None, name: str) -> Tensor:
     added = control[name].pop() if control and control.get(name) else None
-    return h if added is None else h + added
+    return h if added is None else h.add_(added)  # of its own type, whatever the ControlNet computes in
