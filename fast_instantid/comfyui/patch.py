@@ -137,10 +137,14 @@ def chunks_of(extra_options: ExtraOptions) -> list[int]:
 
 
 def _rows(tensor: Tensor, chunks: list[int]) -> Tensor:
-    if chunks == [UNCOND, COND]:
-        return tensor
-    if len(chunks) == 1:
-        return tensor[1 - chunks[0] :][:1]
+    """One row for each chunk, or for as many neighbours as fit: chunks that see the same may count as one."""
+    conds = chunks.count(COND)
+    unconds = len(chunks) - conds
+    if chunks == [UNCOND] * unconds + [COND] * conds:  # the host's order: no copy
+        if conds == unconds:
+            return tensor
+        if not (conds and unconds):
+            return tensor[1:] if conds else tensor[:1]
     return torch.stack([tensor[1 - chunk] for chunk in chunks])
 
 

@@ -78,6 +78,15 @@ def test_a_layer_costs_an_attention_a_product_and_a_sum(patch, model, positive, 
     assert set(added) - set(attentions) - views <= {"mul", "add"}
 
 
+def test_prompts_that_were_combined_cost_no_copy(patch, model, positive, negative):
+    """Two people are two positive and two negative prompts, which the host evaluates in one batch of four chunks."""
+    two = positive + tiny.conditioning(7), negative + tiny.conditioning(8)
+    added = counts(patch(model), *two) - counts(model, *two)
+    assert sum(calls for name, calls in added.items() if "scaled_dot_product" in name) == 2 * 70
+    for name in ("_local_scalar_dense", "repeat", "cat", "stack", "copy_", *PRODUCTS):
+        assert added[name] == 0, name
+
+
 @pytest.mark.parametrize(("start", "end", "reads"), [(0.0, 1.0, 0), (0.2, 0.8, 1), (0.0, 0.5, 1)])
 def test_the_noise_level_is_read_once_per_evaluation_and_only_if_it_matters(
     patch, model, positive, negative, start, end, reads
