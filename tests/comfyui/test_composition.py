@@ -234,6 +234,13 @@ def test_override_of_the_attention_is_called_for_patched_layers_too(apply, model
     assert distance(text_attentions(patched, scale=0.5)[0], picture) > ACTS
 
 
+def test_models_of_another_family_are_refused(apply, model):
+    for width in (768, None):  # SD 1.5; a model without cross-attention to text
+        model.model.model_config.unet_config["context_dim"] = width
+        with pytest.raises(ValueError, match="SDXL models only"):
+            apply(model)
+
+
 # Types
 
 
