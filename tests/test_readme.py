@@ -64,8 +64,29 @@ def test_the_shell_examples(folder):
 
 
 def test_the_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!https:)([^)#]+)(?:#([^)]+))?\)", README):
+        path = Path(__file__).parent.parent / target
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            assert heading in {text.lower().replace(" ", "-") for text in headings}, f"{target} has no {heading}"
+
+
+def test_the_tests_that_the_documents_name_are_there():
+    root = Path(__file__).parent.parent
+    files = {path.name: path.read_text() for path in (root / "tests").rglob("test_*.py")}
+    named = 0
+    for document in [root / "docs" / "fidelity.md", *(root / "docs" / "adr").glob("*.md")]:
+        file = ""
+        for name, test in re.findall(
+            r"`(?:tests/)?(?:comfyui/)?(test_\w+\.py|…)?(?:::(test_\w+))?`", document.read_text()
+        ):
+            file = name if name.endswith(".py") else file
+            if name or test:
+                assert file in files, f"{document.name} names {name}"
+                assert not test or f"def {test}(" in files[file], f"{document.name} names {file}::{test}"
+                named += 1
+    assert named > 30
 
 
 def test_the_measured_numbers_are_those_of_the_committed_result():
