@@ -146,7 +146,7 @@ def test_identity_equals_the_reference_computed_step_by_step(adapter: Adapter, h
     assert identity.num_references == references
     assert identity.tokens.shape == (2, 16 * references, 64)
     assert identity.num_layers == len(CHANNELS)
-    for row, tokens in enumerate((cond, uncond)):
+    for row, tokens in enumerate((uncond, cond)):
         torch.testing.assert_close(identity.tokens[row].double(), tokens, rtol=0, atol=1e-5)
         for i, (to_key, to_value) in enumerate(adapter.weights.layers):
             for got, projection in ((identity.bank.keys[i], to_key), (identity.bank.values[i], to_value)):
@@ -155,9 +155,9 @@ def test_identity_equals_the_reference_computed_step_by_step(adapter: Adapter, h
 
 def test_tokens_of_concatenated_references_are_those_of_each(adapter: Adapter) -> None:
     faces = embeddings(3)
-    together = adapter.identity(faces, combine="concat").tokens[0].unflatten(0, (3, 16))
+    together = adapter.identity(faces, combine="concat").tokens[1].unflatten(0, (3, 16))
     for face, tokens in zip(faces, together, strict=True):
-        torch.testing.assert_close(adapter.identity(face).tokens[0], tokens)
+        torch.testing.assert_close(adapter.identity(face).tokens[1], tokens)
 
 
 def test_cond_and_uncond_in_one_pass_equal_two_passes(adapter: Adapter) -> None:
@@ -166,8 +166,8 @@ def test_cond_and_uncond_in_one_pass_equal_two_passes(adapter: Adapter) -> None:
     with resampler_runs() as batches:
         tokens = adapter.identity(embeddings(), noise=0.5).tokens
     assert batches == [2]
-    torch.testing.assert_close(tokens[:1], resampler(combined))
-    torch.testing.assert_close(tokens[1:], resampler(unconditional_embedding(combined, 0.5)))
+    torch.testing.assert_close(tokens[1:], resampler(combined))
+    torch.testing.assert_close(tokens[:1], resampler(unconditional_embedding(combined, 0.5)))
 
 
 def test_asking_again_runs_no_resampler_and_gives_the_same_to_the_bit(adapter: Adapter) -> None:
@@ -373,7 +373,7 @@ def test_what_is_no_identity_is_refused(adapter: Adapter, tmp_path: Path) -> Non
     identity = adapter.identity(embeddings())
     incomplete = dict(identity.to_record())
     del incomplete["3.value"]
-    save_file(incomplete, path, {"format": "fast-instantid identity", "version": "1"})
+    save_file(incomplete, path, {"format": "fast-instantid identity", "version": "2"})
     with pytest.raises(ModelFileError, match=r"damaged identity, without '3\.value'"):
         Identity.load(path)
     identity.save(path)

@@ -33,7 +33,7 @@ from fast_instantid.pipelines import InstantID, Subject
 from fast_instantid.weights import read_tensors
 
 SIZE = 128
-COND, UNCOND = 0, 1
+UNCOND, COND = 0, 1
 
 
 def picture(seed, mode="RGB"):
@@ -284,7 +284,7 @@ def test_of_two_controlnets_the_identitynet_sees_the_tokens_and_the_other_the_pr
         seen.clear(), seen_by_other.clear()
         with InstantID(pipe, identity_net=which).attached(identity):
             sample(pipe, image=[KEYPOINTS, EDGES])
-    tokens = torch.cat([identity.tokens[UNCOND:], identity.tokens[:UNCOND]])
+    tokens = identity.tokens
     for args, kwargs, middle in seen:
         with_tokens, with_prompt = (
             nets[which](*args, **kwargs | {"encoder_hidden_states": states})[1] for states in (tokens, prompt)
@@ -300,14 +300,14 @@ def test_in_guess_mode_the_identitynet_sees_cond_tokens_only(pipe, nets, identit
     with Calls(nets[0]) as seen, InstantID(pipe).attached(identity):
         sample(pipe, guess_mode=True, guidance_scale=guidance)
     for _, kwargs, _ in seen:
-        assert torch.equal(kwargs["encoder_hidden_states"], identity.tokens[:UNCOND])
+        assert torch.equal(kwargs["encoder_hidden_states"], identity.tokens[COND:])
 
 
 def test_several_people_the_identitynet_sees_all_their_tokens(pipe, nets, identity, someone_else):
     subjects = [Subject(identity, weight=0.0), Subject(someone_else)]
     with Calls(nets[0]) as seen, InstantID(pipe).attached(subjects):
         sample(pipe, guidance_scale=1.0)
-    both = torch.cat([identity.tokens, someone_else.tokens], dim=1)[:UNCOND]
+    both = torch.cat([identity.tokens, someone_else.tokens], dim=1)[COND:]
     assert torch.equal(seen[0][1]["encoder_hidden_states"], both)
 
 

@@ -76,7 +76,7 @@ def apply_to_model(
         # A patch of a whole block, under its shorter name, would no longer be found beside ours.
         existing = present.get(layer, present.get(layer[:2]))
         patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
-        patch.add(add_identity, key=key.flip(0), value=value.flip(0), **the_same)  # uncond first, as the host batches
+        patch.add(add_identity, key=key, value=value, **the_same)
         clone.set_model_attn2_replace(patch, *layer)
     wrap(clone)
     return clone

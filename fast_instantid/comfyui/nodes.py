@@ -210,7 +210,7 @@ def _identity(
 
 def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:
     """Cond and uncond, ``(M, 16, W)`` each."""
-    cond, uncond = identity.tokens.unflatten(1, (identity.num_references, -1))
+    uncond, cond = identity.tokens.unflatten(1, (identity.num_references, -1))
     return cond, uncond
 
 

@@ -20,7 +20,8 @@ ROLES = "fast_instantid_roles"
 """Where in ``transformer_options`` :mod:`.sampling` says which conditioning is COND and which UNCOND, by place in the
 guider's list. The last one stands for any further."""
 
-COND, UNCOND = 0, 1
+UNCOND, COND = 0, 1
+"""Rows of an Identity's keys and values."""
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
 """What the host's ``percent_to_sigma`` makes of 0 and 1."""
 
@@ -114,7 +115,7 @@ def add_identity(
     """The callback: the identity branch of one layer.
 
     Args:
-        key, value: ``(2, T, C)``, row 0 uncond and row 1 cond: the order in which the host batches them.
+        key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
         weight: no dimensions, float32 on the CPU. A tensor, so that a compiled model reads it anew at every call; on
             the CPU, so that it is multiplied in full precision and without waiting for the GPU.
         region: where the face acts, None for everywhere.
@@ -145,7 +146,7 @@ def _rows(tensor: Tensor, chunks: list[int]) -> Tensor:
             return tensor
         if not (conds and unconds):
             return tensor[1:] if conds else tensor[:1]
-    return torch.stack([tensor[1 - chunk] for chunk in chunks])
+    return torch.stack([tensor[chunk] for chunk in chunks])
 
 
 class Region:

@@ -19,7 +19,7 @@ class IdentityBank:
     """One face as all cross-attention layers see it. Do not change the tensors: they may be shared."""
 
     keys: tuple[Tensor, ...]
-    """One for each layer in checkpoint order, ``(2, T, C)``: row 0 is cond, row 1 uncond; C is the layer's width.
+    """One for each layer in checkpoint order, ``(2, T, C)``: row 0 is uncond, row 1 cond; C is the layer's width.
     T is 16 tokens per reference, those of several references behind one another."""
     values: tuple[Tensor, ...]
     """Like ``keys``."""
@@ -51,7 +51,7 @@ def project_bank(
 
     Args:
         layers: ``to_k_ip`` and ``to_v_ip`` weight of each layer, ``(C, width)`` each, on any device, of any dtype.
-        tokens: ``(2, T, width)``, cond and uncond.
+        tokens: ``(2, T, width)``, uncond and cond.
         device: where to compute and where the bank stays.
         dtype: to compute in and of the bank.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FORMAT = "fast-instantid identity"
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,8 @@ class Identity:
     """A face, ready for sampling. Immutable; its tensors may be shared, so never change them."""
 
     tokens: Tensor
-    """``(2, M * 16, width)``: row 0 is cond, row 1 uncond. The IdentityNet reads them in place of the text."""
+    """``(2, M * 16, width)``: row 0 is uncond, row 1 cond, the order in which classifier-free guidance batches them. The
+    IdentityNet reads them in place of the text."""
     bank: IdentityBank
     """What the UNet's cross-attention layers read."""
     num_references: int = 1
@@ -78,7 +79,7 @@ class Identity:
         if metadata.get("version") != _VERSION:
             raise ModelFileError(
                 f"{path}: an identity of format version {metadata.get('version')}, and this package reads {_VERSION}: "
-                "update fast-instantid"
+                "update fast-instantid, or make the identity again"
             )
         with torch.inference_mode(False):
             # Copied out of the mapping, so that the file may be changed or removed afterwards.
@@ -184,7 +185,7 @@ class Adapter:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
         device, dtype = self.placement.device, self.placement.dtype
         resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
-        pair = torch.cat([combined, unconditional_embedding(combined, noise)])  # (2M, 1, 512): one pass for both
+        pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
         tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
         del resampler  # makes room for the projections
         return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))

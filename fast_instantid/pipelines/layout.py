@@ -10,7 +10,7 @@ import torch
 from ..attention import IdentityEntry, region_mask
 from .subject import Subject
 
-COND, UNCOND = 0, 1
+UNCOND, COND = 0, 1
 """Rows of an Identity's tokens, keys and values."""
 
 
