@@ -18,6 +18,7 @@ from ..faces.detector import Detector
 from ..faces.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
+from ..weights import fingerprint
 from .memory import ManagedAdapter, ManagedNetwork
 
 logger = logging.getLogger("fast_instantid")
@@ -83,7 +84,7 @@ def load_analyzer(provider: str) -> FaceAnalyzer:
     """
     pack = _find_pack()
     backend, device = _backend(provider)
-    key = (backend, str(device), str(pack.detector.path), str(pack.recognizer.path))
+    key = (backend, str(device), fingerprint(pack.detector.path), fingerprint(pack.recognizer.path))
     with _lock:
         if key not in _analyzers:
             _analyzers[key] = _load(pack, backend, device)
