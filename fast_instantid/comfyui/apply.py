@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import FastInstantIDError
 from ..identity import Identity
-from .patch import AttentionPatch, Region, add_identity
+from .patch import AttentionPatch, add_identity
 from .sampling import IS_COND, attention_patches, wrap
+from .strength import Strength, mask_batch
 
 Conditioning: TypeAlias = "list[list[Any]]"
 """ComfyUI's: of each prompt, its text ``(1, T, W)`` and a dictionary of what else there is to it."""
@@ -29,6 +30,20 @@ LAYERS: dict[Layers, list[tuple[str, int, int]]] = {
 }
 """SDXL's cross-attention layers as ComfyUI calls them (comfy/ldm/modules/diffusionmodules/openaimodel.py), in the order
 of the checkpoint: those that an identity acts on."""
+
+
+def check_family(model: ModelPatcher, token_width: int) -> None:
+    """Refuse models that an adapter with tokens of this width was not made for.
+
+    Raises:
+        FastInstantIDError: text of another width; 2048 is SDXL's.
+    """
+    width = model.model.model_config.unet_config.get("context_dim")
+    if width != token_width:
+        raise FastInstantIDError(
+            f"InstantID works with SDXL models only: this is a {type(model.model).__name__} whose text is "
+            f"{f'{width} wide' if width else 'of no known width'}, and not {token_width}. Load an SDXL checkpoint"
+        )
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -59,44 +74,29 @@ def apply_to_model(
         mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size: where it acts. Of several, image i gets mask i.
 
     Raises:
-        FastInstantIDError: a model that is no SDXL, or an unknown name of layers.
+        FastInstantIDError: an unknown name of layers, or an empty mask.
     """
-    _check(model, identity, layers)
+    if layers not in LAYERS:
+        raise FastInstantIDError(f"layers {layers!r} are not known: choose one of {', '.join(LAYERS)}")
     clone = model.clone()
-    device = identity.tokens.device
+    if weight == 0:
+        return clone
     sampling = model.get_model_object("model_sampling")
-    the_same = {
-        "weight": (scale := torch.tensor(weight, dtype=torch.float32, device="cpu")),
-        "region": None if mask is None else Region(_batch(mask).to(device, torch.float32), scale),
+    shared = {
+        "strength": Strength(weight, mask, identity.tokens.device),
         "sigma_start": float(sampling.percent_to_sigma(start_at)),
         "sigma_end": float(sampling.percent_to_sigma(end_at)),
     }
     present = attention_patches(clone.model_options["transformer_options"])
-    for layer, key, value in zip(LAYERS[layers], identity.bank.keys, identity.bank.values, strict=False):
+    bank, names = identity.bank, LAYERS[layers]
+    for layer, key, value in zip(names, bank.keys[: len(names)], bank.values[: len(names)], strict=True):
         # A patch of a whole block, under its shorter name, would no longer be found beside ours.
         existing = present.get(layer, present.get(layer[:2]))
         patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
-        patch.add(add_identity, key=key, value=value, **the_same)
+        patch.add(add_identity, key=key, value=value, **shared)
         clone.set_model_attn2_replace(patch, *layer)
     wrap(clone)
     return clone
-
-
-def _check(model: ModelPatcher, identity: Identity, layers: Layers) -> None:
-    if layers not in LAYERS:
-        raise FastInstantIDError(f"layers {layers!r} are not known: choose one of {', '.join(LAYERS)}")
-    width = model.model.model_config.unet_config.get("context_dim")
-    if width != identity.tokens.shape[-1]:
-        raise FastInstantIDError(
-            f"InstantID works with SDXL models only: this is a {type(model.model).__name__} whose text is "
-            f"{width or 'of no known width'}{' wide' if width else ''}, not {identity.tokens.shape[-1]}. "
-            "Load an SDXL checkpoint"
-        )
-
-
-def _batch(mask: Tensor) -> Tensor:
-    """``(M, H, W)``"""
-    return mask if mask.ndim == 3 else mask.unsqueeze(0)
 
 
 def apply_to_conditioning(
@@ -136,7 +136,7 @@ def apply_to_conditioning(
             IS_COND: is_cond,
         }
         if mask is not None and is_cond:
-            options |= {"mask": _batch(mask), "set_area_to_bounds": False}
+            options |= {"mask": mask_batch(mask), "set_area_to_bounds": False}
         return options
 
     applied = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import folder_paths
 
@@ -29,32 +30,22 @@ def warn_of_clashes() -> None:
 
 def find_clashes() -> list[Path]:
     """Folders of the old pack, and other copies of this one that were not loaded before and said so themselves."""
-    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    loaded = {vars(module).get("_FAST_INSTANTID") for module in modules}
-    folders = [Path(path) for path in folder_paths.get_folder_paths("custom_nodes")]
-    packs = sorted(pack for folder in folders for pack in _entries(folder))
-    return [
-        pack
-        for pack in packs
-        if not pack.name.endswith(".disabled")
-        and pack.resolve() != _OURS
-        and str(pack / "__init__.py") not in loaded
-        and _has_our_nodes(pack)
-    ]
+    clashes: list[Path] = []
+    for folder in folder_paths.get_folder_paths("custom_nodes"):
+        with suppress(OSError):  # where ComfyUI cannot look, it loads nothing either
+            packs = sorted(Path(folder).iterdir())
+            clashes += [pack for pack in packs if not pack.name.endswith(".disabled") and _clashes(pack)]
+    return clashes
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:  # of a folder that is not there, ComfyUI loads nothing either
-        return []
-
-
-def _has_our_nodes(pack: Path) -> bool:
-    if (pack / "fast_instantid" / "comfyui").is_dir():
+def _clashes(pack: Path) -> bool:
+    real = os.path.realpath(pack)  # unlike Path's methods, what os.path has for this never raises
+    if real == str(_OURS) or f"fast_instantid@{real}" in sys.modules:
+        return False
+    if os.path.isdir(os.path.join(real, "fast_instantid", "comfyui")):
         return True
     try:
         code = (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
-        return "class ApplyInstantID(" in code or "class ApplyInstantID:" in code
     except OSError:
         return False
+    return "class ApplyInstantID(" in code or "class ApplyInstantID:" in code

@@ -75,5 +75,5 @@ def draw_kps(image_pil: np.ndarray, kps: Any, color_list: Sequence[tuple[int, in
 
 
 def tensor_to_image(tensor: Tensor) -> np.ndarray:
-    """``(B, H, W, 3)`` float in 0..1 as uint8 **BGR**, truncated, as insightface wants it."""
-    return np.ascontiguousarray(tensor.mul(255).clamp(0, 255).to(torch.uint8).cpu().numpy()[..., ::-1])
+    """``(B, H, W, 3 or 4)`` float in 0..1 as ``(B, H, W, 3)`` uint8 **BGR**, truncated, as insightface wants it."""
+    return np.ascontiguousarray(tensor.mul(255).clamp(0, 255).to(torch.uint8).cpu().numpy()[..., 2::-1])

@@ -35,7 +35,7 @@ class ManagedNetwork(TorchNetwork):
         return module
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        # Whole or not at all: the host can only keep a part of networks built of its own layers.
+        # Whole or not at all (with --novram): the host can only keep a part of networks built of its own layers.
         room = images.size * _ACTIVATIONS_PER_PIXEL
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)
         return super().run(images, mean, scale)
@@ -59,9 +59,8 @@ class ManagedAdapter(Adapter):
 
 
 def when_unloading(release: Callable[[], None]) -> None:
-    """Have ``release`` called whenever ComfyUI unloads all models: for ``/free`` and its button "Unload models".
-
-    The host has no event for that, so its function is wrapped.
+    """Have ``release`` called whenever ComfyUI unloads all models: for ``/free``, for its button "Unload models", and
+    after it ran out of memory. The host has no event for that, so its function is wrapped.
     """
     unload_all_models = host.unload_all_models
 

@@ -11,7 +11,6 @@ import logging
 from typing import Any
 
 import torch
-from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ..errors import ModelFileError, NoFaceError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
 from . import sockets
-from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, compute_dtype
+from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
 from .faces import draw_kps, tensor_to_image
 from .faces import extract_features as extractFeatures
 from .models import adapter_path, load_adapter, load_analyzer
@@ -36,13 +35,18 @@ class InstantIDModelLoader:
     """Opens InstantID's adapter."""
 
     DESCRIPTION = "Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."
-    INPUT_TYPES = classmethod(sockets.model_loader)
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
 
     @classmethod
-    def VALIDATE_INPUTS(cls, instantid_file: str) -> bool | str:
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.model_loader()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, instantid_file: str | None) -> bool | str:
+        if instantid_file is None:  # a link, whose value is not known yet
+            return True
         try:
             adapter_path(instantid_file)
         except ModelFileError as error:
@@ -59,10 +63,13 @@ class InstantIDFaceAnalysis:
     DESCRIPTION = (
         "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
     )
-    INPUT_TYPES = classmethod(sockets.face_analysis)
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.face_analysis()
 
     def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
         return (load_analyzer(provider),)
@@ -72,10 +79,13 @@ class FaceKeypointsPreprocessor:
     """Draws the five keypoints of the largest face."""
 
     DESCRIPTION = "The keypoint picture of the largest face, as the InstantID ControlNet reads it."
-    INPUT_TYPES = classmethod(sockets.keypoints_preprocessor)
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.keypoints_preprocessor()
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
         keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
@@ -89,11 +99,14 @@ class ApplyInstantID:
     """The whole of InstantID in one node."""
 
     DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
-    INPUT_TYPES = classmethod(sockets.apply)
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.apply()
 
     def apply_instantid(
         self,
@@ -133,17 +146,23 @@ class ApplyInstantIDAdvanced(ApplyInstantID):
     """The same, with separate strengths, noise, and a choice of how several pictures are combined."""
 
     DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
-    INPUT_TYPES = classmethod(sockets.apply_advanced)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.apply_advanced()
 
 
 class InstantIDAttentionPatch:
     """The half of InstantID that works in the model."""
 
     DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."
-    INPUT_TYPES = classmethod(sockets.attention_patch)
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.attention_patch()
 
     def patch_attention(
         self,
@@ -169,11 +188,14 @@ class ApplyInstantIDControlNet:
     DESCRIPTION = (
         "Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."
     )
-    INPUT_TYPES = classmethod(sockets.apply_control_net)
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.apply_control_net()
 
     def apply_controlnet(
         self,
@@ -198,6 +220,7 @@ class ApplyInstantIDControlNet:
 def _identity(
     adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> Identity:
+    check_family(model, adapter.token_width)
     embeddings = extractFeatures(insightface, image)
     if embeddings is None:
         raise NoFaceError(
@@ -205,7 +228,7 @@ def _identity(
         )
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
-    return adapter.to(get_torch_device(), compute_dtype(model)).identity(rows, combine=combine, noise=noise)
+    return adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
 
 
 def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:

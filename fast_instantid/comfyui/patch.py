@@ -14,7 +14,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..attention import IdentityEntry, identity_attention, region_mask
+from ..attention import IdentityEntry, identity_attention
+from .strength import Strength
 
 ROLES = "fast_instantid_roles"
 """Where in ``transformer_options`` :mod:`.sampling` says which conditioning is COND and which UNCOND, by place in the
@@ -24,8 +25,6 @@ UNCOND, COND = 0, 1
 """Rows of an Identity's keys and values."""
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
 """What the host's ``percent_to_sigma`` makes of 0 and 1."""
-
-_MAX_LAYOUTS = 16  # two per run, and more only for AnimateDiff's sliding windows
 
 Callback = Callable[..., Tensor]
 ExtraOptions = Mapping[str, Any]
@@ -90,13 +89,14 @@ class AttentionPatch:
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a callback acts at every noise level."""
-    return all(kwargs.get(name, bound) == bound for name, bound in ALWAYS.items())
+    """Whether a callback acts at every noise level. Other packs leave its range out, or None, for that."""
+    return all(kwargs.get(name) in (None, bound) for name, bound in ALWAYS.items())
 
 
 def acts_at(kwargs: Mapping[str, Any], sigma: float) -> bool:
     """Whether a callback acts at this noise level."""
-    return kwargs.get("sigma_end", ALWAYS["sigma_end"]) <= sigma <= kwargs.get("sigma_start", ALWAYS["sigma_start"])
+    start, end = (bound if kwargs.get(name) is None else kwargs[name] for name, bound in ALWAYS.items())
+    return bool(end <= sigma <= start)
 
 
 def add_identity(
@@ -108,27 +108,21 @@ def add_identity(
     *,
     key: Tensor,
     value: Tensor,
-    weight: Tensor,
-    region: Region | None,
+    strength: Strength,
     **_: Any,
 ) -> Tensor:
-    """The callback: the identity branch of one layer.
+    """The callback: the identity branch of one layer, ``(B, N, C)``.
 
     Args:
         key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
-        weight: no dimensions, float32 on the CPU. A tensor, so that a compiled model reads it anew at every call; on
-            the CPU, so that it is multiplied in full precision and without waiting for the GPU.
-        region: where the face acts, None for everywhere.
-
-    Returns:
-        ``(B, N, C)``
     """
     if key.dtype != q.dtype or key.device != q.device:  # a model that computes otherwise than when it was patched
         key, value = key.to(q.device, q.dtype), value.to(q.device, q.dtype)
     chunks = chunks_of(extra_options)
-    scale = weight if region is None else region.scale(q, len(q) // len(chunks), extra_options)
-    entry = IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)
-    return identity_attention(q, [entry], extra_options["n_heads"])
+    scale = strength.scale(q, len(q) // len(chunks), extra_options)
+    return identity_attention(
+        q, [IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)], extra_options["n_heads"]
+    )
 
 
 def chunks_of(extra_options: ExtraOptions) -> list[int]:
@@ -147,46 +141,3 @@ def _rows(tensor: Tensor, chunks: list[int]) -> Tensor:
         if not (conds and unconds):
             return tensor[1:] if conds else tensor[:1]
     return torch.stack([tensor[chunk] for chunk in chunks])
-
-
-class Region:
-    """Where a face acts, as the layers see it: made once for each size of a layer, and kept for all steps.
-
-    Args:
-        mask: ``(M, H, W)`` in 0..1, on the device that samples.
-        weight: of the face, without dimensions.
-    """
-
-    def __init__(self, mask: Tensor, weight: Tensor) -> None:
-        self.mask = mask
-        self.weight = weight
-        self._scales: dict[object, Tensor] = {}
-
-    def scale(self, q: Tensor, batch: int, extra_options: ExtraOptions) -> Tensor:
-        """``(1 or batch, N, 1)``: mask times weight, of the query's dtype.
-
-        Args:
-            q: ``(B, N, C)``
-            batch: images in a chunk.
-        """
-        height, width = extra_options["original_shape"][-2:]
-        frames = self.frames(extra_options)
-        if torch.compiler.is_compiling():  # a graph cannot keep it, but makes it in one small kernel
-            return self._make((height, width), q, batch, frames)
-        layout = (height, width, q.shape[1], q.dtype, q.device, batch, frames)
-        if layout not in self._scales:
-            if len(self._scales) >= _MAX_LAYOUTS:
-                self._scales.clear()
-            self._scales[layout] = self._make((height, width), q, batch, frames)
-        return self._scales[layout]
-
-    def frames(self, extra_options: ExtraOptions) -> tuple[int, ...] | None:
-        """Which of the masks are meant where AnimateDiff slides a window over an animation; None otherwise."""
-        frames = (extra_options.get("ad_params") or {}).get("sub_idxs")
-        return None if frames is None or len(self.mask) == 1 else tuple(int(frame) for frame in frames)
-
-    def _make(self, latent_size: tuple[int, int], q: Tensor, batch: int, frames: tuple[int, ...] | None) -> Tensor:
-        mask = self.mask.to(q.device)
-        if frames is not None:
-            mask = torch.stack([mask[min(frame, len(mask) - 1)] for frame in frames])
-        return (region_mask(mask, latent_size, q.shape[1], batch) * self.weight).to(q.dtype)

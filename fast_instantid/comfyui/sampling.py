@@ -5,26 +5,35 @@ The host runs these as wrappers of its own functions (comfy/patcher_extension.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import xxhash
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from .patch import COND, ROLES, UNCOND, AttentionPatch, Region, always_acts, chunks_of
+from .patch import COND, ROLES, UNCOND, AttentionPatch, add_identity, always_acts, chunks_of
+from .strength import Strength
+
+logger = logging.getLogger("fast_instantid")
 
 IS_COND = "fast_instantid_cond"
 """In a conditioning that went through our nodes: whether it got the tokens of the face, or the unconditional ones."""
 
 _KEY = "fast_instantid"  # ours, among the wrappers and callbacks of a model
-_COMPILED = "torch.compile"  # the key of the host's wrapper, comfy_api/torch_helpers/torch_compile.py
+_NAMES = "fast_instantid_names"
 
 
 def wrap(model: ModelPatcher) -> None:
     """Have the host call us when ``model`` is evaluated or cloned. Doing it twice is doing it once."""
-    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, _decide), (WrappersMP.APPLY_MODEL, _name_structure)):
+    for kind, wrapper in (
+        (WrappersMP.PREDICT_NOISE, _tell_names),
+        (WrappersMP.CALC_COND_BATCH, _decide),
+        (WrappersMP.APPLY_MODEL, _keep_graphs_apart),
+    ):
         model.remove_wrappers_with_key(kind, _KEY)
         model.add_wrapper_with_key(kind, _KEY, wrapper)
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, _KEY)
@@ -36,9 +45,17 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     return options.get("patches_replace", {}).get("attn2", {})
 
 
+def _tell_names(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:
+    """Pass on what the guider calls its conditionings."""
+    options = model_options or {}
+    transformer_options = {**options.get("transformer_options", {}), _NAMES: getattr(executor.class_obj, "conds", {})}
+    return executor(x, timestep, {**options, "transformer_options": transformer_options}, seed)
+
+
 def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any) -> Any:
     """Leave only the patches that act at this noise level, which is looked at once, and only if that matters."""
-    transformer_options = {**options.get("transformer_options", {}), ROLES: _roles(conds)}
+    transformer_options = {**options.get("transformer_options", {})}
+    transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
     patches = attention_patches(transformer_options)
     ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}
     if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
@@ -50,52 +67,93 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
     return executor(model, conds, x_in, timestep, {**options, "transformer_options": transformer_options})
 
 
-def _roles(conds: Sequence[Any]) -> tuple[int, ...]:
+def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
     """Guiders with one or two conditionings are read as the reference reads them, by place. With more (DualCFG has the
-    negative one first, PerpNeg an empty one last), what the conditioning got decides."""
-    marks = [cond[0].get(IS_COND) if cond else None for cond in conds]
-    if len(marks) <= 2 or not any(marks):
+    negative one first, PerpNeg an empty one last), what they got from our nodes decides, or else what they are called.
+    """
+    if len(conds) <= 2:
         return COND, UNCOND
-    return tuple(COND if mark else UNCOND for mark in marks)
+    marks = [{entry.get(IS_COND) for entry in cond or ()} for cond in conds]
+    if any(True in mark for mark in marks):
+        return tuple(COND if True in mark else UNCOND for mark in marks)
+    positive = [cond for name, cond in names.items() if "negative" not in name]
+    if positive:
+        return tuple(COND if any(cond is one for one in positive) else UNCOND for cond in conds)
+    return COND, UNCOND
 
 
-def _name_structure(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def _keep_graphs_apart(
+    executor: Any,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: Any = None,
+    **kwargs: Any,
+) -> Any:
     """Give a compiled model one graph for each structure of its patches.
 
-    ComfyUI's TorchCompileModel drops the guards on everything in ``transformer_options``, so that a graph would be used
-    again for a model with other patches, or without any. It keeps those on the names of the keyword arguments, and the
-    UNet ignores those that it does not know.
+    ComfyUI's TorchCompileModel drops the guards on everything in ``transformer_options`` (0.8.0,
+    comfy_extras/nodes_torch_compile.py), so that a graph would be used again for a model with other patches, or without
+    any. It keeps those on the names of the keyword arguments, and the UNet ignores those that it does not know.
     """
-    transformer_options = args[5]
-    if _COMPILED in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
-        kwargs[f"{_KEY}_{_structure(transformer_options)}"] = True
-    return executor(*args, **kwargs)
+    arguments = (x, t, c_concat, c_crossattn, control, transformer_options)
+    if not _drops_guards(executor.class_obj):
+        return executor(*arguments, **kwargs)
+    if _has_foreign(transformer_options):
+        # Most of it breaks the graph. What is left of it is then compiled in parts, where the guards are lost for good.
+        _warn_once()
+        with torch.compiler.set_stance("force_eager"):
+            return executor(*arguments, **kwargs)
+    return executor(*arguments, **kwargs, **{f"{_KEY}_{_structure(transformer_options)}": True})
+
+
+def _drops_guards(model: Any) -> bool:
+    patcher: ModelPatcher | None = model.current_patcher
+    compiled_with = patcher and patcher.model_options.get("torch_compile_kwargs")
+    return "guard_filter_fn" in ((compiled_with or {}).get("options") or {})
+
+
+def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:
+    """Whether code of other packs runs in the attention of this model."""
+    patches = [patch for kind in transformer_options.get("patches_replace", {}).values() for patch in kind.values()]
+    return "optimized_attention_override" in transformer_options or not all(
+        isinstance(patch, AttentionPatch)
+        and patch.base is None
+        and all(callback is add_identity for callback in patch.callback)
+        for patch in patches
+    )
+
+
+_warned = False
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        logger.warning(
+            "this model runs uncompiled: where another pack changes the attention too (IPAdapter, SageAttention, ...), "
+            "this ComfyUI's TorchCompileModel would draw wrong pictures"
+        )
 
 
 def _structure(transformer_options: Mapping[str, Any]) -> str:
     """A hash of what a graph takes for granted: everything but the values in tensors."""
     layers = {
-        layer: [[_shape(patch.base), *(_callback(kwargs, transformer_options) for kwargs in patch.kwargs)]]
-        if isinstance(patch, AttentionPatch)
-        else _shape(patch)
+        layer: [_shapes(kwargs, transformer_options) for kwargs in patch.kwargs]
         for layer, patch in attention_patches(transformer_options).items()
+        if isinstance(patch, AttentionPatch)
     }
     return xxhash.xxh3_64_hexdigest(repr((chunks_of(transformer_options), layers)).encode())
 
 
-def _callback(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> list[Any]:
-    region = kwargs.get("region")
-    frames = region.frames(transformer_options) if isinstance(region, Region) else None
-    return [frames, *((name, _shape(value)) for name, value in kwargs.items())]
-
-
-def _shape(value: Any) -> Any:
-    if isinstance(value, Region):
-        return _shape(value.mask)
-    if isinstance(value, Tensor):
-        return list(value.shape), value.dtype, value.device
-    # Objects of other packs may hold anything.
-    return value if value is None or isinstance(value, (bool, int, float, str)) else id(value)
+def _shapes(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> Any:
+    key: Tensor = kwargs["key"]
+    strength: Strength = kwargs["strength"]
+    mask = None if strength.mask is None else strength.mask.shape
+    return key.shape, key.dtype, key.device, mask, strength.frames(transformer_options)
 
 
 def _own_patches(model: ModelPatcher, clone: ModelPatcher) -> None:

@@ -6,6 +6,7 @@ its dictionaries anew: packs that derive nodes from ours change them.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import folder_paths
@@ -54,22 +55,22 @@ _LAYERS = _input(
 )
 
 
-def model_loader(_: type) -> Inputs:
+def model_loader() -> Inputs:
     tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
     return {"required": {"instantid_file": _input(folder_paths.get_filename_list("instantid"), tooltip)}}
 
 
-def face_analysis(_: type) -> Inputs:
+def face_analysis() -> Inputs:
     tooltip = (
         "Where faces are analysed. auto: where ComfyUI runs. CPU: on the CPU. CUDA, ROCM, CoreML: on that GPU, if "
         "ComfyUI runs on it. onnxruntime: by that package, if it is installed."
     )
-    return {"required": {"provider": _input(PROVIDERS, tooltip)}}
+    return {"required": {"provider": _input(list(PROVIDERS), tooltip)}}
 
 
-def keypoints_preprocessor(_: type) -> Inputs:
+def keypoints_preprocessor() -> Inputs:
     image = _input("IMAGE", "Pictures with a face. The largest face of each counts.")
-    return {"required": {"faceanalysis": _FACE_ANALYSIS, "image": image}}
+    return deepcopy({"required": {"faceanalysis": _FACE_ANALYSIS, "image": image}})
 
 
 _SUBJECT = {
@@ -85,12 +86,12 @@ _RANGE = {"start_at": _START, "end_at": _END}
 _OPTIONAL = {"image_kps": _KEYPOINTS, "mask": _MASK, "layers": _LAYERS}
 
 
-def apply(_: type) -> Inputs:
+def apply() -> Inputs:
     weight = _number(0.8, 0.0, 5.0, "How strongly the person shows, in likeness and pose.")
-    return {"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": {**_OPTIONAL}}
+    return deepcopy({"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": _OPTIONAL})
 
 
-def apply_advanced(_: type) -> Inputs:
+def apply_advanced() -> Inputs:
     strengths = {
         "ip_weight": _number(0.8, 0.0, 3.0, "Likeness: how strongly the model sees the face."),
         "cn_strength": _number(0.8, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
@@ -101,10 +102,10 @@ def apply_advanced(_: type) -> Inputs:
         default="average",
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
-    return {"required": required, "optional": {**_OPTIONAL}}
+    return deepcopy({"required": required, "optional": _OPTIONAL})
 
 
-def attention_patch(_: type) -> Inputs:
+def attention_patch() -> Inputs:
     weight = _number(1.0, -1.0, 3.0, "Likeness: how strongly the model sees the face. Negative: away from it.")
     required = {
         "instantid": _INSTANTID,
@@ -115,10 +116,10 @@ def attention_patch(_: type) -> Inputs:
         **_RANGE,
         "noise": _NOISE,
     }
-    return {"required": required, "optional": {"mask": _MASK}}
+    return deepcopy({"required": required, "optional": {"mask": _MASK}})
 
 
-def apply_control_net(_: type) -> Inputs:
+def apply_control_net() -> Inputs:
     required = {
         "face_embeds": _input("FACE_EMBEDS", "The face, from InstantID Patch Attention."),
         "control_net": _CONTROL_NET,
@@ -128,4 +129,4 @@ def apply_control_net(_: type) -> Inputs:
         "strength": _number(1.0, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
         **_RANGE,
     }
-    return {"required": required, "optional": {"mask": _MASK}}
+    return deepcopy({"required": required, "optional": {"mask": _MASK}})

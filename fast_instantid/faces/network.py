@@ -88,8 +88,9 @@ class TorchNetwork:
         return module.to(self.device)
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        with torch.inference_mode(), _exact_float32(self.device):
-            batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)  # channels-last as it lies
+        device = next(self.module.parameters()).device  # whoever ``place`` left the weights to may have moved them
+        with torch.inference_mode(), _exact_float32(device):
+            batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
             outputs = self.module(batch.float().sub_(mean).mul_(scale))
             return [output.float().cpu().numpy() for output in outputs]
 

@@ -33,8 +33,8 @@ class Identity:
     """A face, ready for sampling. Immutable; its tensors may be shared, so never change them."""
 
     tokens: Tensor
-    """``(2, M * 16, width)``: row 0 is uncond, row 1 cond, the order in which classifier-free guidance batches them. The
-    IdentityNet reads them in place of the text."""
+    """``(2, M * 16, width)``: row 0 is uncond, row 1 cond, as classifier-free guidance batches them. The IdentityNet
+    reads them in place of the text."""
     bank: IdentityBank
     """What the UNet's cross-attention layers read."""
     num_references: int = 1
@@ -145,12 +145,18 @@ class Adapter:
         return cls(read_adapter(path), Placement.resolve(device, dtype), shared_cache() if cache is None else cache)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """An adapter on the same file and cache that makes identities elsewhere.
+        """An adapter on the same file and cache that makes identities elsewhere; None leaves device or dtype as it is.
 
         Raises:
             BackendError: a device that is not there.
         """
-        return replace(self, placement=Placement.resolve(device, dtype))
+        here = self.placement
+        return replace(self, placement=Placement.resolve(device or here.device, dtype or here.dtype))
+
+    @property
+    def token_width(self) -> int:
+        """Width of the identity tokens, which is that of the text of the UNet it was made for: 2048 for SDXL."""
+        return self.weights.layers[0][0].shape[1]
 
     def identity(
         self, embeddings: np.ndarray | Tensor, *, combine: Combine = "average", noise: float = 0.0

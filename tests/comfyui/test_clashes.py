@@ -82,6 +82,7 @@ def test_other_packs_and_what_else_lies_there_are_none_of_our_business(comfyui: 
     (comfyui.custom_nodes / "__pycache__").mkdir()
     (comfyui.custom_nodes / "empty").mkdir()
     (comfyui.custom_nodes / "removed").symlink_to(comfyui.base / "not there")
+    (comfyui.custom_nodes / "loop").symlink_to(comfyui.custom_nodes / "loop")
     (comfyui.custom_nodes / "binary").mkdir()
     (comfyui.custom_nodes / "binary" / "InstantID.py").write_bytes(bytes(range(256)))
     comfyui.start()

@@ -78,6 +78,8 @@ def test_the_functions_are_the_references(IID: ModuleType, faces, portraits: tor
     assert IID.extractFeatures(faces, torch.zeros(1, 64, 64, 3)) is None
     bgr = IID.tensor_to_image(portraits[:1])
     assert np.array_equal(bgr[0][..., ::-1], portraits[0].mul(255).byte().numpy())
+    transparent = torch.cat([portraits[:1], torch.ones(1, 512, 512, 1)], dim=-1)
+    assert np.array_equal(IID.tensor_to_image(transparent), bgr)
     drawn = IID.draw_kps(bgr[0], [(100, 100), (160, 100), (130, 130), (105, 160), (155, 160)])
     assert isinstance(drawn, Image.Image)
     assert drawn.size == (512, 512)

@@ -103,6 +103,25 @@ def test_every_edit_takes_effect_and_few_compile_again(compiled, patch, model, p
     assert not torch._dynamo.utils.counters["recompile_limit"]
 
 
+def test_beside_code_of_others_the_picture_is_right_and_other_models_stay_so(
+    compiled, patch, model, positive, negative, caplog
+):
+    """Such as IPAdapter, which reads the noise level in every layer, or an attention that cannot be traced."""
+
+    def untraceable(func: Any, *args: Any, **kwargs: Any) -> Any:
+        torch._dynamo.graph_break()
+        return func(*args, **kwargs)
+
+    plain = tiny.sample(model, positive, negative)
+    for face, weight in ((0, 0.8), (1, 0.8), (1, 0.3)):
+        patched = patch(model, face=face, weight=weight)
+        patched.model_options["transformer_options"]["optimized_attention_override"] = untraceable
+        expected = tiny.sample(patched, positive, negative)
+        assert tiny.distance(tiny.sample(compiled(patched), positive, negative), expected) <= SAME
+    assert tiny.distance(tiny.sample(compiled(model), positive, negative), plain) <= SAME
+    assert len([record for record in caplog.records if "runs uncompiled" in record.getMessage()]) <= 1
+
+
 def test_chunks_that_are_evaluated_apart_are_not_taken_for_each_other(
     compiled, patch, model, positive, negative, monkeypatch
 ):

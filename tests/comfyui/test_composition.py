@@ -234,6 +234,12 @@ def test_override_of_the_attention_is_called_for_patched_layers_too(apply, model
     assert distance(text_attentions(patched, scale=0.5)[0], picture) > ACTS
 
 
+def test_without_weight_nothing_is_patched(apply, model):
+    patched, *_ = apply(model, ip_weight=0.0)
+    assert patched is not model
+    assert patched.model_options == model.model_options
+
+
 def test_models_of_another_family_are_refused(apply, model):
     for width in (768, None):  # SD 1.5; a model without cross-attention to text
         model.model.model_config.unet_config["context_dim"] = width
@@ -377,6 +383,25 @@ def test_dual_guidance(apply, model, guided, style, second, cfg_conds, cfg_cond2
         style=style,
     )
     assert distance(picture, sample(patched, positive, negative)) <= 10 * SAME  # batches of three, and other sums
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["attention alone", "plain prompt first"])
+def test_dual_guidance_where_prompts_did_not_all_go_through_our_nodes(
+    ours, apply, adapter, faces, model, portrait, positive, negative, guided, marked
+):
+    """What got the face is found by any of its prompts, or else by what the guider calls it."""
+    if marked:
+        patched, with_face, without = apply(model)
+        with_face = positive + with_face
+    else:
+        inputs = {"weight": 0.8, "start_at": 0.0, "end_at": 1.0, "noise": 0.35, "image": portrait, "model": model}
+        patched, _ = tiny.call(ours["InstantIDAttentionPatch"], instantid=adapter, insightface=faces, **inputs)
+        with_face, without = positive, negative
+    conds = {"cond1": with_face, "cond2": with_face, "negative": without, "style": "regular"}
+    picture = guided(
+        "nodes_custom_sampler", "DualCFGGuider", model=patched, **conds, cfg_conds=2.0, cfg_cond2_negative=4.5
+    )
+    assert distance(picture, sample(patched, with_face, without)) <= 10 * SAME
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

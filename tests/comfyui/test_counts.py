@@ -113,10 +113,9 @@ def test_nothing_crosses_between_host_and_gpu(patch, model, masked):
         on_gpu.kwargs = [dict(one.kwargs[0])]
         for name in ("key", "value"):
             on_gpu.kwargs[0][name] = torch.empty(2, 16, 64, device="cuda")
-        if masked:
-            region = type(one.kwargs[0]["region"])
-            mask = torch.empty(1, 64, 64, device="cuda")
-            on_gpu.kwargs[0]["region"] = region(mask, one.kwargs[0]["weight"])
+        mask = torch.empty(1, 64, 64, device="cuda") if masked else None
+        strength = type(one.kwargs[0]["strength"])
+        on_gpu.kwargs[0]["strength"] = strength(0.8, mask, torch.device("cuda:0"))
         q = torch.empty(2, 256, 64, device="cuda")
         k = torch.empty(2, 77, 64, device="cuda")
         options = {"n_heads": 4, "cond_or_uncond": [1, 0], "original_shape": [2, 4, 32, 32], "attn_precision": None}
@@ -154,7 +153,8 @@ def test_masks_are_made_once_for_each_size_of_a_layer(patch, model, positive, ne
 
     made: list[int] = []
     patched = patch(model, mask=torch.rand(1, 64, 64))
-    module = sys.modules[type(patches_of(patched)[("input", 4, 0)]).__module__]
+    strength = patches_of(patched)[("input", 4, 0)].kwargs[0]["strength"]
+    module = sys.modules[type(strength).__module__]
 
     def counted(mask: torch.Tensor, size: tuple[int, int], num_tokens: int, batch: int) -> torch.Tensor:
         made.append(num_tokens)

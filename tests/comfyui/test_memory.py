@@ -148,6 +148,22 @@ def test_face_networks_are_models_of_the_host(part, face_pack, portraits):
     assert not [model for model in host.current_loaded_models if model.model is managed._patcher]
 
 
+def test_face_networks_run_where_their_weights_are(part, face_pack, portraits):
+    """With --novram the host leaves them in main memory."""
+    pack = part("faces.pack").look_for_pack(face_pack)
+    managed = part("comfyui.memory").ManagedNetwork(pack.recognizer, torch.device("cpu"))
+    managed.device = torch.device("cuda", 0)  # which is not there: what is sent to it raises
+    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8).numpy()
+    assert managed.run(crops, 127.5, 1 / 127.5)[0].shape == (1, 512)
+
+
+def test_a_model_of_another_family_is_refused_before_any_work(run, work, model):
+    model.model.model_config.unet_config["context_dim"] = 768
+    with pytest.raises(ValueError, match="SDXL models only"):
+        run(model=model)
+    assert not work
+
+
 def test_the_host_is_asked_for_room_when_an_identity_is_made(run, work, adapter, monkeypatch):
     asked: list[int] = []
     free_memory = host.free_memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from collections.abc import Iterator
@@ -100,6 +101,35 @@ def test_the_exact_name_goes_before_a_file_of_the_same_name_elsewhere(comfyui: I
     write_rubbish(comfyui.models / "instantid" / "A" / "ip-adapter.bin")
     write_adapter(comfyui.models / "instantid" / "B" / "ip-adapter.bin")
     queue(loader(comfyui), instantid_file="B\\ip-adapter.bin")
+
+
+def test_a_name_that_comes_from_another_node_is_not_judged_before_it_is_known(comfyui: Installation, real_host):
+    """The host validates such an input as None (execution.py, ``get_input_data``)."""
+    import execution
+    import nodes
+
+    class Choice:
+        INPUT_TYPES = staticmethod(lambda: {"required": {}})
+        RETURN_TYPES = (["ip-adapter.bin"],)
+        FUNCTION = "choose"
+
+    class Output:
+        INPUT_TYPES = staticmethod(lambda: {"required": {"instantid": ("INSTANTID",)}})
+        RETURN_TYPES = ()
+        FUNCTION = "save"
+        OUTPUT_NODE = True
+
+    write_adapter(comfyui.models / "instantid" / "ip-adapter.bin")
+    prompt = {
+        "1": {"class_type": "Choice", "inputs": {}},
+        "2": {"class_type": "InstantIDModelLoader", "inputs": {"instantid_file": ["1", 0]}},
+        "3": {"class_type": "Output", "inputs": {"instantid": ["2", 0]}},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for node in (Choice, Output, loader(comfyui)):
+            patch.setitem(nodes.NODE_CLASS_MAPPINGS, node.__name__, node)
+        valid, error, *_ = asyncio.run(execution.validate_prompt("a prompt", prompt, None))
+    assert valid, error
 
 
 def test_between_two_files_nobody_guesses(comfyui: Installation):

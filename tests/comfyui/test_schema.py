@@ -106,6 +106,17 @@ def test_every_input_has_a_tooltip(node):
 
 
 @pytest.mark.parametrize("id", IDS)
+def test_packs_that_derive_nodes_change_only_theirs(our_pack, id: str):
+    """They take what ``INPUT_TYPES`` returns and write into it."""
+    before = {name: node.INPUT_TYPES() for name, node in our_pack.NODE_CLASS_MAPPINGS.items()}
+    for section in our_pack.NODE_CLASS_MAPPINGS[id].INPUT_TYPES().values():
+        for _, *options in section.values():
+            options[0]["default"] = "changed"
+        section["another"] = ("INT",)
+    assert {name: node.INPUT_TYPES() for name, node in our_pack.NODE_CLASS_MAPPINGS.items()} == before
+
+
+@pytest.mark.parametrize("id", IDS)
 def test_every_node_is_described_and_has_a_help_page(our_pack, id: str):
     node = our_pack.NODE_CLASS_MAPPINGS[id]
     assert node.DESCRIPTION.strip()
