@@ -112,7 +112,8 @@ def _keep_graphs_apart(
 def _drops_guards(model: Any) -> bool:
     patcher: ModelPatcher | None = model.current_patcher
     compiled_with = patcher and patcher.model_options.get("torch_compile_kwargs")
-    return "guard_filter_fn" in ((compiled_with or {}).get("options") or {})
+    # The filter is an option, which torch.compile takes out of them; without a filter there are no options at all.
+    return bool(compiled_with) and compiled_with.get("options") is not None
 
 
 def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:
