@@ -40,9 +40,10 @@ def check_family(model: ModelPatcher, token_width: int) -> None:
     """
     width = model.model.model_config.unet_config.get("context_dim")
     if width != token_width:
+        family = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}.get(width, "of another family")
         raise FastInstantIDError(
-            f"InstantID works with SDXL models only: this is a {type(model.model).__name__} whose text is "
-            f"{f'{width} wide' if width else 'of no known width'}, and not {token_width}. Load an SDXL checkpoint"
+            f"InstantID works with SDXL models only, and this model is {family} (its text is {width} wide, and the "
+            f"adapter's tokens are {token_width}): load an SDXL checkpoint"
         )
 
 

@@ -17,14 +17,16 @@ _OURS = Path(__file__).resolve().parents[2]
 
 def warn_of_clashes() -> None:
     """Say which folders in ``custom_nodes`` have to go."""
+    nodes = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    # ComfyUI uses the nodes of the pack that it loads last.
+    used = "Ours are used" if "ApplyInstantID" in nodes else "If it loads, it comes after us and its nodes are used"
     for folder in find_clashes():
         logger.warning(
-            "%s has the same InstantID nodes as Fast InstantID in %s. ComfyUI uses those of the pack it loads last. "
-            "Remove one of the two folders, or rename it to end in .disabled, and restart ComfyUI; to get faster, "
-            "remove %s",
+            "%s has the same nodes as this pack in %s. %s. Remove one of the two folders, or rename it to end in "
+            ".disabled, and restart ComfyUI",
             folder,
             _OURS,
-            folder.name,
+            used,
         )
 
 

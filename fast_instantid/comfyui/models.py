@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import comfy.model_management
@@ -12,7 +13,7 @@ import folder_paths
 import torch
 
 from ..cache import shared_cache
-from ..errors import ModelFileError
+from ..errors import BackendError, ModelFileError
 from ..faces import FaceAnalyzer
 from ..faces.detector import Detector
 from ..faces.network import TorchNetwork
@@ -40,6 +41,8 @@ def register_folders() -> None:
         paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
         default = os.path.join(folder_paths.models_dir, name)
         others = [path for path in paths if path != default]
+        with suppress(OSError):
+            os.makedirs(default, exist_ok=True)  # for people to find it
         # Folders that come from extra_model_paths.yaml alone know of no extensions.
         folder_paths.folder_names_and_paths[name] = ([*others, default], known or extensions)
 
@@ -59,7 +62,7 @@ def adapter_path(name: str) -> Path:
     if path is not None:
         return Path(path)
     looked = ", ".join(folder_paths.get_folder_paths("instantid"))
-    found = f"found there: {', '.join(present)}" if present else "which hold no model file"
+    found = f"there are {', '.join(present)}" if present else "no model file there"
     raise ModelFileError(
         f"InstantID's adapter {name!r} is not in {looked} ({found}). Put ip-adapter.bin (1.69 GB, from "
         "huggingface.co/InstantX/InstantID) there, press R in the browser, and choose it in the node"
@@ -82,12 +85,17 @@ def load_analyzer(provider: str) -> FaceAnalyzer:
         ModelFileError: no model pack; the message says where it was looked for.
         BackendError: onnxruntime or its provider is not there.
     """
-    pack = _find_pack()
+    pack = find_face_pack()
     backend, device = _backend(provider)
     key = (backend, str(device), fingerprint(pack.detector.path), fingerprint(pack.recognizer.path))
     with _lock:
         if key not in _analyzers:
-            _analyzers[key] = _load(pack, backend, device)
+            try:
+                _analyzers[key] = _load(pack, backend, device)
+            except BackendError as error:
+                raise BackendError(
+                    f"InstantID Face Analysis cannot run on {provider!r}: {error}. That is 'auto'"
+                ) from error
             logger.info("face analysis with %s on %s", pack.folder, _analyzers[key].backend)
         return _analyzers[key]
 
@@ -107,7 +115,12 @@ def _load(pack: Pack, backend: str, device: str | torch.device) -> FaceAnalyzer:
     return FaceAnalyzer(detector, Recognizer(network(pack.recognizer, device), pack.recognizer))
 
 
-def _find_pack() -> Pack:
+def find_face_pack() -> Pack:
+    """The face networks in ComfyUI's folders.
+
+    Raises:
+        ModelFileError: there are none; the message says where they were looked for, and what is missing.
+    """
     problems: list[str] = []
     # The usual folder first: in others, packs keep networks for other purposes.
     for folder in reversed(folder_paths.get_folder_paths("insightface")):
@@ -131,8 +144,8 @@ def _backend(provider: str) -> tuple[str, str | torch.device]:
         return "torch", torch.device("cpu")
     if wanted != device.type:
         logger.warning(
-            "face analysis was to run on %s, but ComfyUI runs on %s, and so it does too: choose 'auto' in InstantID "
-            "Face Analysis, or 'onnxruntime ...' for a provider of onnxruntime",
+            "InstantID Face Analysis: there is no %s here, so faces are analysed on %s, as everything in this ComfyUI. "
+            "Choose 'auto' there, and this is not said again",
             provider,
             device,
         )

@@ -8,6 +8,7 @@ kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Ad
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
 from .faces import draw_kps, tensor_to_image
 from .faces import extract_features as extractFeatures
-from .models import adapter_path, load_adapter, load_analyzer
+from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -53,6 +54,14 @@ class InstantIDModelLoader:
             return str(error)
         return True
 
+    @classmethod
+    def IS_CHANGED(cls, instantid_file: str | None) -> str:
+        """Another file under the same name is another model."""
+        if instantid_file is None:
+            return ""
+        stat = adapter_path(instantid_file).stat()
+        return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+
     def load_model(self, instantid_file: str) -> tuple[Adapter]:
         return (load_adapter(instantid_file),)
 
@@ -70,6 +79,16 @@ class InstantIDFaceAnalysis:
     @classmethod
     def INPUT_TYPES(cls) -> sockets.Inputs:
         return sockets.face_analysis()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, provider: str | None) -> bool | str:
+        if provider is not None and provider not in PROVIDERS:
+            return f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
+        try:
+            find_face_pack()
+        except ModelFileError as error:
+            return str(error)
+        return True
 
     def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
         return (load_analyzer(provider),)
@@ -131,8 +150,12 @@ class ApplyInstantID:
         identity = _identity(instantid, insightface, image, model, combine_embeds, noise)
         keypoints = extractFeatures(insightface, image[:1] if image_kps is None else image_kps, extract_kps=True)
         if keypoints is None:
-            logger.warning("no face found in the picture for the keypoints: the pose is left to the prompt")
-            keypoints = torch.zeros_like(image) if image_kps is None else image_kps
+            if image_kps is None:
+                logger.warning("no face found in the first picture of image: the pose is left to the prompt")
+                keypoints = torch.zeros_like(image)
+            else:
+                logger.warning("no face found in image_kps: it is taken for a drawing of keypoints. Is it a photo?")
+                keypoints = image_kps
         ip_weight = weight if ip_weight is None else ip_weight
         cn_strength = weight if cn_strength is None else cn_strength
         patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
@@ -221,14 +244,20 @@ def _identity(
     adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> Identity:
     check_family(model, adapter.token_width)
+    start, misses = time.perf_counter(), adapter.cache.stats.misses
     embeddings = extractFeatures(insightface, image)
     if embeddings is None:
         raise NoFaceError(
-            "Reference Image: No face detected. Use a picture that shows the face upright, open and not too small"
+            "Reference Image: No face detected. Use a picture that shows the face upright, uncovered and not too small"
         )
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
-    return adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
+    identity = adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
+    if adapter.cache.stats.misses > misses:
+        logger.info("face analysed in %.2f s", time.perf_counter() - start)
+    else:
+        logger.info("face known: nothing to analyse")
+    return identity
 
 
 def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ _KEYPOINTS = _input(
     "IMAGE",
     "A picture with a face whose place and pose are taken over. Without it: those of the first picture of image.",
 )
-_START = _number(0.0, 0.0, 1.0, "When InstantID starts to act: 0 is the first step, 1 the last.", step=0.001)
-_END = _number(1.0, 0.0, 1.0, "When InstantID stops to act: 0 is the first step, 1 the last.", step=0.001)
+_START = _number(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001)
+_END = _number(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001)
 _NOISE = _number(
     0.0, 0.0, 1.0, "Noise in what the picture is steered away from. A little (0.3) brings out the likeness.", step=0.1
 )

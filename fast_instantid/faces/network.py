@@ -161,14 +161,14 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f"face backend 'onnxruntime' needs the package {error.name!r}: pip install 'fast-instantid[onnxruntime]', "
-            f"or use the default backend 'torch', which needs neither"
+            f"face backend 'onnxruntime' needs the package {error.name!r}: pip install onnx onnxruntime (or the "
+            f"build of onnxruntime for your GPU, and only that), or use torch, which needs neither"
         ) from error
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise BackendError(
             f"{provider} is not in this onnxruntime {onnxruntime.__version__}, which has {', '.join(available)}: "
-            f"install the onnxruntime package made for it (and only that one), or use backend='torch'"
+            f"install the onnxruntime package made for it (and only that one), or use torch"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -190,6 +190,6 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "
-            f"not be loaded; see the onnxruntime message above, or use backend='torch'"
+            f"not be loaded; see the onnxruntime message above, or use torch"
         )
     return session

@@ -44,7 +44,6 @@ def IID(registered) -> ModuleType:
 @pytest.fixture
 def inputs(registered, comfyui: Installation, faces, controlnet, model, portraits, positive, negative) -> dict:
     """What ApplyInstantID is called with: two pictures of one person."""
-    (comfyui.models / "instantid").mkdir(parents=True)
     file = tiny.adapter_file(comfyui.models / "instantid")
     (instantid,) = tiny.call(registered["InstantIDModelLoader"], instantid_file=file.name)
     connected = {"instantid": instantid, "insightface": faces, "control_net": controlnet, "model": model}

@@ -103,7 +103,7 @@ def test_of_six_pictures_only_the_new_one_is_work(run, work, portraits):
     run(image=six)
     before = work["networks"]
     changed = six.clone()
-    changed[4] = changed[4] * 0.7
+    changed[4] = changed[4] * 0.99
     run(image=changed)
     assert work["networks"] == before + 2
 
