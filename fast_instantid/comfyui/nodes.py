@@ -244,7 +244,7 @@ def _identity(
     adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> Identity:
     check_family(model, adapter.token_width)
-    start, misses = time.perf_counter(), adapter.cache.stats.misses
+    start = time.perf_counter()
     embeddings = extractFeatures(insightface, image)
     if embeddings is None:
         raise NoFaceError(
@@ -253,10 +253,7 @@ def _identity(
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
     identity = adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
-    if adapter.cache.stats.misses > misses:
-        logger.info("face analysed in %.2f s", time.perf_counter() - start)
-    else:
-        logger.info("face known: nothing to analyse")
+    logger.info("face ready in %.3f s", time.perf_counter() - start)
     return identity
 
 
