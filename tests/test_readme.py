@@ -90,7 +90,7 @@ def test_the_tests_that_the_documents_name_are_there():
 
 
 def test_the_measured_numbers_are_those_of_the_committed_result():
-    [path] = re.findall(r"\((benchmarks/results/[^)]+)\)", README)
+    [path] = re.findall(r"\((benchmarks/results/[^)]+/faces--[^)]+)\)", README)
     document = json.loads((Path(__file__).parent.parent / path).read_text())
     for row in document["results"]:
         ratio, medians = row["ratio"], [1000 * row[side]["median"] for side in ("reference_seconds", "ours_seconds")]
@@ -105,3 +105,23 @@ def test_the_make_targets_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_the_numbers_of_the_nodes_are_those_of_the_committed_result():
+    [path] = re.findall(r"\((benchmarks/results/[^)]+/workflow--[^)]+)\)", README)
+    document = json.loads((Path(__file__).parent.parent / path).read_text())
+    rows, about = {row["name"]: row for row in document["results"]}, document["about"]
+    for case in {name.partition(":")[0] for name in rows}:
+        nodes, in_all = rows[f"{case}: nodes"], rows[f"{case}: in all"]
+        cells = [
+            f"{row['reference_seconds']['median']:.2f} s | {row['ours_seconds']['median']:.3f} s | "
+            f"{row['ratio']['median']:.3g}x"
+            for row in (nodes, in_all)
+        ]
+        assert f"| {case} | {cells[0]} | {cells[1]} |" in README
+    assert f"{about['steps'] * about['unpatched_evaluation_seconds']:.2f} s of it on both sides" in README
+    for what, sides in about["held_bytes"].items():
+        megabytes = [f"{sides[side] / 1e6:.0f} MB" for side in ("reference", "ours")]
+        assert f"the {what}: {megabytes[0]} and {megabytes[1]}" in README
+    projection = about["projection_seconds"]["resampler and keys and values of all layers, ours"]
+    assert f"{projection:.2f} s" in README
