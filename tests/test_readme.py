@@ -119,7 +119,12 @@ def test_the_numbers_of_the_nodes_are_those_of_the_committed_result():
             for row in (nodes, in_all)
         ]
         assert f"| {case} | {cells[0]} | {cells[1]} |" in README
-    assert f"{about['steps'] * about['unpatched_evaluation_seconds']:.2f} s of it on both sides" in README
+    text_attention = about["steps"] * about["unpatched_evaluation_seconds"]
+    assert f"{text_attention:.2f} s of it on both sides" in README
+    for case in {name.partition(":")[0] for name in rows if "edited" not in name}:
+        row = rows[f"{case}: in all"]
+        theirs, ours = (row[side]["median"] - text_attention for side in ("reference_seconds", "ours_seconds"))
+        assert f"{case} {theirs / ours:.2g}x" in " ".join(README.split())
     for what, sides in about["held_bytes"].items():
         megabytes = [f"{sides[side] / 1e6:.0f} MB" for side in ("reference", "ours")]
         assert f"the {what}: {megabytes[0]} and {megabytes[1]}" in README
