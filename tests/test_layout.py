@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "images", "cache", "weights", "placement"}
+GROUND = {"errors", "images", "cache", "weights", "placement", "recorder"}
 # Each part may import itself, the ground, and these.
 ALLOWED = {
     **{name: set() for name in GROUND},
@@ -24,13 +24,14 @@ ALLOWED = {
     "identity": set(),
     "attention": set(),
     "": {"faces", "identity", "attention"},
-    "comfyui": {"", "faces", "identity", "attention"},
+    "comfyui": {"", "faces", "identity", "attention", "observe"},
     "pipelines": {"", "faces", "identity", "attention"},
     "download": set(),
-    "cli": {"", "faces", "identity", "attention", "pipelines", "download"},
+    "observe": {"", "faces", "identity", "download"},
+    "cli": {"", "faces", "identity", "attention", "pipelines", "download", "observe"},
     "__main__": {"cli"},
 }
-ONLY_IMPORTER = {"comfy": "comfyui", "folder_paths": "comfyui", "diffusers": "pipelines", "ray": "scale"}
+ONLY_IMPORTER = {"comfy": "comfyui", "folder_paths": "comfyui", "diffusers": "pipelines", "ray": "scale", "pynvml": "observe", "amdsmi": "observe"}
 NEVER = {"insightface", "torchvision", "comfy_execution"}
 
 

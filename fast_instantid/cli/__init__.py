@@ -1,4 +1,4 @@
-"""The command line: ``fast-instantid embed | keypoints | generate | download``."""
+"""The command line: ``fast-instantid embed | keypoints | generate | download | doctor | watch | profile``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
 from ..errors import FastInstantIDError, ImageError
+from . import doctor, profile, watch
 from .parser import make_parser
 
 if TYPE_CHECKING:
@@ -27,7 +28,15 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0 done, 1 failed (why is on stderr), 2 wrong usage, 130 interrupted."""
-    commands = {"embed": _embed, "keypoints": _keypoints, "generate": _generate, "download": _download}
+    commands = {
+        "embed": _embed,
+        "keypoints": _keypoints,
+        "generate": _generate,
+        "download": _download,
+        "doctor": doctor.run,
+        "watch": watch.run,
+        "profile": profile.run,
+    }
     options = make_parser(commands).parse_args(arguments)
     _log_to_stderr()
     try:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from .. import __version__
 from ..download import MODELS, models_folder
+from . import doctor, profile, watch
 
 _EPILOG = """examples:
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
+  fast-instantid doctor                     # where something does not work, or not as fast as it should
 """
 _CACHED = "or a hub id that is in the hub's cache already"
 
@@ -82,6 +84,14 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")
     fetch.add_argument("--to", type=Path, default=models, help="folder, also set by $FAST_INSTANTID_MODELS")
     fetch.add_argument("--offline", action="store_true", help="only check; refuse to fetch")
+
+    doctor.add_arguments(command("doctor", "check this machine, and say what is wrong and what to do", "--json"))
+    watch.add_arguments(
+        command("watch", "watch the GPU, and say whether its memory is swapped", "-- python main.py")
+    )
+    profile.add_arguments(
+        command("profile", "show where the time of a run goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png')
+    )
     return parser
 
 

@@ -1,0 +1,97 @@
+"""The GPUs of this machine, as their driver sees them: who they are, and what they are doing at this moment.
+
+Everything that a driver may not tell is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class PcieLink:
+    """The way between main memory and GPU."""
+
+    generation: int
+    """1 ... 6, as it runs now; many GPUs lower it while idle."""
+    width: int
+    """Lanes, as it runs now."""
+    max_generation: int
+    """Of what both GPU and slot can do."""
+    max_width: int
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """What does not change while a process runs."""
+
+    index: int
+    """As the driver counts, which ``CUDA_VISIBLE_DEVICES`` may count otherwise."""
+    name: str
+    vendor: str
+    """"nvidia" or "amd"."""
+    driver: str | None = None
+    memory_total: int | None = None
+    """Bytes."""
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    name: str | None
+    memory: int | None
+    """Bytes; None where the driver does not say (on Windows, mostly)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The counters of one moment."""
+
+    memory_used: int | None = None
+    """Bytes, by all processes."""
+    utilization: float | None = None
+    """0..1: the part of the driver's last sample period in which a kernel ran."""
+    pcie_read: float | None = None
+    """Bytes per second that came into the GPU."""
+    pcie_write: float | None = None
+    """Bytes per second that went out of it."""
+    clock: float | None = None
+    """MHz of the multiprocessors."""
+    max_clock: float | None = None
+    """MHz that they can reach."""
+
+
+class Gpu(Protocol):
+    """One GPU."""
+
+    info: GpuInfo
+
+    def read(self) -> Reading:
+        """The counters now."""
+        ...
+
+    def link(self) -> PcieLink | None:
+        """The PCIe link now."""
+        ...
+
+    def processes(self) -> list[ProcessMemory] | None:
+        """Who holds memory of it; None where the driver does not say."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """All GPUs that could be asked, and why others could not."""
+
+    found: list[Gpu]
+    unseen: list[str]
+    """Each a sentence: what cannot be seen, why, and what to install."""
+
+
+def find_gpus() -> Gpus:
+    """All GPUs whose driver can be asked: NVIDIA's through NVML, AMD's through amdsmi. Never raises."""
+    raise NotImplementedError

@@ -1,0 +1,274 @@
+"""Where the time of a run goes, told by the code that spends it.
+
+    with Recorder() as recorder:
+        image = generate(...)
+    Profile.of(recorder).save("run.json")  # fast_instantid.observe
+
+Code says ``with stage("align"): ...`` around what it does. While nothing records, that is one look at a global and an
+empty context manager; ``python -m benchmarks recorder`` measures it. While something does, times of a CUDA device come
+from events in its queue, which nothing waits for before the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import FastInstantIDError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    Stage = AbstractContextManager[None]
+
+_NOTHING = nullcontext()
+_MAX_SPANS = 200_000  # some 100 MB, and some 80 pictures of 30 steps
+_MEMORY_DEPTH = 3  # reading it takes longer than a layer does, so the inner stages go without
+
+_current: Recorder | None = None
+_current_lock = threading.Lock()
+
+
+def stage(name: str, **facts: float | str) -> Stage:
+    """A part of the work, for whoever records this process; outer stages contain inner ones.
+
+    Args:
+        name: in the field's words; the stages of equal names in the same outer stage are added up.
+        facts: what is known about this one. Numbers are added up too; ``nbytes`` counts the bytes that it read or moved.
+    """
+    recorder = _current
+    return _NOTHING if recorder is None else _Open(recorder, name, facts)
+
+
+def count(**facts: float) -> None:
+    """Add to the facts of the stage that this thread is in, such as ``hits`` and ``misses`` of the cache."""
+    recorder = _current
+    if recorder is not None:
+        recorder.count(facts)
+
+
+def is_recording() -> bool:
+    """Whether stages are recorded now."""
+    return _current is not None
+
+
+def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
+    """Hooks that make each call of ``module`` a stage, until they are removed. A call that torch compiles is none."""
+    import torch
+
+    open_stages: list[Stage] = []
+
+    def enter(*_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            opened = stage(name)
+            opened.__enter__()
+            open_stages.append(opened)
+
+    def leave(*_: Any) -> None:
+        if not torch.compiler.is_compiling() and open_stages:
+            open_stages.pop().__exit__(None, None, None)
+
+    # The first to come and the last to go, so that the hooks of others count as a part of the call.
+    return [
+        module.register_forward_pre_hook(enter, prepend=True),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+@dataclass(slots=True)
+class Span:
+    """One stage that was passed. Times are nanoseconds since the recorder started."""
+
+    name: str
+    parent: int
+    """Index of the stage around it in ``Recorder.spans``; -1 where there is none."""
+    thread: int
+    start: int
+    duration: int = 0
+    """On the host, which on a GPU mostly is the time to queue the work."""
+    device_start: int | None = None
+    device_duration: int | None = None
+    """From when the device reached its begin in the queue to when it reached its end; None where it took no part."""
+    facts: dict[str, float | str] = field(default_factory=dict[str, "float | str"])
+    """What the code said, and for outer stages on CUDA ``allocated``: bytes that torch held at the end."""
+
+
+class DeviceClock(Protocol):
+    """Times on a device, without waiting for it."""
+
+    def mark(self) -> Any:
+        """Leave a mark in the device's queue; None where there is no device yet."""
+        ...
+
+    def allocated(self) -> int | None:
+        """Bytes that torch holds on the device; None where there is no device yet."""
+        ...
+
+    def nanoseconds(self, marks: Sequence[tuple[Any, Any]]) -> list[tuple[int, int] | None]:
+        """Wait for the device; then begin and duration of each pair of marks, on the host's ``perf_counter_ns``."""
+        ...
+
+
+class Recorder:
+    """Takes down the stages of this process, in all threads, from ``with`` or :meth:`start` to its end.
+
+    Args:
+        clock: of the device; CUDA's by default.
+        max_spans: further ones are counted, and not kept.
+    """
+
+    def __init__(self, clock: DeviceClock | None = None, max_spans: int = _MAX_SPANS) -> None:
+        self.spans: list[Span] = []
+        """In order of their begin."""
+        self.dropped = 0
+        """How many spans there were beyond ``max_spans``."""
+        self.started_at = 0.0
+        """Seconds since 1970."""
+        self.duration = 0
+        """Nanoseconds from start to stop."""
+        self._clock: DeviceClock = CudaClock() if clock is None else clock
+        self._max_spans = max_spans
+        self._zero = 0
+        self._marks: dict[int, tuple[Any, Any]] = {}
+        self._stacks: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            FastInstantIDError: another one records; there is one at a time in a process.
+        """
+        global _current
+        with _current_lock:
+            if _current is not None:
+                raise FastInstantIDError("this process is being recorded already: stop that first")
+            self.started_at, self._zero = time.time(), time.perf_counter_ns()
+            _current = self
+
+    def stop(self) -> None:
+        """End, and wait for the device once. Stages that are open are cut off here and get the fact ``unfinished``."""
+        global _current
+        with _current_lock:
+            if _current is not self:
+                return
+            _current = None
+        self.duration = time.perf_counter_ns() - self._zero
+        with self._lock:
+            for index in (index for stack in self._stacks.values() for index in stack):
+                span = self.spans[index]
+                span.duration = self.duration - span.start
+                span.facts["unfinished"] = 1
+            self._stacks.clear()
+            done = [index for index, (_, end) in self._marks.items() if end is not None]
+            times = self._clock.nanoseconds([self._marks[index] for index in done]) if done else []
+            for index, device in zip(done, times, strict=True):
+                if device is not None:
+                    span = self.spans[index]
+                    span.device_start, span.device_duration = device[0] - self._zero, device[1]
+            self._marks.clear()
+
+    def __enter__(self) -> Recorder:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def count(self, facts: dict[str, float]) -> None:
+        """See :func:`count`."""
+        if stack := self._stacks.get(threading.get_ident()):
+            counted = self.spans[stack[-1]].facts
+            for name, number in facts.items():
+                before = counted.get(name, 0)
+                counted[name] = number + (before if isinstance(before, (int, float)) else 0)
+
+    def enter(self, name: str, facts: dict[str, float | str]) -> int:
+        """Open a stage in this thread; -1 where there is no room to keep it."""
+        mark = self._clock.mark()
+        thread = threading.get_ident()
+        with self._lock:
+            if len(self.spans) >= self._max_spans:
+                self.dropped += 1
+                return -1
+            stack = self._stacks.setdefault(thread, [])
+            index = len(self.spans)
+            start = time.perf_counter_ns() - self._zero
+            self.spans.append(Span(name, stack[-1] if stack else -1, thread, start, facts=facts))
+            stack.append(index)
+            if mark is not None:
+                self._marks[index] = (mark, None)
+        return index
+
+    def leave(self, index: int) -> None:
+        """Close a stage that :meth:`enter` opened."""
+        if index < 0 or _current is not self:
+            return
+        span, stack = self.spans[index], self._stacks.get(threading.get_ident(), [])
+        span.duration = time.perf_counter_ns() - self._zero - span.start
+        if index in stack:
+            del stack[stack.index(index) :]  # with what was left open inside it
+        if index in self._marks:
+            self._marks[index] = (self._marks[index][0], self._clock.mark())
+            if len(stack) < _MEMORY_DEPTH and (allocated := self._clock.allocated()) is not None:
+                span.facts["allocated"] = allocated
+
+
+class _Open:
+    """A stage while it lasts."""
+
+    __slots__ = ("_facts", "_index", "_name", "_recorder")
+
+    def __init__(self, recorder: Recorder, name: str, facts: dict[str, float | str]) -> None:
+        self._recorder, self._name, self._facts = recorder, name, facts
+
+    def __enter__(self) -> None:
+        self._index = self._recorder.enter(self._name, self._facts)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._recorder.leave(self._index)
+
+
+class CudaClock:
+    """The CUDA (or ROCm) device that is current, from when the process first uses one."""
+
+    def __init__(self) -> None:
+        self._zeros: dict[int, tuple[Any, int]] = {}  # by device: an event, and when it happened on the host
+
+    def mark(self) -> Any:
+        # Without torch, or before CUDA is used, there is nothing to time; asking would initialise it.
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
+            return None
+        device = torch.cuda.current_device()
+        if device not in self._zeros:
+            torch.cuda.synchronize(device)
+            zero = torch.cuda.Event(enable_timing=True)
+            zero.record()
+            self._zeros[device] = (zero, time.perf_counter_ns())
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return device, event
+
+    def allocated(self) -> int | None:
+        torch = sys.modules.get("torch")
+        return torch.cuda.memory_allocated() if torch is not None and torch.cuda.is_initialized() else None
+
+    def nanoseconds(self, marks: Sequence[tuple[Any, Any]]) -> list[tuple[int, int] | None]:
+        torch = sys.modules["torch"]
+        for device in self._zeros:
+            torch.cuda.synchronize(device)
+        return [self._between(begin, end) for begin, end in marks]
+
+    def _between(self, begin: Any, end: Any) -> tuple[int, int] | None:
+        if begin[0] != end[0]:  # the current device changed in between
+            return None
+        zero, host = self._zeros[begin[0]]
+        return host + round(1e6 * zero.elapsed_time(begin[1])), round(1e6 * begin[1].elapsed_time(end[1]))
