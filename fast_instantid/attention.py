@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .recorder import is_recording, stage
+
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(G, heads, L, d), (G, heads, T, d), (G, heads, T, d) -> (G, heads, L, d)``: attention scaled by ``1 / sqrt(d)``."""
 
@@ -48,6 +50,13 @@ def identity_attention(
     Returns:
         ``(B, N, C)`` of the query's dtype.
     """
+    if not torch.compiler.is_compiling() and is_recording():  # in this order, a graph does not depend on who records
+        with stage("identity branch"):
+            return _sum(query, entries, num_heads, attend)
+    return _sum(query, entries, num_heads, attend)
+
+
+def _sum(query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend) -> Tensor:
     return reduce(torch.add, (_scaled(_attention(query, entry, num_heads, attend), entry) for entry in entries))
 
 

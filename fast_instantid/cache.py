@@ -23,6 +23,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from .recorder import count
 from .weights import write_safetensors
 
 logger = logging.getLogger("fast_instantid")
@@ -124,6 +125,7 @@ class Cache:
             for key, future in theirs.items():
                 if future.exception() is None:  # waits
                     found[key] = future.result()
+                    count(hits=1)
                     with self._lock:
                         self._stats.hits += 1
             if all(key in found for key in keys):
@@ -154,6 +156,7 @@ class Cache:
                 if key in self._records:
                     self._records.move_to_end(key)
                     self._stats.hits += 1
+                    count(hits=1)
                     found[key] = self._records[key]
                 elif key in self._in_flight:
                     theirs[key] = self._in_flight[key]
@@ -185,6 +188,7 @@ class Cache:
                     del self._in_flight[key]
                     future.set_exception(error)
             raise
+        count(disk_hits=len(mine) - len(missing), misses=len(missing))
         with self._lock:
             self._stats.disk_hits += len(mine) - len(missing)
             self._stats.misses += len(missing)

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .cache import content_key
 from .errors import ImageError
+from .recorder import stage
 
 RGBImage: TypeAlias = np.ndarray
 """``(H, W, 3)`` uint8, RGB, C-contiguous."""
@@ -58,7 +59,8 @@ class Photo:
     @cached_property
     def key(self) -> str:
         """Content key: equal pixels of equal shape and dtype, and nothing else, give an equal key."""
-        return content_key(self.pixels)
+        with stage("hash", nbytes=self.pixels.nbytes):
+            return content_key(self.pixels)
 
     @cached_property
     def rgb(self) -> RGBImage:
@@ -70,13 +72,14 @@ class Photo:
         """
         if isinstance(self.pixels, np.ndarray):
             return self.pixels
-        pixels = self.pixels.detach()
-        if pixels.amin().isnan():  # one pass, and many times faster than isnan().any()
-            raise ImageError(
-                f"{self.name}: the picture holds NaN: look at the step that made it, such as a VAE in fp16"
-            )
-        eight_bit = pixels.mul(255).clamp_(0, 255).to(torch.uint8)
-        return np.ascontiguousarray(eight_bit.cpu().numpy())
+        with stage("convert", nbytes=self.pixels.nbytes):
+            pixels = self.pixels.detach()
+            if pixels.amin().isnan():  # one pass, and many times faster than isnan().any()
+                raise ImageError(
+                    f"{self.name}: the picture holds NaN: look at the step that made it, such as a VAE in fp16"
+                )
+            eight_bit = pixels.mul(255).clamp_(0, 255).to(torch.uint8)
+            return np.ascontiguousarray(eight_bit.cpu().numpy())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,7 +123,7 @@ def _read(path: Path) -> RGBImage:
     with _pillow_errors(str(path)):
         if path.is_dir():
             raise ImageError(f"{path}: this is a folder, not a picture")
-        with Image.open(path) as opened:
+        with stage("decode", nbytes=path.stat().st_size), Image.open(path) as opened:
             return _rgb_pixels(opened, str(path))
 
 

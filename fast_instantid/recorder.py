@@ -41,7 +41,7 @@ def stage(name: str, **facts: float | str) -> Stage:
 
     Args:
         name: in the field's words; the stages of equal names in the same outer stage are added up.
-        facts: what is known about this one. Numbers are added up too; ``nbytes`` counts the bytes that it read or moved.
+        facts: what is known about this one. Numbers are added up too; ``nbytes`` are the bytes that it read or moved.
     """
     recorder = _current
     return _NOTHING if recorder is None else _Open(recorder, name, facts)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from .errors import ModelFileError
+from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
 
@@ -86,7 +87,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         known = _fingerprints.get(version)
     if known is None:
         digest = xxhash.xxh3_128()
-        with open(path, "rb", buffering=0) as file:
+        with stage("fingerprint", nbytes=stat.st_size), open(path, "rb", buffering=0) as file:
             while chunk := file.read(8 << 20):
                 digest.update(chunk)
         known = digest.hexdigest()

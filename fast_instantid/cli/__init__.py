@@ -214,9 +214,10 @@ def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] =
 
 
 def _save_picture(image: Any, path: Path) -> None:
+    from ..recorder import stage
     from ..weights import atomic_write
 
-    with atomic_write(path) as temporary:
+    with stage("save"), atomic_write(path) as temporary:
         image.save(temporary)
 
 

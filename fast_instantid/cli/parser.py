@@ -86,9 +86,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     fetch.add_argument("--offline", action="store_true", help="only check; refuse to fetch")
 
     doctor.add_arguments(command("doctor", "check this machine, and say what is wrong and what to do", "--json"))
-    watch.add_arguments(
-        command("watch", "watch the GPU, and say whether its memory is swapped", "-- python main.py")
-    )
+    watch.add_arguments(command("watch", "watch the GPU, and say whether its memory is swapped", "-- python main.py"))
     profile.add_arguments(
         command("profile", "show where the time of a run goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png')
     )

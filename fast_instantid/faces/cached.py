@@ -10,6 +10,7 @@ import torch
 
 from ..cache import Cache, Record, content_key
 from ..images import Photo, RGBImage
+from ..recorder import stage
 from .align import align
 from .detector import Detections
 
@@ -62,7 +63,8 @@ class CachedNetworks:
                 for detections in found
             ]
 
-        records = self._remember("detect", self.detector.fingerprint, pictures, [size] * len(pictures), compute)
+        with stage("detect", pictures=len(pictures)):
+            records = self._remember("detect", self.detector.fingerprint, pictures, [size] * len(pictures), compute)
         return [Detections(**{name: _read_only(tensor) for name, tensor in record.items()}) for record in records]
 
     def detect_at_all_sizes(self, pictures: Sequence[Photo]) -> list[Detections]:
@@ -81,10 +83,13 @@ class CachedNetworks:
         """``(N, 512)``: of the face at these keypoints in each of N pictures."""
 
         def compute(missing: list[int]) -> list[Record]:
-            crops = [align(pictures[i].rgb, keypoints[i]) for i in missing]
+            images = [pictures[i].rgb for i in missing]
+            with stage("align"):
+                crops = [align(image, keypoints[i]) for image, i in zip(images, missing, strict=True)]
             return [{"embedding": torch.from_numpy(row)} for row in self.recognizer.embed(crops)]
 
-        records = self._remember("embed", self.recognizer.fingerprint, pictures, keypoints, compute)
+        with stage("recognise", faces=len(pictures)):
+            records = self._remember("embed", self.recognizer.fingerprint, pictures, keypoints, compute)
         return np.stack([record["embedding"].numpy() for record in records])
 
     def _remember(

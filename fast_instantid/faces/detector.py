@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..images import RGBImage
+from ..recorder import stage
 from .network import Network
 from .onnx_graph import Graph
 
@@ -93,7 +94,8 @@ class Detector:
         found: list[Detections] = []
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
         for start in range(0, len(images), at_once):
-            batch = [_fit(image, size) for image in images[start : start + at_once]]
+            with stage("resize"):
+                batch = [_fit(image, size) for image in images[start : start + at_once]]
             outputs = self.network.run(np.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
             outputs = [self._by_image(output, len(batch)) for output in outputs]
             found += [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..images import RGBImage
+from ..recorder import stage
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of left eye, right eye, nose, and left and right corner of the mouth."""
@@ -34,6 +35,11 @@ def draw_keypoints(
     Returns:
         ``(H, W, 3)`` uint8 RGB.
     """
+    with stage("draw keypoints"):
+        return _draw(size, faces, colors)
+
+
+def _draw(size: tuple[int, int], faces: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> RGBImage:
     canvas = np.zeros((*size, 3), np.uint8)
     for keypoints in faces:
         for start, end in _LIMBS:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import BackendError, ModelFileError
 from ..placement import Placement
+from ..recorder import stage
 from ..weights import fingerprint
 from .onnx_graph import Graph
 from .onnx_module import to_module
@@ -79,9 +80,10 @@ class TorchNetwork:
         self.device = device
         self.backend = f"torch ({device})"
         self.on_cpu = device.type == "cpu"
-        # Now, not when it is first asked for: by then another file may stand there.
-        self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
-        self.module = self.place(to_module(graph).float().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+        with stage("load network"):
+            # Now, not when it is first asked for: by then another file may stand there.
+            self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
+            self.module = self.place(to_module(graph).float().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
 
     def place(self, module: nn.Module) -> nn.Module:
         """Where the weights are kept: on the device, from now on."""
@@ -89,7 +91,7 @@ class TorchNetwork:
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         device = next(self.module.parameters()).device  # whoever ``place`` left the weights to may have moved them
-        with torch.inference_mode(), _exact_float32(device):
+        with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
             outputs = self.module(batch.float().sub_(mean).mul_(scale))
             return [output.float().cpu().numpy() for output in outputs]
@@ -102,13 +104,15 @@ class OnnxRuntimeNetwork:
         self.provider, index = _provider(device)
         self.backend = f"onnxruntime ({self.provider}{'' if index is None else f', device {index}'})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
-        self.fingerprint = f"{fingerprint(path)}/onnxruntime/{self.provider}"
-        self._session = _session(path, self.provider, {} if index is None else {"device_id": index})
+        with stage("load network"):
+            self.fingerprint = f"{fingerprint(path)}/onnxruntime/{self.provider}"
+            self._session = _session(path, self.provider, {} if index is None else {"device_id": index})
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
-        return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+        with stage("network", nbytes=images.nbytes):
+            return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
 
 
 _precision_lock = threading.Lock()

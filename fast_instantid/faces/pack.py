@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelFileError
+from ..recorder import stage
 from .onnx_graph import Graph, read_graph
 
 logger = logging.getLogger("fast_instantid")
@@ -54,7 +55,11 @@ def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
     ``folder`` may be the pack itself, one that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``,
     its ``models``, or ComfyUI itself. Where there is none: why not, with the folders tried and what is missing in each.
     """
-    folder = Path(folder).expanduser()
+    with stage("find networks"):
+        return _look_for_pack(Path(folder).expanduser())
+
+
+def _look_for_pack(folder: Path) -> Pack | str:
     try:
         start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
     except StopIteration:

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import ModelFileError
+from ..recorder import stage
 from ..weights import StateDict, fingerprint, read_tensors
 from .embeddings import EMBEDDING_DIM
 from .resampler import Resampler
@@ -37,6 +38,11 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
     Raises:
         ModelFileError: the file is missing, damaged, or of another kind, which the message names.
     """
+    with stage("load adapter"):
+        return _read_adapter(path)
+
+
+def _read_adapter(path: str | PathLike[str]) -> AdapterWeights:
     try:
         tensors = read_tensors(path)
     except ModelFileError as error:

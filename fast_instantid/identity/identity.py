@@ -15,6 +15,7 @@ from torch import Tensor
 from ..cache import Cache, Record, content_key, shared_cache
 from ..errors import FastInstantIDError, ModelFileError
 from ..placement import Placement
+from ..recorder import stage
 from ..weights import read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, read_adapter
@@ -184,17 +185,20 @@ class Adapter:
         # The combined embedding stands for the photographs and the way they were combined.
         key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
         # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
-        record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
-        return Identity.from_record(record).to(device)
+        with stage("identity"):
+            record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
+            return Identity.from_record(record).to(device)
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
         device, dtype = self.placement.device, self.placement.dtype
-        resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
-        pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
-        tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
-        del resampler  # makes room for the projections
-        return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
+        with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
+            resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
+            pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
+            tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
+            del resampler  # makes room for the projections
+        with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
+            return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
 
     def __repr__(self) -> str:
         return f"Adapter({self.weights.path.name!r}, {len(self.weights.layers)} layers, {self.placement.device})"

@@ -20,6 +20,7 @@ from PIL import Image
 from ..errors import FastInstantIDError, ModelFileError
 from ..identity import Identity
 from ..placement import Placement
+from ..recorder import stage
 from .attach import InstantID
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
@@ -113,7 +114,13 @@ def load_pipeline(
         ModelFileError: files that are missing, or are not of SDXL; says where it looked.
         BackendError: a device that is not there.
     """
-    placement = Placement.resolve(device, dtype)
+    with stage("load pipeline"):
+        return _load_pipeline(base, instantid, Placement.resolve(device, dtype))
+
+
+def _load_pipeline(
+    base: str | os.PathLike[str], instantid: str | os.PathLike[str], placement: Placement
+) -> StableDiffusionXLControlNetPipeline:
     options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
     controlnet = InstantIDFiles.find(instantid).controlnet
     with _loading(controlnet, "InstantID's ControlNet"):
@@ -161,7 +168,7 @@ def generate(
     # Seeded on the CPU: other devices draw other numbers from the same seed.
     seeds = range(sampling.seed, sampling.seed + sampling.num_images)
     weight = sampling.weight if isinstance(who, Identity) else None
-    with InstantID(pipe).attached(who, weight):
+    with stage("sampling"), InstantID(pipe).attached(who, weight):
         output: Any = pipe(
             prompt=prompt,
             negative_prompt=sampling.negative_prompt,
