@@ -1,11 +1,11 @@
-"""``python -m benchmarks faces`` or ``workflow``: measure this package beside what people use today."""
+"""``python -m benchmarks faces``, ``workflow`` or ``recorder``: measure this package beside what people use today."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from benchmarks import faces, workflow
+from benchmarks import faces, recorder, workflow
 
 
 def main() -> None:
@@ -21,6 +21,8 @@ def main() -> None:
     suite.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
     suite.set_defaults(run=workflow.run)
+    suite = suites.add_parser("recorder", help="what the stages cost, against the package without them")
+    suite.set_defaults(run=recorder.run)
     for suite in suites.choices.values():
         suite.add_argument("--runs", type=int, default=7, help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")
