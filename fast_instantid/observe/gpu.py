@@ -21,6 +21,16 @@ class PcieLink:
     """Of what both GPU and slot can do."""
     max_width: int
 
+    @property
+    def capacity(self) -> float | None:
+        """Bytes per second that it can carry each way as it runs now; None of a generation newer than this code."""
+        lane = _LANE_BYTES.get(self.generation)
+        return None if lane is None else lane * self.width
+
+
+# Bytes per second and lane: 2.5 ... 64 GT/s after line coding (8b/10b, from 3 on 128b/130b, in 6 flits of 242/256).
+_LANE_BYTES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+
 
 @dataclass(frozen=True)
 class GpuInfo:
@@ -54,11 +64,13 @@ class Reading:
     memory_used: int | None = None
     """Bytes, by all processes."""
     utilization: float | None = None
-    """0..1: the part of the driver's last sample period in which a kernel ran."""
+    """0..1: the part of the driver's last sample period (1/6 to 1 s on NVIDIA's) in which a kernel ran."""
     pcie_read: float | None = None
     """Bytes per second that came into the GPU."""
     pcie_write: float | None = None
     """Bytes per second that went out of it."""
+    pcie: float | None = None
+    """Bytes per second both ways together; AMD's driver tells no more than this."""
     clock: float | None = None
     """MHz of the multiprocessors."""
     max_clock: float | None = None
@@ -94,4 +106,10 @@ class Gpus:
 
 def find_gpus() -> Gpus:
     """All GPUs whose driver can be asked: NVIDIA's through NVML, AMD's through amdsmi. Never raises."""
-    raise NotImplementedError
+    from . import amd, nvml
+
+    vendors = [nvml.find(), amd.find()]
+    found = [gpu for vendor in vendors for gpu in vendor.found]
+    # Why there are no AMD GPUs is of interest to nobody who has an NVIDIA one, and the other way round.
+    unseen = [reason for vendor in vendors if vendor.found or not found for reason in vendor.unseen]
+    return Gpus(found, unseen)
