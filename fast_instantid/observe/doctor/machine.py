@@ -1,0 +1,16 @@
+"""(in the making)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .places import Places
+from .report import Finding
+
+CHECKS: tuple[Callable[[Places], Iterable[Finding]], ...] = ()
+
+
+def import_torch() -> object:
+    import torch
+
+    return torch
