@@ -11,6 +11,7 @@ from events in its queue, which nothing waits for before the end.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     Stage = AbstractContextManager[None]
+
+logger = logging.getLogger("fast_instantid")
 
 _NOTHING = nullcontext()
 _MAX_SPANS = 200_000  # some 100 MB, and some 80 pictures of 30 steps
@@ -63,17 +66,17 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
     """Hooks that make each call of ``module`` a stage, until they are removed. A call that torch compiles is none."""
     import torch
 
-    open_stages: list[Stage] = []
+    open_stages: dict[int, list[Stage]] = {}  # of each thread
 
     def enter(*_: Any) -> None:
         if not torch.compiler.is_compiling():
             opened = stage(name)
             opened.__enter__()
-            open_stages.append(opened)
+            open_stages.setdefault(threading.get_ident(), []).append(opened)
 
     def leave(*_: Any) -> None:
-        if not torch.compiler.is_compiling() and open_stages:
-            open_stages.pop().__exit__(None, None, None)
+        if not torch.compiler.is_compiling() and (opened := open_stages.get(threading.get_ident())):
+            opened.pop().__exit__(None, None, None)
 
     # The first to come and the last to go, so that the hooks of others count as a part of the call.
     return [
@@ -133,6 +136,8 @@ class Recorder:
         """Seconds since 1970."""
         self.duration = 0
         """Nanoseconds from start to stop."""
+        self.threads: dict[int, str] = {}
+        """Names of the threads that were in stages, by ``Span.thread``."""
         self._clock: DeviceClock = CudaClock() if clock is None else clock
         self._max_spans = max_spans
         self._zero = 0
@@ -141,7 +146,7 @@ class Recorder:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin.
+        """Begin, with nothing left of an earlier recording.
 
         Raises:
             FastInstantIDError: another one records; there is one at a time in a process.
@@ -150,6 +155,7 @@ class Recorder:
         with _current_lock:
             if _current is not None:
                 raise FastInstantIDError("this process is being recorded already: stop that first")
+            self.spans, self.dropped, self.duration, self.threads = [], 0, 0, {}
             self.started_at, self._zero = time.time(), time.perf_counter_ns()
             _current = self
 
@@ -160,20 +166,22 @@ class Recorder:
             if _current is not self:
                 return
             _current = None
-        self.duration = time.perf_counter_ns() - self._zero
-        with self._lock:
-            for index in (index for stack in self._stacks.values() for index in stack):
-                span = self.spans[index]
-                span.duration = self.duration - span.start
-                span.facts["unfinished"] = 1
+        with self._lock:  # so that no stage begins or ends any more
+            self.duration = time.perf_counter_ns() - self._zero
+            for stack in self._stacks.values():
+                self._cut_off(stack, self.duration)
             self._stacks.clear()
-            done = [index for index, (_, end) in self._marks.items() if end is not None]
-            times = self._clock.nanoseconds([self._marks[index] for index in done]) if done else []
-            for index, device in zip(done, times, strict=True):
-                if device is not None:
-                    span = self.spans[index]
-                    span.device_start, span.device_duration = device[0] - self._zero, device[1]
-            self._marks.clear()
+            marks, self._marks = self._marks, {}
+        done = [index for index, (_, end) in marks.items() if end is not None]
+        try:
+            times = self._clock.nanoseconds([marks[index] for index in done]) if done else []
+        except RuntimeError as error:  # the device failed, which is why the run ended
+            logger.warning("the times on the device are lost: %s", error)
+            return
+        for index, device in zip(done, times, strict=True):
+            if device is not None:
+                span = self.spans[index]
+                span.device_start, span.device_duration = device[0] - self._zero, device[1]
 
     def __enter__(self) -> Recorder:
         self.start()
@@ -195,10 +203,15 @@ class Recorder:
         mark = self._clock.mark()
         thread = threading.get_ident()
         with self._lock:
+            if _current is not self:  # it ended between the call of stage() and its ``with``
+                return -1
             if len(self.spans) >= self._max_spans:
                 self.dropped += 1
                 return -1
-            stack = self._stacks.setdefault(thread, [])
+            stack = self._stacks.get(thread)
+            if stack is None:
+                stack = self._stacks[thread] = []
+                self.threads[thread] = threading.current_thread().name
             index = len(self.spans)
             start = time.perf_counter_ns() - self._zero
             self.spans.append(Span(name, stack[-1] if stack else -1, thread, start, facts=facts))
@@ -208,17 +221,28 @@ class Recorder:
         return index
 
     def leave(self, index: int) -> None:
-        """Close a stage that :meth:`enter` opened."""
+        """Close a stage that :meth:`enter` opened, and cut off what was left open inside it."""
         if index < 0 or _current is not self:
             return
-        span, stack = self.spans[index], self._stacks.get(threading.get_ident(), [])
-        span.duration = time.perf_counter_ns() - self._zero - span.start
-        if index in stack:
-            del stack[stack.index(index) :]  # with what was left open inside it
-        if index in self._marks:
-            self._marks[index] = (self._marks[index][0], self._clock.mark())
-            if len(stack) < _MEMORY_DEPTH and (allocated := self._clock.allocated()) is not None:
-                span.facts["allocated"] = allocated
+        span, end = self.spans[index], time.perf_counter_ns() - self._zero
+        mark = self._clock.mark() if index in self._marks else None
+        with self._lock:
+            stack = self._stacks.get(span.thread, [])
+            if index not in stack:  # it was cut off
+                return
+            span.duration = end - span.start
+            depth = stack.index(index)
+            self._cut_off(stack[depth + 1 :], end)
+            del stack[depth:]
+            if mark is not None:
+                self._marks[index] = (self._marks[index][0], mark)
+        if mark is not None and depth < _MEMORY_DEPTH and (allocated := self._clock.allocated()) is not None:
+            span.facts["allocated"] = allocated
+
+    def _cut_off(self, indices: Sequence[int], end: int) -> None:
+        for index in indices:
+            self.spans[index].duration = end - self.spans[index].start
+            self.spans[index].facts["unfinished"] = 1
 
 
 class _Open:
