@@ -14,6 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fast_instantid.observe.stages import add_up
+from fast_instantid.recorder import Recorder
+
 PAUSE = 0.3  # seconds between runs: onnxruntime's threads spin on after a run, and would slow down the other side's
 
 
@@ -24,6 +27,8 @@ class Comparison:
     name: str
     reference: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    """Where the time of one more run of ours went: stage -> seconds, less those of the stages inside it."""
 
     @property
     def ratios(self) -> list[float]:
@@ -36,18 +41,25 @@ class Comparison:
             "reference_seconds": _spread(self.reference),
             "ours_seconds": _spread(self.ours),
             "ratio": _spread(self.ratios),
+            **({"ours_stages_seconds": self.stages} if self.stages else {}),
         }
 
 
 def compare(
-    name: str, reference: Callable[[int], object], ours: Callable[[int], object], runs: int, warm_up: int = 1
+    name: str,
+    reference: Callable[[int], object],
+    ours: Callable[[int], object],
+    runs: int,
+    warm_up: int = 1,
+    recorder: type[Recorder] | None = Recorder,
 ) -> Comparison:
-    """Time both sides in turn, A B A B.
+    """Time both sides in turn, A B A B; then record one run of ours, which is not counted.
 
     Args:
         reference, ours: get the number of the run, so that they can take an input that was not seen before.
         runs: counted runs of each.
         warm_up: runs of each that are not counted, before them.
+        recorder: of the copy of the package that ``ours`` runs; None records nothing.
     """
     comparison = Comparison(name)
     for run in range(-warm_up, runs):
@@ -59,6 +71,11 @@ def compare(
             seconds = time.perf_counter() - start
             if run >= 0:
                 times.append(seconds)
+    if recorder is not None:
+        with recorder() as recorded:
+            ours(runs)
+        stages = add_up(recorded.spans, recorded.duration).by_name()
+        comparison.stages = {name: round(total.self_time / 1e9, 9) for name, total in stages.items()}
     return comparison
 
 
@@ -86,7 +103,7 @@ def metadata(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -> None:
-    """For people: medians, and the ratio with its spread."""
+    """For people: medians, the ratio with its spread, and where our time goes."""
     print(f"{'':34}{'reference':>11}{'ours':>11}{'ratio':>9}{'min..max':>16}{'goal':>10}")
     for comparison in comparisons:
         row = comparison.to_json()
@@ -95,6 +112,13 @@ def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -
         spread = f"{ratio['min']:.3g}..{ratio['max']:.3g}"
         print(f"{comparison.name:34}{seconds[0]:>11}{seconds[1]:>11}{ratio['median']:>8.3g}x{spread:>16}", end="")
         print(f"{bar:>9.4g}x" if bar else "")
+    print("\nwhere ours spends it, in one more run that is not counted")
+    for comparison in comparisons:
+        whole = sum(comparison.stages.values())
+        parts = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in comparison.stages.items()]
+        if parts:
+            print(f"{comparison.name:34}{', '.join(parts[:5])}")
+    print()
 
 
 def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:

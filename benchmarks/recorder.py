@@ -55,7 +55,7 @@ def run(runs: int, json_path: Path | None) -> None:
         without, ours = (_jobs(package, models) for package in (WITHOUT, "fast_instantid"))
         for name in ours:
             print(f"{name} ...", flush=True)
-            comparisons.append(compare(name, without[name], ours[name], runs))
+            comparisons.append(compare(name, without[name], ours[name], runs, recorder=None))
             on[name], counts[name] = _recorded(ours[name], runs)
     about = metadata(["torch", "diffusers", "numpy"])
     about |= {"torch_threads": torch.get_num_threads(), "places_cut": cut, "notes": " ".join(__doc__.split())}

@@ -98,9 +98,9 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
 
 
 def cases(runs: int) -> dict[str, list[dict[str, Any]]]:
-    """The arguments of Apply in each run of the warm cases, the warm-up first."""
+    """The arguments of Apply in each run of the warm cases: the warm-up first, the one that is recorded last."""
     known, five = unseen(portrait()), unseen(portrait(), 5)
-    numbers = range(runs + 1)
+    numbers = range(runs + 2)
     return {
         "weight edited": [{"image": known, "weight": 0.5 + 0.01 * i} for i in numbers],
         "range edited": [{"image": known, "start_at": 0.1 + 0.01 * i, "end_at": 0.9} for i in numbers],
@@ -179,19 +179,23 @@ def _warm(
     name: str, host: Host, sides: tuple[Side, Side], arguments: list[dict[str, Any]]
 ) -> tuple[Comparison, Comparison, float]:
     """Nodes, evaluation, and the largest difference between the two sides' last models."""
-    runs = len(arguments) - 1
+    runs = len(arguments) - 2
     models: dict[Side, Any] = {}
 
     def apply(side: Side, run: int) -> None:
         models[side] = side.apply(**arguments[run + 1])
 
     reference, ours = sides
-    nodes = compare(f"{name}: nodes", partial(apply, reference), partial(apply, ours), runs)
+    nodes = compare(f"{name}: nodes", partial(apply, reference), partial(apply, ours), runs, recorder=ours.recorder)
     difference = _difference(host, models[reference], models[ours])
     if not difference <= TOLERANCE:
         raise SystemExit(f"{name}: the two sides' layers differ by {difference:.1e}; nothing is reported")
     evaluation = compare(
-        f"{name}: evaluation", lambda _: host.evaluate(models[reference]), lambda _: host.evaluate(models[ours]), runs
+        f"{name}: evaluation",
+        lambda _: host.evaluate(models[reference]),
+        lambda _: host.evaluate(models[ours]),
+        runs,
+        recorder=ours.recorder,
     )
     return nodes, evaluation, difference
 

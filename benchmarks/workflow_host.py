@@ -122,7 +122,11 @@ class Side:
         self.host = host
         self.seconds: dict[str, float] = {}
         with self._timed("import of the pack"):
-            self._nodes = _load_pack(folder).NODE_CLASS_MAPPINGS
+            pack = _load_pack(folder)
+        self._nodes = pack.NODE_CLASS_MAPPINGS
+        module = sys.modules.get(f"{pack.__name__}.fast_instantid.recorder")
+        self.recorder = None if module is None else module.Recorder
+        """Of this copy of our pack; None for another pack."""
         with self._timed("Load InstantID Model"):
             (self.instantid,) = self._call("InstantIDModelLoader", instantid_file="ip-adapter.bin")
         with self._timed("InstantID Face Analysis"):
