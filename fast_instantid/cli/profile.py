@@ -1,13 +1,220 @@
-"""``fast-instantid profile``"""
+"""``fast-instantid profile``: a command of ours or a Python script, recorded; and what was recorded, shown again."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import runpy
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from ..errors import FastInstantIDError
+from ..recorder import Recorder
+
+_COMMANDS = ("generate", "embed", "keypoints", "download", "doctor")
+_IN_ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "µ": "u", "→": ">", "…": "~"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    """Everything behind ``fast-instantid profile``."""
+    what = f"one of {', '.join(_COMMANDS)}, or a .py file, with its arguments"
+    parser.add_argument("-o", "--output", type=Path, metavar="NAME", help="write NAME.json and NAME.html")
+    parser.add_argument("--no-html", action="store_true", help="write no page, only the trace")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="show two saved .json files")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="show a saved .json file")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help=what)
+    parser.set_defaults(wrong_usage=parser.error)
+    parser.usage = """
+  %(prog)s [-o NAME] [--no-html] -- COMMAND ...
+  %(prog)s [-o NAME] --compare BEFORE.json AFTER.json
+  %(prog)s [-o NAME] --show FILE.json"""
 
 
 def run(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Record, show or compare. A recorded command keeps its exit code, and its standard output for itself."""
+    command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if sum((bool(command), options.show is not None, options.compare is not None)) != 1:
+        options.wrong_usage(f"give a command after --, or --show, or --compare; a command is {_possible()}")
+    if options.compare or options.show:
+        return _show(options)
+    script = command[0].endswith(".py")
+    if not script and command[0] not in _COMMANDS:
+        options.wrong_usage(f"{command[0]!r} cannot be profiled; a command is {_possible()}")
+    if script and not Path(command[0]).is_file():
+        raise FastInstantIDError(f"{command[0]}: there is no such Python script")
+    return _record(command, _outputs(options), script)
+
+
+def _possible() -> str:
+    return f"{', '.join(_COMMANDS)}, or a Python script (a .py file), such as: fast-instantid profile -- embed anna.jpg"
+
+
+def _show(options: argparse.Namespace) -> int:
+    from ..observe.compare import Comparison
+    from ..observe.profile import Profile
+
+    pages = [] if options.output is None else _outputs(options, [".html"])
+    if options.compare:
+        shown = Comparison(*map(Profile.load, options.compare))
+    else:
+        shown = Profile.load(options.show)
+    _print(shown.tree(), sys.stdout)
+    for page in pages:
+        shown.save(page)
+        _say(f"written: {page}")
+    return 0
+
+
+def _record(command: list[str], outputs: Sequence[Path], script: bool) -> int:
+    """Run the command, then show and save what was recorded, however it ended."""
+    code, ended_early = 1, ""
+    recorder = Recorder()
+    with _gentle_end():
+        try:
+            with recorder:
+                code = (_run_script if script else _run_command)(command)
+            if code:
+                ended_early = "interrupted" if code == 130 else f"exit code {code}"
+        except _Ended as error:
+            code, ended_early = 128 + error.number, f"ended from outside ({signal.Signals(error.number).name})"
+            _say(ended_early)
+        except KeyboardInterrupt:
+            code, ended_early = 130, "interrupted"
+            _say(ended_early)
+        except Exception as error:
+            ended_early = f"{type(error).__name__}: {error}"
+            _print_traceback(error, command[0])
+        if code == 2 and not recorder.spans:  # wrong usage, of which the command told
+            return code
+        return _report(recorder, command, ended_early, outputs) or code
+
+
+def _run_command(command: list[str]) -> int:
+    from . import main
+
+    try:
+        return main(command)
+    except SystemExit as error:  # of argparse
+        return _exit_code(error)
+
+
+def _run_script(command: list[str]) -> int:
+    """As ``python script.py ...`` does, but in this process."""
+    before = sys.argv, sys.path[0]
+    sys.argv, sys.path[0] = command, str(Path(command[0]).resolve().parent)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+        return 0
+    except SystemExit as error:
+        return _exit_code(error)
+    finally:
+        sys.argv, sys.path[0] = before
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    _say(error.code)
+    return 1
+
+
+def _report(recorder: Recorder, command: list[str], ended_early: str, outputs: Sequence[Path]) -> int:
+    """Show and save; return 1 where that failed, so that nobody takes the old files for these."""
+    from ..observe.profile import Profile
+
+    program = [] if command[0].endswith(".py") else ["fast-instantid"]
+    profile = Profile.of(recorder, shlex.join([*program, *command]), ended_early)
+    _print("\n" + profile.tree(), sys.stderr)
+    failed = 0
+    for path in outputs:
+        try:
+            profile.save(path)
+            _say(f"written: {path}")
+        except OSError as error:
+            _say(f"error: {path}: the profile could not be written ({error.strerror or error})")
+            failed = 1
+    return failed
+
+
+def _outputs(options: argparse.Namespace, suffixes: Sequence[str] = (".json", ".html")) -> list[Path]:
+    """The files to write, checked before any work is done: nothing is ever replaced."""
+    suffixes = [suffix for suffix in suffixes if suffix != ".html" or not options.no_html]
+    if options.output is None:
+        name = time.strftime("profile-%Y%m%d-%H%M%S")
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        files = ([Path(name + suffix) for suffix in suffixes] for name in names)
+        paths = next(paths for paths in files if not any(path.exists() for path in paths))
+    else:
+        name = options.output.name.removesuffix(".html").removesuffix(".json")
+        if options.output.is_dir() or not name:
+            raise FastInstantIDError(f"{options.output}: this is a folder; name a file")
+        paths = [options.output.with_name(name + suffix) for suffix in suffixes]
+    for path in paths:
+        if path.exists():
+            raise FastInstantIDError(f"{path}: is there already; choose another name, or remove it first")
+        if not path.parent.is_dir():
+            raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
+        if not os.access(path.parent, os.W_OK):
+            raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another with -o")
+    return paths
+
+
+class _Ended(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _gentle_end() -> Generator[None]:
+    """Signals that would end the process at once raise ``_Ended`` instead, the first time; then they are ignored."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        raise _Ended(number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # A signal that is ignored, as under nohup, stays ignored.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_traceback(error: Exception, script: str) -> None:
+    """As Python would: without the frames of ours that lead to the script."""
+    start = error.__traceback__
+    while start is not None and start.tb_frame.f_code.co_filename != script:
+        start = start.tb_next
+    traceback.print_exception(type(error), error, start or error.__traceback__)
+
+
+def _print(text: str, to: TextIO) -> None:
+    """With the lines of the tree made of ASCII where the terminal knows no others."""
+    try:
+        text.encode(to.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_IN_ASCII).encode("ascii", "replace").decode()
+    print(text, file=to)
+
+
+def _say(text: object) -> None:
+    print(text, file=sys.stderr)

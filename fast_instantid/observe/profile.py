@@ -41,7 +41,7 @@ class Profile:
     dropped: int = 0
     """How many stages there was no room for; their time counts for the stages around them."""
     ended_early: str = ""
-    """Why the run did not come to its end; empty where it did."""
+    """Why the run did not end as it should, such as "interrupted"; empty where it did."""
     about: dict[str, str] = field(default_factory=dict[str, str])
     """The machine and the versions: what times depend on."""
 
@@ -52,7 +52,7 @@ class Profile:
         Args:
             recorder: after its end.
             title: what ran, such as the command.
-            ended_early: why it did not come to its end, if so.
+            ended_early: why it did not end as it should, such as "interrupted".
         """
         lanes: dict[int, int] = {}
         spans: list[Span] = []
@@ -82,7 +82,9 @@ class Profile:
         """What there is to know for reading the numbers, a sentence each."""
         whole, found = self.totals.whole, []
         if self.ended_early:
-            found.append(f"It ended early: {printable(self.ended_early)}. This is what was recorded until then.")
+            found.append(
+                f"It did not end as it should ({printable(self.ended_early)}). This is what was recorded until then."
+            )
         if not self.spans:
             found.append("No stage was met: nothing of fast_instantid ran, or it ran in another process.")
         if words := cache_words(whole.facts):

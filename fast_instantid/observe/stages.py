@@ -31,35 +31,36 @@ class StageTotal:
     """Calls that were cut off by the end of the recording."""
     inner: dict[str, StageTotal] = field(default_factory=dict[str, "StageTotal"])
 
-    def walk(self) -> Iterator[tuple[tuple[str, ...], StageTotal]]:
-        """This stage and all inside it, outer ones first, in order of their first call, each with its path."""
-        todo: list[tuple[tuple[str, ...], StageTotal]] = [((self.name,), self)]
+    def walk(self) -> Iterator[StageTotal]:
+        """This stage and all inside it, outer ones first, in order of their first call."""
+        todo: list[StageTotal] = [self]
         while todo:
-            path, total = todo.pop()
-            yield path, total
-            todo += [((*path, name), inner) for name, inner in reversed(total.inner.items())]
+            total = todo.pop()
+            yield total
+            todo += reversed(total.inner.values())
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The whole run: ``whole.time + overlap == whole.self_time + sum of the outermost stages``."""
+    """The whole run: what is inside it takes ``whole.time + overlap``, and nothing else of it is left over."""
 
     whole: StageTotal
-    """Its time is the duration of the run; its self time is when no thread was in a stage."""
+    """Its time is the duration of the run. The last inside it is ``OUTSIDE``: when no thread was in a stage."""
     overlap: int
     """Nanoseconds that several threads spent in stages at the same time, beyond the first; 0 with one thread."""
     threads: int
     """How many threads were in stages."""
 
     def by_name(self) -> dict[str, StageTotal]:
-        """Equal names added up wherever they are, by falling self time, with what no stage accounts for.
+        """Equal names added up wherever they are, by falling self time. Only self times and calls are filled in.
 
-        Only times and calls are filled in: these times do not overlap, so on one thread they make up the whole.
+        On one thread they make up the whole run.
         """
         found: dict[str, StageTotal] = {}
-        for path, total in self.whole.walk():
-            name = OUTSIDE if len(path) == 1 else total.name
-            sums = found.setdefault(name, StageTotal(name))
+        for total in self.whole.walk():
+            if total is self.whole:
+                continue
+            sums = found.setdefault(total.name, StageTotal(total.name))
             sums.calls += total.calls
             sums.self_time += total.self_time
             if total.device_self_time is not None:
@@ -98,7 +99,11 @@ def add_up(spans: Sequence[Span], duration: int) -> Totals:
             outer.facts[name] = outer.facts.get(name, 0) + number
     outermost = [span for span in spans if span.parent < 0]
     covered = _covered(outermost)
-    whole.self_time = duration - covered
+    outside = whole.inner.setdefault(OUTSIDE, StageTotal(OUTSIDE))
+    outside.calls += 1
+    outside.time += duration - covered
+    outside.self_time += duration - covered
+    whole.self_time = 0
     overlap = sum(span.duration for span in outermost) - covered
     return Totals(whole, overlap, len({span.thread for span in spans}))
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from .stages import OUTSIDE, StageTotal, Totals
+from .stages import Totals
 
 _WIDEST_NAME = 60
+
+
+class _Node(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def inner(self) -> Mapping[str, Any]: ...
+
+
+_AnyNode = TypeVar("_AnyNode", bound=_Node)
 
 
 def format_time(nanoseconds: float) -> str:
@@ -43,28 +54,22 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def stage_rows(totals: Totals) -> Iterator[tuple[str, StageTotal]]:
-    """Each stage with its name behind the branches of a tree; the whole run first, and last what no stage covers."""
-    whole = totals.whole
-    outside = StageTotal(OUTSIDE, calls=1, time=whole.self_time, self_time=whole.self_time)
-    yield whole.name, whole
-    todo: list[tuple[str, StageTotal, bool]] = []
-
-    def below(prefix: str, inner: Sequence[StageTotal]) -> None:
-        todo.extend((prefix, total, number == 0) for number, total in enumerate(reversed(inner)))
-
-    below("", [*whole.inner.values(), outside])
+def branches(root: _AnyNode) -> Iterator[tuple[str, _AnyNode]]:
+    """Each node of a tree with its name behind the branches that lead to it."""
+    todo: list[tuple[str, str, _AnyNode]] = [("", "", root)]
     while todo:
-        prefix, total, last = todo.pop()
-        yield f"{prefix}{'└─ ' if last else '├─ '}{printable(total.name)}", total
-        below(prefix + ("   " if last else "│  "), list(total.inner.values()))
+        branch, below, node = todo.pop()
+        yield branch + printable(node.name), node
+        last_first: list[_AnyNode] = [*node.inner.values()][::-1]
+        for number, inner in enumerate(last_first):
+            todo.append((below + ("├─ " if number else "└─ "), below + ("│  " if number else "   "), inner))
 
 
 def stage_table(totals: Totals) -> str:
     """A line for each stage. Columns of which nothing is known are left out."""
     whole = totals.whole
     rows = [["stage", "time", "share", "itself", "calls", "a call", "on GPU", "bytes", "in cache", "allocated"]]
-    for name, total in stage_rows(totals):
+    for name, total in branches(whole):
         unfinished = " (cut off)" if total.unfinished else ""
         rows.append(
             [
