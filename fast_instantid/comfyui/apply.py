@@ -13,6 +13,7 @@ from ..errors import FastInstantIDError
 from ..identity import Identity
 from .patch import AttentionPatch, add_identity
 from .sampling import IS_COND, attention_patches, wrap
+from .stages import note_identity_net
 from .strength import Strength, mask_batch
 
 Conditioning: TypeAlias = "list[list[Any]]"
@@ -123,6 +124,7 @@ def apply_to_conditioning(
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
     control_nets: dict[Any, Any] = {}
+    note_identity_net(control_net)
 
     def with_identity(options: dict[str, Any], is_cond: bool) -> dict[str, Any]:
         previous = options.get("control")

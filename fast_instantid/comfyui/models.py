@@ -86,7 +86,7 @@ def load_analyzer(provider: str) -> FaceAnalyzer:
         BackendError: onnxruntime or its provider is not there.
     """
     pack = find_face_pack()
-    backend, device = _backend(provider)
+    backend, device = backend_of(provider)
     key = (backend, str(device), fingerprint(pack.detector.path), fingerprint(pack.recognizer.path))
     with _lock:
         if key not in _analyzers:
@@ -135,7 +135,8 @@ def find_face_pack() -> Pack:
     )
 
 
-def _backend(provider: str) -> tuple[str, str | torch.device]:
+def backend_of(provider: str) -> tuple[str, str | torch.device]:
+    """What runs face networks as ``provider`` says, and where: "onnxruntime" and a name, or "torch" and its device."""
     if provider.startswith(_ONNXRUNTIME):
         return "onnxruntime", provider.removeprefix(_ONNXRUNTIME).lower()
     device = comfy.model_management.get_torch_device()

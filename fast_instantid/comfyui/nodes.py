@@ -1,5 +1,5 @@
 """The seven nodes of cubiq/ComfyUI_InstantID: same ids, sockets, defaults and Python names, so that its workflows load,
-and packs that call it find what they call.
+and packs that call it find what they call. Our own two, of :mod:`.observe`, come after them.
 
 ComfyUI runs a node's method again when anything before it in the graph has changed. What is expensive here is therefore
 kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Adapter`.
@@ -23,6 +23,7 @@ from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, 
 from .faces import draw_kps, tensor_to_image
 from .faces import extract_features as extractFeatures
 from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
+from .observe import InstantIDDoctor, InstantIDProfile
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -273,6 +274,8 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
         FaceKeypointsPreprocessor,
         InstantIDAttentionPatch,
         ApplyInstantIDControlNet,
+        InstantIDDoctor,
+        InstantIDProfile,
     )
 }
 
@@ -284,4 +287,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FaceKeypointsPreprocessor": "Face Keypoints Preprocessor",
     "InstantIDAttentionPatch": "InstantID Patch Attention",
     "ApplyInstantIDControlNet": "InstantID Apply ControlNet",
+    "InstantIDDoctor": "InstantID Doctor",
+    "InstantIDProfile": "InstantID Profile",
 }

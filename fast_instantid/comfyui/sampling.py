@@ -15,7 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..recorder import is_recording, stage
 from .patch import COND, ROLES, UNCOND, AttentionPatch, add_identity, always_acts, chunks_of
+from .stages import control_net_stages
 from .strength import Strength
 
 logger = logging.getLogger("fast_instantid")
@@ -32,7 +34,7 @@ def wrap(model: ModelPatcher) -> None:
     for kind, wrapper in (
         (WrappersMP.PREDICT_NOISE, _tell_names),
         (WrappersMP.CALC_COND_BATCH, _decide),
-        (WrappersMP.APPLY_MODEL, _keep_graphs_apart),
+        (WrappersMP.APPLY_MODEL, _apply_model),
     ):
         model.remove_wrappers_with_key(kind, _KEY)
         model.add_wrapper_with_key(kind, _KEY, wrapper)
@@ -64,7 +66,11 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
         active = {**patches, **{layer: patch.at(sigma) for layer, patch in ours.items()}}
         active = {layer: patch for layer, patch in active.items() if patch is not None}
         transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
-    return executor(model, conds, x_in, timestep, {**options, "transformer_options": transformer_options})
+    options = {**options, "transformer_options": transformer_options}
+    if not is_recording():
+        return executor(model, conds, x_in, timestep, options)
+    with control_net_stages(conds):
+        return executor(model, conds, x_in, timestep, options)
 
 
 def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
@@ -80,6 +86,11 @@ def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
     if positive:
         return tuple(COND if any(cond is one for one in positive) else UNCOND for cond in conds)
     return COND, UNCOND
+
+
+def _apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    with stage("UNet"):
+        return _keep_graphs_apart(executor, *args, **kwargs)
 
 
 def _keep_graphs_apart(

@@ -130,3 +130,16 @@ def apply_control_net() -> Inputs:
         **_RANGE,
     }
     return deepcopy({"required": required, "optional": {"mask": _MASK}})
+
+
+def doctor() -> Inputs:
+    tooltip = "The provider that InstantID Face Analysis has in your workflow: what would it really run on?"
+    return {"required": {}, "optional": {"provider": _input(list(PROVIDERS), tooltip, default="auto")}}
+
+
+def profile() -> Inputs:
+    images = _input("IMAGE", "Passed on unchanged. What comes before it is recorded.", lazy=True)
+    enabled = _input("BOOLEAN", "Off: this node is a wire, and nothing is recorded.", default=True)
+    prefix = _input("STRING", "Of the page's name, in ComfyUI's output folder.", default="profile/instantid")
+    hidden: Any = {"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
+    return {"required": {"images": images, "enabled": enabled, "filename_prefix": prefix}, "hidden": hidden}

@@ -10,6 +10,7 @@ supported_pt_extensions: set[str] = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".s
 
 base_path = os.path.abspath(args.base_directory or os.path.dirname(__file__))
 models_dir = os.path.join(base_path, "models")
+output_directory = os.path.join(base_path, "output")
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {
     "checkpoints": ([os.path.join(models_dir, "checkpoints")], supported_pt_extensions),
     "controlnet": ([os.path.join(models_dir, "controlnet")], supported_pt_extensions),
@@ -57,3 +58,25 @@ def get_full_path_or_raise(folder_name: str, filename: str) -> str:
     if path is None:
         raise FileNotFoundError(f"Model in folder '{folder_name}' with filename '{filename}' not found.")
     return path
+
+
+def get_output_directory() -> str:
+    return output_directory
+
+
+def get_save_image_path(
+    filename_prefix: str, output_dir: str, image_width: int = 0, image_height: int = 0
+) -> tuple[str, str, int, str, str]:
+    """Folder, name, number, subfolder and prefix for the next files ``name_00001_...``; makes the folder."""
+    subfolder, filename = os.path.split(os.path.normpath(filename_prefix))
+    folder = os.path.join(output_dir, subfolder)
+    if os.path.commonpath((output_dir, os.path.abspath(folder))) != output_dir:
+        raise Exception("Saving image outside the output folder is not allowed.")
+    os.makedirs(folder, exist_ok=True)
+    numbers = (
+        name.removeprefix(f"{filename}_").split("_")[0]
+        for name in os.listdir(folder)
+        if name.startswith(f"{filename}_")
+    )
+    counter = max((int(number) for number in numbers if number.isdigit()), default=0) + 1
+    return folder, filename, counter, subfolder, filename_prefix
