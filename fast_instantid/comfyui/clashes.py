@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
+
+from ..observe.doctor.packs import find_packs
 
 logger = logging.getLogger("fast_instantid")
 
@@ -32,22 +33,10 @@ def warn_of_clashes() -> None:
 
 def find_clashes() -> list[Path]:
     """Folders of the old pack, and other copies of this one that were not loaded before and said so themselves."""
-    clashes: list[Path] = []
-    for folder in folder_paths.get_folder_paths("custom_nodes"):
-        with suppress(OSError):  # where ComfyUI cannot look, it loads nothing either
-            packs = sorted(Path(folder).iterdir())
-            clashes += [pack for pack in packs if not pack.name.endswith(".disabled") and _clashes(pack)]
-    return clashes
+    packs = find_packs(folder_paths.get_folder_paths("custom_nodes"))
+    return [pack.folder for pack in packs if not _is_loaded(os.path.realpath(pack.folder))]
 
 
-def _clashes(pack: Path) -> bool:
-    real = os.path.realpath(pack)  # unlike Path's methods, what os.path has for this never raises
-    if real == str(_OURS) or f"fast_instantid@{real}" in sys.modules:
-        return False
-    if os.path.isdir(os.path.join(real, "fast_instantid", "comfyui")):
-        return True
-    try:
-        code = (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
-    except OSError:
-        return False
-    return "class ApplyInstantID(" in code or "class ApplyInstantID:" in code
+def _is_loaded(folder: str) -> bool:
+    """This copy of the pack, or one that was loaded before it."""
+    return folder == str(_OURS) or f"fast_instantid@{folder}" in sys.modules

@@ -143,9 +143,14 @@ def _channels(graph: Graph) -> int | None:
     return shape[1] if len(shape) == 4 else None
 
 
-def _warn_if_not_antelopev2(recognizer: Graph) -> None:
+def is_of_buffalo(recognizer: Graph) -> bool:
+    """Whether a recogniser is called as those of insightface's buffalo packs, whose embeddings InstantID cannot use."""
     name, folder = recognizer.path.name, recognizer.path.parent.name
-    if name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx"):
+    return name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx")
+
+
+def _warn_if_not_antelopev2(recognizer: Graph) -> None:
+    if is_of_buffalo(recognizer):
         logger.warning(
             "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures made "
             "from this one will not look like the person",

@@ -43,6 +43,22 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
 
 
 def _read_adapter(path: str | PathLike[str]) -> AdapterWeights:
+    image_proj, layers = _parts(path)
+    return AdapterWeights(Path(path), image_proj, layers, fingerprint(path))
+
+
+def look_at_adapter(path: str | PathLike[str]) -> tuple[int, int]:
+    """The number of layers and the width of the tokens of an adapter that :func:`read_adapter` would open; looks at
+    names and shapes, and at none of the 1.69 GB but the resampler.
+
+    Raises:
+        ModelFileError: as :func:`read_adapter`.
+    """
+    _, layers = _parts(path)
+    return len(layers), layers[0][0].shape[1]
+
+
+def _parts(path: str | PathLike[str]) -> tuple[StateDict, tuple[tuple[Tensor, Tensor], ...]]:
     try:
         tensors = read_tensors(path)
     except ModelFileError as error:
@@ -50,14 +66,14 @@ def _read_adapter(path: str | PathLike[str]) -> AdapterWeights:
             raise _another_kind(path, "an ONNX network, as in the face packs") from error
         raise
     if not _is_instantid(tensors):
-        raise _another_kind(path, _kind_of(tensors))
+        raise _another_kind(path, kind_of(tensors))
     image_proj = {name.removeprefix("image_proj."): t for name, t in tensors.items() if name.startswith("image_proj.")}
     try:
         resampler = Resampler.from_state_dict(image_proj)
         layers = _layers(tensors, token_width=resampler.proj_out.out_features)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
-    return AdapterWeights(Path(path), image_proj, layers, fingerprint(path))
+    return image_proj, layers
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -153,7 +169,8 @@ _KINDS: tuple[tuple[str, Predicate], ...] = (
 )
 
 
-def _kind_of(tensors: StateDict) -> str:
+def kind_of(tensors: StateDict) -> str:
+    """What a file with these tensors is, in words, if it is not InstantID's adapter."""
     for kind, is_kind in _KINDS:
         if is_kind(tensors):
             return kind

@@ -1,10 +1,99 @@
-"""(in the making)"""
+"""Node packs with the same nodes. ComfyUI lets the one that it loads last win, without a word."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from .places import Places
 from .report import Finding
 
-CHECKS: tuple[Callable[[Places], Iterable[Finding]], ...] = ()
+_NAME = "ComfyUI_InstantID"
+
+
+@dataclass(frozen=True)
+class InstantIDPack:
+    """A folder whose nodes have the names of InstantID's."""
+
+    folder: Path
+    ours: bool
+    """A copy of this pack, and not the old one."""
+
+
+def find_packs(custom_nodes: Iterable[Path | str]) -> list[InstantIDPack]:
+    """All that ComfyUI would load from these folders, each folder in the order of names; disabled ones are left out."""
+    packs: list[InstantIDPack] = []
+    for folder in custom_nodes:
+        with suppress(OSError):  # where ComfyUI cannot look, it loads nothing either
+            for pack in sorted(Path(folder).iterdir()):
+                if not pack.name.endswith(".disabled") and (ours := _whose(pack)) is not None:
+                    packs.append(InstantIDPack(pack, ours))
+    return packs
+
+
+def _whose(pack: Path) -> bool | None:
+    """True for ours, False for the old pack, None for another."""
+    real = os.path.realpath(pack)  # unlike Path's methods, what os.path has for this never raises
+    if os.path.isdir(os.path.join(real, "fast_instantid", "comfyui")):
+        return True
+    try:
+        code = (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
+    except OSError:
+        return None
+    return False if "class ApplyInstantID(" in code or "class ApplyInstantID:" in code else None
+
+
+def clashes(places: Places) -> Iterator[Finding]:
+    if not places.custom_nodes:
+        return
+    packs = find_packs(places.custom_nodes)
+    ours, old = [pack.folder for pack in packs if pack.ours], [pack.folder for pack in packs if not pack.ours]
+    if len(ours) > 1:
+        yield Finding(
+            "warning",
+            f"there are {len(ours)} copies of this pack: {', '.join(map(str, ours))}",
+            "They have the same nodes. ComfyUI uses those of the pack that it loads last, and an update of the other "
+            "copy changes nothing.",
+            "remove all but one, or rename them to end in .disabled, and restart ComfyUI",
+        )
+    for folder in old:
+        if ours:
+            yield Finding(
+                "warning",
+                f"the old pack in {folder} has the same nodes as this one in {ours[0]}",
+                "ComfyUI uses those of the pack that it loads last. If that is the old one, you wait as before.",
+                f"rename {folder.name} to {folder.name}.disabled, and restart ComfyUI",
+            )
+    if not ours:
+        there = f", but the old one is, in {old[0]}" if old else ""
+        yield Finding(
+            "note",
+            f"this pack is not among the node packs of {' and '.join(map(str, places.custom_nodes))}{there}",
+            "The nodes of that ComfyUI are not ours.",
+            f"clone this repository into {places.custom_nodes[0] / _NAME} (the README says how), if you want them",
+        )
+    elif len(packs) == 1:
+        yield Finding("ok", f"one pack has InstantID's nodes: {ours[0]}")
+
+
+def name_of_folder(places: Places) -> Iterator[Finding]:
+    """Other packs import the old one as ``custom_nodes.ComfyUI_InstantID.InstantID``."""
+    for pack in find_packs(places.custom_nodes):
+        if pack.ours and pack.folder.name != _NAME:
+            yield Finding(
+                "note",
+                f"the folder of this pack is called {pack.folder.name!r}, and not {_NAME!r}",
+                "ComfyUI does not mind. Packs that build on InstantID's import it by that name and do not find it"
+                + (
+                    ", and a name like this one can be imported by nobody."
+                    if not pack.folder.name.isidentifier()
+                    else "."
+                ),
+                f"rename the folder to {_NAME} if you use such a pack",
+            )
+
+
+CHECKS = (clashes, name_of_folder)

@@ -59,8 +59,10 @@ class Report:
         if self.broken:
             todo = [finding for finding in self.findings if finding.level == "broken"]
             if len(todo) == 1:
-                return f"One thing keeps InstantID from working: {_lower(todo[0].found)}. See BROKEN above."
-            return f"{len(todo)} things keep InstantID from working: see BROKEN above, and begin with the first."
+                return f"InstantID cannot work as asked: {todo[0].found}. BROKEN above says what to do."
+            return (
+                f"InstantID cannot work as asked, for {len(todo)} reasons: see BROKEN above, and begin with the first."
+            )
         if warnings := self.count("warning"):
             things = "one thing" if warnings == 1 else f"{warnings} things"
             return f"InstantID can work here. {things.capitalize()} could be better: see WARNING above."
@@ -112,8 +114,3 @@ def _lines(finding: Finding, width: int, colours: bool) -> list[str]:
 def _wrapped(text: str, width: int) -> list[str]:
     """Paths and commands stay in one piece, so that they can be copied."""
     return textwrap.wrap(text, max(width - len(_INDENT), 40), break_long_words=False, break_on_hyphens=False)
-
-
-def _lower(text: str) -> str:
-    """Inside a sentence; names and abbreviations keep their capitals."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text

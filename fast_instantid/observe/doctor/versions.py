@@ -1,10 +1,220 @@
-"""(in the making)"""
+"""Installed packages: there, new enough, tested with, and not in each other's way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import platform
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
 from .places import Places
 from .report import Finding
 
-CHECKS: tuple[Callable[[Places], Iterable[Finding]], ...] = ()
+Version = tuple[int, ...]
+
+TESTED_PYTHON = "3.11"
+TESTED_COMFYUI = ("0.3.64", "0.8.0")
+OPENCV = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+"""All of them bring the one module ``cv2``."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """What this release was tested with."""
+
+    name: str
+    minimum: str
+    tested: Sequence[str]
+    """Versions, as far as they matter: 2.13 stands for all 2.13.x."""
+    needed_for: str = ""
+    """Empty where nothing works without it."""
+
+
+PACKAGES = (
+    Package("torch", "2.2", ("2.11", "2.13")),
+    Package("numpy", "1.24", ("2.4",)),
+    Package("pillow", "10", ("13.0",)),
+    Package("safetensors", "0.4.3", ("0.8",)),
+    Package("opencv-python-headless", "4.8", ("4.11",)),
+    Package("xxhash", "3.0", ("4.1",)),
+    Package("diffusers", "0.31", ("0.42",), "generate"),
+    Package("transformers", "4.44", ("5.23",), "generate"),
+    Package("accelerate", "0.33", ("1.15",), "generate"),
+    Package("huggingface-hub", "0.25", ("2.4",), "download"),
+    Package("onnxruntime", "1.18", ("1.32",), "--backend onnxruntime"),
+    Package("onnx", "1.15", ("1.23",), "--backend onnxruntime"),
+    Package("nvidia-ml-py", "12.535", ("13.615",), "watch on NVIDIA's GPUs"),
+    Package("matplotlib", "3.7", ("3.11",), "the plot of watch"),
+)
+"""Kept equal to pyproject.toml and constraints.txt by a test."""
+ORACLE = Package("insightface", "2.1", ("2.1",))
+"""Not needed; the tests compare our faces with its."""
+
+_OPENCV_TO_INSTALL = "'opencv-python-headless<4.12'"  # 4.12 caps numpy, and 5 demands numpy 2
+_ONNXRUNTIMES = re.compile(r"onnxruntime(-|$)|ort-")
+
+
+def installed() -> dict[str, list[metadata.Distribution]]:
+    """Every distribution that Python would see, by its normalised name; more than one where a name is there twice."""
+    found: dict[str, list[metadata.Distribution]] = defaultdict(list)
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:  # what an interrupted pip leaves behind has none
+            found[normalised(name)].append(distribution)
+    return found
+
+
+def normalised(name: str) -> str:
+    """As PEP 503 has it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def release(version: str) -> Version:
+    """``(2, 13, 0)`` of ``2.13.0+cu130``."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(map(int, match[1].split("."))) if match else ()
+
+
+def needed(places: Places) -> Iterator[Finding]:
+    """Those without which nothing works."""
+    present = _versions()
+    good: list[str] = []
+    for package in PACKAGES:
+        version = present.get(package.name)
+        if version is None:
+            if not package.needed_for and package.name != "torch":  # which has a finding of its own
+                yield Finding(
+                    "broken",
+                    f"the package {package.name} is not installed",
+                    "Nothing works without it.",
+                    f"pip install {_to_install(package)}",
+                )
+        elif release(version) < release(package.minimum):
+            yield Finding(
+                "broken" if not package.needed_for else "warning",
+                f"{package.name} {version} is too old",
+                f"{package.minimum} or newer is needed{f' for {package.needed_for}' if package.needed_for else ''}.",
+                f"pip install --upgrade {_to_install(package)}",
+            )
+        elif not package.needed_for:
+            good.append(f"{package.name} {version}")
+    if good:
+        yield Finding("ok", ", ".join(good))
+
+
+def not_there(places: Places) -> Iterator[Finding]:
+    """What could be installed for more."""
+    present = _versions()
+    missing: dict[str, list[str]] = defaultdict(list)
+    for package in PACKAGES:
+        if package.needed_for and package.name not in present:
+            missing[package.needed_for].append(package.name)
+    if missing and places.host == "diffusers":
+        names = [name for group in missing.values() for name in group]
+        each = "; ".join(f"{purpose} ({', '.join(group)})" for purpose, group in missing.items())
+        yield Finding(
+            "note",
+            f"not installed, and needed only for: {each}",
+            do=f"if you want these: pip install {' '.join(names)}",
+        )
+
+
+def untested(places: Places) -> Iterator[Finding]:
+    """Versions that this release was not tested with, in one line."""
+    present = _versions()
+    others: list[str] = []
+    python = platform.python_version()
+    if not _is_one_of(python, (TESTED_PYTHON,)):
+        others.append(f"Python {python} ({TESTED_PYTHON})")
+    for package in (*PACKAGES, ORACLE):
+        version = present.get(package.name)
+        if version is not None and not _is_one_of(version, package.tested):
+            others.append(f"{package.name} {version} ({' and '.join(package.tested)})")
+    for folder in places.custom_nodes[:1]:
+        version = _comfyui_version(folder.parent)
+        if version is not None and version not in TESTED_COMFYUI:
+            others.append(f"ComfyUI {version} ({' and '.join(TESTED_COMFYUI)})")
+    if others:
+        yield Finding("note", f"other than this release was tested with, in brackets: {', '.join(others)}")
+
+
+def opencv(places: Places) -> Iterator[Finding]:
+    present = installed()
+    there = [name for name in OPENCV if name in present]
+    try:
+        import cv2 as cv2
+    except Exception as error:
+        if there:  # its absence has been said
+            reason = str(error).strip().splitlines()[0]
+            yield Finding(
+                "broken",
+                f"{there[0]} {present[there[0]][0].version} is installed, but cannot be loaded: {reason}",
+                "Faces are aligned by it. Mostly, it does not fit numpy (OpenCV 5 needs numpy 2), or a library of the "
+                "system is missing (libGL, which the package opencv-python-headless does without).",
+                f"pip uninstall {' '.join(there)}, then: pip install {_OPENCV_TO_INSTALL}",
+            )
+            return
+    if len(there) > 1:
+        versions = [f"{name} {present[name][0].version}" for name in there]
+        yield Finding(
+            "note" if len({present[name][0].version for name in there}) == 1 else "warning",
+            f"{len(there)} packages bring the module cv2: {', '.join(versions)}",
+            "They overwrite each other's files. That works while they are of the same version, until one is updated or "
+            "uninstalled.",
+            f"pip uninstall {' '.join(there)}, then: pip install {_OPENCV_TO_INSTALL}",
+        )
+
+
+def twice(places: Places) -> Iterator[Finding]:
+    """Packages with two copies on Python's path; the first one is used."""
+    names = {package.name for package in PACKAGES} | {"torchvision", "torchaudio", "triton", *OPENCV}
+    for name, copies in installed().items():
+        folders = {os.path.realpath(str(copy.locate_file(""))): copy.version for copy in reversed(copies)}
+        if (name in names or _ONNXRUNTIMES.match(name)) and len(folders) > 1:
+            listed = ", ".join(f"{version} in {folder}" for folder, version in reversed(folders.items()))
+            yield Finding(
+                "warning",
+                f"{name} is installed {len(folders)} times: {listed}",
+                "Python takes the first. Files of both can get mixed, and pip speaks of one of them only.",
+                f"pip uninstall {name} removes the first; repeat it until one is left",
+            )
+
+
+CHECKS = (needed, opencv, twice, not_there, untested)
+
+
+def _versions() -> dict[str, str]:
+    """Of the copies that Python uses, by name; any OpenCV and any onnxruntime stands for its kind."""
+    present = {name: copies[0].version for name, copies in installed().items() if copies[0].version}
+    for name in OPENCV:
+        if name in present:
+            present.setdefault("opencv-python-headless", present[name])
+    for name in sorted(present):
+        if name.startswith(("onnxruntime-", "ort-")):
+            present.setdefault("onnxruntime", present[name])
+    return present
+
+
+def _to_install(package: Package) -> str:
+    return _OPENCV_TO_INSTALL if package.name in OPENCV else package.name
+
+
+def _is_one_of(version: str, tested: Sequence[str]) -> bool:
+    return any(release(version)[: len(release(one))] == release(one) for one in tested)
+
+
+def _comfyui_version(comfyui: Path) -> str | None:
+    try:
+        match = re.search(r'__version__\s*=\s*"([^"]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return match[1] if match else None

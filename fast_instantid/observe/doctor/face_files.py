@@ -1,0 +1,178 @@
+"""The face models: antelopev2's detector and recogniser, wherever and however they were unpacked."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import ModelFileError
+from .headers import files_below
+from .places import Places
+from .report import Finding
+
+if TYPE_CHECKING:
+    from ...faces.onnx_graph import Graph
+    from ...faces.pack import Pack
+
+# Convolutions of an IResNet: one at the start, two in each block, one where a block halves the picture
+# (insightface, arcface_torch/backbones/iresnet.py).
+_IRESNET_100, _IRESNET_50 = 1 + 2 * (3 + 13 + 30 + 3) + 4, 1 + 2 * (3 + 4 + 14 + 3) + 4
+_OTHER_PERSON = (
+    "InstantID was trained on antelopev2's glintr100. The numbers of another recogniser mean another person to it: "
+    "pictures will not look like the one on the photo."
+)
+_GET_ANTELOPE = "get antelopev2 (scrfd_10g_bnkps.onnx and glintr100.onnx), and put it into {folder}"
+
+
+def faces(places: Places) -> Iterator[Finding]:
+    """Nothing where there is nothing."""
+    from ...faces.pack import Pack, look_for_pack
+
+    reasons: list[str] = []
+    for folder in places.faces:
+        with _warnings_of_package() as warnings:
+            found = look_for_pack(folder)
+        if isinstance(found, Pack):
+            yield from _about_pack(found, folder, places)
+            for warning in warnings:
+                if "in spite of" in warning:
+                    yield Finding(
+                        "warning",
+                        warning,
+                        "Files there are damaged; a whole pack was found all the same.",
+                        "delete them",
+                    )
+            return
+        reasons.append(found)
+    yield from _why_none(places, reasons)
+
+
+def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
+    from ...faces.pack import is_of_buffalo
+
+    convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
+    do = _GET_ANTELOPE.format(folder=_destination(places))
+    if is_of_buffalo(pack.recognizer):
+        yield Finding(
+            "broken",
+            f"the face models in {pack.folder} are a buffalo pack, and not antelopev2: {pack.recognizer.path.name}",
+            _OTHER_PERSON,
+            do,
+        )
+    elif convolutions == _IRESNET_50:
+        yield Finding(
+            "broken",
+            f"{pack.recognizer.path} is not glintr100, whatever its name: it has the layers of an IResNet-50, as the "
+            "recogniser of buffalo_l",
+            _OTHER_PERSON,
+            do,
+        )
+    elif convolutions != _IRESNET_100:
+        yield Finding(
+            "warning",
+            f"{pack.recognizer.path} is not glintr100: it has {convolutions} convolutions, an IResNet-100 has "
+            f"{_IRESNET_100}",
+            _OTHER_PERSON,
+            do,
+        )
+    else:
+        names = f"{pack.detector.path.name}, {pack.recognizer.path.name}"
+        yield Finding("ok", f"face models: {pack.folder} ({names})")
+    if pack.folder.parent.name.lower() == pack.folder.name.lower():
+        yield Finding(
+            "note",
+            f"the face models lie one folder too deep: {pack.folder}",
+            "We find them there. insightface, and packs that use it, do not.",
+            f"move them up into {pack.folder.parent} if you use such packs",
+        )
+
+
+def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
+    """What of a pack there is."""
+    do = _GET_ANTELOPE.format(folder=_destination(places))
+    zipped = [path for path in files_below(places.faces, (".zip",)) if _holds_networks(path)]
+    zipped += [path for folder in places.faces for path in _zips_beside(folder)]
+    networks = list(files_below(places.faces, (".onnx",)))
+    if zipped and not networks:
+        yield Finding(
+            "broken",
+            f"the face models are still packed: {zipped[0]}",
+            "They are read from a folder.",
+            f"unpack it into {_destination(places)}",
+        )
+        return
+    if not networks:
+        return
+    detectors: list[Path] = []
+    for path in networks:
+        graph = _readable(path)
+        if isinstance(graph, str):
+            do_file = "delete it, and unpack the pack again" if zipped else "delete it, and download it again"
+            yield Finding("broken", graph, "The face models are not complete without it.", do_file)
+        elif len(graph.outputs) > 1:
+            detectors.append(path)
+    if all(isinstance(_readable(path), str) for path in networks):
+        return
+    half = "half of a face pack is there" if detectors else "there is no face detector"
+    missing = "glintr100.onnx is missing" if detectors else "scrfd_10g_bnkps.onnx is missing"
+    yield Finding("broken", f"{half}: {missing}", f"{'. '.join(reasons)}.", do)
+
+
+def _readable(path: Path) -> Graph | str:
+    """The network in a file, or what the file is instead."""
+    from ...faces.onnx_graph import read_graph
+
+    try:
+        head = path.open("rb").read(64)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); check its permissions"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path}: a Git LFS pointer, not the file it points to"
+    if head.lstrip()[:1] == b"<":
+        return f"{path}: a web page saved in place of the file"
+    try:
+        return read_graph(path)
+    except ModelFileError as error:
+        return str(error)
+
+
+def _destination(places: Places) -> Path:
+    if places.host == "comfyui":
+        return places.models / "insightface" / "models" / "antelopev2"
+    return places.faces[0] if places.faces else places.models / "antelopev2"
+
+
+def _zips_beside(folder: Path) -> Iterator[Path]:
+    """Downloaded beside the folder that should hold what is in it."""
+    path = folder.with_name("antelopev2.zip")
+    if path.is_file() and _holds_networks(path):
+        yield path
+
+
+def _holds_networks(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.lower().endswith(".onnx") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return path.stem.lower().startswith(("antelope", "buffalo"))
+
+
+@contextmanager
+def _warnings_of_package() -> Generator[list[str]]:
+    """What the code that is asked would log; here it becomes findings."""
+    logger = logging.getLogger("fast_instantid")
+    messages: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield messages
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,166 @@
+"""InstantID's own files: the adapter (``ip-adapter.bin``) and the IdentityNet, which is a ControlNet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import ModelFileError
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, is_controlnet, shapes_of, text_width
+from .places import Places
+from .report import Finding
+
+_LAYERS = 70  # cross-attention layers of SDXL's UNet
+_ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")  # in the order in which they are taken
+_NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
+_DOWNLOAD = "fast-instantid download instantid"
+_HUB = "huggingface.co/InstantX/InstantID"
+
+
+def adapter(places: Places) -> Iterator[Finding]:
+    """Nothing where there is nothing."""
+    from ...identity.checkpoint import look_at_adapter
+
+    candidates = _adapters_of_shell(places) if places.host == "diffusers" else [*files_below(places.adapters, WEIGHTS)]
+    good: list[Path] = []
+    wrong: list[str] = []
+    for path in candidates:
+        try:
+            layers, width = look_at_adapter(path)
+        except ModelFileError as error:
+            wrong.append(str(error))
+            continue
+        good.append(path)
+        if (layers, width) == (_LAYERS, SDXL_WIDTH):
+            yield Finding("ok", f"adapter: {path}")
+        else:
+            yield Finding(
+                "warning",
+                f"{path} is an InstantID adapter for {layers} layers and tokens of width {width}; "
+                f"SDXL has {_LAYERS} and {SDXL_WIDTH}",
+                "It does not fit SDXL.",
+                f"get ip-adapter.bin of {_HUB}, unless your base model is a special one",
+            )
+    for text in wrong:
+        # Beside one that is right, a wrong one is a trap only for who chooses it in the node.
+        yield Finding(
+            "note" if good else "broken",
+            text,
+            "The nodes offer it, and refuse it when it is chosen." if good else "There is no other adapter.",
+            "move it to where files of its kind belong, or delete it"
+            if good
+            else f"put ip-adapter.bin of {_HUB} into {(places.adapters or (places.models,))[-1]}",
+        )
+
+
+def _adapters_of_shell(places: Places) -> list[Path]:
+    """The one that is taken, or what lies in its place."""
+    for folder in places.adapters:
+        for name in _ADAPTER_NAMES:
+            if (folder / name).is_file():
+                return [folder / name]
+    return [path for path in files_below(places.adapters, WEIGHTS) if path.parent in places.adapters]
+
+
+def identitynet(places: Places) -> Iterator[Finding]:
+    """Nothing where there is nothing."""
+    if places.host == "diffusers":
+        for folder in places.identitynets:
+            if (folder / "ControlNetModel").is_dir():
+                yield from _controlnet_folder(folder / "ControlNetModel")
+                return
+        return
+    yield from _among_controlnets(places)
+
+
+def _controlnet_folder(folder: Path) -> Iterator[Finding]:
+    weights = [path for path in sorted(folder.iterdir()) if path.name.startswith("diffusion_pytorch_model.")]
+    weights = [path for path in weights if path.suffix in WEIGHTS]
+    again = f"{_DOWNLOAD}, which fetches what is missing"
+    if not (folder / "config.json").is_file() or not weights:
+        missing = "its weights" if (folder / "config.json").is_file() else "config.json"
+        yield Finding("broken", f"{folder}: {missing} missing", "It is the IdentityNet, which places the face.", again)
+        return
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, width = config.get("_class_name"), config.get("cross_attention_dim")
+    except (OSError, ValueError, AttributeError) as error:
+        yield Finding(
+            "broken", f"{folder / 'config.json'} is no configuration ({error})", do=f"delete it, then: {again}"
+        )
+        return
+    if kind != "ControlNetModel":
+        yield Finding(
+            "broken",
+            f"{folder} holds a {kind}, and no ControlNetModel",
+            "It cannot place a face.",
+            f"delete it, then: {again}",
+        )
+        return
+    yield from _controlnet(weights[0], "delete it, then: " + again, width)
+
+
+def _among_controlnets(places: Places) -> Iterator[Finding]:
+    files = list(files_below(places.identitynets, WEIGHTS))
+    named = [path for path in files if any(name in _name_below(path, places) for name in _NAMES)]
+    for path in named:
+        yield from _controlnet(path, f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}")
+    if named:
+        return
+    possible: list[Path] = []
+    for path in files:
+        if path.suffix == ".safetensors" and _is_sdxl_controlnet(path):
+            possible.append(path)
+    if possible:
+        names = ", ".join(str(path) for path in possible[:3]) + (" ..." if len(possible) > 3 else "")
+        yield Finding(
+            "note",
+            f"no ControlNet is called InstantID; {len(possible)} may be InstantID's: {names}",
+            "All ControlNets for SDXL have the same shape, so a file does not say whose it is. Another one does not "
+            "place the face.",
+            f"call InstantID's by its name, such as controlnet/instantid/; if you have none: {_HUB}, ControlNetModel",
+        )
+
+
+def _controlnet(path: Path, again: str, width: int | None = None) -> Iterator[Finding]:
+    try:
+        shapes = shapes_of(path)
+    except ModelFileError as error:
+        yield Finding("broken", str(error), "It is the IdentityNet, which places the face.", again)
+        return
+    width = text_width(shapes) or width
+    if not is_controlnet(shapes):
+        from ...identity.checkpoint import kind_of
+        from ...weights import read_tensors
+
+        yield Finding(
+            "broken",
+            f"{path}: this is {kind_of(read_tensors(path))}; expected InstantID's ControlNet",
+            "It is called as the IdentityNet, and cannot place a face.",
+            again,
+        )
+    elif width != SDXL_WIDTH:
+        base = NAMES_OF_WIDTHS.get(width or 0, f"a model with tokens of width {width}")
+        yield Finding("broken", f"{path}: a ControlNet for {base}", "InstantID's is for SDXL.", again)
+    else:
+        yield Finding(
+            "ok", f"IdentityNet: {path} (a ControlNet for SDXL; a file does not say whether it is InstantID's)"
+        )
+
+
+def _is_sdxl_controlnet(path: Path) -> bool:
+    try:
+        shapes = shapes_of(path)
+    except ModelFileError:
+        return False
+    return is_controlnet(shapes) and text_width(shapes) == SDXL_WIDTH
+
+
+def _name_below(path: Path, places: Places) -> str:
+    """The part of a path that its owner chose."""
+    for folder in places.identitynets:
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder)).lower()
+    return path.name.lower()
