@@ -45,9 +45,7 @@ def comparison_page(comparison: Comparison) -> str:
     runs = [("before", comparison.before), ("after", comparison.after)]
     colors = _colors([profile for _, profile in runs])
     columns = ["before", "after", "change", "calls", "on GPU", "bytes", "in cache"]
-    rows = [
-        (depth, pair.name, [escape(cell) for cell in pair_cells(pair)]) for depth, pair in _tree(comparison.pairs())
-    ]
+    rows = [(depth, pair.name, [_cell(text) for text in pair_cells(pair)]) for depth, pair in _tree(comparison.pairs())]
     about = "".join(
         f"<section><h2>{name}: {escape(profile.title)}</h2>{_about(profile, profile.notes())}</section>"
         for name, profile in runs
@@ -162,7 +160,7 @@ def _stage_cells(total: StageTotal, whole: StageTotal) -> list[str]:
     many = total.calls > 1
     return [
         format_time(total.time) + (" (cut off)" if total.unfinished else ""),
-        f'<span class="share"><i style="width:{width:.2f}%"></i></span>{share}',
+        f'<span class="share"><i style="width:{width:.2f}%"></i></span><span class="percent">{share}</span>',
         format_time(total.self_time) if total.inner and total is not whole else "",
         f"{total.calls:,}" if many else "",
         format_time(total.time / total.calls) if many else "",
@@ -171,6 +169,11 @@ def _stage_cells(total: StageTotal, whole: StageTotal) -> list[str]:
         cache_words(total.facts),
         "" if total.allocated is None else format_bytes(total.allocated),
     ]
+
+
+def _cell(text: str) -> str:
+    change = text.rpartition(" ")[2]
+    return f'<span class="{change}">{text}</span>' if change in ("faster", "slower") else escape(text)
 
 
 def _color_class(name: str, colors: dict[str, int]) -> str:

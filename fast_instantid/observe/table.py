@@ -101,6 +101,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _three_digits(number: float) -> str:
+    if number == 0:
+        return "0"
     digits = 0 if abs(number) >= 99.95 else 1 if abs(number) >= 9.995 else 2
     return f"{number:,.{digits}f}"
 

@@ -119,12 +119,14 @@ function drawAxis() {
   const about = ((view.to - view.from) / width) * 110;
   const power = 10 ** Math.floor(Math.log10(about));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= about);
+  const [unit, size] = [["s", 1e9], ["ms", 1e6], ["µs", 1e3]].find(([, size]) => view.to >= size) || ["ns", 1];
+  const decimals = Math.max(0, Math.ceil(-Math.log10(step / size) - 1e-9));
   for (let time = Math.ceil(view.from / step) * step; time <= view.to; time += step) {
     const x = Math.round(toX(time)) + 0.5;
     context.fillStyle = colors.line;
     context.fillRect(x, AXIS - 6, 1, height);
     context.fillStyle = colors.dim;
-    const text = time === 0 ? "0" : timeWords(time);
+    const text = `${(time / size).toFixed(decimals)} ${unit}`;
     context.fillText(text, Math.min(x, width - context.measureText(text).width), AXIS / 2 - 2);
   }
 }
