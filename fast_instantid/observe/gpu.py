@@ -46,6 +46,11 @@ class GpuInfo:
     """Bytes."""
     uuid: str | None = None
 
+    @property
+    def label(self) -> str:
+        """``0`` for NVIDIA's first GPU, ``amd0`` for AMD's: one machine may have both."""
+        return f"{'' if self.vendor == 'nvidia' else self.vendor}{self.index}"
+
 
 @dataclass(frozen=True)
 class ProcessMemory:
