@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
 from ..errors import FastInstantIDError, ImageError
+from ..recorder import stage
 from . import doctor, profile, watch
 from .parser import make_parser
 
@@ -61,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    import torch
+    with stage("import"):
+        import torch
 
-    from ..weights import write_safetensors
+        from ..weights import write_safetensors
 
     if options.output:
         _check_output(options.output, (".safetensors",))
@@ -122,10 +124,11 @@ def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
 
 
 def _keypoints(options: argparse.Namespace) -> int:
-    from PIL import Image
+    with stage("import"):
+        from PIL import Image
 
-    from ..faces import draw_keypoints, largest
-    from ..images import photos
+        from ..faces import draw_keypoints, largest
+        from ..images import photos
 
     _check_output(options.output, _PICTURE_SUFFIXES, [options.photo])
     analyzer = _analyzer(options)
@@ -143,13 +146,14 @@ def _keypoints(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
-    from PIL import Image
+    with stage("import"):
+        from PIL import Image
 
-    from ..faces import keypoint_picture, largest
-    from ..identity import Adapter
-    from ..images import photos
-    from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
-    from ..placement import Placement
+        from ..faces import keypoint_picture, largest
+        from ..identity import Adapter
+        from ..images import photos
+        from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
+        from ..placement import Placement
 
     _check_output(options.output, _PICTURE_SUFFIXES, options.photo)
     sampling = Sampling(
@@ -194,7 +198,8 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
-    from ..faces import FaceAnalyzer
+    with stage("import"):
+        from ..faces import FaceAnalyzer
 
     return FaceAnalyzer.load(options.pack, options.backend, options.device)
 
@@ -214,7 +219,6 @@ def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] =
 
 
 def _save_picture(image: Any, path: Path) -> None:
-    from ..recorder import stage
     from ..weights import atomic_write
 
     with stage("save"), atomic_write(path) as temporary:
