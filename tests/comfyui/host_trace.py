@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
@@ -17,8 +20,10 @@ comfy.cli_args.args.cpu = True
 import comfy.model_management as host  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
 from comfy.ldm.modules.attention import optimized_attention  # noqa: E402
 from comfy.patcher_extension import CallbacksMP, WrappersMP  # noqa: E402
+from comfy_execution import progress  # noqa: E402
 
 from tests.comfyui import tiny  # noqa: E402
 
@@ -46,7 +51,7 @@ def trace() -> dict[str, Any]:
     }
     parameters = [name for name, _ in model.model.diffusion_model.named_parameters()]
     traced = {"latents": latents, "parameters": parameters, "calls": calls, "options": options}
-    return {**traced, "management": _management(model)}
+    return {**traced, "management": _management(model), "progress": _progress(), "files": _files()}
 
 
 def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
@@ -148,6 +153,51 @@ def _management(model: Any) -> list[Any]:
     comfy.utils.ProgressBar(3).update(2)
     comfy.utils.set_progress_bar_global_hook(hook)
     return [*events]  # a copy: a real patcher detaches itself once more when it dies
+
+
+def _progress() -> list[Any]:
+    """What a handler hears of the nodes of two prompts."""
+    events: list[Any] = []
+
+    class Handler(progress.ProgressHandler):
+        def set_registry(self, registry: Any) -> None:
+            events.append(["registry", registry.dynprompt])
+
+        def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+            events.append(["start", node_id, prompt_id])
+
+        def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+            events.append(["finish", node_id, prompt_id])
+
+        def reset(self) -> None:
+            events.append("reset")
+
+    progress.reset_progress_state("first", "its graph")
+    progress.add_progress_handler(Handler("ours"))
+    progress.get_progress_state().start_progress("1")
+    progress.get_progress_state().finish_progress("1")
+    progress.get_progress_state().unregister_handler("nobody's")
+    progress.get_progress_state().unregister_handler("ours")
+    progress.get_progress_state().start_progress("2")
+    progress.add_progress_handler(Handler("ours"))
+    progress.reset_progress_state("second", "another graph")
+    progress.get_progress_state().start_progress("3")
+    return events
+
+
+def _files() -> list[Any]:
+    """The names that the host gives to saved files, and where it refuses."""
+    names: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for prefix in ("run", "run", "run_2", "deep/er/run", "./run", "../run"):
+            try:
+                where, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder)
+            except Exception:
+                names.append("refused")
+            else:
+                Path(where, f"{name}_{number:05}_.html").touch()
+                names.append([os.path.relpath(where, folder), name, number, subfolder])
+    return names
 
 
 def _controlled(positive: list[Any], negative: list[Any]) -> tuple[list[Any], list[Any]]:

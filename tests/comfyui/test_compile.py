@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,6 +102,31 @@ def test_every_edit_takes_effect_and_few_compile_again(compiled, patch, model, p
     check("the first face again", patch(model), 0, is_new=False)
     assert not torch._dynamo.utils.counters["graph_break"]
     assert not torch._dynamo.utils.counters["recompile_limit"]
+
+
+def test_recording_a_run_changes_no_graph(compiled, patch, model, positive, negative, our_pack):
+    """Neither at its begin, nor at its end, nor from step to step; and of a compiled UNet only the whole is seen."""
+    recorder = importlib.import_module(f"{our_pack.__name__}.fast_instantid.recorder")
+    edited = compiled(patch(model))
+    plain = tiny.sample(edited, positive, negative)
+    before = graphs()
+    with recorder.Recorder() as recorded:
+        assert torch.equal(tiny.sample(edited, positive, negative), plain)
+    assert torch.equal(tiny.sample(edited, positive, negative), plain)
+    assert graphs() == before
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert {span.name for span in recorded.spans} == {"UNet"}
+
+
+def test_compiling_while_recording_gives_the_same_graph(compiled, patch, model, positive, negative, our_pack):
+    recorder = importlib.import_module(f"{our_pack.__name__}.fast_instantid.recorder")
+    edited = compiled(patch(model))
+    with recorder.Recorder():
+        tiny.sample(edited, positive, negative)
+    before = graphs()
+    tiny.sample(edited, positive, negative)
+    assert graphs() == before == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_beside_code_of_others_the_picture_is_right_and_other_models_stay_so(

@@ -25,6 +25,8 @@ NODES = (
     "FaceKeypointsPreprocessor",
     "InstantIDAttentionPatch",
     "ApplyInstantIDControlNet",
+    "InstantIDDoctor",
+    "InstantIDProfile",
 )
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))
@@ -70,7 +72,8 @@ def test_the_help_page_of_a_node_explains_each_input_and_output(
 ) -> None:
     page = server.get(f"/extensions/{PACK_FOLDER}/docs/{node}.md").decode()
     assert page.startswith(f"# {schema[node]['display_name']}\n")
-    inputs = [name for names in schema[node]["input_order"].values() for name in names]
+    sections = schema[node]["input_order"].items()
+    inputs = [name for section, names in sections if section != "hidden" for name in names]
     rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert rows == [*inputs, *schema[node]["output_name"]]
 

@@ -48,3 +48,11 @@ def test_patches_see_the_same_options_in_the_same_layers(both):
 def test_models_are_loaded_and_unloaded_alike(both):
     standin, real = both
     assert standin["management"] == real["management"]
+
+
+def test_nodes_are_told_and_files_are_named_alike(both):
+    standin, real = both
+    assert standin["progress"] == real["progress"]
+    assert len(real["progress"]) == 6
+    assert standin["files"] == real["files"]
+    assert real["files"][-1] == "refused"

@@ -45,7 +45,7 @@ function textArea(wraps) {
   const area = document.createElement("textarea");
   area.readOnly = true;
   area.spellcheck = false;
-  area.placeholder = "Shows here what it found, after the workflow ran.";
+  area.placeholder = "What it found is shown here after a run.";
   area.className = "comfy-multiline-input";
   area.style.cssText = "flex: 1; min-height: 0; resize: none; font-family: monospace;";
   area.style.whiteSpace = wraps ? "pre-wrap" : "pre";

@@ -97,17 +97,24 @@ class ComfyServer:
 
     def run(self, prompt: dict[str, Any], timeout_s: float = 180) -> list[Path]:
         """Run a prompt in API format and return the pictures that it saved."""
-        prompt_id = self.post("/prompt", {"prompt": prompt})["prompt_id"]
+        entry = self.wait(self.queue(prompt), timeout_s)
+        if entry["status"]["status_str"] != "success":
+            raise RuntimeError(f"a node failed:\n{self.log()[-4000:]}")
+        images = [image for output in entry["outputs"].values() for image in output.get("images", [])]
+        return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Post a prompt in API format; returns its id."""
+        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def wait(self, prompt_id: str, timeout_s: float = 180) -> dict[str, Any]:
+        """What the history says of a prompt when it has ended, however it did."""
         deadline = time.monotonic() + timeout_s
         while not (history := self.get_json(f"/history/{prompt_id}")):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no result after {timeout_s} s:\n{self.log()[-4000:]}")
             time.sleep(0.2)
-        entry = history[prompt_id]
-        if entry["status"]["status_str"] != "success":
-            raise RuntimeError(f"a node failed:\n{self.log()[-4000:]}")
-        images = [image for output in entry["outputs"].values() for image in output.get("images", [])]
-        return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in images]
+        return history[prompt_id]
 
 
 def copy(source: Path, target: Path) -> None:
