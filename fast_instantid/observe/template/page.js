@@ -176,7 +176,7 @@ function describe({ row, at, span, others }) {
   for (let outer = run.parent[span]; outer >= 0; outer = run.parent[outer]) names.unshift(data.names[run.name[outer]]);
   const facts = { ...(run.facts[span] || {}) };
   const lines = [];
-  if (names.length) lines.push(["inside", names.join(" › ")]);
+  if (names.length) lines.push(["inside", names.join(" > ")]);
   if (run.label) lines.push(["run", run.label]);
   lines.push(["begins at", timeWords(run.start[span])], ["on the host", timeWords(run.time[span])]);
   if (run.device[span]) {
