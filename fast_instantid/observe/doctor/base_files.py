@@ -13,6 +13,7 @@ from .places import Places
 from .report import Finding
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and fits no other base model."
+_SDXL_NEEDED = "It should be the base model, which draws the picture."
 _DOWNLOAD = "fast-instantid download base"
 
 
@@ -58,7 +59,7 @@ def _checkpoint(path: Path) -> Iterator[Finding]:
     try:
         width = text_width(shapes_of(path))
     except ModelFileError as error:
-        yield Finding("broken", str(error), "It is the base model.", "name another one with --base")
+        yield Finding("broken", str(error), _SDXL_NEEDED, "name another one with --base")
         return
     if width == SDXL_WIDTH:
         yield Finding("ok", f"base model: {path}")
@@ -71,14 +72,16 @@ def _folder(folder: Path) -> Iterator[Finding]:
     index = folder / "model_index.json"
     again = f"{_DOWNLOAD}, which fetches what is missing"
     if not index.is_file():
-        yield Finding("broken", f"{folder}: no model_index.json, so no base model in diffusers' layout", do=again)
+        yield Finding(
+            "broken", f"{folder}: no model_index.json, so no base model in diffusers' layout", _SDXL_NEEDED, again
+        )
         return
     try:
         content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
         kind = str(content.get("_class_name"))
         parts = [name for name, value in content.items() if isinstance(value, list) and value[0] is not None]
     except (OSError, ValueError, AttributeError) as error:
-        yield Finding("broken", f"{index} is damaged ({error})", do=f"delete it, then: {again}")
+        yield Finding("broken", f"{index} is damaged ({error})", _SDXL_NEEDED, f"delete it, then: {again}")
         return
     if not kind.startswith("StableDiffusionXL"):
         yield Finding("broken", f"{folder} is for {kind}, which is not SDXL", _SDXL_ONLY, "name SDXL with --base")

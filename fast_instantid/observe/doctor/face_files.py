@@ -25,7 +25,6 @@ _OTHER_PERSON = (
     "InstantID was trained on antelopev2's glintr100. The numbers of another recogniser mean another person to it: "
     "pictures will not look like the one on the photo."
 )
-_GET_ANTELOPE = "get antelopev2 (scrfd_10g_bnkps.onnx and glintr100.onnx), and put it into {folder}"
 
 
 def faces(places: Places) -> Iterator[Finding]:
@@ -55,7 +54,7 @@ def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
     from ...faces.pack import is_of_buffalo
 
     convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
-    do = _GET_ANTELOPE.format(folder=_destination(places))
+    do = _how_to_get(places)
     if is_of_buffalo(pack.recognizer):
         yield Finding(
             "broken",
@@ -93,7 +92,7 @@ def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
 
 def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     """What of a pack there is."""
-    do = _GET_ANTELOPE.format(folder=_destination(places))
+    do = _how_to_get(places)
     zipped = [path for path in files_below(places.faces, (".zip",)) if _holds_networks(path)]
     zipped += [path for folder in places.faces for path in _zips_beside(folder)]
     networks = list(files_below(places.faces, (".onnx",)))
@@ -107,19 +106,16 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
         return
     if not networks:
         return
-    detectors: list[Path] = []
-    for path in networks:
-        graph = _readable(path)
-        if isinstance(graph, str):
+    graphs = [_readable(path) for path in networks]
+    for problem in graphs:
+        if isinstance(problem, str):
             do_file = "delete it, and unpack the pack again" if zipped else "delete it, and download it again"
-            yield Finding("broken", graph, "The face models are not complete without it.", do_file)
-        elif len(graph.outputs) > 1:
-            detectors.append(path)
-    if all(isinstance(_readable(path), str) for path in networks):
-        return
-    half = "half of a face pack is there" if detectors else "there is no face detector"
-    missing = "glintr100.onnx is missing" if detectors else "scrfd_10g_bnkps.onnx is missing"
-    yield Finding("broken", f"{half}: {missing}", f"{'. '.join(reasons)}.", do)
+            yield Finding("broken", problem, "The face models may not be complete without it.", do_file)
+    whole = [graph for graph in graphs if not isinstance(graph, str)]
+    if whole:
+        has_detector = any(len(graph.outputs) > 1 for graph in whole)
+        missing = "a recogniser (glintr100.onnx)" if has_detector else "a face detector (scrfd_10g_bnkps.onnx)"
+        yield Finding("broken", f"the face models are not complete: {missing} is missing", f"{'. '.join(reasons)}.", do)
 
 
 def _readable(path: Path) -> Graph | str:
@@ -127,7 +123,8 @@ def _readable(path: Path) -> Graph | str:
     from ...faces.onnx_graph import read_graph
 
     try:
-        head = path.open("rb").read(64)
+        with open(path, "rb") as file:
+            head = file.read(64)
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror}); check its permissions"
     if head.startswith(b"version https://git-lfs"):
@@ -144,6 +141,13 @@ def _destination(places: Places) -> Path:
     if places.host == "comfyui":
         return places.models / "insightface" / "models" / "antelopev2"
     return places.faces[0] if places.faces else places.models / "antelopev2"
+
+
+def _how_to_get(places: Places) -> str:
+    folder = _destination(places)
+    if places.host == "diffusers" and folder.name == "antelopev2":
+        return f'fast-instantid download antelopev2 --to "{folder.parent}"'
+    return f"get antelopev2 (scrfd_10g_bnkps.onnx and glintr100.onnx), and put it into {folder}"
 
 
 def _zips_beside(folder: Path) -> Iterator[Path]:

@@ -25,13 +25,16 @@ _BUILDS = re.compile(
     r"onnxruntime(-(gpu|directml|openvino|rocm|migraphx|silicon|training|qnn|cann|vitisai).*)?|ort(-gpu)?-nightly.*"
 )
 _LIBRARY = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
-_USE_TORCH = "or leave out --backend onnxruntime: torch needs none of this"
+_USE_TORCH = {
+    "diffusers": "or leave out --backend onnxruntime: torch needs none of this",
+    "comfyui": "or choose 'auto' as provider, which is torch and needs none of this",
+}
 
 
 def backend(places: Places) -> Iterator[Finding]:
     """Loads a tiny network where the real ones would be loaded, and runs it."""
     if places.backend == "onnxruntime":
-        yield from _onnxruntime(places.device or "cpu")
+        yield from _onnxruntime(places.device or "cpu", _USE_TORCH[places.host])
     else:
         yield from _torch(places.device)
 
@@ -80,13 +83,13 @@ def _torch(device: str | None) -> Iterator[Finding]:
             "broken",
             f"the face networks would run in torch on {placed}, which fails: {reason}",
             "A convolution of a few numbers was tried there.",
-            "free memory there, or see Machine above; meanwhile, --device cpu",
+            "free memory there, or see Machine above; meanwhile, run them on cpu",
         )
         return
     yield Finding("ok", f"the face networks run in torch on {placed}")
 
 
-def _onnxruntime(device: str) -> Iterator[Finding]:
+def _onnxruntime(device: str, use_torch: str) -> Iterator[Finding]:
     import numpy as np
 
     from ...errors import BackendError
@@ -97,7 +100,7 @@ def _onnxruntime(device: str) -> Iterator[Finding]:
             network = OnnxRuntimeNetwork(_write_tiny_network(Path(folder) / "tiny.onnx"), device)
             network.run(np.zeros((1, 8, 8, 3), np.uint8), 0.0, 1.0)
     except (BackendError, ImportError) as error:
-        why, do = _explained(device)
+        why, do = _explained(device, use_torch)
         yield Finding("broken", f"the face networks cannot run in onnxruntime on {device}: {error}", why, do)
         return
     yield Finding("ok", f"the face networks run in {network.backend}; a tiny one was tried")
@@ -108,7 +111,7 @@ def _onnxruntime(device: str) -> Iterator[Finding]:
             "note",
             "onnxruntime runs them on the CPU, although there is a GPU",
             "That is what was asked for.",
-            "name the GPU (--device cuda), or use torch, which takes it by itself",
+            f"name the GPU as device, {use_torch}, and takes the GPU by itself",
         )
 
 
@@ -124,28 +127,33 @@ def _write_tiny_network(path: Path) -> Path:
     return path
 
 
-def _explained(device: str) -> tuple[str, str]:
+def _explained(device: str, use_torch: str) -> tuple[str, str]:
     """Why onnxruntime has not got the provider of ``device``, and what to do."""
+    import torch
+
     from ...faces.network import PROVIDERS
 
     builds = sorted(name for name in installed() if is_onnxruntime(name))
     provider = PROVIDERS.get(device.partition(":")[0].lower(), device)
     if not builds:
-        return "It is not installed.", f"pip install onnx {_MADE_FOR.get(provider, 'onnxruntime')}, {_USE_TORCH}"
+        return "It is not installed.", f"pip install onnx {_MADE_FOR.get(provider, 'onnxruntime')}, {use_torch}"
     if provider == "ROCMExecutionProvider":
         return (
             "onnxruntime has no provider for ROCm any more: it ended with ROCm 7.1, and MIGraphX is its successor.",
-            f"--device migraphx with the build onnxruntime-migraphx, {_USE_TORCH} and runs on AMD's GPUs",
+            f"--device migraphx with the build onnxruntime-migraphx, {use_torch} and runs on AMD's GPUs",
         )
     build = _MADE_FOR.get(provider)
     if build is not None and builds != [build] and (build not in builds or len(builds) > 1):
         return (
             f"That provider is in the build {build}; installed: {', '.join(builds)}.",
-            f"pip uninstall {' '.join(builds)}, then: pip install {build}, {_USE_TORCH}",
+            f"pip uninstall {' '.join(builds)}, then: pip install {build}, {use_torch}",
         )
     if provider in _LIBRARY and (reason := _library_error(_LIBRARY[provider])):
-        return (f"{reason}{_cuda_versions(reason)}", f"install that version of CUDA and cuDNN, {_USE_TORCH}")
-    return "", f"see the message of onnxruntime, {_USE_TORCH}"
+        return (
+            f"{reason}{cuda_versions(reason, torch.version.cuda)}",
+            f"install that version of CUDA and cuDNN, {use_torch}",
+        )
+    return "", f"see the message of onnxruntime, {use_torch}"
 
 
 def _library_error(provider: str) -> str:
@@ -167,12 +175,9 @@ def _library_error(provider: str) -> str:
     return ""
 
 
-def _cuda_versions(reason: str) -> str:
-    """Where a library of another CUDA than torch's is missed."""
-    import torch
-
+def cuda_versions(reason: str, cuda: str | None) -> str:
+    """A sentence where a library of another CUDA than torch's is missed; else nothing."""
     wanted = re.search(r"lib(?:cublas|cublasLt|cudart|cufft|curand)\.so\.(\d+)", reason)
-    cuda = torch.version.cuda
     if wanted is None or cuda is None or cuda.split(".")[0] == wanted[1]:
         return ""
     return f" This onnxruntime was built for CUDA {wanted[1]}, and torch brings CUDA {cuda}."

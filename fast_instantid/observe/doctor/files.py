@@ -5,7 +5,6 @@ A newcomer has none of them. That is one finding with one way out, and not a fin
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from . import base_files, face_files, instantid_files
 from .headers import WEIGHTS, copies, files_below
 from .places import Places
 from .report import Finding
+from .versions import installed
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def size_text(size: float) -> str:
 
 
 def _missing(missing: list[tuple[_Kind, tuple[Path, ...]]], places: Places, everything: bool) -> Finding:
-    looked = "; ".join(f"{kind.name} ({' and '.join(map(str, folders))})" for kind, folders in missing)
+    looked = "; ".join(f"{kind.name} in {' and '.join(map(str, folders))}" for kind, folders in missing)
     found = (
         "the model files are not here yet" if everything else f"not here yet: {', '.join(k.name for k, _ in missing)}"
     )
-    why = f"Looked in {places.models}." if everything else f"Looked for were {looked}."
+    why = f"Looked in {places.models}." if everything else f"Looked for: {looked}."
     room = _free(places.models)
     size = sum(kind.size for kind, _ in missing)
     if room is not None and room < size * 1e9:
@@ -130,7 +130,7 @@ def _how_to_get(kinds: list[_Kind], places: Places, everything: bool, size: floa
     models = [name for name in MODELS if any(kind.model == name for kind in kinds)]
     names = "" if everything else f" {' '.join(models)}"
     to = "" if places.models == models_folder() else f" --to {_quoted(places.models)}"
-    first = "" if importlib.util.find_spec("huggingface_hub") else "pip install huggingface-hub, then: "
+    first = "" if "huggingface-hub" in installed() else "pip install huggingface-hub, then: "
     have = f"or, if you have them already, say where: --models, --pack, --instantid, --base{_or_variable(places)}"
     return f"{first}fast-instantid download{names}{to} (about {size:.1f} GB)\n{have}"
 

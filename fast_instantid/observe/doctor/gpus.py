@@ -30,9 +30,12 @@ def gpus(places: Places) -> Iterator[Finding]:
         if link is not None:
             yield from pcie(gpu.info.index, link, gpu.read().utilization)
     if not found.found:
-        yield from _as_torch_sees_it()
-    for reason in found.unseen:
-        yield Finding("note", reason)
+        seen = list(_as_torch_sees_it())
+        yield from seen
+        what = (
+            "who holds it, and the PCIe link, cannot be seen" if seen else "there is no GPU, or none that can be asked"
+        )
+        yield Finding("note", what, " ".join(f"{reason.rstrip('.')}." for reason in found.unseen))
 
 
 CHECKS = (gpus,)
@@ -126,7 +129,6 @@ def _holder(pid: int, name: str | None, size: int | None) -> str:
 def _as_torch_sees_it() -> Iterator[Finding]:
     torch: Any = import_torch()
     if isinstance(torch, Exception) or not torch.cuda.is_available():
-        yield Finding("ok", "no GPU could be asked")
         return
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)

@@ -15,6 +15,7 @@ from .report import Finding
 _LAYERS = 70  # cross-attention layers of SDXL's UNet
 _ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")  # in the order in which they are taken
 _NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
+_PLACES = "It should be the IdentityNet, which puts the face where the keypoints are."
 _DOWNLOAD = "fast-instantid download instantid"
 _HUB = "huggingface.co/InstantX/InstantID"
 
@@ -33,6 +34,14 @@ def adapter(places: Places) -> Iterator[Finding]:
             wrong.append(str(error))
             continue
         good.append(path)
+        if places.host == "diffusers" and path.name not in _ADAPTER_NAMES:
+            yield Finding(
+                "broken",
+                f"{path} is InstantID's adapter under another name",
+                f"Here it is looked for as {' or '.join(_ADAPTER_NAMES)}.",
+                f"rename it to {_ADAPTER_NAMES[-1] if path.suffix != '.safetensors' else _ADAPTER_NAMES[0]}",
+            )
+            continue
         if (layers, width) == (_LAYERS, SDXL_WIDTH):
             yield Finding("ok", f"adapter: {path}")
         else:
@@ -81,21 +90,21 @@ def _controlnet_folder(folder: Path) -> Iterator[Finding]:
     again = f"{_DOWNLOAD}, which fetches what is missing"
     if not (folder / "config.json").is_file() or not weights:
         missing = "its weights" if (folder / "config.json").is_file() else "config.json"
-        yield Finding("broken", f"{folder}: {missing} missing", "It is the IdentityNet, which places the face.", again)
+        yield Finding("broken", f"{folder}: {missing} missing", _PLACES, again)
         return
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, width = config.get("_class_name"), config.get("cross_attention_dim")
     except (OSError, ValueError, AttributeError) as error:
         yield Finding(
-            "broken", f"{folder / 'config.json'} is no configuration ({error})", do=f"delete it, then: {again}"
+            "broken", f"{folder / 'config.json'} is no configuration ({error})", _PLACES, f"delete it, then: {again}"
         )
         return
     if kind != "ControlNetModel":
         yield Finding(
             "broken",
             f"{folder} holds a {kind}, and no ControlNetModel",
-            "It cannot place a face.",
+            _PLACES,
             f"delete it, then: {again}",
         )
         return
@@ -128,7 +137,7 @@ def _controlnet(path: Path, again: str, width: int | None = None) -> Iterator[Fi
     try:
         shapes = shapes_of(path)
     except ModelFileError as error:
-        yield Finding("broken", str(error), "It is the IdentityNet, which places the face.", again)
+        yield Finding("broken", str(error), _PLACES, again)
         return
     width = text_width(shapes) or width
     if not is_controlnet(shapes):

@@ -65,14 +65,14 @@ class Report:
             )
         if warnings := self.count("warning"):
             things = "one thing" if warnings == 1 else f"{warnings} things"
-            return f"InstantID can work here. {things.capitalize()} could be better: see WARNING above."
-        return "All is well: InstantID can work here."
+            return f"Nothing broken was found. {things.capitalize()} could be better: see WARNING above."
+        return "All is well."
 
     def text(self, width: int = 100, colours: bool = False) -> str:
         """For people: topic by topic, a line for what is well, and what to do about the rest.
 
         Args:
-            width: in characters; lines that say what is well may be longer.
+            width: in characters; paths and commands longer than that stay in one piece.
             colours: with ANSI escapes, as terminals understand them.
         """
         lines = [f"Fast InstantID {__version__}, examined by its doctor"]
@@ -102,7 +102,7 @@ def _lines(finding: Finding, width: int, colours: bool) -> list[str]:
     label = _LABELS[finding.level].ljust(_LABEL_WIDTH)
     if colours:
         label = f"\033[{_COLOURS[finding.level]}m{label}\033[0m"
-    found = [finding.found] if finding.level == "ok" else _wrapped(finding.found, width)
+    found = _wrapped(finding.found, width)
     lines = [f"  {label}{found[0]}", *(_INDENT + line for line in found[1:])]
     lines += [_INDENT + line for line in _wrapped(finding.why, width)]
     for prefix, paragraph in zip(["Do: ", *["    "] * finding.do.count("\n")], finding.do.splitlines(), strict=False):
@@ -112,5 +112,5 @@ def _lines(finding: Finding, width: int, colours: bool) -> list[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Paths and commands stay in one piece, so that they can be copied."""
+    """Words stay in one piece, so that paths can be copied."""
     return textwrap.wrap(text, max(width - len(_INDENT), 40), break_long_words=False, break_on_hyphens=False)
