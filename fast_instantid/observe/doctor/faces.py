@@ -99,7 +99,14 @@ def _onnxruntime(device: str, use_torch: str) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory() as folder:
             network = OnnxRuntimeNetwork(_write_tiny_network(Path(folder) / "tiny.onnx"), device)
             network.run(np.zeros((1, 8, 8, 3), np.uint8), 0.0, 1.0)
-    except (BackendError, ImportError) as error:
+    except ImportError as error:
+        why, do = _explained(device, use_torch)
+        found = (
+            f"the face networks cannot run in onnxruntime: {error.name or error} is not installed or cannot be loaded"
+        )
+        yield Finding("broken", found, "The backend needs the packages onnx and onnxruntime. " + why, do)
+        return
+    except BackendError as error:
         why, do = _explained(device, use_torch)
         yield Finding("broken", f"the face networks cannot run in onnxruntime on {device}: {error}", why, do)
         return
@@ -135,25 +142,28 @@ def _explained(device: str, use_torch: str) -> tuple[str, str]:
 
     builds = sorted(name for name in installed() if is_onnxruntime(name))
     provider = PROVIDERS.get(device.partition(":")[0].lower(), device)
-    if not builds:
-        return "It is not installed.", f"pip install onnx {_MADE_FOR.get(provider, 'onnxruntime')}, {use_torch}"
     if provider == "ROCMExecutionProvider":
         return (
             "onnxruntime has no provider for ROCm any more: it ended with ROCm 7.1, and MIGraphX is its successor.",
             f"--device migraphx with the build onnxruntime-migraphx, {use_torch} and runs on AMD's GPUs",
         )
     build = _MADE_FOR.get(provider)
+    onnx = "" if "onnx" in installed() else "onnx "
+    if not builds:
+        return "", f"pip install {onnx}{build or 'onnxruntime'}, {use_torch}"
     if build is not None and builds != [build] and (build not in builds or len(builds) > 1):
         return (
             f"That provider is in the build {build}; installed: {', '.join(builds)}.",
-            f"pip uninstall {' '.join(builds)}, then: pip install {build}, {use_torch}",
+            f"pip uninstall {' '.join(builds)}, then: pip install {onnx}{build}, {use_torch}",
         )
     if provider in _LIBRARY and (reason := _library_error(_LIBRARY[provider])):
         return (
             f"{reason}{cuda_versions(reason, torch.version.cuda)}",
             f"install that version of CUDA and cuDNN, {use_torch}",
         )
-    return "", f"see the message of onnxruntime, {use_torch}"
+    if onnx:
+        return "", f"pip install onnx, {use_torch}"
+    return "A tiny network was tried there.", f"see the message of onnxruntime, {use_torch}"
 
 
 def _library_error(provider: str) -> str:
