@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import runpy
 import shlex
@@ -150,10 +149,8 @@ def _outputs(options: argparse.Namespace, suffixes: Sequence[str] = (".json", ".
     """The files to write, checked before any work is done: nothing is ever replaced."""
     suffixes = [suffix for suffix in suffixes if suffix != ".html" or not options.no_html]
     if options.output is None:
-        name = time.strftime("profile-%Y%m%d-%H%M%S")
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        files = ([Path(name + suffix) for suffix in suffixes] for name in names)
-        paths = next(paths for paths in files if not any(path.exists() for path in paths))
+        name = f"{time.strftime('profile-%Y%m%d-%H%M%S')}-{os.getpid()}"  # two may begin in the same second
+        paths = [Path(name + suffix) for suffix in suffixes]
     else:
         name = options.output.name.removesuffix(".html").removesuffix(".json")
         if options.output.is_dir() or not name:
