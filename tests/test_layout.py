@@ -31,8 +31,16 @@ ALLOWED = {
     "cli": {"", "faces", "identity", "attention", "pipelines", "download", "observe"},
     "__main__": {"cli"},
 }
-ONLY_IMPORTER = {"comfy": "comfyui", "folder_paths": "comfyui", "diffusers": "pipelines", "ray": "scale", "pynvml": "observe", "amdsmi": "observe"}
-NEVER = {"insightface", "torchvision", "comfy_execution"}
+ONLY_IMPORTER = {
+    "comfy": "comfyui",
+    "comfy_execution": "comfyui",
+    "folder_paths": "comfyui",
+    "diffusers": "pipelines",
+    "ray": "scale",
+    "pynvml": "observe",
+    "amdsmi": "observe",
+}
+NEVER = {"insightface", "torchvision"}
 
 
 def part_of(path: Path) -> str:
