@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -80,10 +81,10 @@ def _watch(options: argparse.Namespace, command: list[str]) -> int:
             _say(f"error: {error}")
             return error.code
         code = 0 if process is None else exit_code(process)
-        _report(options, recording, name)
+        complete = _report(options, recording, name)
     if not chosen:
         _say("no GPU was watched: " + "; ".join(gpus.unseen))
-    return code
+    return code or int(not complete)
 
 
 def _record(
@@ -157,51 +158,57 @@ def _replay(options: argparse.Namespace) -> int:
     from ..observe.record import read_recording
 
     recording = read_recording(options.replay)
-    if not options.output:
-        _report(options, recording, options.replay.with_suffix(""), replayed=True)
-        return 0
-    _report(options, recording, _free_name(options.output), replayed=True)
-    return 0
+    name = _free_name(options.output) if options.output else options.replay.with_suffix("")
+    return int(not _report(options, recording, name, replayed=True))
 
 
-def _report(options: argparse.Namespace, recording: Recording, name: Path | None, replayed: bool = False) -> None:
-    """Write what there is to write, and say what came out; to stderr where stdout is the command's."""
+def _report(options: argparse.Namespace, recording: Recording, name: Path | None, replayed: bool = False) -> bool:
+    """Say what came out, to stderr where stdout is the command's, and write it; false if not all could be written."""
     from ..observe.plot import save_plot
     from ..weights import atomic_write
 
     document, verdicts = recording.document(), recording.verdicts()
-    written: list[Path] = []
-    if name and not replayed:
-        written.append(_file(name, ".csv"))
-        with atomic_write(_file(name, ".json")) as temporary:
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-        written.append(_file(name, ".json"))
     for note in recording.notes:
         _say(f"note: {note}")
     results = sys.stderr if options.json or (recording.command and not replayed) else sys.stdout
+    width = os.get_terminal_size(results.fileno()).columns if results.isatty() else 0
     for label, verdict in verdicts.items():
-        print(_verdict_text(recording, label, verdict), file=results)
+        print(_verdict_text(recording, label, verdict, width), file=results)
+    if options.json:
+        print(json.dumps(document))
+    if name is None:
+        return True
+    written: list[Path] = [] if replayed else [_file(name, ".csv")]
     try:
+        if not replayed:
+            with atomic_write(_file(name, ".json")) as temporary:
+                temporary.write_text(json.dumps(document), encoding="utf-8")
+            written.append(_file(name, ".json"))
         for label, verdict in verdicts.items():
-            if name is None:
-                break
             path = _file(name, f".gpu{label}.png" if len(verdicts) > 1 else ".png")
             save_plot(recording.gpus[label], verdict, path)
             written.append(path)
     except FastInstantIDError as error:
         _say(f"note: {error}")
-    if written:
-        _say(f"written: {', '.join(map(str, written))}")
-    if options.json:
-        print(json.dumps(document))
+    except OSError as error:
+        _say(f"error: {error.filename or name}: {error.strerror or error}; what was recorded is in the CSV file")
+        return False
+    _say(f"written: {', '.join(map(str, written))}")
+    return True
 
 
-def _verdict_text(recording: Recording, label: str, verdict: Verdict) -> str:
-    lines = [f"GPU {label}, {recording.gpus[label].info.name}: swapping: {verdict.swapping}", f"  {verdict.headline}"]
-    lines += [f"  - {reason}" for reason in verdict.reasons]
+def _verdict_text(recording: Recording, label: str, verdict: Verdict, width: int) -> str:
+    """Lines of at most ``width`` characters, or as they come where it is 0."""
+
+    def lines(text: str, first: str, others: str) -> str:
+        return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others) if width else first + text
+
+    title = f"GPU {label}, {recording.gpus[label].info.name}: swapping: {verdict.swapping}"
+    text = [lines(title, "", "  "), lines(verdict.headline, "  ", "  ")]
+    text += [lines(reason, "  - ", "    ") for reason in verdict.reasons]
     if verdict.advice:
-        lines += ["  what to do:", *(f"  - {advice}" for advice in verdict.advice)]
-    return "\n".join(lines)
+        text += ["  what to do:", *(lines(advice, "  - ", "    ") for advice in verdict.advice)]
+    return "\n".join(text)
 
 
 def _status(recording: Recording, latest: dict[str, Sample]) -> list[str]:

@@ -27,7 +27,7 @@ def save_plot(gpu: GpuRecord, verdict: Verdict, path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:  # also one that does not fit the numpy beside it
+    except Exception as error:  # not installed, or at odds with the numpy beside it, which shows in many ways
         raise FastInstantIDError(
             f"no plot, since matplotlib cannot be imported ({error}); pip install 'fast-instantid[observe]', then "
             "--replay draws it"
@@ -123,7 +123,8 @@ def _finish(axes: Any, label: str, times: list[float], legend: str = "upper righ
 
 def _title(figure: Any, gpu: GpuRecord, verdict: Verdict, shaded: bool) -> None:
     answer = f"swapping: {verdict.swapping}"
-    figure.text(0.012, 0.955, answer, fontsize=17, weight="bold", color=_TITLE_COLORS[verdict.swapping])
+    color = _ORANGE if verdict.swapping == "no" and verdict.advice else _TITLE_COLORS[verdict.swapping]
+    figure.text(0.012, 0.955, answer, fontsize=17, weight="bold", color=color)
     total = f", {gpu.info.memory_total / GIB:.1f} GiB" if gpu.info.memory_total else ""
     name = textwrap.shorten(gpu.info.name, 60, placeholder=" ...")
     figure.text(0.985, 0.957, f"GPU {gpu.info.label}: {name}{total}", fontsize=11, color=_QUIET, ha="right")

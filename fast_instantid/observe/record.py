@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -141,6 +142,11 @@ class CsvWriter:
     def end(self, recording: Recording) -> None:
         """The last line, by which a reader knows that nothing is missing."""
         self._comment({"end": {"exit_code": recording.exit_code, "unseen": recording.unseen, "notes": recording.notes}})
+
+    def abandon(self) -> None:
+        """Close the file after a failure; what could not be written is given up."""
+        with suppress(OSError):
+            self._file.close()  # tries again to write it
 
     def _comment(self, content: dict[str, Any]) -> None:
         self._file.write(f"# {json.dumps(content)}\n")

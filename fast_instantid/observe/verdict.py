@@ -179,6 +179,8 @@ def _memory(evidence: Evidence, holders: Sequence[Holder]) -> list[str]:
         text += f", at its limit ({FULL:.0%} or more) {_seconds(evidence.full_seconds, evidence)}"
     reasons = [text]
     if evidence.peak_watched is not None and evidence.peak_others is not None:
+        if not evidence.peak_watched + evidence.peak_others:
+            return reasons
         others = _others(holders)
         named = f": {', '.join(map(str, others[:3]))}" if others else ""
         reasons.append(

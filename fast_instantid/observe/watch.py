@@ -126,6 +126,7 @@ class Watcher:
         try:
             getattr(self._csv, what)(*content)
         except OSError as error:
+            self._csv.abandon()
             self._csv = None
             text = f"the CSV file could not be written further ({error.strerror}); it ends at {self.seconds:.1f} s"
             self._recording.notes.append(text)

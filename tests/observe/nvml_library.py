@@ -219,7 +219,9 @@ _COUNTERS = (
     "MaxPcieLinkGeneration",
     "MaxPcieLinkWidth",
     "ComputeRunningProcesses_v3",
+    "ComputeRunningProcesses_v2",
     "GraphicsRunningProcesses_v3",
+    "GraphicsRunningProcesses_v2",
 )
 MACHINES: dict[str, Callable[[], NvmlLibrary]] = {
     "steady": lambda: NvmlLibrary(FakeGpu(counters=_steady)),
