@@ -2,7 +2,7 @@
 
     with Recorder() as recorder:
         image = generate(...)
-    Profile.of(recorder).save("run.json")  # fast_instantid.observe
+    Profile.of(recorder, "a portrait").save("run.html")  # fast_instantid.observe.profile
 
 Code says ``with stage("align"): ...`` around what it does. While nothing records, that is one look at a global and an
 empty context manager; ``python -m benchmarks recorder`` measures it. While something does, times of a CUDA device come
