@@ -27,7 +27,8 @@ _IN_ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "µ":
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything behind ``fast-instantid profile``."""
     what = f"one of {', '.join(_COMMANDS)}, or a .py file, with its arguments"
-    parser.add_argument("-o", "--output", type=Path, metavar="NAME", help="write NAME.json and NAME.html")
+    files = "write NAME.json and NAME.html (default when recording: profile- with date and time)"
+    parser.add_argument("-o", "--output", type=Path, metavar="NAME", help=files)
     parser.add_argument("--no-html", action="store_true", help="write no page, only the trace")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="show two saved .json files")
     parser.add_argument("--show", type=Path, metavar="FILE", help="show a saved .json file")
