@@ -164,9 +164,6 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace, recording: Recording, name: Path | None, replayed: bool = False) -> bool:
     """Say what came out, to stderr where stdout is the command's, and write it; false if not all could be written."""
-    from ..observe.plot import save_plot
-    from ..weights import atomic_write
-
     document, verdicts = recording.document(), recording.verdicts()
     for note in recording.notes:
         _say(f"note: {note}")
@@ -178,6 +175,9 @@ def _report(options: argparse.Namespace, recording: Recording, name: Path | None
         print(json.dumps(document))
     if name is None:
         return True
+    from ..observe.plot import save_plot
+    from ..weights import atomic_write
+
     written: list[Path] = [] if replayed else [_file(name, ".csv")]
     try:
         if not replayed:
