@@ -8,13 +8,11 @@ import random
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fast_instantid import FastInstantIDError
-from fast_instantid.observe.compare import Comparison
 from fast_instantid.observe.profile import Profile
 from fast_instantid.observe.stages import OUTSIDE, add_up
 from fast_instantid.observe.table import align, format_bytes, format_time, stage_table
@@ -331,72 +329,3 @@ def test_a_name_that_says_neither_trace_nor_page_is_refused(recorded, tmp_path):
     with pytest.raises(FastInstantIDError, match="must end in"):
         recorded.save(tmp_path / "run.txt")
     assert list(tmp_path.iterdir()) == []
-
-
-# --- before and after ------------------------------------------------------------------------------------------------
-
-
-def profile_of(*stages: tuple[str, int], **changes) -> Profile:
-    spans, start = [], 0
-    for name, duration in stages:
-        spans.append(Span(name, -1, 0, start, duration, facts={"nbytes": duration, "hits": 1}))
-        start += duration
-    return replace(Profile("run", spans, start + 1, 0, ["MainThread"], about={"torch": "2.9"}), **changes)
-
-
-def test_each_stage_is_compared_with_itself():
-    comparison = Comparison(
-        profile_of(("a", 1000), ("gone", 5), ("same", 1000)), profile_of(("a", 500), ("same", 1010), ("new", 7))
-    )
-    pairs = comparison.pairs().inner
-    assert list(pairs) == ["a", "gone", "same", "new", OUTSIDE]
-    assert {name: pair.change() for name, pair in pairs.items()} == {
-        "a": "2.00x faster",
-        "gone": "gone",
-        "same": "same",
-        "new": "new",
-        OUTSIDE: "same",
-    }
-    assert pairs["a"].after.time == 500
-    assert Comparison(comparison.after, comparison.before).pairs().inner["a"].change() == "2.00x slower"
-    text = comparison.tree()
-    assert "1 → 1" not in text  # what did not change is said once
-    assert "1000 B → 500 B" in text
-    assert comparison.warnings() == []
-
-
-def test_inner_stages_are_compared_under_their_outer_ones():
-    inner = [Span("outer", -1, 0, 0, 100), Span("x", 0, 0, 0, 50), Span("x", 0, 0, 50, 50)]
-    before = Profile("run", inner, 100, 0, ["m"])
-    after = Profile("run", [Span("x", -1, 0, 0, 100)], 100, 0, ["m"])
-    pairs = Comparison(before, after).pairs().inner
-    assert pairs["outer"].inner["x"].change() == "gone"
-    assert pairs["x"].change() == "new"
-    more = Profile("run", inner[:2], 100, 0, ["m"])
-    assert "2 → 1" in Comparison(before, more).tree()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"title": "another"}, "The commands differ: 'run' and 'another'."),
-        ({"about": {"torch": "2.8"}}, "The versions differ: torch 2.9 and 2.8."),
-        ({"about": {"torch": "2.9", "GPU": "H200"}}, "The machines differ: GPU none and H200."),
-        ({"ended_early": "interrupted"}, "The second did not end as it should (interrupted)."),
-        ({"dropped": 5}, "5 stages of the second were not kept."),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_called_so(changes, message):
-    comparison = Comparison(profile_of(("a", 1)), profile_of(("a", 1), **changes))
-    assert comparison.warnings() == [message]
-    assert f"warning: {message}" in comparison.tree()
-
-
-def test_a_run_is_the_same_as_itself(tmp_path: Path):
-    for seed in range(10):
-        profile = random_profile(seed)
-        todo = [Comparison(profile, profile).pairs()]
-        while todo:
-            pair = todo.pop()
-            assert pair.change() == "same"
-            todo += pair.inner.values()
