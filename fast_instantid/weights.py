@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from .errors import ModelFileError
+from .files import atomic_write
 from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
@@ -109,24 +108,6 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     with atomic_write(path) as temporary:
         # safetensors' own save_file would make the file readable for nobody but its owner.
         temporary.write_bytes(save(copies, dict(metadata)))
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place at the end, or is removed if anything fails."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        yield path  # /dev/null or a pipe: written, never replaced. A folder fails there.
-        return
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = os.fspath(path)  # the name that people know
-        raise
 
 
 def _load_pickle(path: Path) -> Any:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from fast_instantid.errors import ModelFileError
-from fast_instantid.weights import atomic_write, existing_file, fingerprint, read_tensors, write_safetensors
+from fast_instantid.files import atomic_write
+from fast_instantid.weights import existing_file, fingerprint, read_tensors, write_safetensors
 from tests.adversity import full_disk, needs_posix, opened_files, unprivileged
 
 

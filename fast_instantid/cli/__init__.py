@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
 from ..errors import FastInstantIDError, ImageError
+from ..files import atomic_write
 from ..recorder import stage
 from . import doctor, profile, watch
 from .parser import make_parser
@@ -219,8 +220,6 @@ def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] =
 
 
 def _save_picture(image: Any, path: Path) -> None:
-    from ..weights import atomic_write
-
     with stage("save"), atomic_write(path) as temporary:
         image.save(temporary)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FastInstantIDError
+from ..files import atomic_write
 from .status import StatusLine
 
 if TYPE_CHECKING:
@@ -176,7 +177,6 @@ def _report(options: argparse.Namespace, recording: Recording, name: Path | None
     if name is None:
         return True
     from ..observe.plot import save_plot
-    from ..weights import atomic_write
 
     written: list[Path] = [] if replayed else [_file(name, ".csv")]
     try:

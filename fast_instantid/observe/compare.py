@@ -100,7 +100,6 @@ class Comparison:
         Raises:
             OSError: as the system says.
         """
-        from ..weights import atomic_write
         from .page import comparison_page
 
         text = comparison_page(self)

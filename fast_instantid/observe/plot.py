@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
+from ..files import atomic_write
 from .evidence import FULL, GAP, WORKING
 from .record import GpuRecord
 from .samples import Sample
@@ -32,8 +33,6 @@ def save_plot(gpu: GpuRecord, verdict: Verdict, path: Path) -> None:
             f"no plot, since matplotlib cannot be imported ({error}); pip install 'fast-instantid[observe]', then "
             "--replay draws it"
         ) from error
-    from ..weights import atomic_write
-
     figure: Any = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     memory, utilization, pcie, clock = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1.6, 1.8, 1.1))
     figure.subplots_adjust(left=0.075, right=0.985, top=0.87, bottom=0.07, hspace=0.14)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
+from ..files import atomic_write
 from ..recorder import Recorder, Span
 from .stages import Totals, add_up
 from .table import cache_words, format_time, printable, stage_table
@@ -112,8 +113,6 @@ class Profile:
             FastInstantIDError: another suffix.
             OSError: as the system says.
         """
-        from ..weights import atomic_write
-
         path = Path(path)
         if path.suffix == ".json":
             text = json.dumps(self._trace(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
