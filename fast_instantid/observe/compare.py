@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..files import atomic_write
 from .stages import OUTSIDE, StageTotal
 from .table import align, branches, cache_words, format_bytes, format_time, printable
 
