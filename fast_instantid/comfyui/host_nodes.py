@@ -1,5 +1,7 @@
-"""The nodes that ComfyUI runs, as stages. Importing this raises ImportError where ComfyUI tells nobody of them (before
-0.3.44)."""
+"""The nodes that ComfyUI runs, as stages.
+
+Importing this raises ImportError where the host tells nobody of them: before July 2025 (Comfy-Org/ComfyUI#8830).
+"""
 
 from __future__ import annotations
 

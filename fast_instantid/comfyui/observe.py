@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,10 @@ def _show(recorded: recording.Recording, prefix: str, node_id: str | None) -> tu
     lines = [profile.tree()]
     kept = None if node_id is None else recorded.kept(node_id)
     if kept is None:
-        lines.append("This ComfyUI does not tell which node runs: update it to 0.3.44 or newer to see its nodes.")
+        lines.append("This ComfyUI, from before July 2025, does not tell which node runs: update it to see the nodes.")
     elif kept:
-        lines.append(f"Not run, because ComfyUI still had the results: {', '.join(kept)}. Another seed makes it draw.")
+        names = f"Not run, because ComfyUI still had the results: {', '.join(kept)}. Another seed makes it draw."
+        lines += textwrap.wrap(names, _WIDTH, break_long_words=False)
     pages: list[dict[str, str]] = []
     try:
         page, subfolder = _save(profile, prefix)

@@ -47,7 +47,8 @@ function textArea(wraps) {
   area.spellcheck = false;
   area.placeholder = "What it found is shown here after a run.";
   area.className = "comfy-multiline-input";
-  area.style.cssText = "flex: 1; min-height: 0; resize: none; font-family: monospace;";
+  area.rows = 20; // where the node leaves its height to what is in it
+  area.style.cssText = "flex: 1 1 auto; min-height: 0; resize: none; font-family: monospace;";
   area.style.whiteSpace = wraps ? "pre-wrap" : "pre";
   return area;
 }
