@@ -18,7 +18,8 @@ from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identityn
 from fast_instantid import Adapter, cli
 from fast_instantid.pipelines import InstantID, Subject, load_pipeline
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README_FOLDER = Path(__file__).parent.parent
+README = (README_FOLDER / "README.md").read_text()
 
 
 @pytest.fixture
@@ -130,3 +131,28 @@ def test_the_numbers_of_the_nodes_are_those_of_the_committed_result():
         assert f"the {what}: {megabytes[0]} and {megabytes[1]}" in README
     projection = about["projection_seconds"]["resampler and keys and values of all layers, ours"]
     assert f"{projection:.2f} s" in README
+
+
+def test_the_cost_of_the_recorder_is_that_of_the_committed_result():
+    page = README_FOLDER / "docs" / "observe.md"
+    [path] = re.findall(r"\(\.\./(benchmarks/results/[^)]+/recorder--[^)]+)\)", page.read_text())
+    document = json.loads((README_FOLDER / path).read_text())
+    for row in document["results"]:
+        ratio, medians = row["ratio"], [1000 * row[side]["median"] for side in ("reference_seconds", "ours_seconds")]
+        recorded = 1000 * document["about"]["recorded_seconds"][row["name"]]
+        spread = f"{ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        stages = document["about"]["stages"][row["name"]]
+        line = (
+            f"| {row['name']} | {stages} | {medians[0]:.2f} ms | {medians[1]:.2f} ms | {spread} | {recorded:.2f} ms |"
+        )
+        assert line in page.read_text()
+    assert f"{1e9 * document['about']['stage_off_seconds']:.0f} ns" in page.read_text()
+
+
+def test_the_stages_in_the_documentation_are_those_of_the_code():
+    table = re.findall(r"^\| (`.+?) \|", (README_FOLDER / "docs" / "observe.md").read_text(), re.MULTILINE)
+    named = {name for cell in table for name in re.findall(r"`([^`]+)`", cell)}
+    sources = "\n".join(path.read_text() for path in (README_FOLDER / "fast_instantid").rglob("*.py"))
+    told = set(re.findall(r"\bstage\(\"([^\"]+)\"", sources))
+    hooked = {"IdentityNet", "ControlNet", "UNet", "VAE encode", "VAE decode", "text encoder"}
+    assert named == told | hooked
