@@ -66,17 +66,17 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
     """Hooks that make each call of ``module`` a stage, until they are removed. A call that torch compiles is none."""
     import torch
 
-    open_stages: dict[int, list[Stage]] = {}  # of each thread
+    open_stages: dict[int, Stage] = {}  # of each thread
 
     def enter(*_: Any) -> None:
         if not torch.compiler.is_compiling():
-            opened = stage(name)
+            leave()  # torch calls no hook when Ctrl-C ends a call
+            opened = open_stages[threading.get_ident()] = stage(name)
             opened.__enter__()
-            open_stages.setdefault(threading.get_ident(), []).append(opened)
 
     def leave(*_: Any) -> None:
-        if not torch.compiler.is_compiling() and (opened := open_stages.get(threading.get_ident())):
-            opened.pop().__exit__(None, None, None)
+        if not torch.compiler.is_compiling() and (opened := open_stages.pop(threading.get_ident(), None)):
+            opened.__exit__(None, None, None)
 
     # The first to come and the last to go, so that the hooks of others count as a part of the call.
     return [
@@ -93,6 +93,7 @@ class Span:
     parent: int
     """Index of the stage around it in ``Recorder.spans``; -1 where there is none."""
     thread: int
+    """Index of the thread in ``Recorder.threads``."""
     start: int
     duration: int = 0
     """On the host, which on a GPU mostly is the time to queue the work."""
@@ -120,7 +121,7 @@ class DeviceClock(Protocol):
 
 
 class Recorder:
-    """Takes down the stages of this process, in all threads, from ``with`` or :meth:`start` to its end.
+    """Takes down the stages of this process, in all threads, from ``with`` or :meth:`start` to its end; once.
 
     Args:
         clock: of the device; CUDA's by default.
@@ -136,26 +137,29 @@ class Recorder:
         """Seconds since 1970."""
         self.duration = 0
         """Nanoseconds from start to stop."""
-        self.threads: dict[int, str] = {}
-        """Names of the threads that were in stages, by ``Span.thread``."""
+        self.threads: list[str] = []
+        """Names of the threads that were in stages."""
         self._clock: DeviceClock = CudaClock() if clock is None else clock
         self._max_spans = max_spans
         self._zero = 0
         self._marks: dict[int, tuple[Any, Any]] = {}
-        self._stacks: dict[int, list[int]] = {}
+        # By the thread itself: the system gives the number of one that has ended to another.
+        self._lanes: dict[threading.Thread, int] = {}
+        self._stacks: list[list[int]] = []
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin, with nothing left of an earlier recording.
+        """Begin.
 
         Raises:
-            FastInstantIDError: another one records; there is one at a time in a process.
+            FastInstantIDError: another one records, of which there is one at a time in a process, or this one has.
         """
         global _current
         with _current_lock:
             if _current is not None:
                 raise FastInstantIDError("this process is being recorded already: stop that first")
-            self.spans, self.dropped, self.duration, self.threads = [], 0, 0, {}
+            if self._zero:
+                raise FastInstantIDError("this recorder has recorded already: make another")
             self.started_at, self._zero = time.time(), time.perf_counter_ns()
             _current = self
 
@@ -168,9 +172,10 @@ class Recorder:
             _current = None
         with self._lock:  # so that no stage begins or ends any more
             self.duration = time.perf_counter_ns() - self._zero
-            for stack in self._stacks.values():
+            for stack in self._stacks:
                 self._cut_off(stack, self.duration)
-            self._stacks.clear()
+                stack.clear()
+            self._lanes.clear()
             marks, self._marks = self._marks, {}
         done = [index for index, (_, end) in marks.items() if end is not None]
         try:
@@ -192,7 +197,8 @@ class Recorder:
 
     def count(self, facts: dict[str, float]) -> None:
         """See :func:`count`."""
-        if stack := self._stacks.get(threading.get_ident()):
+        lane = self._lanes.get(threading.current_thread())
+        if lane is not None and (stack := self._stacks[lane]):
             counted = self.spans[stack[-1]].facts
             for name, number in facts.items():
                 before = counted.get(name, 0)
@@ -201,20 +207,22 @@ class Recorder:
     def enter(self, name: str, facts: dict[str, float | str]) -> int:
         """Open a stage in this thread; -1 where there is no room to keep it."""
         mark = self._clock.mark()
-        thread = threading.get_ident()
+        thread = threading.current_thread()
         with self._lock:
             if _current is not self:  # it ended between the call of stage() and its ``with``
                 return -1
             if len(self.spans) >= self._max_spans:
                 self.dropped += 1
                 return -1
-            stack = self._stacks.get(thread)
-            if stack is None:
-                stack = self._stacks[thread] = []
-                self.threads[thread] = threading.current_thread().name
+            lane = self._lanes.get(thread)
+            if lane is None:
+                lane = self._lanes[thread] = len(self._lanes)
+                self.threads.append(thread.name)
+                self._stacks.append([])
+            stack = self._stacks[lane]
             index = len(self.spans)
             start = time.perf_counter_ns() - self._zero
-            self.spans.append(Span(name, stack[-1] if stack else -1, thread, start, facts=facts))
+            self.spans.append(Span(name, stack[-1] if stack else -1, lane, start, facts=facts))
             stack.append(index)
             if mark is not None:
                 self._marks[index] = (mark, None)
@@ -227,7 +235,7 @@ class Recorder:
         span, end = self.spans[index], time.perf_counter_ns() - self._zero
         mark = self._clock.mark() if index in self._marks else None
         with self._lock:
-            stack = self._stacks.get(span.thread, [])
+            stack = self._stacks[span.thread]
             if index not in stack:  # it was cut off
                 return
             span.duration = end - span.start

@@ -101,7 +101,8 @@ def test_a_picture_is_sampled_in_these_stages_and_is_the_same_picture(folders, p
     face = largest(analyzer.detect(astronaut)[0])
     keypoints = Image.fromarray(draw_keypoints((64, 64), face.kps / 8))
     pipe = load_pipeline(*folders, "cpu", torch.float32)
-    hooks_before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in (pipe.unet, pipe.controlnet)]
+    parts = (pipe.unet, pipe.controlnet, pipe.vae.decoder, pipe.text_encoder)
+    hooks_before = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts]
     plain = generate(pipe, identity, keypoints, "a man", Sampling(steps=STEPS))[0]
     with Recorder() as recorder:
         recorded = generate(pipe, identity, keypoints, "a man", Sampling(steps=STEPS))[0]
@@ -117,16 +118,49 @@ def test_a_picture_is_sampled_in_these_stages_and_is_the_same_picture(folders, p
     }
     assert seen == expected
     assert np.array_equal(np.asarray(plain), np.asarray(recorded))
-    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in (pipe.unet, pipe.controlnet)] == hooks_before
+    assert [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts] == hooks_before
 
 
-def test_a_pipeline_of_ones_own_is_recorded_while_attached(folders):
+def test_a_pipeline_of_ones_own_is_recorded_whenever_it_was_attached(folders):
     identity = Adapter.load(folders[1] / "ip-adapter.bin", "cpu").identity(torch.randn(512))
     pipe = load_pipeline(*folders, "cpu", torch.float32)
     keypoints = Image.new("RGB", (64, 64))
-    with Recorder() as recorder, InstantID(pipe).attached(identity):
+    with InstantID(pipe).attached(identity), Recorder() as recorder:
         pipe("a man", image=keypoints, num_inference_steps=1)
     assert {"UNet", "UNet > identity branch", "IdentityNet", "VAE decode"} <= calls(recorder).keys()
+
+
+def test_an_identity_net_that_a_pipeline_has_twice_is_one_stage_per_call(folders):
+    identity = Adapter.load(folders[1] / "ip-adapter.bin", "cpu").identity(torch.randn(512))
+    pipe = load_pipeline(*folders, "cpu", torch.float32)
+    pipe = type(pipe)(**{**pipe.components, "controlnet": [pipe.controlnet, pipe.controlnet]})
+    with InstantID(pipe).attached(identity), Recorder() as recorder:
+        pipe("a man", image=[Image.new("RGB", (64, 64))] * 2, num_inference_steps=1)
+    assert calls(recorder)["IdentityNet"] == 2
+    assert not any("IdentityNet > " in path for path in calls(recorder))
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_is_not_compiled_again_when_somebody_records(folders):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    identity = Adapter.load(folders[1] / "ip-adapter.bin", "cpu").identity(torch.randn(512))
+    pipe = load_pipeline(*folders, "cpu", torch.float32)
+    pipe.unet.compile(backend=backend, fullgraph=True)
+    with InstantID(pipe).attached(identity):
+        for _ in range(2):
+            pipe("a man", image=Image.new("RGB", (64, 64)), num_inference_steps=1)
+        compiled = len(graphs)
+        with Recorder() as recorder:
+            pipe("a man", image=Image.new("RGB", (64, 64)), num_inference_steps=1)
+    assert len(graphs) == compiled
+    assert not {"UNet", "identity branch"} & {span.name for span in recorder.spans}, "which would be of the tracing"
+    assert "IdentityNet" in calls(recorder)
 
 
 def test_a_tensor_is_converted_once_however_often_it_is_read(pack, astronaut):

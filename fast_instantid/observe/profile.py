@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,15 @@ from .table import cache_words, format_time, printable, stage_table
 _FORMAT, _VERSION = "fast-instantid profile", 1
 _HOST, _DEVICE = 1, 2  # "processes" of the trace, each with a lane for every thread
 _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy")
+_HEAD: dict[str, type | tuple[type, ...]] = {
+    "title": str,
+    "duration": int,
+    "started_at": (int, float),
+    "threads": list,
+    "dropped": int,
+    "ended_early": str,
+    "about": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Profile:
     title: str
     """What ran, such as the command."""
     spans: list[Span]
-    """As ``Recorder.spans``, but that ``thread`` is a position in ``threads``."""
+    """As ``Recorder.spans``."""
     duration: int
     """Nanoseconds."""
     started_at: float
@@ -55,15 +64,11 @@ class Profile:
             title: what ran, such as the command.
             ended_early: why it did not end as it should, such as "interrupted".
         """
-        lanes: dict[int, int] = {}
-        spans: list[Span] = []
-        for span in recorder.spans:
-            lane = lanes.setdefault(span.thread, len(lanes))
-            spans.append(replace(span, thread=lane, facts={name: _plain(fact) for name, fact in span.facts.items()}))
-        names = [recorder.threads.get(thread, "thread") for thread in lanes]
-        return cls(
-            title, spans, recorder.duration, recorder.started_at, names, recorder.dropped, ended_early, _machine()
-        )
+        spans = [
+            replace(span, facts={name: _plain(fact) for name, fact in span.facts.items()}) for span in recorder.spans
+        ]
+        given = (recorder.duration, recorder.started_at, list(recorder.threads), recorder.dropped)
+        return cls(title, spans, *given, ended_early, _machine())
 
     @cached_property
     def totals(self) -> Totals:
@@ -87,7 +92,7 @@ class Profile:
                 f"It did not end as it should ({printable(self.ended_early)}). This is what was recorded until then."
             )
         if not self.spans:
-            found.append("No stage was met: nothing of fast_instantid ran, or it ran in another process.")
+            found.append("No stage was met: nothing of fast_instantid ran in this process while it was recorded.")
         if words := cache_words(whole.facts):
             from_disk = whole.facts.get("disk_hits", 0)
             disk = f" ({from_disk:.0f} from disk)" if from_disk else ""
@@ -154,7 +159,7 @@ class Profile:
             )
         try:
             return cls._from_trace(head, document["traceEvents"])
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
             raise FastInstantIDError(f"{path}: a damaged profile ({error!r}); record it again") from error
 
     def _trace(self) -> dict[str, Any]:
@@ -209,24 +214,33 @@ class Profile:
 
     @classmethod
     def _from_trace(cls, head: dict[str, Any], events: list[dict[str, Any]]) -> Profile:
+        given = {name: head[name] for name in _HEAD}
+        texts = [*given["threads"], *given["about"].values()]
+        if not all(isinstance(given[name], kind) for name, kind in _HEAD.items()) or not _are(str, texts):
+            raise TypeError("what it says of the whole run is of a wrong kind")
         spans: list[Span] = []
         for event in events:
             if event["ph"] != "X" or event["pid"] != _HOST:
                 continue
             args = event["args"]
             start, duration = round(1000 * event["ts"]), round(1000 * event["dur"])
-            device_start, device_duration = args.get("device", (None, None))
-            facts = args.get("facts", {})
-            span = Span(
-                event["name"], args["parent"], event["tid"], start, duration, device_start, device_duration, facts
-            )
-            if not -1 <= span.parent < len(spans) or not 0 <= span.thread < len(head["threads"]):
+            device, facts = args.get("device", []), args.get("facts", {})
+            span = Span(event["name"], args["parent"], event["tid"], start, duration, *device, facts=facts)
+            numbers = [fact for fact in facts.values() if not isinstance(fact, str)]
+            if not isinstance(span.name, str) or not _are(int, [span.parent, span.thread, *device]):
+                raise TypeError(f"stage {len(spans)} is of a wrong kind")
+            if len(device) not in (0, 2) or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"stage {len(spans)} has impossible numbers")
+            if not -1 <= span.parent < len(spans) or not 0 <= span.thread < len(given["threads"]):
                 raise ValueError(f"stage {len(spans)} is in no stage or thread that came before")
             spans.append(span)
-        given = {name: head[name] for name in ("title", "duration", "started_at", "threads", "dropped", "ended_early")}
-        loaded = cls(spans=spans, about=head["about"], **given)
-        loaded.tree()  # which looks at all of it
+        loaded = cls(spans=spans, **given)
+        loaded.tree()  # which adds up all of it
         return loaded
+
+
+def _are(kind: type, values: Sequence[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _event(name: str, process: int, thread: int, start: int, duration: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ without ControlNets.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import BackendError, ModelFileError
 from ..identity import Identity
-from ..recorder import is_recording, stage_of
+from ..recorder import stage_of
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
 from .processors import identity_processor
 from .subject import Subject, as_subjects
@@ -97,9 +97,8 @@ class InstantID:
 
             self._hooks.append(self._identity_net.register_forward_pre_hook(replace_prompt, with_kwargs=True))
 
-        if is_recording():
-            for name, model in _parts(self._pipe, self._identity_net):
-                self._hooks += stage_of(model, name)
+        for model, name in _parts(self._pipe, self._identity_net).items():
+            self._hooks += stage_of(model, name)
 
     def detach(self) -> None:
         """Leave the pipeline as it was before ``attach``. Processors that someone else has set since then stay."""
@@ -176,19 +175,16 @@ def _identity_net(pipe: Any, index: int) -> Any:
     return getattr(nets[index], "_orig_mod", nets[index])
 
 
-def _parts(pipe: Any, identity_net: Any) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The networks of a pipeline that a recording shows, with their names."""
+def _parts(pipe: Any, identity_net: Any) -> dict[torch.nn.Module, str]:
+    """The networks of a pipeline as a recording shows them, each with its name."""
     controlnet, vae = getattr(pipe, "controlnet", None), getattr(pipe, "vae", None)
-    yield "UNet", pipe.unet
+    parts = {pipe.unet: "UNet"}
     for net in getattr(controlnet, "nets", [controlnet]):
-        if net is not None:
-            yield "IdentityNet" if getattr(net, "_orig_mod", net) is identity_net else "ControlNet", net
+        parts[net] = "IdentityNet" if getattr(net, "_orig_mod", net) is identity_net else "ControlNet"
     # Pipelines call encode and decode of the VAE, which no hook sees.
-    candidates = {"VAE encode": getattr(vae, "encoder", None), "VAE decode": getattr(vae, "decoder", None)}
-    candidates |= {f"text encoder{n}": getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2")}
-    for name, model in candidates.items():
-        if isinstance(model, torch.nn.Module):
-            yield name.replace("_", " "), model
+    parts |= {getattr(vae, "encoder", None): "VAE encode", getattr(vae, "decoder", None): "VAE decode"}
+    parts |= {getattr(pipe, f"text_encoder{n}", None): f"text encoder{n}".replace("_", " ") for n in ("", "_2")}
+    return {model: name for model, name in parts.items() if isinstance(model, torch.nn.Module)}
 
 
 def _cross_attention_layers(unet: Any) -> list[Attention]:
