@@ -181,6 +181,22 @@ def test_generate_says_which_model_is_missing(models, photo, tmp_path, capsys):
     assert "fast-instantid download" in capsys.readouterr().err
 
 
+def test_what_fails_for_its_models_points_to_the_doctor(pack, photo, tmp_path, capsys):
+    assert main(["embed", photo, "--pack", str(tmp_path)]) == 1
+    assert "'fast-instantid doctor'" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "nobody.jpg"), "--pack", str(pack)]) == 1
+    assert "doctor" not in capsys.readouterr().err, "which knows no photos"
+
+
+def test_an_unknown_option_is_refused_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["embed", "anna.jpg", "--outptu", "people.safetensors"])
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert "usage: fast-instantid embed" in said
+    assert "--outptu" in said
+
+
 @pytest.mark.parametrize("arguments", [[], ["embed"], ["generate", "--photo", "x"], ["keypoints", "x"], ["frobnicate"]])
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -213,7 +229,7 @@ def test_a_bad_size_is_explained(size, capsys):
     assert "expected WIDTHxHEIGHT in multiples of 8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["embed", "keypoints", "generate", "download"])
+@pytest.mark.parametrize("command", ["embed", "keypoints", "generate", "download", "doctor", "watch", "profile"])
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
-from ..errors import FastInstantIDError, ImageError
+from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
 from ..files import atomic_write
 from ..recorder import stage
 from . import doctor, profile, watch
@@ -39,18 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "watch": watch.run,
         "profile": profile.run,
     }
-    options = make_parser(commands).parse_args(arguments)
+    options, unknown = make_parser(commands).parse_known_args(arguments)
+    if unknown:  # refused by the command itself, with its own usage
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     _log_to_stderr()
     try:
         return options.run(options)
     except FastInstantIDError as error:
         _say(f"error: {error}")
+        if isinstance(error, (BackendError, ModelFileError)):
+            _say("'fast-instantid doctor' says what else is wrong here, and what to do")
     except BrokenPipeError:  # whoever read our output has enough, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         _say(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except RuntimeError as error:
         # torch's own class on a GPU, and no class of its own on the CPU.
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):

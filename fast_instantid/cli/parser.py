@@ -35,7 +35,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
         epilog = f"example:\n  fast-instantid {name} {example}"
         added = subparsers.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=_Help)
-        added.set_defaults(run=commands[name])
+        added.set_defaults(run=commands[name], parser=added)
         return added
 
     def face_options(added: argparse.ArgumentParser) -> None:
