@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if sum((bool(command), options.show is not None, options.compare is not None)) != 1:
         options.wrong_usage(f"give a command after --, or --show, or --compare; a command is {_possible()}")
     if options.compare or options.show:
+        if options.no_html:
+            options.wrong_usage("--no-html is for recording: --show and --compare write a page or, without -o, nothing")
         return _show(options)
     script = command[0].endswith(".py")
     if not script and command[0] not in _COMMANDS:
@@ -77,26 +79,56 @@ def _show(options: argparse.Namespace) -> int:
 
 def _record(command: list[str], outputs: Sequence[Path], script: bool) -> int:
     """Run the command, then show and save what was recorded, however it ended."""
-    code, ended_early = 1, ""
-    recorder = Recorder()
-    with _gentle_end():
+    recorder, process, ended_by = Recorder(), os.getpid(), None
+    recorder.start()
+    with _EndSignals() as signals:
         try:
-            with recorder:
-                code = (_run_script if script else _run_command)(command)
-            if code:
-                ended_early = "interrupted" if code == 130 else f"exit code {code}"
+            code, ended_early = _run(command, script)
         except _Ended as error:
-            code, ended_early = 128 + error.number, f"ended from outside ({signal.Signals(error.number).name})"
+            ended_by = error.signal
+            code, ended_early = 128 + ended_by, f"ended from outside ({ended_by.name})"
             _say(ended_early)
         except KeyboardInterrupt:
             code, ended_early = 130, "interrupted"
             _say(ended_early)
-        except Exception as error:
-            ended_early = f"{type(error).__name__}: {error}"
-            _print_traceback(error, command[0])
-        if code == 2 and not recorder.spans:  # wrong usage, of which the command told
+        if os.getpid() != process:  # a fork of the script came here too, and the recording is not its own
             return code
-        return _report(recorder, command, ended_early, outputs) or code
+        signals.ignore()
+        recorder.stop()
+        if code == 2 and not script and not recorder.spans:  # wrong usage, of which the command told
+            return code
+        code = _report(recorder, command, ended_early, outputs) or code
+    if ended_by is not None:
+        with suppress(OSError):
+            sys.stdout.flush()
+        signal.raise_signal(ended_by)  # so that threads of the script end too, and whoever sent it is not deceived
+    return code
+
+
+def _run(command: list[str], script: bool) -> tuple[int, str]:
+    """The exit code, and why the run did not end as it should."""
+    there = threading.enumerate()
+    try:
+        code = _run_script(command) if script else _run_command(command)
+        ended_early = "" if not code else "interrupted" if code == 130 else f"exit code {code}"
+    except (KeyboardInterrupt, _Ended):
+        raise
+    except BaseException as error:  # a script may raise any, such as asyncio.CancelledError
+        code, ended_early = 1, f"{type(error).__name__}: {error}"
+        _say(_traceback(error, command[0] if script else None))
+    if script:
+        _wait_for_threads(there)
+    return code, ended_early
+
+
+def _wait_for_threads(there: Sequence[threading.Thread]) -> None:
+    """For those that were not there before the script, as Python does at its end, and for no daemons."""
+    for name in ("concurrent.futures.thread", "concurrent.futures.process"):
+        if pools := sys.modules.get(name):
+            pools._python_exit()  # what Python does first: workers without work would wait for ever
+    while threads := [thread for thread in threading.enumerate() if thread not in there and not thread.daemon]:
+        for thread in threads:
+            thread.join()
 
 
 def _run_command(command: list[str]) -> int:
@@ -134,7 +166,7 @@ def _report(recorder: Recorder, command: list[str], ended_early: str, outputs: S
 
     program = [] if command[0].endswith(".py") else ["fast-instantid"]
     profile = Profile.of(recorder, shlex.join([*program, *command]), ended_early)
-    _print("\n" + profile.tree(), sys.stderr)
+    _say("\n" + profile.tree())
     failed = 0
     for path in outputs:
         try:
@@ -147,7 +179,7 @@ def _report(recorder: Recorder, command: list[str], ended_early: str, outputs: S
 
 
 def _outputs(options: argparse.Namespace, suffixes: Sequence[str] = (".json", ".html")) -> list[Path]:
-    """The files to write, checked before any work is done: nothing is ever replaced."""
+    """The files to write, checked before any work is done: none of them may be there already."""
     suffixes = [suffix for suffix in suffixes if suffix != ".html" or not options.no_html]
     if options.output is None:
         name = f"{time.strftime('profile-%Y%m%d-%H%M%S')}-{os.getpid()}"  # two may begin in the same second
@@ -172,37 +204,46 @@ class _Ended(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.number = number
+        self.signal = signal.Signals(number)
 
 
-@contextmanager
-def _gentle_end() -> Generator[None]:
-    """Signals that would end the process at once raise ``_Ended`` instead, the first time; then they are ignored."""
+class _EndSignals:
+    """Signals that would end the process at once raise ``_Ended``, the first time; the next do what they did before."""
 
-    def end(number: int, _: FrameType | None) -> None:
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        raise _Ended(number)
+    def __init__(self) -> None:
+        names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+        handlers = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+        # A signal that is ignored, as under nohup, stays ignored.
+        self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+        self._process = os.getpid()
 
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    # A signal that is ignored, as under nohup, stays ignored.
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        for number in before:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _EndSignals:
+        for number in self._before:
+            signal.signal(number, self._end)
+        return self
+
+    def ignore(self) -> None:
+        """While something is saved."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _end(self, number: int, _: FrameType | None) -> None:
+        self.__exit__()
+        if os.getpid() == self._process:
+            raise _Ended(number)
+        signal.raise_signal(number)  # a fork has nothing to save
 
-def _print_traceback(error: Exception, script: str) -> None:
-    """As Python would: without the frames of ours that lead to the script."""
+
+def _traceback(error: BaseException, script: str | None) -> str:
+    """As Python would: without the frames of ours that lead to the script, which are all if it could not be read."""
     start = error.__traceback__
-    while start is not None and start.tb_frame.f_code.co_filename != script:
+    while script and start is not None and start.tb_frame.f_code.co_filename != script:
         start = start.tb_next
-    traceback.print_exception(type(error), error, start or error.__traceback__)
+    return "".join(traceback.format_exception(type(error), error, start)).rstrip()
 
 
 def _print(text: str, to: TextIO) -> None:
@@ -210,9 +251,10 @@ def _print(text: str, to: TextIO) -> None:
     try:
         text.encode(to.encoding)
     except UnicodeEncodeError:
-        text = text.translate(_IN_ASCII).encode("ascii", "replace").decode()
+        text = text.translate(_IN_ASCII).encode("ascii", "backslashreplace").decode()
     print(text, file=to)
 
 
 def _say(text: object) -> None:
-    print(text, file=sys.stderr)
+    with suppress(OSError):  # a terminal that was closed costs no profile
+        _print(str(text), sys.stderr)

@@ -108,6 +108,20 @@ def test_what_no_stage_covers_is_when_no_thread_was_in_one():
     assert totals.threads == 2
 
 
+def test_the_own_time_on_a_device_is_never_below_zero():
+    """The first "outer" began before the device was in use, so only its inner stage has a time there."""
+    spans = [
+        Span("outer", -1, 0, 0, 40),
+        Span("inner", 0, 0, 10, 10, 10, 100),
+        Span("outer", -1, 0, 40, 40, 110, 50),
+        Span("inner", 2, 0, 50, 10, 110, 40),
+    ]
+    totals = add_up(spans, 100)
+    assert totals.whole.inner["outer"].device_self_time == 50 - 140
+    assert totals.by_name()["outer"].device_self_time == 0
+    assert totals.by_name()["inner"].device_self_time == 140
+
+
 def test_a_stage_thousands_deep_is_no_problem():
     spans = [Span("a", number - 1, 0, number, 10_000 - 2 * number) for number in range(3000)]
     totals = add_up(spans, 10_000)
@@ -286,12 +300,32 @@ BROKEN = {
     "of the future": (lambda text: _changed(text, _set("otherData", "version", value=2)), "in version 2 of the format"),
     "no duration": (lambda text: _changed(text, lambda document: document["otherData"].pop("duration")), "damaged"),
     "time as text": (lambda text: _changed(text, _set("otherData", "duration", value="long")), "damaged"),
+    "thread as number": (lambda text: _changed(text, _set("otherData", "threads", 0, value=1)), "damaged"),
+    "threads as text": (lambda text: _changed(text, _set("otherData", "threads", value="abcdef")), "damaged"),
+    "version as number": (lambda text: _changed(text, _set("otherData", "about", value={"a": 1})), "damaged"),
+    "title as list": (lambda text: _changed(text, _set("otherData", "title", value=["a"])), "damaged"),
+    "date as text": (lambda text: _changed(text, _set("otherData", "started_at", value="now")), "damaged"),
+    "date of no calendar": (lambda text: _changed(text, _set("otherData", "started_at", value=1e17)), "damaged"),
     "title as number": (lambda text: _changed(text, _set("otherData", "title", value=5)), "damaged"),
     "no events": (lambda text: _changed(text, _set("traceEvents", value=None)), "damaged"),
     "wrong events": (lambda text: _changed(text, _set("traceEvents", value=[5])), "damaged"),
     "wrong parent": (lambda text: _changed(text, _set("traceEvents", -1, "args", "parent", value=99)), "damaged"),
     "wrong thread": (lambda text: _changed(text, _set("traceEvents", -1, "tid", value=99)), "damaged"),
     "wrong facts": (lambda text: _changed(text, _set("traceEvents", -1, "args", "facts", value=[1])), "damaged"),
+    "fact that is no number": (
+        lambda text: _changed(text, _set("traceEvents", -1, "args", "facts", value={"nbytes": math.nan})),
+        "damaged",
+    ),
+    "name as list": (lambda text: _changed(text, _set("traceEvents", -1, "name", value=["a"])), "damaged"),
+    "name as number": (lambda text: _changed(text, _set("traceEvents", -1, "name", value=3)), "damaged"),
+    "parent as fraction": (
+        lambda text: _changed(text, _set("traceEvents", -1, "args", "parent", value=-0.5)),
+        "damaged",
+    ),
+    "device as text": (
+        lambda text: _changed(text, _set("traceEvents", -1, "args", "device", value=["1", "2"])),
+        "damaged",
+    ),
     "wrong start": (lambda text: _changed(text, _set("traceEvents", -1, "ts", value="x")), "damaged"),
     "endless": (lambda text: _changed(text, _set("traceEvents", -1, "ts", value=math.inf)), "damaged"),
     "wrong device": (lambda text: _changed(text, _set("traceEvents", -1, "args", "device", value=[1])), "damaged"),

@@ -1,10 +1,8 @@
-"""``fast-instantid profile`` from the shell: what it prints where, what it writes, and what is left when a run dies."""
+"""``fast-instantid profile`` from the shell: what it prints where, and what it writes."""
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,8 +18,8 @@ from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
 from fast_instantid.observe.profile import Profile
 from fast_instantid.observe.stages import StageTotal
+from tests.observe.profile_command import names, shell, start, write_script
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 2
 
 
@@ -41,37 +39,6 @@ def photo(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -> st
     path = tmp_path_factory.mktemp("photos") / "astronaut.png"
     Image.fromarray(astronaut).save(path)
     return str(path)
-
-
-@pytest.fixture
-def script(tmp_path: Path):
-    """Text of a Python program -> its file, with a recorded stage before the text."""
-
-    def write(text: str) -> str:
-        begin = "import os, signal, sys, time\nfrom fast_instantid.recorder import stage\nwith stage('first'): pass\n"
-        (tmp_path / "program.py").write_text(begin + text)
-        return "program.py"
-
-    return write
-
-
-def start(folder: Path, *arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fast_instantid", "profile", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", **options
-    )
-
-
-def shell(folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    process = start(folder, *arguments, **options)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".py", ".png"))
 
 
 def by_path(profile: Profile) -> dict[str, StageTotal]:
@@ -162,6 +129,8 @@ def test_a_command_works_without_the_two_dashes(models, photo, tmp_path):
         (["--", "profile", "--", "embed"], "'profile' cannot be profiled"),
         (["--show", "a.json", "--", "embed", "x"], "give a command after --, or --show, or --compare"),
         (["--compare", "a.json"], "expected 2 arguments"),
+        (["--show", "a.json", "-o", "b", "--no-html"], "--no-html is for recording"),
+        (["--compare", "a.json", "b.json", "--no-html"], "--no-html is for recording"),
         (["--", "embed"], "fast-instantid embed: error: the following arguments are required: PHOTO"),
     ],
 )
@@ -197,77 +166,6 @@ def test_what_cannot_work_is_refused_before_the_run(arguments, message, tmp_path
     assert names(tmp_path) == ["old.json"]
 
 
-def test_two_runs_at_the_same_time_do_not_replace_each_other(tmp_path, script):
-    program = script("")
-    processes = [start(tmp_path, "--", program) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert len(names(tmp_path)) == 4
-
-
-# --- scripts ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_script_runs_as_python_runs_it(tmp_path, script):
-    (tmp_path / "beside.py").write_text("value = 5")
-    program = script(
-        "import beside\nif __name__ == '__main__':\n"
-        "    with stage('main', nbytes=beside.value): print(sys.argv)\n    sys.exit(3)"
-    )
-    result = shell(tmp_path, "-o", "run", "--", program, "--option", "-o", "x")
-    assert result.returncode == 3
-    assert result.stdout == "['program.py', '--option', '-o', 'x']\n"
-    profile = Profile.load(tmp_path / "run.json")
-    assert [span.name for span in profile.spans] == ["first", "main"]
-    assert profile.title == "program.py --option -o x"
-    assert profile.ended_early == "exit code 3"
-
-
-def test_a_script_that_raises_leaves_its_traceback_and_the_profile(tmp_path, script):
-    result = shell(tmp_path, "-o", "run", "--", script("with stage('bad'): raise KeyError('boo')"))
-    assert result.returncode == 1
-    assert result.stderr.startswith('Traceback (most recent call last):\n  File "program.py", line 4')
-    assert "KeyError: 'boo'" in result.stderr
-    profile = Profile.load(tmp_path / "run.json")
-    assert [span.name for span in profile.spans] == ["first", "bad"]
-    assert profile.ended_early == "KeyError: 'boo'"
-    assert "did not end as it should (KeyError: 'boo')" in result.stderr
-
-
-def test_a_message_given_to_exit_is_shown(tmp_path, script):
-    result = shell(tmp_path, "-o", "run", "--", script("sys.exit('that was it')"))
-    assert result.returncode == 1
-    assert "that was it" in result.stderr
-    assert names(tmp_path) == ["run.html", "run.json"]
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "why"),
-    [
-        (signal.SIGINT, 130, "interrupted"),
-        (signal.SIGTERM, 143, "ended from outside (SIGTERM)"),
-        (signal.SIGHUP, 129, "ended from outside (SIGHUP)"),
-    ],
-)
-def test_a_run_that_is_stopped_keeps_what_was_recorded(number, code, why, tmp_path, script):
-    program = script(
-        "with stage('outer'):\n    with stage('waits'):\n        print('ready', flush=True)\n        time.sleep(60)\n"
-        "with stage('never'): pass"
-    )
-    began = time.monotonic()
-    process = start(tmp_path, "-o", "run", "--", program)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 50
-    assert process.returncode == code
-    assert "Traceback" not in err
-    profile = Profile.load(tmp_path / "run.json")
-    assert profile.ended_early == why
-    assert [span.name for span in profile.spans] == ["first", "outer", "waits"]
-    assert names(tmp_path) == ["run.html", "run.json"]
-    assert why in (tmp_path / "run.html").read_text("utf-8")
-
-
 @pytest.mark.slow
 def test_our_commands_are_stopped_the_same_way(models, photo, tmp_path):
     command = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1000", "--size", "64x64", "-o", "out.png"]
@@ -283,23 +181,11 @@ def test_our_commands_are_stopped_the_same_way(models, photo, tmp_path):
     assert profile.spans
 
 
-def test_a_full_disk_costs_the_profile_and_leaves_nothing_half_written(tmp_path, script):
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-
-    result = shell(tmp_path, "-o", "run", "--", script("print('done')"), preexec_fn=small_files)
-    assert result.returncode == 1
-    assert result.stdout == "done\n"
-    assert "run.json: the profile could not be written (File too large)" in result.stderr
-    assert "whole run" in result.stderr
-    assert names(tmp_path) == []
-
-
 # --- saved ones ------------------------------------------------------------------------------------------------------
 
 
-def test_saved_profiles_are_shown_and_compared(tmp_path, script):
-    program = script("for _ in range(int(sys.argv[1])):\n    with stage('step'): time.sleep(0.01)")
+def test_saved_profiles_are_shown_and_compared(tmp_path):
+    program = write_script(tmp_path, "for _ in range(int(sys.argv[1])):\n    with stage('step'): time.sleep(0.01)")
     for name, steps in (("before", "4"), ("after", "2")):
         assert shell(tmp_path, "-o", name, "--no-html", "--", program, steps).returncode == 0
     result = shell(tmp_path, "--show", "before.json")
@@ -318,8 +204,8 @@ def test_saved_profiles_are_shown_and_compared(tmp_path, script):
     assert "both.html: is there already" in result.stderr
 
 
-def test_a_terminal_without_unicode_gets_ascii(tmp_path, script):
-    shell(tmp_path, "-o", "run", "--", script("with stage('outer'), stage('inner'): pass"))
+def test_a_terminal_without_unicode_gets_ascii(tmp_path):
+    shell(tmp_path, "-o", "run", "--", write_script(tmp_path, "with stage('outer'), stage('inner'): pass"))
     result = shell(tmp_path, "--show", "run.json", env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
     assert "|  `- inner" in result.stdout
