@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 
@@ -24,7 +25,10 @@ class StatusLine:
         """Replace the text; what does not fit is cut off."""
         if not self._works:
             return
-        size = os.get_terminal_size(sys.stderr.fileno())
+        try:
+            size = os.get_terminal_size(sys.stderr.fileno())
+        except OSError:  # the terminal was closed
+            return
         if size.lines < 4 or size.columns < 20:
             return
         reserve = ""
@@ -40,5 +44,6 @@ class StatusLine:
 
 
 def _write(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    with suppress(OSError):  # a terminal that was closed is no reason to end
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +13,7 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ..errors import FastInstantIDError
 from ..files import atomic_write
@@ -26,21 +28,27 @@ if TYPE_CHECKING:
 
 _GIB, _GB = 1 << 30, 1e9
 _SUFFIXES = (".csv", ".json", ".png")
+_INTERVAL = 0.1  # seconds
 _REFRESH = 0.25  # seconds between changes of the status line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``watch`` understands."""
-    parser.add_argument("--gpu", metavar="INDEX", help="watch this one only, as nvidia-smi counts (default: all)")
     parser.add_argument(
-        "--interval", type=_interval, default=0.1, metavar="SECONDS", help="from sample to sample, 0.02 to 10"
+        "--gpu", metavar="INDEX", help="watch this one only: 0 as nvidia-smi counts, amd0 (default: all)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=_interval,
+        metavar="SECONDS",
+        help="from sample to sample, 0.02 to 10 (default: 0.1; NVIDIA's driver needs some 0.04 to answer)",
     )
     parser.add_argument("--duration", type=_duration, metavar="SECONDS", help="stop watching after so long")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="NAME", help="write NAME.csv, .json and .png (default: named by the time)"
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="judge and plot a .csv or .json of before again")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    parser.add_argument("--json", action="store_true", help="print all as a JSON document, after what COMMAND prints")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="watch until it ends (default: until Ctrl-C)"
     )
@@ -55,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         if not command:
             options.usage_error("there is no command after --")
     if options.replay:
-        if command or options.duration or options.gpu:
-            options.usage_error("--replay watches nothing: give no command, --duration or --gpu with it")
+        if command or options.duration or options.gpu or options.interval:
+            options.usage_error("--replay watches nothing: give no command, --duration, --interval or --gpu with it")
         return _replay(options)
     return _watch(options, command)
 
@@ -67,12 +75,12 @@ def _watch(options: argparse.Namespace, command: list[str]) -> int:
 
     gpus = find_gpus()
     chosen = _chosen(gpus, options.gpu)
-    if not chosen:
+    if not chosen and not command:
         for reason in gpus.unseen:
             _say(reason)
-        if not command:
-            _say("error: there is no GPU to watch")
-            return 1
+        _say("error: there is no GPU to watch")
+        return 1
+    if not chosen:
         _say("no GPU can be watched; running the command all the same")
     name = _free_name(options.output) if chosen else None
     with Stop() as stop:
@@ -82,7 +90,8 @@ def _watch(options: argparse.Namespace, command: list[str]) -> int:
             _say(f"error: {error}")
             return error.code
         code = 0 if process is None else exit_code(process)
-        complete = _report(options, recording, name)
+        complete = name is None or _write(recording, name)
+        _print(options, recording, sys.stderr if options.json or command else sys.stdout)
     if not chosen:
         _say("no GPU was watched: " + "; ".join(gpus.unseen))
     return code or int(not complete)
@@ -97,7 +106,7 @@ def _record(
     from ..observe.record import CsvWriter
     from ..observe.watch import Watcher, start_recording
 
-    recording = start_recording(chosen, gpus.unseen, command, options.interval)
+    recording = start_recording(chosen, gpus.unseen, command, options.interval or _INTERVAL)
     path = _file(name, ".csv") if name else None
     # Buffered by line, so that what was recorded outlives us.
     with open(path or os.devnull, "x" if path else "w", encoding="utf-8", buffering=1) as file:
@@ -123,7 +132,7 @@ def _record(
                     line.show(f" {watcher.seconds:.0f} s | " + " | ".join(_status(recording, watcher.latest)))
         if process is not None:
             recording.exit_code = exit_code(process)
-        watcher.stop()
+        watcher.end()
     return recording, process
 
 
@@ -143,7 +152,9 @@ class _NotStarted(Exception):
         import shutil
 
         self.code = 126
-        if Path(command).is_dir():
+        if not command.strip():
+            text = "an empty text is no command; name one after --"
+        elif Path(command).is_dir():
             text = "this is a folder, not a command"
         elif isinstance(error, PermissionError):
             text = "it may not be executed; chmod +x makes it a command, or name its interpreter before it"
@@ -152,37 +163,29 @@ class _NotStarted(Exception):
             text = "there is no such command; look at its spelling and at PATH"
         else:
             text = f"it cannot be started ({error.strerror}); name its interpreter before it"
-        super().__init__(f"{command}: {text}")
+        super().__init__(f"{command or repr(command)}: {text}")
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from ..observe.record import read_recording
+    from ..observe.replay import read_recording
 
     recording = read_recording(options.replay)
     name = _free_name(options.output) if options.output else options.replay.with_suffix("")
-    return int(not _report(options, recording, name, replayed=True))
+    complete = _write(recording, name, replayed=True)
+    _print(options, recording, sys.stderr if options.json else sys.stdout)
+    return int(not complete)
 
 
-def _report(options: argparse.Namespace, recording: Recording, name: Path | None, replayed: bool = False) -> bool:
-    """Say what came out, to stderr where stdout is the command's, and write it; false if not all could be written."""
-    document, verdicts = recording.document(), recording.verdicts()
-    for note in recording.notes:
-        _say(f"note: {note}")
-    results = sys.stderr if options.json or (recording.command and not replayed) else sys.stdout
-    width = os.get_terminal_size(results.fileno()).columns if results.isatty() else 0
-    for label, verdict in verdicts.items():
-        print(_verdict_text(recording, label, verdict, width), file=results)
-    if options.json:
-        print(json.dumps(document))
-    if name is None:
-        return True
+def _write(recording: Recording, name: Path, replayed: bool = False) -> bool:
+    """The files beside the CSV, of a replayed one the pictures only; false if not all could be written."""
     from ..observe.plot import save_plot
 
+    verdicts = recording.verdicts()
     written: list[Path] = [] if replayed else [_file(name, ".csv")]
     try:
         if not replayed:
             with atomic_write(_file(name, ".json")) as temporary:
-                temporary.write_text(json.dumps(document), encoding="utf-8")
+                temporary.write_text(json.dumps(recording.document()), encoding="utf-8")
             written.append(_file(name, ".json"))
         for label, verdict in verdicts.items():
             path = _file(name, f".gpu{label}.png" if len(verdicts) > 1 else ".png")
@@ -193,8 +196,24 @@ def _report(options: argparse.Namespace, recording: Recording, name: Path | None
     except OSError as error:
         _say(f"error: {error.filename or name}: {error.strerror or error}; what was recorded is in the CSV file")
         return False
-    _say(f"written: {', '.join(map(str, written))}")
+    if written:
+        _say(f"written: {', '.join(map(str, written))}")
     return True
+
+
+def _print(options: argparse.Namespace, recording: Recording, results: TextIO) -> None:
+    """Say what came out, after everything is written: whoever reads it may have gone."""
+    for note in recording.notes:
+        _say(f"note: {note}")
+    try:
+        width = os.get_terminal_size(results.fileno()).columns if results.isatty() else 0
+        for label, verdict in recording.verdicts().items():
+            print(_verdict_text(recording, label, verdict, width), file=results)
+    except OSError:
+        if results is sys.stdout:
+            raise
+    if options.json:
+        print(json.dumps(recording.document()))
 
 
 def _verdict_text(recording: Recording, label: str, verdict: Verdict, width: int) -> str:
@@ -233,7 +252,8 @@ def _status(recording: Recording, latest: dict[str, Sample]) -> list[str]:
 def _chosen(gpus: Gpus, wanted: str | None) -> list[Gpu]:
     if wanted is None or not gpus.found:
         return gpus.found
-    chosen = [gpu for gpu in gpus.found if wanted in (gpu.info.label, str(gpu.info.index))]
+    chosen = [gpu for gpu in gpus.found if wanted == gpu.info.label]
+    chosen = chosen or [gpu for gpu in gpus.found if wanted == str(gpu.info.index)]
     if not chosen:
         there = ", ".join(f"{gpu.info.label} ({gpu.info.name})" for gpu in gpus.found)
         raise FastInstantIDError(f"--gpu {wanted}: there is no such GPU; there are {there}")
@@ -242,12 +262,12 @@ def _chosen(gpus: Gpus, wanted: str | None) -> list[Gpu]:
 
 def _free_name(wanted: Path | None) -> Path:
     """A name under which files can be written and none is; refuse one that is taken."""
-    name = wanted or Path(time.strftime("watch-%Y%m%d-%H%M%S"))
+    name = wanted or _name_by_time()
     if name.suffix in _SUFFIXES:
         name = name.with_suffix("")
     if not name.name or name.is_dir():
         raise FastInstantIDError(f"{name}: this is a folder; name a file in it, without .csv")
-    taken = [path for suffix in _SUFFIXES if (path := _file(name, suffix)).exists()]
+    taken = _taken(name)
     if taken:
         raise FastInstantIDError(f"{taken[0]}: this exists; choose another name with -o, or remove it")
     if not name.parent.is_dir():
@@ -255,6 +275,17 @@ def _free_name(wanted: Path | None) -> Path:
     if not os.access(name.parent, os.W_OK):
         raise FastInstantIDError(f"{name}: the folder {name.parent} may not be written to; choose another with -o")
     return name
+
+
+def _taken(name: Path) -> list[Path]:
+    pictures = name.parent.glob(f"{glob.escape(name.name)}.gpu*.png")  # of a machine with several GPUs
+    return [path for path in (*(_file(name, suffix) for suffix in _SUFFIXES), *pictures) if path.exists()]
+
+
+def _name_by_time() -> Path:
+    text = time.strftime("watch-%Y%m%d-%H%M%S")
+    names = (Path(text if count == 1 else f"{text}-{count}") for count in itertools.count(1))
+    return next(name for name in names if not _taken(name))
 
 
 def _file(name: Path, suffix: str) -> Path:
@@ -281,4 +312,5 @@ def _number(text: str, least: float, most: float) -> float:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    with suppress(OSError):  # a terminal that was closed is no reason to end
+        print(text, file=sys.stderr, flush=True)

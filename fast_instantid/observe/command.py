@@ -9,6 +9,8 @@ import threading
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
+from .processes import MARK
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -41,7 +43,7 @@ class Stop:
         Raises:
             OSError: there is no such command, or it cannot be executed.
         """
-        self._process = subprocess.Popen(command)
+        self._process = subprocess.Popen(command, env={**os.environ, MARK: str(os.getpid())})
         if self._first:
             self._process.send_signal(self._first)  # it came while the command was being started
         return self._process

@@ -1,8 +1,7 @@
 """What the counters of a GPU say about swapping, gathered sample by sample.
 
-Swapping is what keeps a GPU waiting while its memory is full: what it needs next is in main memory and comes over PCIe,
-again and again. So this counts how often the GPU waited (PCIe busy, hardly a kernel running), for how long, and with
-how much memory in use. Nothing here grows with the number of samples.
+A wait is data coming in over PCIe while the GPU does not work; it goes on until the GPU works again, whatever pauses
+the data makes. Nothing here grows with the number of samples.
 """
 
 from __future__ import annotations
@@ -23,44 +22,52 @@ BUSY_SHARE = 0.1
 """Part of the link's capacity from which on PCIe is busy; a desktop's pictures and commands take less than 1 %."""
 BUSY_BYTES = 1e9
 """Bytes per second that are busy on any link: copies from pageable memory reach some 3 GB/s, however fast it is."""
-GAP = 0.5
-"""Seconds without a wait after which the next is another one: PCIe, measured for 20 ms at a time, seems to pause."""
-_LONGEST_STEP = 10.0  # seconds; a longer one is no sample's time but a machine that slept
+FLOODED = 0.5
+"""Part of the link's capacity that nobody needs who works from the GPU's own memory: pictures to learn from take less,
+kernels that read main memory take all they can get."""
+PAUSE = 2.0
+"""Seconds without a sample, and as many as five samples should take, after which nobody knows what the GPU did: the
+machine slept, or we were stopped. Such time is left out."""
 
 
 @dataclass
-class Waits:
-    """How often and how long a state held, merged over short gaps in what is measured."""
+class Tally:
+    """How long a state held."""
 
-    count: int = 0
-    at_limit: int = 0
-    """How many began with the memory full."""
     seconds: float = 0.0
-    seconds_at_limit: float = 0.0
     bytes: float = 0.0
-    """That came over PCIe meanwhile, estimated."""
-    bytes_at_limit: float = 0.0
-    longest: float = 0.0
-    _last: float = field(default=-GAP - 1, repr=False)
-    _begin: float = field(default=0.0, repr=False)
+    """That came in over PCIe meanwhile, estimated."""
 
-    def end(self) -> None:
-        """What comes next is another one, however soon."""
-        self._last = -GAP - 1
-
-    def add(self, time: float, step: float, full: bool, nbytes: float) -> None:
-        """The state holds at ``time`` and did for ``step`` seconds; while it does not, this is not called."""
-        if time - step - self._last > GAP:
-            self.count += 1
-            self.at_limit += full
-            self._begin = time - step
-        self._last = time
-        self.longest = max(self.longest, time - self._begin)
+    def add(self, step: float, nbytes: float) -> None:
+        """It held for so long."""
         self.seconds += step
         self.bytes += nbytes
-        if full:
-            self.seconds_at_limit += step
-            self.bytes_at_limit += nbytes
+
+
+@dataclass
+class Waits(Tally):
+    """How often and how long the GPU waited for data."""
+
+    count: int = 0
+    longest: float = 0.0
+    """Seconds, without the pauses in it."""
+    largest: float = 0.0
+    """Bytes that came in one wait, at most."""
+    _current: Tally | None = field(default=None, repr=False)
+
+    def add(self, step: float, nbytes: float) -> None:
+        """It waited for so long."""
+        super().add(step, nbytes)
+        if self._current is None:
+            self._current = Tally()
+            self.count += 1
+        self._current.add(step, nbytes)
+        self.longest = max(self.longest, self._current.seconds)
+        self.largest = max(self.largest, self._current.bytes)
+
+    def end(self) -> None:
+        """The GPU works; what comes next is another wait."""
+        self._current = None
 
 
 @dataclass
@@ -68,15 +75,22 @@ class Evidence:
     """What all samples of a GPU together say; of constant size."""
 
     info: GpuInfo
+    interval: float = 0.1
+    """Seconds from sample to sample that were asked for."""
+    max_width: int | None = None
+    """PCIe lanes that GPU and slot can both do."""
     samples: int = 0
     seconds: float = 0.0
-    known: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("memory_used", "utilization", "pcie"), 0))
+    unseen_seconds: float = 0.0
+    """Left out of all else here, see :data:`PAUSE`."""
+    known: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("memory", "utilisation", "PCIe"), 0))
     """Samples that had this counter."""
     peak_memory: float | None = None
     """Bytes."""
     peak_watched: float | None = None
     peak_others: float | None = None
     full_seconds: float = 0.0
+    idle_seconds: float = 0.0
     busy_seconds: float = 0.0
     """Utilisation x time."""
     utilization_seconds: float = 0.0
@@ -86,22 +100,25 @@ class Evidence:
     pcie_bytes: float | None = None
     link: PcieLink | None = None
     """The fastest that was seen; GPUs lower it while idle."""
-    stalls: Waits = field(default_factory=Waits)
-    """PCIe busy, GPU not."""
-    moves: Waits = field(default_factory=Waits)
+    waits: Waits = field(default_factory=Waits)
+    """PCIe busy, GPU not working."""
+    full_waits: Waits = field(default_factory=Waits)
+    """What of them was with the memory full."""
+    moves: Tally = field(default_factory=Tally)
     """PCIe busy, whatever the GPU did."""
-    rests: Waits = field(default_factory=Waits)
-    """GPU not busy, whatever PCIe did."""
+    floods: Tally = field(default_factory=Tally)
+    """PCIe at :data:`FLOODED` of what it can carry or more, beside a GPU that does not wait."""
     last_time: float | None = None
 
-    def add(self, sample: Sample) -> None:
-        """The next sample in time. It stands for the time since the one before."""
-        step = 0.0 if self.last_time is None else min(sample.time - self.last_time, _LONGEST_STEP)
-        self.last_time = sample.time
+    def add(self, sample: Sample) -> bool:
+        """The next sample in time, which stands for the time since the one before; true if the GPU waited for data."""
+        step = self._step(sample.time)
+        incoming, utilization = _incoming(sample), sample.utilization
         self.samples += 1
         self.seconds += step
-        for name in self.known:
-            self.known[name] += getattr(sample, name) is not None
+        counters = {"memory": sample.memory_used, "utilisation": utilization, "PCIe": incoming}
+        for name, value in counters.items():
+            self.known[name] += value is not None
         self.peak_memory = _most(self.peak_memory, sample.memory_used)
         self.peak_watched = _most(self.peak_watched, sample.memory_watched)
         self.peak_others = _most(self.peak_others, sample.memory_others)
@@ -109,38 +126,52 @@ class Evidence:
         self.written_bytes = _more(self.written_bytes, sample.pcie_write, step)
         self.pcie_bytes = _more(self.pcie_bytes, sample.pcie, step)
         self._see_link(sample)
-        full = self.is_full(sample)
-        self.full_seconds += step if full else 0.0
-        if sample.utilization is not None:
-            self.busy_seconds += step * sample.utilization
-            self.utilization_seconds += step
-        moving, resting = self.is_moving(sample), self.is_resting(sample)
-        incoming = (sample.pcie_read if sample.pcie_read is not None else sample.pcie or 0.0) * step
-        if sample.utilization is not None and sample.utilization >= WORKING:
-            self.stalls.end()
-            self.rests.end()
-        for waits, holds in ((self.moves, moving), (self.rests, resting), (self.stalls, moving and resting)):
-            if holds:
-                waits.add(sample.time, step, full, incoming)
-
-    def is_full(self, sample: Sample) -> bool:
-        """Whether the memory is at its limit."""
         total = self.info.memory_total
-        return bool(total) and sample.memory_used is not None and sample.memory_used >= FULL * total
+        full = bool(total) and sample.memory_used is not None and sample.memory_used >= FULL * total
+        self.full_seconds += step if full else 0.0
+        idle = utilization is not None and utilization <= IDLE
+        self.idle_seconds += step if idle else 0.0
+        if utilization is not None:
+            self.busy_seconds += step * utilization
+            self.utilization_seconds += step
+            if utilization >= WORKING:
+                self.waits.end()
+                self.full_waits.end()
+        if incoming is None or incoming < self.busy_from:
+            return False
+        nbytes = incoming * step
+        self.moves.add(step, nbytes)
+        if idle:
+            self.waits.add(step, nbytes)
+            if full:
+                self.full_waits.add(step, nbytes)
+        elif utilization is not None and self._capacity and incoming >= FLOODED * self._capacity:
+            self.floods.add(step, nbytes)
+        return idle
 
-    def is_moving(self, sample: Sample) -> bool:
-        """Whether PCIe is busy."""
-        return sample.pcie is not None and sample.pcie >= self.busy_from
+    def _step(self, time: float) -> float:
+        step = 0.0 if self.last_time is None else time - self.last_time
+        self.last_time = time
+        if step <= max(PAUSE, 5 * self.interval):
+            return step
+        self.unseen_seconds += step - self.interval
+        return self.interval
 
-    def is_resting(self, sample: Sample) -> bool:
-        """Whether the GPU waits."""
-        return sample.utilization is not None and sample.utilization <= IDLE
+    def _see_link(self, sample: Sample) -> None:
+        if sample.link_generation and sample.link_width:
+            generation, width = int(sample.link_generation), int(sample.link_width)
+            seen = PcieLink(generation, width, generation, max(width, self.max_width or 0))
+            if self.link is None or (seen.capacity or 0) > (self.link.capacity or 0):
+                self.link = seen
+
+    @property
+    def _capacity(self) -> float | None:
+        return self.link.capacity if self.link else None
 
     @property
     def busy_from(self) -> float:
         """Bytes per second from which on PCIe is called busy."""
-        capacity = self.link.capacity if self.link else None
-        return min(BUSY_SHARE * capacity, BUSY_BYTES) if capacity else BUSY_BYTES
+        return min(BUSY_SHARE * self._capacity, BUSY_BYTES) if self._capacity else BUSY_BYTES
 
     def has(self, counter: str) -> bool:
         """Whether it was there most of the time."""
@@ -150,7 +181,7 @@ class Evidence:
     def peak_share(self) -> float | None:
         """Most of the memory that was in use, 0..1."""
         total = self.info.memory_total
-        return self.peak_memory / total if total and self.peak_memory is not None and self.has("memory_used") else None
+        return self.peak_memory / total if total and self.peak_memory is not None and self.has("memory") else None
 
     @property
     def utilization(self) -> float | None:
@@ -162,19 +193,17 @@ class Evidence:
         """Seconds from sample to sample."""
         return self.seconds / max(self.samples - 1, 1)
 
-    def _see_link(self, sample: Sample) -> None:
-        if sample.link_generation and sample.link_width:
-            generation, width = int(sample.link_generation), int(sample.link_width)
-            seen = PcieLink(generation, width, generation, width)
-            if self.link is None or (seen.capacity or 0) > (self.link.capacity or 0):
-                self.link = seen
-
     def numbers(self) -> dict[str, Any]:
         """All of it as JSON has it."""
         numbers = {name: value for name, value in asdict(self).items() if name not in ("info", "last_time")}
-        for waits in ("stalls", "moves", "rests"):
-            numbers[waits] = {name: value for name, value in numbers[waits].items() if name[0] != "_"}
+        for waits in ("waits", "full_waits"):
+            del numbers[waits]["_current"]
         return numbers | {"utilization": self.utilization, "period": self.period}
+
+
+def _incoming(sample: Sample) -> float | None:
+    """Bytes per second into the GPU; both ways together where the driver tells no more."""
+    return sample.pcie if sample.pcie_read is None else sample.pcie_read
 
 
 def _most(before: float | None, value: float | None) -> float | None:

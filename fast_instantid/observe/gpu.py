@@ -75,7 +75,7 @@ class Reading:
     pcie_write: float | None = None
     """Bytes per second that went out of it."""
     pcie: float | None = None
-    """Bytes per second both ways together; AMD's driver tells no more than this."""
+    """Bytes per second both ways together; AMD's driver tells no more than this. None where one way is not known."""
     clock: float | None = None
     """MHz of the multiprocessors."""
     max_clock: float | None = None

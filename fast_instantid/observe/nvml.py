@@ -12,7 +12,7 @@ from typing import Any
 
 from .gpu import Gpu, GpuInfo, Gpus, PcieLink, ProcessMemory, Reading
 
-_INSTALL = "pip install 'fast-instantid[observe]'"
+_INSTALL = "pip install nvidia-ml-py"
 _ABSENT = {
     "LibraryNotFound": "NVIDIA's driver is not installed (its library NVML was not found); install it if there is an "
     "NVIDIA GPU here, and in a container start with --gpus all",
@@ -21,7 +21,7 @@ _ABSENT = {
     "LibRmVersionMismatch": "NVIDIA's driver was updated while it was running; restart the machine",
     "NoPermission": "NVIDIA's driver refuses to talk to this user; look at the permissions of /dev/nvidia*",
 }
-_KB = 1000  # NVML's manual says KB/s, and the numbers agree with thousands
+_KB = 1000  # NVML's manual says KB/s, and not whether that means 1000 or 1024
 
 
 def find() -> Gpus:

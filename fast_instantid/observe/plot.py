@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import FastInstantIDError
 from ..files import atomic_write
-from .evidence import FULL, GAP, WORKING
+from .evidence import FULL
 from .record import GpuRecord
 from .samples import Sample
 from .verdict import GB, GIB, Verdict
@@ -30,8 +30,7 @@ def save_plot(gpu: GpuRecord, verdict: Verdict, path: Path) -> None:
         from matplotlib.figure import Figure
     except Exception as error:  # not installed, or at odds with the numpy beside it, which shows in many ways
         raise FastInstantIDError(
-            f"no plot, since matplotlib cannot be imported ({error}); pip install 'fast-instantid[observe]', then "
-            "--replay draws it"
+            f"no plot, since matplotlib cannot be imported ({error}); pip install matplotlib, then --replay draws it"
         ) from error
     figure: Any = Figure(figsize=(12, 8), dpi=100, facecolor="white")
     memory, utilization, pcie, clock = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1.6, 1.8, 1.1))
@@ -51,14 +50,15 @@ def save_plot(gpu: GpuRecord, verdict: Verdict, path: Path) -> None:
     _finish(memory, "memory, GiB", times, "lower right")
     for axes, label in ((utilization, "busy, %"), (pcie, "PCIe, GB/s"), (clock, "clock, MHz")):
         _finish(axes, label, times)
-    spans = _stalled(gpu, rows)
-    for axes in (memory, utilization, pcie, clock):
-        for begin, end in spans:
-            axes.axvspan(begin, end, color=_RED, alpha=0.10, linewidth=0, zorder=0)
+    waited = [row.waited or 0.0 for row in rows]
+    for axes in (memory, utilization, pcie, clock) if any(waited) else ():
+        # A row stands for the time before it; in a long recording it is shaded as high as the part that was a wait.
+        place: Any = axes.get_xaxis_transform()
+        axes.fill_between(times, waited, step="pre", color=_RED, alpha=0.10, linewidth=0, zorder=0, transform=place)
     pcie.set_ylim(0, pcie.get_ylim()[1] * 1.3)  # room for the legend
     clock.set_xlabel("seconds", color=_QUIET)
     figure.align_ylabels()
-    _title(figure, gpu, verdict, bool(spans))
+    _title(figure, gpu, verdict, any(waited))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -131,21 +131,6 @@ def _title(figure: Any, gpu: GpuRecord, verdict: Verdict, shaded: bool) -> None:
     figure.text(0.012, 0.937, headline, fontsize=10.5, color=_INK, va="top", linespacing=1.4)
     if shaded:
         figure.text(0.985, 0.878, "shaded: PCIe busy, GPU waiting", fontsize=9, color=_RED, ha="right", va="bottom")
-
-
-def _stalled(gpu: GpuRecord, rows: list[Sample]) -> list[tuple[float, float]]:
-    """From when to when the GPU waited; gaps are closed as in the evidence."""
-    spans: list[tuple[float, float]] = []
-    worked = False
-    for before, row in zip([rows[0], *rows] if rows else [], rows, strict=False):
-        worked |= row.utilization is not None and row.utilization >= WORKING
-        if gpu.evidence.is_moving(row) and gpu.evidence.is_resting(row):
-            if spans and not worked and before.time - spans[-1][1] <= GAP:
-                spans[-1] = (spans[-1][0], row.time)
-            else:
-                spans.append((before.time, row.time))
-            worked = False
-    return spans
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MARK = "FAST_INSTANTID_WATCHED_BY"
+"""A variable in the environment of a command that is watched: our pid."""
 _PROC = Path("/proc")
 
 
 class Family:
-    """A process and all that it started.
+    """A process and all that it started, by their parents, and where those have ended by :data:`MARK`.
 
     Args:
         root: pid of the process.
@@ -28,9 +30,9 @@ class Family:
             if parent is None:
                 return None
             current = parent
-        if current not in self._known:
+        if current not in self._known and not _is_marked(pid):
             return False
-        self._known.update(chain)  # so they stay known when those between them have ended
+        self._known.update(chain if current in self._known else [pid])  # known also when those between have ended
         return True
 
 
@@ -43,3 +45,11 @@ def _parent(pid: int) -> int | None:
         return None
     # "pid (name) state parent ...", and the name may hold anything.
     return int(stat.rpartition(")")[2].split()[1])
+
+
+def _is_marked(pid: int) -> bool:
+    try:
+        environment = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError:  # somebody else's, which are not ours either
+        return False
+    return f"{MARK}={os.getpid()}".encode() in environment.split(b"\0")

@@ -34,6 +34,8 @@ class Sample:
     """Of PCIe, at that moment."""
     link_width: float | None = None
     """Lanes, at that moment."""
+    waited: float | None = None
+    """0..1: the part of the time in which the GPU waited for data. A finding, which drivers know nothing of."""
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))

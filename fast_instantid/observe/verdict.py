@@ -1,8 +1,10 @@
 """Is the memory of a GPU swapped, how sure is that, and what to do: the evidence in plain words.
 
-One load of a model looks like swapping for a while, so only repetition counts, or more bytes than one load can bring.
-Who swaps makes no difference to the counters, and costs the same: on Windows the driver pages by itself; on Linux it
-never does, and it is the application that keeps weights in main memory and streams them.
+Three things decide. How often the GPU waited for data, since a load of models is a wait too, but comes once. What that
+cost, since nobody minds less. And how full the memory was meanwhile, since with room there is no need for it.
+
+Who swaps makes no difference to the counters, and costs the same: NVIDIA's driver for Windows pages by itself, the one
+for Linux only what programs allocate as managed memory, which few do; mostly an application streams its weights.
 """
 
 from __future__ import annotations
@@ -11,28 +13,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .evidence import FULL, IDLE, Evidence, Waits
+from .evidence import FLOODED, FULL, IDLE, Evidence, Tally, Waits
 
 Answer = Literal["no", "likely", "certain", "cannot tell"]
 
 NEAR = 0.80
 """Of the memory. Below this nothing is short of room; who streams weights leaves some free for the activations."""
-REPEATED = 3
-"""Waits from which on it is no single load: a workflow puts in a model and perhaps one more, once each."""
-OFTEN = 5
-"""Waits from which on there is no other explanation, where they also cost time."""
+ROOMY = 0.50
+"""Of the memory. Below this as much again would have fitted, so what was streamed could have stayed."""
 COST = 0.02
-"""Part of the time that waits must take to be called certain; less is of no interest."""
+"""Part of the time; what takes less is of no interest."""
+REPEATED = 3
+"""Waits from which on they may be more than loads: a picture needs a text encoder, a UNet and a VAE, once each."""
+OFTEN = 5
+"""Waits from which on they are more than loads."""
 TURNOVER = 1.5
 """Bytes that came in, in memories of the card: a load can fill it once, and the rest is for the error of estimates."""
-MOSTLY = 0.2
-"""Part of the time from which on even a single state that held is more than a load or a pause."""
 SHORTEST = 2.0
 """Seconds without which nothing can be said."""
+FEWEST = 10
+"""Samples without which nothing can be said."""
 COARSE = 0.5
-"""Seconds from sample to sample from which on waits can go by unseen."""
+"""Seconds from sample to sample from which on nothing is certain, since what is between them goes by unseen."""
+CROWDED = 0.1
+"""Part of the memory from which on what others hold is worth closing; a desktop takes less."""
 GIB = 1 << 30
 GB = 1e9
+
+_AGAIN = "watch several pictures in a row: loads come with the first, swapping with each"
+_SMALLER = (
+    "run once at half the width and height: that takes about a quarter of the time, and far less than that where it "
+    "ends swapping"
+)
+_UNSTREAMED = (
+    "run once with the weights kept on the GPU (ComfyUI without --lowvram and --novram, diffusers without "
+    "cpu_offload): where that fits and is faster, they are streamed without need"
+)
 
 
 @dataclass(frozen=True)
@@ -70,102 +86,108 @@ def judge(evidence: Evidence, holders: Sequence[Holder] = (), platform: str = "l
     Args:
         evidence: of all samples of one GPU.
         holders: processes that held memory of it.
-        platform: ``sys.platform`` of the machine that was watched.
+        platform: ``sys.platform`` of the machine that was watched, or "wsl".
     """
-    answer, headline = _answer(evidence)
-    if answer == "certain" and evidence.period > COARSE:
-        answer = "likely"
-    reasons = [*_memory(evidence, holders), *_waits(evidence), *_gaps(evidence)]
-    return Verdict(answer, headline, reasons, _advice(answer, evidence, holders, platform))
+    answer, headline, advice = _answer(evidence)
+    if not evidence.samples:
+        return Verdict(answer, headline, [], [])
+    if answer == "certain" and (evidence.period >= COARSE or evidence.read_bytes is None):
+        answer = "likely"  # waits go by unseen, or some of the data may have gone out and not come in
+    if answer in ("likely", "certain"):
+        advice = _remedies(evidence, holders, platform)
+    reasons = [*_memory(evidence, holders), *_counters(evidence), *_gaps(evidence)]
+    return Verdict(answer, headline, reasons, advice)
 
 
-def _answer(evidence: Evidence) -> tuple[Answer, str]:
-    if evidence.seconds < SHORTEST or evidence.samples < 10:
-        return "cannot tell", f"{evidence.samples} samples in {evidence.seconds:.1f} s are too few; watch for longer"
+def _answer(evidence: Evidence) -> tuple[Answer, str, list[str]]:
+    """The answer, why, and what to do where that does not depend on the machine."""
+    if evidence.seconds < SHORTEST or evidence.samples < FEWEST:
+        text = f"{evidence.samples} samples in {evidence.seconds:.1f} s are too few; watch for longer"
+        return "cannot tell", text, []
     share = evidence.peak_share
-    if share is not None and share < NEAR:
-        return "no", _not_full(evidence)
     if share is None:
         return _without_memory(evidence)
-    if not evidence.has("pcie"):
-        return _without_pcie(evidence)
-    if not evidence.has("utilization"):
-        return _without_utilization(evidence)
-    return _with_all(evidence)
+    if share < NEAR:
+        return _with_room(evidence, share)
+    memory = f"the memory was {'full' if evidence.full_seconds else 'nearly full'}"
+    if not evidence.has("PCIe"):
+        known = evidence.has("utilisation")
+        idle = f"the GPU was idle {_part(evidence.idle_seconds, evidence)}; " if known else ""
+        return "cannot tell", f"{memory}; {idle}what went over PCIe the driver does not tell", [_SMALLER]
+    if evidence.has("utilisation"):
+        return _with_all(evidence, memory)
+    if not _much(evidence.moves, evidence):
+        return "no", f"{memory}, but no more came over PCIe than a load of models", []
+    came = _came(evidence.moves, evidence)
+    return "cannot tell", f"{memory}, and {came}; whether the GPU waited the driver does not tell", [_SMALLER]
 
 
-def _with_all(evidence: Evidence) -> tuple[Answer, str]:
-    stalls, moves, total = evidence.stalls, evidence.moves, evidence.info.memory_total or 0
-    cost = stalls.seconds_at_limit / evidence.seconds
-    lost = f"{_seconds(stalls.seconds_at_limit, evidence)}"
-    if cost >= COST and (stalls.at_limit >= OFTEN or stalls.bytes_at_limit >= TURNOVER * total):
-        return "certain", f"the memory was full, and the GPU waited for data over PCIe again and again, {lost}"
-    if stalls.at_limit >= REPEATED:
-        return "likely", f"the memory was full, and the GPU waited {stalls.at_limit} times for data over PCIe, {lost}"
-    if stalls.bytes >= TURNOVER * total:
-        return "likely", (
-            f"{stalls.bytes / GB:.0f} GB came over PCIe while the GPU waited, {stalls.bytes / total:.1f} times what it "
-            f"holds: models or parts of them went out and came back, {_seconds(stalls.seconds, evidence)}"
-        )
-    if moves.bytes_at_limit >= TURNOVER * total:
-        return "likely", (
-            f"{moves.bytes_at_limit / GB:.0f} GB came over PCIe while the memory was full, "
-            f"{moves.bytes_at_limit / total:.1f} times what it holds; the GPU went on working meanwhile"
-        )
-    if stalls.at_limit:
-        return "no", "the memory was full, and the GPU waited for data over PCIe, but no longer than a load of models"
-    if evidence.full_seconds:
-        return "no", "the memory was full, but the GPU did not wait for data over PCIe"
-    return "no", "the memory was nearly full, but the GPU did not keep waiting for data over PCIe"
+def _with_all(evidence: Evidence, memory: str) -> tuple[Answer, str, list[str]]:
+    waits, moves = evidence.waits, evidence.moves
+    if _again(evidence.full_waits, evidence):
+        return "certain", f"the memory was full, and {_waited(evidence.full_waits, evidence)}", []
+    if _again(waits, evidence):
+        return "likely", f"{memory}, and {_waited(waits, evidence)}", []
+    if _much(evidence.floods, evidence):
+        came = _came(evidence.floods, evidence)
+        return "likely", f"{memory}, and beside its work {came}, at {FLOODED:.0%} or more of what the link carries", []
+    waited = _waited(waits, evidence)
+    if _costly(waits, evidence) and waits.count >= REPEATED:
+        return "cannot tell", f"{memory}, and {waited}, which may be loads of models or swapping", [_AGAIN]
+    beside = Tally(moves.seconds - waits.seconds, moves.bytes - waits.bytes)
+    if _much(beside, evidence):
+        came = _came(beside, evidence)
+        return "cannot tell", f"{memory}, and beside its work {came}; whether that held it up nothing tells", [_SMALLER]
+    if _costly(waits, evidence):
+        return "no", f"{memory}, and {waited}, but that is no more than loads of models", []
+    return "no", f"{memory}, but {waited if waits.count else 'the GPU did not wait for data over PCIe'}", []
 
 
-def _not_full(evidence: Evidence) -> str:
-    text = f"there always was room in the memory (at most {evidence.peak_share or 0:.0%} in use)"
-    if _needless(evidence):
-        text += f"; but the GPU waited for data over PCIe, {_seconds(evidence.stalls.seconds, evidence)}"
-    return text
+def _with_room(evidence: Evidence, share: float) -> tuple[Answer, str, list[str]]:
+    room = f"there always was room in the memory (at most {share:.0%} in use)"
+    if not _again(evidence.waits, evidence):
+        return "no", room, []
+    text = f"{room}, and yet {_waited(evidence.waits, evidence)}"
+    if share < ROOMY:
+        return "no", text, [_UNSTREAMED]
+    return "cannot tell", f"{text}; whether the models would have fitted, nothing tells", [_UNSTREAMED]
 
 
-def _needless(evidence: Evidence) -> bool:
-    """Whether more came in than there ever was in it, and there was room to keep it."""
-    share, peak, stalls = evidence.peak_share, evidence.peak_memory, evidence.stalls
-    if share is None or share >= NEAR or not peak:
-        return False
-    return stalls.bytes >= TURNOVER * peak and stalls.seconds >= COST * evidence.seconds
+def _without_memory(evidence: Evidence) -> tuple[Answer, str, list[str]]:
+    if not evidence.has("PCIe"):
+        return "cannot tell", "the driver tells neither how full the memory is nor what goes over PCIe", [_SMALLER]
+    busy = f"PCIe was busy {_part(evidence.moves.seconds, evidence)}"
+    if not _costly(evidence.moves, evidence):
+        return "no", f"{busy}, which is too little for swapping", []
+    return "cannot tell", f"{busy}; how full the memory was the driver does not tell", [_SMALLER]
 
 
-def _without_memory(evidence: Evidence) -> tuple[Answer, str]:
-    if not evidence.has("pcie"):
-        return "cannot tell", "the driver tells neither how full the memory is nor what goes over PCIe"
-    waits = evidence.stalls if evidence.has("utilization") else evidence.moves
-    if not _much(waits, evidence):
-        return "no", "nothing kept PCIe busy for long, and without that nothing is swapped"
-    return "cannot tell", "data came over PCIe as if the memory were swapped, but the driver tells not how full it was"
+def _costly(tally: Tally, evidence: Evidence) -> bool:
+    return tally.seconds >= COST * evidence.seconds
 
 
-def _without_pcie(evidence: Evidence) -> tuple[Answer, str]:
-    if not evidence.has("utilization"):
-        return "cannot tell", "the memory was nearly full; whether the GPU waited for data the driver does not tell"
-    if not _much(evidence.rests, evidence):
-        return "no", "the memory was nearly full, but the GPU was busy all the time"
-    return "cannot tell", (
-        "the memory was nearly full and the GPU idle at times; whether it waited for data over PCIe the driver does "
-        "not tell"
+def _much(tally: Tally, evidence: Evidence) -> bool:
+    """Whether more came in than a load can bring, and not spread so thin that it does not matter."""
+    return _costly(tally, evidence) and tally.bytes >= TURNOVER * (evidence.info.memory_total or 0)
+
+
+def _again(waits: Waits, evidence: Evidence) -> bool:
+    """Whether the GPU waited so often, or for so much at once, that it was for the same data again, at a cost."""
+    more = waits.largest >= TURNOVER * (evidence.info.memory_total or 0)
+    return _costly(waits, evidence) and (waits.count >= OFTEN or more)
+
+
+def _waited(waits: Waits, evidence: Evidence) -> str:
+    times = f"{waits.count} times" if waits.count > 1 else "once"
+    amount = f"{waits.bytes / GB:.1f} GB, {waits.bytes / (evidence.info.memory_total or 1):.1f} times what it holds"
+    return f"the GPU waited {times} for data over PCIe, {_part(waits.seconds, evidence)}, {amount}"
+
+
+def _came(tally: Tally, evidence: Evidence) -> str:
+    times = tally.bytes / (evidence.info.memory_total or 1)
+    return (
+        f"{tally.bytes / GB:.0f} GB came over PCIe, {times:.1f} times what it holds, {_part(tally.seconds, evidence)}"
     )
-
-
-def _without_utilization(evidence: Evidence) -> tuple[Answer, str]:
-    moves, total = evidence.moves, evidence.info.memory_total or 0
-    if moves.at_limit >= REPEATED or moves.bytes_at_limit >= TURNOVER * total or moves.bytes >= TURNOVER * total:
-        return "likely", (
-            f"PCIe was busy {moves.count} times with {moves.bytes / GB:.0f} GB while the memory was nearly full; how "
-            "long the GPU waited for that the driver does not tell"
-        )
-    return "no", "the memory was nearly full, but no more came over PCIe than a load of models"
-
-
-def _much(waits: Waits, evidence: Evidence) -> bool:
-    return waits.count >= REPEATED or waits.seconds >= MOSTLY * evidence.seconds
 
 
 def _memory(evidence: Evidence, holders: Sequence[Holder]) -> list[str]:
@@ -176,7 +198,7 @@ def _memory(evidence: Evidence, holders: Sequence[Holder]) -> list[str]:
         return [f"memory: at most {peak / GIB:.1f} GiB in use; the driver does not tell of how much"]
     text = f"memory: at most {peak / GIB:.1f} of {total / GIB:.1f} GiB in use ({peak / total:.0%})"
     if evidence.full_seconds:
-        text += f", at its limit ({FULL:.0%} or more) {_seconds(evidence.full_seconds, evidence)}"
+        text += f", at its limit ({FULL:.0%} or more) {_part(evidence.full_seconds, evidence)}"
     reasons = [text]
     if evidence.peak_watched is not None and evidence.peak_others is not None:
         if not evidence.peak_watched + evidence.peak_others:
@@ -192,64 +214,50 @@ def _memory(evidence: Evidence, holders: Sequence[Holder]) -> list[str]:
     return reasons
 
 
-def _waits(evidence: Evidence) -> list[str]:
-    reasons: list[str] = []
+def _counters(evidence: Evidence) -> list[str]:
     if evidence.utilization is None:
-        reasons.append("utilisation: the driver does not tell")
+        reasons = ["utilisation: the driver does not tell"]
     else:
-        reasons.append(
-            f"utilisation: {evidence.utilization:.0%} on average; {IDLE:.0%} or less "
-            f"{_seconds(evidence.rests.seconds, evidence)}"
-        )
-    if evidence.pcie_bytes is None:
-        reasons.append("PCIe: the driver does not tell what goes over it")
-        return reasons
-    ways = f"about {evidence.pcie_bytes / GB:.1f} GB"
-    if evidence.read_bytes is not None and evidence.written_bytes is not None:
-        ways = f"about {evidence.read_bytes / GB:.1f} GB in and {evidence.written_bytes / GB:.1f} GB out"
+        idle = _part(evidence.idle_seconds, evidence)
+        reasons = [f"utilisation: {evidence.utilization:.0%} on average; {IDLE:.0%} or less {idle}"]
+    ways: list[str] = []
+    for nbytes, way in ((evidence.read_bytes, "in"), (evidence.written_bytes, "out")):
+        if nbytes is not None:
+            ways.append(f"{nbytes / GB:.1f} GB {way}")
+    if not ways and evidence.pcie_bytes is not None:
+        ways = [f"{evidence.pcie_bytes / GB:.1f} GB both ways together; of what came in the driver does not tell"]
+    if not ways:
+        return [*reasons, "PCIe: the driver does not tell what goes over it"]
     link, capacity = evidence.link, evidence.link.capacity if evidence.link else None
     runs = f"; generation {link.generation} x{link.width}, {capacity / GB:.1f} GB/s" if link and capacity else ""
-    reasons.append(f"PCIe: {ways} (an estimate: the driver counts 20 ms at a time){runs}")
-    stalls = evidence.stalls
-    if stalls.count:
+    reasons.append(f"PCIe: about {' and '.join(ways)} (an estimate from looks of 20 ms or so){runs}")
+    waits, full = evidence.waits, evidence.full_waits
+    if waits.count:
+        at_limit = f"; with the memory full {full.count}, {full.seconds:.1f} s" if evidence.full_seconds else ""
         reasons.append(
-            f"waits (PCIe busy with {evidence.busy_from / GB:.1f} GB/s or more, and the GPU not): {stalls.count}, the "
-            f"longest {stalls.longest:.1f} s, together {_seconds(stalls.seconds, evidence)}, {stalls.bytes / GB:.1f} GB"
-            f"; {stalls.at_limit} of them began with the memory full"
+            f"waits (PCIe busy with {evidence.busy_from / GB:.1f} GB/s or more, and the GPU not working): "
+            f"{waits.count}, the longest {waits.longest:.1f} s, together {_part(waits.seconds, evidence)}, "
+            f"{waits.bytes / GB:.1f} GB{at_limit}"
         )
     return reasons
 
 
 def _gaps(evidence: Evidence) -> list[str]:
     reasons = [f"samples: {evidence.samples} in {evidence.seconds:.1f} s, one every {evidence.period:.2f} s"]
-    if evidence.period > COARSE:
+    if evidence.period >= COARSE:
         reasons[0] += "; shorter waits may have gone by unseen"
-    names = {"memory_used": "memory", "utilization": "utilisation", "pcie": "PCIe"}
-    for counter, name in names.items():
-        known = evidence.known[counter]
+    if evidence.unseen_seconds:
+        reasons.append(f"left out: {evidence.unseen_seconds:.1f} s without samples, as where the machine slept")
+    for name, known in evidence.known.items():
         if 0 < known < 0.9 * evidence.samples:
             reasons.append(f"{name}: in {known} of {evidence.samples} samples only")
     return reasons
 
 
-def _advice(answer: Answer, evidence: Evidence, holders: Sequence[Holder], platform: str) -> list[str]:
+def _remedies(evidence: Evidence, holders: Sequence[Holder], platform: str) -> list[str]:
+    """What to do where memory is swapped."""
     advice: list[str] = []
-    if answer == "no":
-        if _needless(evidence):
-            advice.append(
-                "weights seem to be streamed without need: start ComfyUI without --lowvram or --novram, and diffusers "
-                "without cpu_offload"
-            )
-        return advice
-    if answer == "cannot tell":
-        if evidence.samples and not evidence.has("pcie"):
-            advice.append(
-                "run once at half the width and height: that takes about a quarter of the time, and far less than that "
-                "where it ends swapping"
-            )
-        return advice
-    total = evidence.info.memory_total or 0
-    if (evidence.peak_others or 0) >= 0.1 * total:
+    if (evidence.peak_others or 0) >= CROWDED * (evidence.info.memory_total or 0):
         names = ", ".join(map(str, _others(holders)[:3])) or "the other programs on this GPU"
         advice.append(f"close what else holds its memory: {names}")
     advice += [
@@ -257,18 +265,22 @@ def _advice(answer: Answer, evidence: Evidence, holders: Sequence[Holder], platf
         "ComfyUI: start without --highvram and --gpu-only, which leave it no room; --lowvram streams weights on "
         "purpose, so try without it first where the models nearly fit",
     ]
-    if platform == "win32" or platform == "wsl":
+    if evidence.info.vendor == "nvidia" and platform in ("win32", "wsl"):
         advice.append(
             "Windows: the driver pages by itself; NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback "
             "Policy, Prefer No Sysmem Fallback turns that into an out-of-memory error, which ComfyUI handles better"
         )
-    else:
+    elif evidence.info.vendor == "nvidia":
         advice.append(
-            "the driver does not page by itself here: it is the application that keeps weights in main memory and "
-            "streams them, which costs the same"
+            "NVIDIA's driver pages by itself here only what a program allocates as managed memory; mostly it is the "
+            "application that keeps weights in main memory and streams them: look at its settings for memory"
         )
-    if evidence.link and evidence.link.width < 16:
-        advice.append(f"the card runs on {evidence.link.width} PCIe lanes; in a slot of 16 each wait would be shorter")
+    link = evidence.link
+    if link and link.width < link.max_width:
+        advice.append(
+            f"the card runs on {link.width} of the {link.max_width} PCIe lanes that it and its slot can do, so each "
+            "wait is longer: put it in anew, and without a riser cable"
+        )
     return advice
 
 
@@ -280,6 +292,6 @@ def _by_memory(holders: Sequence[Holder]) -> list[Holder]:
     return sorted(holders, key=lambda holder: holder.memory or 0, reverse=True)
 
 
-def _seconds(seconds: float, evidence: Evidence) -> str:
+def _part(seconds: float, evidence: Evidence) -> str:
     share = seconds / evidence.seconds if evidence.seconds else 0.0
     return f"{seconds:.1f} of {evidence.seconds:.1f} s ({share:.0%})"

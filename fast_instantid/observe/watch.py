@@ -22,18 +22,23 @@ _PATIENCE = 5.0  # seconds for a driver to come back before it is left alone
 
 def start_recording(gpus: Sequence[Gpu], unseen: Iterable[str], command: Sequence[str], interval: float) -> Recording:
     """An empty recording of these GPUs, begun now."""
+    records: dict[str, GpuRecord] = {}
+    for gpu in gpus:
+        link = gpu.link()
+        width = link.max_width if link else None
+        records[gpu.info.label] = GpuRecord(gpu.info, gpu.read().max_clock, width, interval)
     return Recording(
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=list(command),
         interval=interval,
         platform="wsl" if "microsoft" in platform.release().lower() else sys.platform,
-        gpus={gpu.info.label: GpuRecord(gpu.info, gpu.read().max_clock) for gpu in gpus},
+        gpus=records,
         unseen=list(unseen),
     )
 
 
 class Watcher:
-    """Takes samples from :meth:`start` to :meth:`stop`.
+    """Takes samples from :meth:`start` to :meth:`stop` or :meth:`end`.
 
     Args:
         gpus: to watch.
@@ -61,7 +66,7 @@ class Watcher:
             thread.start()
 
     def stop(self) -> None:
-        """End, with the last line of the CSV. May be called again."""
+        """Take no more samples. May be called again."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -69,6 +74,10 @@ class Watcher:
             thread.join(_PATIENCE)
             if thread.is_alive():
                 self._recording.notes.append(f"GPU {label}: the driver stopped answering")
+
+    def end(self) -> None:
+        """Stop, and write the last line of the CSV."""
+        self.stop()
         with self._lock:
             self._write("end", self._recording)
             self._csv = None

@@ -203,8 +203,8 @@ def _steady(seconds: float) -> Counters:
 
 
 def _swapping(seconds: float) -> Counters:
-    """Every second, the GPU computes for a while and then waits for weights."""
-    if seconds % 1.0 < 0.35:
+    """Every half second, the GPU computes for a while and then waits for weights."""
+    if seconds % 0.5 < 0.2:
         return Counters(int(7.9 * GIB), 96, 150_000, 60_000, 1890)
     return Counters(int(7.9 * GIB), 4, 11_500_000, 300_000, 1890)
 

@@ -17,7 +17,7 @@ import pynvml
 import pytest
 
 from fast_instantid.observe.gpu import GpuInfo, PcieLink, ProcessMemory, Reading, find_gpus
-from fast_instantid.observe.processes import Family
+from fast_instantid.observe.processes import MARK, Family
 from tests.observe.nvml_library import (
     GIB,
     LOST,
@@ -139,7 +139,7 @@ def test_no_gpu_but_a_driver(driver: Install):
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        (None, "pip install 'fast-instantid[observe]'"),
+        (None, "pip install nvidia-ml-py"),
         (ModuleType("pynvml"), "is called pynvml but is not NVIDIA's"),
     ],
 )
@@ -269,3 +269,21 @@ def test_a_family_has_children_of_children_and_nobody_else():
         process.kill()
         process.wait()
         assert family.has(grandchild) is True  # it stays one of them once its parent has ended
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="environments are looked up in /proc")
+def test_a_daemon_of_the_family_is_known_by_its_mark():
+    """Its parent has ended before anybody looked."""
+    script = "import os, sys\nif os.fork() == 0:\n    os.setsid(); print(os.getpid(), flush=True); sys.stdin.read()"
+    for mark, ours in (({MARK: str(os.getpid())}, True), ({MARK: "1"}, False), ({}, False)):
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **mark},
+        ) as process:
+            assert process.stdout is not None
+            daemon = int(process.stdout.readline())
+            process.wait()
+            assert Family(process.pid).has(daemon) is ours
