@@ -80,10 +80,13 @@ def _show(options: argparse.Namespace) -> int:
 def _record(command: list[str], outputs: Sequence[Path], script: bool) -> int:
     """Run the command, then show and save what was recorded, however it ended."""
     recorder, process, ended_by = Recorder(), os.getpid(), None
+    threads, before = threading.enumerate(), (sys.argv, sys.path[0])
     recorder.start()
     with _EndSignals() as signals:
         try:
             code, ended_early = _run(command, script)
+            if script:
+                _wait_for_threads(threads)
         except _Ended as error:
             ended_by = error.signal
             code, ended_early = 128 + ended_by, f"ended from outside ({ended_by.name})"
@@ -91,6 +94,8 @@ def _record(command: list[str], outputs: Sequence[Path], script: bool) -> int:
         except KeyboardInterrupt:
             code, ended_early = 130, "interrupted"
             _say(ended_early)
+        finally:
+            sys.argv, sys.path[0] = before
         if os.getpid() != process:  # a fork of the script came here too, and the recording is not its own
             return code
         signals.ignore()
@@ -107,7 +112,6 @@ def _record(command: list[str], outputs: Sequence[Path], script: bool) -> int:
 
 def _run(command: list[str], script: bool) -> tuple[int, str]:
     """The exit code, and why the run did not end as it should."""
-    there = threading.enumerate()
     try:
         code = _run_script(command) if script else _run_command(command)
         ended_early = "" if not code else "interrupted" if code == 130 else f"exit code {code}"
@@ -116,8 +120,6 @@ def _run(command: list[str], script: bool) -> tuple[int, str]:
     except BaseException as error:  # a script may raise any, such as asyncio.CancelledError
         code, ended_early = 1, f"{type(error).__name__}: {error}"
         _say(_traceback(error, command[0] if script else None))
-    if script:
-        _wait_for_threads(there)
     return code, ended_early
 
 
@@ -142,15 +144,12 @@ def _run_command(command: list[str]) -> int:
 
 def _run_script(command: list[str]) -> int:
     """As ``python script.py ...`` does, but in this process."""
-    before = sys.argv, sys.path[0]
     sys.argv, sys.path[0] = command, str(Path(command[0]).resolve().parent)
     try:
         runpy.run_path(command[0], run_name="__main__")
         return 0
     except SystemExit as error:
         return _exit_code(error)
-    finally:
-        sys.argv, sys.path[0] = before
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -105,6 +105,7 @@ THREAD = (
 def test_threads_that_a_script_leaves_running_are_recorded(begin, code, tmp_path, script):
     result = shell(tmp_path, "-o", "run", "--", script(THREAD + begin), "0")
     assert result.returncode == code
+    assert "Exception in thread" not in result.stderr
     assert [span.name for span in Profile.load(tmp_path / "run.json").spans] == ["first", "late"]
 
 
