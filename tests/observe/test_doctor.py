@@ -49,6 +49,9 @@ def test_options_say_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["doctor", "--json", "--models", str(tmp_path / "m"), *options]) == 1
     (missing,) = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["topic"] == "Model files"]
     assert missing["level"] == "broken"
+    for name in ("p", "i", "me/my-sdxl"):  # and not the default, where it did not look
+        assert name in missing["why"]
+    assert "Looked for" in missing["why"]
 
 
 def test_what_is_no_comfyui_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -104,6 +107,12 @@ def test_the_text_keeps_to_its_width_and_paths_whole():
     assert any(long in line for line in lines)
     assert [line for line in lines if line and not line.startswith(" ")][1:3] == ["One", "Two"]
     assert report.broken
+
+
+def test_names_of_files_do_not_move_the_cursor():
+    report = Report([Finding("broken", "a\033[2Jb", "why\a", "do\033[31m\nand \r that", topic="T")])
+    assert all(line.isprintable() for line in report.text().splitlines())
+    assert "[2Jb" in report.text()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,30 @@ def test_other_versions_than_tested_are_one_line(places: Places, install):
     assert "safetensors" not in found.found
 
 
+def test_a_version_that_cannot_be_told_is_not_too_old(places: Places, install):
+    install("numpy", "weird")
+    only(versions.needed(places), "ok", "numpy weird")
+    only(versions.untested(places), "note", "numpy weird")
+
+
+def test_damaged_metadata_hides_nothing_else(places: Places, install):
+    site = install("somebodys", "1.0")
+    (site / "somebodys-1.0.dist-info" / "METADATA").write_bytes(b"Name: caf\xe9\n")
+    findings = [finding for check in versions.CHECKS for finding in check(places)]
+    only(findings, "ok", f"torch {torch.__version__}")
+
+
+@pytest.mark.parametrize(("vendor", "names"), [("nvidia", "nvidia-ml-py onnxruntime-gpu"), (None, "onnxruntime")])
+def test_what_could_be_installed_fits_the_machine(
+    places: Places, monkeypatch: pytest.MonkeyPatch, vendor: str | None, names: str
+):
+    monkeypatch.setattr(versions, "gpu_beside", lambda: (vendor, ""))
+    monkeypatch.setattr(versions, "installed", dict)
+    found = only(versions.not_there(places), "note")
+    asked = {name for name in found.do.split() if name.startswith(("nvidia", "onnxruntime"))}
+    assert asked == set(names.split())
+
+
 @pytest.mark.parametrize(("version", "said"), [("0.3.64", False), ("0.8.0", False), ("0.2.1", True)])
 def test_comfyuis_version(tmp_path: Path, version: str, said: bool):
     (tmp_path / "custom_nodes").mkdir()
@@ -166,6 +190,49 @@ def test_a_gpu_that_torch_was_not_built_for(places: Places, monkeypatch: pytest.
     monkeypatch.setattr(drivers, "find_gpus", lambda: Gpus([card], []))
     found = only(machine.device(places), "warning", "A Card is there", "built for")
     assert "build of torch" in found.do
+
+
+def write_pci(root: Path, **content: str) -> Path:
+    """A machine with one device on PCI, as Linux lists it."""
+    device = root / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    for name, text in content.items():
+        (device / name).write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("content", "vendor"),
+    [
+        ({"class": "0x030000", "vendor": "0x10de"}, "nvidia"),
+        ({"class": "0x030200", "vendor": "0x10de"}, "nvidia"),
+        ({"class": "0x040300", "vendor": "0x10de"}, None),  # its sound
+        ({"class": "0x030000", "vendor": "0x1002"}, "amd"),
+        ({"class": "0x030000", "vendor": "0x1002", "mem_info_vram_total": str(16 * GIB)}, "amd"),
+        ({"class": "0x030000", "vendor": "0x1002", "mem_info_vram_total": str(GIB // 2)}, None),  # in the processor
+        ({"class": "0x030000", "vendor": "0x8086"}, None),
+        ({"class": "garbage", "vendor": ""}, None),
+    ],
+)
+def test_a_gpu_without_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, str], vendor: str | None
+):
+    monkeypatch.setattr(drivers, "find_gpus", lambda: Gpus([], []))
+    assert machine.gpu_beside(write_pci(tmp_path, **content))[0] == vendor
+
+
+@pytest.mark.parametrize("sign", ["proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1"])
+def test_signs_of_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str):
+    monkeypatch.setattr(drivers, "find_gpus", lambda: Gpus([], []))
+    (tmp_path / sign).parent.mkdir(parents=True)
+    (tmp_path / sign).touch()
+    assert machine.gpu_beside(tmp_path)[0] == "nvidia"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch that sees no GPU")
+def test_a_gpu_that_lies_idle_is_a_warning(places: Places, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "gpu_beside", lambda: ("nvidia", "a GPU of NVIDIA's"))
+    assert "CPU" in only(machine.device(places), "warning", "a GPU of NVIDIA's is there").why
 
 
 # Face networks
@@ -305,6 +372,28 @@ def test_memory_that_others_hold():
     assert "blender (pid 8) 10.0 GiB, python (pid 7) 9.0 GiB, a process (pid 9)" in found.found
 
 
+@pytest.mark.parametrize(
+    ("holders", "used", "level"),
+    [
+        ([], 22 * GIB, "warning"),  # a container does not see those outside
+        (None, 22 * GIB, "warning"),
+        ([ProcessMemory(os.getpid(), "python", 12 * GIB)], 20 * GIB, "warning"),
+        ([ProcessMemory(os.getpid(), "python", 20 * GIB)], 20 * GIB, "ok"),
+        ([ProcessMemory(os.getpid(), "python", None)], 20 * GIB, "ok"),  # Windows tells no amounts
+        ([ProcessMemory(7, "blender", None)], 20 * GIB, "warning"),
+    ],
+)
+def test_memory_of_which_nobody_is_named(holders: list[ProcessMemory] | None, used: int, level: str):
+    only(gpus.memory(FakeGpu(reading=Reading(memory_used=used), holders=holders)), level, "GiB free")
+
+
+@pytest.mark.parametrize("holders", [[], None, [ProcessMemory(70001, "python", 16 * GIB)]])
+def test_our_own_memory_is_nobody_elses(monkeypatch: pytest.MonkeyPatch, holders: list[ProcessMemory] | None):
+    """In a container, this process is not listed, or under another number."""
+    monkeypatch.setattr(gpus, "_of_this_process", lambda: 15 * GIB)
+    only(gpus.memory(FakeGpu(reading=Reading(memory_used=16 * GIB), holders=holders)), "ok", "8.0 of 24.0 GiB")
+
+
 def test_a_small_card_and_one_that_says_nothing():
     small = FakeGpu(GpuInfo(0, "Small", "nvidia", None, 6 * GIB), Reading(memory_used=0))
     only(gpus.memory(small), "note", "6.0 of 6.0 GiB")
@@ -318,24 +407,43 @@ def test_a_small_card_and_one_that_says_nothing():
         (PcieLink(1, 16, 4, 16), 0.0, "ok", "while idle"),
         (PcieLink(1, 16, 4, 16), None, "ok", "while idle"),
         (PcieLink(1, 16, 4, 16), 0.9, "note", "though the GPU is busy"),
-        (PcieLink(1, 4, 3, 16), 0.0, "warning", "4 of 16 lanes"),
+        (PcieLink(3, 4, 3, 16), 0.9, "warning", "4 of 16 lanes"),
+        (PcieLink(1, 4, 3, 16), 0.0, "note", "4 of 16 lanes"),
+        (PcieLink(1, 4, 3, 16), None, "note", "4 of 16 lanes"),
     ],
 )
 def test_pcie(link: PcieLink, utilization: float | None, level: str, words: str):
     (found,) = gpus.pcie(0, link, utilization)
     assert (found.level, words in found.found) == (level, True)
-    if level == "warning":  # 7.6 GB at 3.0 x4 (3.94 GB/s) and x16
+    if "lanes" in words:  # 7.6 GB at 3.0 x4 (3.94 GB/s) and x16
         assert "1,929 ms in place of 482 ms" in found.why
+        assert ("look again" in found.do) == (level == "note")
 
 
 def test_a_slot_with_few_lanes():
     findings = list(gpus.pcie(0, PcieLink(4, 8, 4, 8), 0.0))
     assert [finding.level for finding in findings] == ["ok", "note"]
+    assert "482 ms" in findings[1].why  # 7.6 GB at 15.75 GB/s
 
 
-def test_what_cannot_be_seen_is_said(places: Places, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(drivers, "find_gpus", lambda: Gpus([], ["NVML is missing; install it"]))
-    assert "NVML is missing; install it." in only(gpus.gpus(places), "note").why
+def test_a_generation_newer_than_this_code():
+    (found,) = gpus.pcie(0, PcieLink(9, 8, 9, 16), 0.9)
+    assert found.level == "warning"
+    assert " ms" not in found.why
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch that sees no GPU")
+@pytest.mark.parametrize(("vendor", "said"), [("nvidia", True), ("amd", False), (None, False)])
+def test_what_cannot_be_seen_is_said_where_there_is_a_sign_of_it(
+    places: Places, monkeypatch: pytest.MonkeyPatch, vendor: str | None, said: bool
+):
+    reason = "NVIDIA GPUs: the package nvidia-ml-py is not installed; install it"
+    monkeypatch.setattr(drivers, "find_gpus", lambda: Gpus([], [reason]))
+    monkeypatch.setattr(gpus, "gpu_beside", lambda: (vendor, "a card"))
+    (found,) = gpus.gpus(places)
+    assert found.level == ("ok" if vendor is None else "note")
+    assert (f"{reason}." == found.why) == said
+    assert "could be seen" in found.found or "a card is there" in found.found
 
 
 def test_a_gpu_is_examined_whole(places: Places, monkeypatch: pytest.MonkeyPatch):
@@ -377,8 +485,42 @@ def test_threads(count: int, cores: int, device: str, level: str):
 )
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_the_allocator(name: str, backend: str, text: str, level: str, words: str):
-    (found,) = settings.allocator(backend, {name: text} if text else {})
+    (found,) = settings.allocator(backend, "", {name: text} if text else {})
     assert (found.level, words in found.found) == (level, True)
+
+
+def test_settings_that_torch_refuses():
+    (found,) = settings.allocator("", "Unrecognized option foo", {"PYTORCH_ALLOC_CONF": "foo:bar"})
+    assert found.level == "broken"
+    assert "foo:bar: Unrecognized option foo" in found.found
+    assert not list(settings.allocator("", "the driver is gone", {}))  # no fault of a setting
+
+
+def test_an_allocator_that_is_switched_off():
+    found = only(settings.allocator("native", "", {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}), "warning", "CACHING is set")
+    assert "slower" in found.why
+
+
+@pytest.mark.parametrize(("rocm", "words"), [(True, "PYTORCH_HIP_ALLOC_CONF=expandable"), (False, "no settings")])
+def test_the_name_that_amds_builds_take(rocm: bool, words: str):
+    environment = {"PYTORCH_HIP_ALLOC_CONF": "expandable_segments:True"}
+    only(settings.allocator("native", "", environment, rocm), "ok", words)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_whether_tf32_is_on(monkeypatch: pytest.MonkeyPatch, on: bool):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    if not hasattr(matmul, "fp32_precision"):  # older than torch 2.9
+        monkeypatch.setattr(matmul, "allow_tf32", on)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert settings._tf32_is_on(torch) == on
+        return
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        matmul.fp32_precision, conv.fp32_precision = "tf32" if on else "ieee", "ieee"
+        assert settings._tf32_is_on(torch) == on
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
 
 
 def test_tf32_and_cudnn():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,9 @@ def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
     from ...faces.pack import is_of_buffalo
 
     convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
-    do = _how_to_get(places)
+    do = places.how_to_fetch("antelopev2", _destination(places))
+    if pack.recognizer.path.name == "glintr100.onnx":  # a download leaves alone what has the name of what it fetches
+        do = f"delete {pack.recognizer.path}, then: {do}"
     if is_of_buffalo(pack.recognizer):
         yield Finding(
             "broken",
@@ -92,10 +95,18 @@ def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
 
 def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     """What of a pack there is."""
-    do = _how_to_get(places)
-    zipped = [path for path in files_below(places.faces, (".zip",)) if _holds_networks(path)]
-    zipped += [path for folder in places.faces for path in _zips_beside(folder)]
+    do = places.how_to_fetch("antelopev2", _destination(places))
+    beside = [folder.with_name("antelopev2.zip") for folder in places.faces]
+    zipped = [path for path in (*files_below(places.faces, (".zip",)), *beside) if _holds_networks(path)]
     networks = list(files_below(places.faces, (".onnx",)))
+    if zipped and not networks and not zipfile.is_zipfile(zipped[0]):
+        yield Finding(
+            "broken",
+            f"{zipped[0]} is damaged: it is no whole zip archive",
+            "The face models should be in it.",
+            f"delete it, then: {do}",
+        )
+        return
     if zipped and not networks:
         yield Finding(
             "broken",
@@ -109,8 +120,10 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     graphs = [_readable(path) for path in networks]
     for problem in graphs:
         if isinstance(problem, str):
-            do_file = "delete it, and unpack the pack again" if zipped else "delete it, and download it again"
-            yield Finding("broken", problem, "The face models may not be complete without it.", do_file)
+            again = "unpack the pack again" if zipped else do
+            yield Finding(
+                "broken", problem, "The face models may not be complete without it.", f"delete it, then: {again}"
+            )
     whole = [graph for graph in graphs if not isinstance(graph, str)]
     if whole:
         has_detector = any(len(graph.outputs) > 1 for graph in whole)
@@ -143,21 +156,10 @@ def _destination(places: Places) -> Path:
     return places.faces[0] if places.faces else places.models / "antelopev2"
 
 
-def _how_to_get(places: Places) -> str:
-    folder = _destination(places)
-    if places.host == "diffusers" and folder.name == "antelopev2":
-        return f'fast-instantid download antelopev2 --to "{folder.parent}"'
-    return f"get antelopev2 (scrfd_10g_bnkps.onnx and glintr100.onnx), and put it into {folder}"
-
-
-def _zips_beside(folder: Path) -> Iterator[Path]:
-    """Downloaded beside the folder that should hold what is in it."""
-    path = folder.with_name("antelopev2.zip")
-    if path.is_file() and _holds_networks(path):
-        yield path
-
-
 def _holds_networks(path: Path) -> bool:
+    """Or should, by its name."""
+    if not os.path.isfile(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.lower().endswith(".onnx") for name in archive.namelist())

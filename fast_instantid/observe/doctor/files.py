@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ...download import MODELS, models_folder
 from . import base_files, face_files, instantid_files
-from .headers import WEIGHTS, copies, files_below
-from .places import Places
+from .headers import WEIGHTS, copies, files_below, unreadable
+from .places import Places, download
 from .report import Finding
 from .versions import installed
 
@@ -31,27 +31,28 @@ class _Kind:
     """What to put where, below ComfyUI's models."""
 
 
-_HUB = "huggingface.co/InstantX/InstantID"
+def _hub(model: str) -> str:
+    return f"huggingface.co/{MODELS[model].repository}"
+
+
 _FACES = _Kind(
     "the face models",
     "antelopev2",
     0.3,
-    "insightface/models/antelopev2: scrfd_10g_bnkps.onnx and glintr100.onnx, unpacked from antelopev2.zip of "
-    "huggingface.co/MonsterMMORPG/tools",
+    f"insightface/models/antelopev2: scrfd_10g_bnkps.onnx and glintr100.onnx of {_hub('antelopev2')}",
 )
-_ADAPTER = _Kind("InstantID's adapter", "instantid", 1.7, f"instantid: ip-adapter.bin of {_HUB}")
+_ADAPTER = _Kind("InstantID's adapter", "instantid", 1.7, f"instantid: ip-adapter.bin of {_hub('instantid')}")
 _IDENTITYNET = _Kind(
     "the IdentityNet",
     "instantid",
     2.5,
-    f"controlnet/instantid: ControlNetModel/diffusion_pytorch_model.safetensors of {_HUB}",
+    f"controlnet/instantid: ControlNetModel/diffusion_pytorch_model.safetensors of {_hub('instantid')}",
 )
 _BASE = _Kind(
     "an SDXL base model",
     "base",
     6.9,
-    "checkpoints: an SDXL checkpoint, such as sd_xl_base_1.0.safetensors of "
-    "huggingface.co/stabilityai/stable-diffusion-xl-base-1.0",
+    f"checkpoints: an SDXL checkpoint, such as sd_xl_base_1.0.safetensors of {_hub('base')}",
 )
 
 
@@ -63,11 +64,23 @@ def model_files(places: Places) -> Iterator[Finding]:
         (_IDENTITYNET, places.identitynets, instantid_files.identitynet),
         (_BASE, places.bases, base_files.base),
     )
+    closed: dict[Path, list[str]] = {}
     for kind, folders, look in parts:
-        findings = list(look(places))
-        yield from findings
-        if not findings:
+        findings, not_seen = list(look(places)), list(unreadable(folders))
+        found = any(finding.level == "ok" for finding in findings)
+        if found or not not_seen:
+            yield from findings
+        if not findings and not not_seen:
             missing.append((kind, folders))
+        for path in not_seen:
+            closed.setdefault(path, []).extend([] if found else [kind.name])
+    for path, not_found in closed.items():
+        yield Finding(
+            "broken" if not_found else "note",
+            f"{path} cannot be read" + (f", and {' and '.join(not_found)} not found elsewhere" if not_found else ""),
+            "This process may not see what is there, and so cannot load it.",
+            "give the user that runs this the right to read it (on Linux and macOS: chmod -R u+rX)",
+        )
     if missing:
         yield _missing(missing, places, len(missing) == len(parts))
 
@@ -88,7 +101,7 @@ def duplicates(places: Places) -> Iterator[Finding]:
 
 def unread_places(places: Places) -> Iterator[Finding]:
     for text in places.notes:
-        yield Finding("note", text, "Folders of models that it names were not looked into.")
+        yield Finding("note", text, "Not all folders of models that it names were looked into.")
 
 
 CHECKS = (model_files, duplicates, unread_places)
@@ -108,7 +121,8 @@ def _missing(missing: list[tuple[_Kind, tuple[Path, ...]]], places: Places, ever
     found = (
         "the model files are not here yet" if everything else f"not here yet: {', '.join(k.name for k, _ in missing)}"
     )
-    why = f"Looked in {places.models}." if everything else f"Looked for: {looked}."
+    usual = all(folder.is_relative_to(places.models) for _, folders in missing for folder in folders)
+    why = f"Looked in {places.models}." if everything and usual else f"Looked for: {looked}."
     room = _free(places.models)
     size = sum(kind.size for kind, _ in missing)
     if room is not None and room < size * 1e9:
@@ -128,19 +142,14 @@ def _how_to_get(kinds: list[_Kind], places: Places, everything: bool, size: floa
         lines = [f"put into {places.models}, and press R in the browser:"]
         return "\n".join([*lines, *(f"{kind.by_hand} (about {kind.size} GB)" for kind in kinds)])
     models = [name for name in MODELS if any(kind.model == name for kind in kinds)]
-    names = "" if everything else f" {' '.join(models)}"
-    to = "" if places.models == models_folder() else f" --to {_quoted(places.models)}"
+    command = download(places.models, *(() if everything else models))
     first = "" if "huggingface-hub" in installed() else "pip install huggingface-hub, then: "
     have = f"or, if you have them already, say where: --models, --pack, --instantid, --base{_or_variable(places)}"
-    return f"{first}fast-instantid download{names}{to} (about {size:.1f} GB)\n{have}"
+    return f"{first}{command} (about {size:.1f} GB)\n{have}"
 
 
 def _or_variable(places: Places) -> str:
     return " (for good: the environment variable FAST_INSTANTID_MODELS)" if places.models == models_folder() else ""
-
-
-def _quoted(path: Path) -> str:
-    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def _free(folder: Path) -> int | None:

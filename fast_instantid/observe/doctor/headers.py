@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,25 +37,56 @@ def text_width(shapes: Shapes) -> int | None:
 
 
 SDXL_WIDTH = 2048
-NAMES_OF_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", SDXL_WIDTH: "SDXL"}
+NAMES_OF_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL's refiner", SDXL_WIDTH: "SDXL"}
 
 
 def files_below(folders: Iterable[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """All files with these suffixes, up to a depth; folders that cannot be read are left out. Links are followed."""
+    """All files with these suffixes, up to a depth; what cannot be read is left out. Links are followed."""
     for folder in folders:
-        yield from _files_below(folder, suffixes, _MAX_DEPTH)
+        for path in _below(folder, _MAX_DEPTH):
+            if path.suffix.lower() in suffixes and os.path.isfile(path):
+                yield path
 
 
-def _files_below(folder: Path, suffixes: tuple[str, ...], depth: int) -> Iterator[Path]:
-    below: list[Path] = []
-    with suppress(OSError):
-        below = sorted(folder.iterdir())
-    for path in below:
-        if path.is_dir():
-            if depth and not path.name.startswith("."):
-                yield from _files_below(path, suffixes, depth - 1)
-        elif path.suffix.lower() in suffixes:
+def unreadable(folders: Iterable[Path]) -> Iterator[Path]:
+    """Of these folders, and of the folders and model files below them, those that this process may not read."""
+    for folder in folders:
+        try:
+            os.stat(folder)
+        except PermissionError:
+            closed = (above for above in reversed(folder.absolute().parents) if not os.access(above, os.X_OK))
+            yield next(closed, folder)
+        except OSError:
+            continue
+        else:
+            yield from (path for path in (folder, *_below(folder, _MAX_DEPTH)) if not _may_read(path))
+
+
+def _may_read(path: Path) -> bool:
+    """Always true of files that are no model files."""
+    if not os.path.isdir(path):
+        other = path.suffix.lower() not in (*WEIGHTS, ".onnx", ".json")
+        return other or not os.path.isfile(path) or os.access(path, os.R_OK)
+    try:
+        os.scandir(path).close()
+    except OSError:
+        return False
+    return os.access(path, os.X_OK)  # else there are names in it, and nothing behind them
+
+
+def _below(folder: Path, depth: int, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Files and folders; hidden folders are left out, and links to a folder in which they lie lead nowhere."""
+    try:
+        stat, entries = os.stat(folder), sorted(folder.iterdir())
+    except OSError:
+        return
+    here = (stat.st_dev, stat.st_ino)
+    for path in entries if here not in above else ():
+        if not os.path.isdir(path):  # which never raises, unlike Path's own
             yield path
+        elif depth and not path.name.startswith("."):
+            yield path
+            yield from _below(path, depth - 1, above | {here})
 
 
 def copies(paths: Iterable[Path]) -> list[list[Path]]:

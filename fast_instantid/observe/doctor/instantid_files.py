@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...download import MODELS
 from ...errors import ModelFileError
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, is_controlnet, shapes_of, text_width
 from .places import Places
@@ -16,8 +18,8 @@ _LAYERS = 70  # cross-attention layers of SDXL's UNet
 _ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")  # in the order in which they are taken
 _NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
 _PLACES = "It should be the IdentityNet, which puts the face where the keypoints are."
-_DOWNLOAD = "fast-instantid download instantid"
-_HUB = "huggingface.co/InstantX/InstantID"
+_TRAP = "The nodes offer it, and it does not work when it is chosen."
+_HUB = f"huggingface.co/{MODELS['instantid'].repository}"
 
 
 def adapter(places: Places) -> Iterator[Finding]:
@@ -57,7 +59,7 @@ def adapter(places: Places) -> Iterator[Finding]:
         yield Finding(
             "note" if good else "broken",
             text,
-            "The nodes offer it, and refuse it when it is chosen." if good else "There is no other adapter.",
+            _TRAP if good else "There is no other adapter.",
             "move it to where files of its kind belong, or delete it"
             if good
             else f"put ip-adapter.bin of {_HUB} into {(places.adapters or (places.models,))[-1]}",
@@ -68,7 +70,7 @@ def _adapters_of_shell(places: Places) -> list[Path]:
     """The one that is taken, or what lies in its place."""
     for folder in places.adapters:
         for name in _ADAPTER_NAMES:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return [folder / name]
     return [path for path in files_below(places.adapters, WEIGHTS) if path.parent in places.adapters]
 
@@ -77,20 +79,20 @@ def identitynet(places: Places) -> Iterator[Finding]:
     """Nothing where there is nothing."""
     if places.host == "diffusers":
         for folder in places.identitynets:
-            if (folder / "ControlNetModel").is_dir():
-                yield from _controlnet_folder(folder / "ControlNetModel")
+            if os.path.isdir(folder / "ControlNetModel"):
+                yield from _controlnet_folder(folder / "ControlNetModel", places.how_to_fetch("instantid", folder))
                 return
         return
     yield from _among_controlnets(places)
 
 
-def _controlnet_folder(folder: Path) -> Iterator[Finding]:
-    weights = [path for path in sorted(folder.iterdir()) if path.name.startswith("diffusion_pytorch_model.")]
-    weights = [path for path in weights if path.suffix in WEIGHTS]
-    again = f"{_DOWNLOAD}, which fetches what is missing"
-    if not (folder / "config.json").is_file() or not weights:
-        missing = "its weights" if (folder / "config.json").is_file() else "config.json"
-        yield Finding("broken", f"{folder}: {missing} missing", _PLACES, again)
+def _controlnet_folder(folder: Path, again: str) -> Iterator[Finding]:
+    # In the order in which diffusers takes them.
+    usual = [folder / f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin")]
+    weights = [path for path in usual if os.path.isfile(path)]
+    has_config = os.path.isfile(folder / "config.json")
+    if not has_config or not weights:
+        yield Finding("broken", f"{folder}: {'its weights' if has_config else 'config.json'} missing", _PLACES, again)
         return
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -108,20 +110,24 @@ def _controlnet_folder(folder: Path) -> Iterator[Finding]:
             f"delete it, then: {again}",
         )
         return
-    yield from _controlnet(weights[0], "delete it, then: " + again, width)
+    yield _controlnet(weights[0], "delete it, then: " + again, width)
 
 
 def _among_controlnets(places: Places) -> Iterator[Finding]:
     files = list(files_below(places.identitynets, WEIGHTS))
     named = [path for path in files if any(name in _name_below(path, places) for name in _NAMES)]
-    for path in named:
-        yield from _controlnet(path, f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}")
+    findings = [
+        _controlnet(path, f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}") for path in named
+    ]
+    good = [finding for finding in findings if finding.level == "ok"]
+    for finding in findings:
+        if finding.level == "ok" or not good:
+            yield finding
+        else:  # beside one that is right, a wrong one is a trap only for who chooses it in the node
+            yield Finding("note", finding.found, _TRAP, "move it to where files of its kind belong, or delete it")
     if named:
         return
-    possible: list[Path] = []
-    for path in files:
-        if path.suffix == ".safetensors" and _is_sdxl_controlnet(path):
-            possible.append(path)
+    possible = [path for path in files if path.suffix == ".safetensors" and _is_sdxl_controlnet(path)]
     if possible:
         names = ", ".join(str(path) for path in possible[:3]) + (" ..." if len(possible) > 3 else "")
         yield Finding(
@@ -133,30 +139,36 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
         )
 
 
-def _controlnet(path: Path, again: str, width: int | None = None) -> Iterator[Finding]:
+def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
+    from ...weights import read_tensors
+
     try:
-        shapes = shapes_of(path)
+        tensors = read_tensors(path)
     except ModelFileError as error:
-        yield Finding("broken", str(error), _PLACES, again)
-        return
+        return Finding("broken", str(error), _PLACES, again)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     width = text_width(shapes) or width
     if not is_controlnet(shapes):
-        from ...identity.checkpoint import kind_of
-        from ...weights import read_tensors
-
-        yield Finding(
+        return Finding(
             "broken",
-            f"{path}: this is {kind_of(read_tensors(path))}; expected InstantID's ControlNet",
+            f"{path}: this is {_kind_of(path, tensors)}; expected InstantID's ControlNet",
             "It is called as the IdentityNet, and cannot place a face.",
             again,
         )
-    elif width != SDXL_WIDTH:
+    if width != SDXL_WIDTH:
         base = NAMES_OF_WIDTHS.get(width or 0, f"a model with tokens of width {width}")
-        yield Finding("broken", f"{path}: a ControlNet for {base}", "InstantID's is for SDXL.", again)
-    else:
-        yield Finding(
-            "ok", f"IdentityNet: {path} (a ControlNet for SDXL; a file does not say whether it is InstantID's)"
-        )
+        return Finding("broken", f"{path}: a ControlNet for {base}", "InstantID's is for SDXL.", again)
+    return Finding("ok", f"IdentityNet: {path} (a ControlNet for SDXL; a file does not say whether it is InstantID's)")
+
+
+def _kind_of(path: Path, tensors: Any) -> str:
+    from ...identity.checkpoint import kind_of, look_at_adapter
+
+    try:
+        look_at_adapter(path)
+    except ModelFileError:
+        return kind_of(tensors)
+    return "InstantID's adapter"
 
 
 def _is_sdxl_controlnet(path: Path) -> bool:

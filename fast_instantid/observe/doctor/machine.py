@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from .. import gpu as drivers
 from .places import Places
@@ -18,6 +18,8 @@ from .report import Finding
 
 _OLDEST_PYTHON = (3, 10)
 _LITTLE_MEMORY = 15 << 30  # the networks of SDXL and InstantID are about 11 GB in fp16, and pass through main memory
+_DISPLAY_CONTROLLER = 0x03  # class of a PCI device
+_INTEGRATED = 4 << 30  # bytes; processors with graphics set aside less than that for them
 _INSTALL = {
     "nvidia": "install the CUDA build of torch: pytorch.org/get-started shows the command; "
     "in ComfyUI, use the Python that runs ComfyUI",
@@ -192,10 +194,10 @@ def _capability(arch: str) -> tuple[int, int]:
 
 
 def _why_cpu(torch: Any) -> Iterator[Finding]:
-    vendor, name = _gpu_beside()
+    vendor, name = gpu_beside()
     slow = "Everything runs on the CPU. A picture then takes minutes in place of seconds."
     if vendor is None:
-        yield Finding("ok", "everything runs on the CPU: no GPU was found")
+        yield Finding("ok", "everything runs on the CPU: no GPU of NVIDIA's or AMD's could be seen")
     elif (torch.version.hip if vendor == "amd" else torch.version.cuda) is None:
         yield Finding(
             "warning", f"{name} is there, but this torch was built for {_built_for(torch)}", slow, _INSTALL[vendor]
@@ -208,17 +210,46 @@ def _why_cpu(torch: Any) -> Iterator[Finding]:
         elif "too old" in reason:
             do = "update the driver of the GPU (nvidia.com/drivers), or install a torch built for an older CUDA"
         else:
-            do = "see that the driver works (nvidia-smi, or rocm-smi, lists the GPU), and restart after updating it"
+            do = (
+                "see that the driver works (nvidia-smi, or rocm-smi, lists the GPU), and restart after updating it; "
+                "a container needs leave to use the GPU (Docker: --gpus all)"
+            )
         yield Finding("warning", f"{name} is there, but torch cannot use it: {reason}", slow, do)
 
 
-def _gpu_beside() -> tuple[str | None, str]:
-    """Vendor and name of a GPU that torch does not use."""
+def gpu_beside(root: Path = Path("/")) -> tuple[Literal["nvidia", "amd"] | None, str]:
+    """Vendor and name of a GPU, whether torch can use it or not; a driver need not be installed to see that.
+
+    Args:
+        root: of the file system, as tests make one up.
+    """
     for gpu in drivers.find_gpus().found:
-        return gpu.info.vendor, gpu.info.name
-    if Path("/proc/driver/nvidia/version").is_file() or (os.name == "nt" and shutil.which("nvidia-smi")):
+        if gpu.info.vendor in _INSTALL:
+            return ("nvidia" if gpu.info.vendor == "nvidia" else "amd"), gpu.info.name
+    signs = ("proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1")  # the second is of Windows' driver, in WSL 2
+    if any(os.path.exists(root / sign) for sign in signs) or (os.name == "nt" and shutil.which("nvidia-smi")):
         return "nvidia", "a GPU of NVIDIA's"
-    return None, ""
+    vendors = {_vendor(device) for device in (root / "sys/bus/pci/devices").glob("*")}
+    if "nvidia" in vendors:
+        return "nvidia", "a GPU of NVIDIA's"
+    return ("amd", "a GPU of AMD's") if "amd" in vendors else (None, "")
+
+
+def _vendor(device: Path) -> Literal["nvidia", "amd"] | None:
+    """Of a PCI device that Linux lists; None where it is no GPU, or one that shares the processor's memory."""
+
+    def read(name: str) -> int:
+        try:
+            return int((device / name).read_text(), 0)
+        except (OSError, ValueError):
+            return 0
+
+    if read("class") >> 16 != _DISPLAY_CONTROLLER:
+        return None
+    if read("vendor") == 0x10DE:
+        return "nvidia"
+    memory = read("mem_info_vram_total")  # of the driver amdgpu
+    return "amd" if read("vendor") == 0x1002 and (memory == 0 or memory > _INTEGRATED) else None
 
 
 def _cuda_error(torch: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ...download import models_folder
+from ...download import MODELS, models_folder
 
 _ROOT = Path(__file__).resolve().parents[3]
+_KINDS_OF_PACK = ("insightface", "instantid")  # which ComfyUI knows of by this pack alone
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,33 @@ class Places:
             models: in place of its own ``models``.
         """
         models = comfyui / "models" if models is None else models
-        extra, notes = _extra_model_paths(comfyui / "extra_model_paths.yaml")
-
-        def folders(name: str) -> tuple[Path, ...]:
-            return (models / name, *extra.get(name, ()))
-
+        folders = {kind: [models / kind] for kind in ("controlnet", "checkpoints")}
+        folders["custom_nodes"] = [comfyui / "custom_nodes"]
+        notes = _add_extra_model_paths(comfyui / "extra_model_paths.yaml", folders)
+        ours = {kind: [path for path in folders.get(kind, ()) if path != models / kind] for kind in _KINDS_OF_PACK}
         return cls(
             "comfyui",
             models,
-            faces=folders("insightface"),
-            adapters=tuple(reversed(folders("instantid"))),  # the pack puts its own last
-            identitynets=folders("controlnet"),
-            bases=folders("checkpoints"),
-            custom_nodes=(comfyui / "custom_nodes", *extra.get("custom_nodes", ())),
-            notes=notes,
+            faces=(models / "insightface", *reversed(ours["insightface"])),  # as the node Face Analysis looks
+            adapters=(*ours["instantid"], models / "instantid"),  # the pack puts its own last
+            identitynets=tuple(folders["controlnet"]),
+            bases=tuple(folders["checkpoints"]),
+            custom_nodes=tuple(folders["custom_nodes"]),
+            notes=tuple(notes),
         )
 
     def asking(self, backend: str, device: str | None) -> Places:
         """The same places, with face networks asked to run elsewhere."""
         return replace(self, backend=backend, device=device)
+
+    def how_to_fetch(self, model: str, folder: Path) -> str:
+        """How to get a model of :data:`~fast_instantid.download.MODELS` for use in ``folder``."""
+        if self.host == "comfyui":
+            files = " and ".join(MODELS[model].files)
+            return f"put {files} of huggingface.co/{MODELS[model].repository} into {folder}"
+        if folder.name == model:
+            return download(folder.parent, model)
+        return f"{download(self.models, model)}, and name {self.models / model} in place of {folder}"
 
 
 def comfyui_around() -> Path | None:
@@ -79,24 +89,41 @@ def comfyui_around() -> Path | None:
     return around if _ROOT.parent.name == "custom_nodes" and (_ROOT / "__init__.py").is_file() else None
 
 
-def _extra_model_paths(file: Path) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
-    """Kinds of models and their further folders; and what kept this from being read."""
-    if not file.is_file():
-        return {}, ()
+def _add_extra_model_paths(file: Path, folders: dict[str, list[Path]]) -> list[str]:
+    """Add the folders that ComfyUI's file names, where its ``load_extra_path_config`` does; returns what went wrong."""
+    if not os.path.isfile(file):
+        return []
     try:
         import yaml
     except ImportError:
-        return {}, (f"{file} was not read: that needs PyYAML, which ComfyUI's own Python has",)
+        return [f"{file} was not read: that needs PyYAML, which ComfyUI's own Python has"]
+    notes: list[str] = []
     try:
-        sections = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        found: dict[str, tuple[Path, ...]] = {}
-        for section in sections.values():
-            # As ComfyUI's load_extra_path_config reads it: a path on each line, below base_path if there is one.
-            section = dict(section or {})
-            base = file.parent / Path(section.pop("base_path", None) or "").expanduser()
-            section.pop("is_default", None)
+        sections: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        for name, content in sections.items():
+            section = dict(content or {})
+            base = os.path.expandvars(os.path.expanduser(section.pop("base_path", None) or ""))
+            first = bool(section.pop("is_default", False))
             for kind, lines in section.items():
-                found[kind] = (*found.get(kind, ()), *(base / line for line in lines.splitlines() if line))
-        return found, ()
+                if not isinstance(lines, str):
+                    notes.append(f"{file} names no folder for {kind} in {name}: ComfyUI does not start with that")
+                    continue
+                for line in filter(None, lines.split("\n")):
+                    path = Path(os.path.normpath(file.absolute().parent / base / line))
+                    _add(path, folders.setdefault(kind, []), first)
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        return {}, (f"{file} could not be read: {str(error).splitlines()[0]}",)
+        notes.append(f"{file} could not be read: {str(error).splitlines()[0]}")
+    return notes
+
+
+def _add(path: Path, known: list[Path], first: bool) -> None:
+    if path in known and first:
+        known.remove(path)
+    if path not in known:
+        known.insert(0 if first else len(known), path)
+
+
+def download(folder: Path, *models: str) -> str:
+    """The command that fetches all models, or the named ones, into a folder."""
+    to = f'"{folder}"' if " " in str(folder) else str(folder)
+    return " ".join(["fast-instantid download", *models, *([] if folder == models_folder() else ["--to", to])])

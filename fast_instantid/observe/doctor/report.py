@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Literal
 
 from ... import __version__
+from ..table import printable
 
 Level = Literal["ok", "note", "warning", "broken"]
 """``broken``: InstantID cannot work as asked, or draws another person. ``warning``: it works, but worse than it could,
@@ -80,7 +81,7 @@ class Report:
             lines += ["", topic]
             for finding in findings:
                 lines += _lines(finding, width, colours)
-        return "\n".join([*lines, "", *textwrap.wrap(self.conclusion, width)])
+        return "\n".join([*lines, "", *textwrap.wrap(printable(self.conclusion), width)])
 
     def to_json(self) -> str:
         """For programs: one document with the keys ``version`` (of its form), ``package``, ``broken``, ``conclusion``,
@@ -113,4 +114,4 @@ def _lines(finding: Finding, width: int, colours: bool) -> list[str]:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Words stay in one piece, so that paths can be copied."""
-    return textwrap.wrap(text, max(width - len(_INDENT), 40), break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(printable(text), max(width - len(_INDENT), 40), break_long_words=False, break_on_hyphens=False)

@@ -11,7 +11,9 @@ from .machine import cores
 from .places import Places
 from .report import Finding
 
-_CONFIGURATIONS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch's newer name for it, and the older one
+# Torch's newer name for it, the older one, and one more that ROCm builds take.
+_CONFIGURATIONS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+_UNCACHED = ("PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_NO_HIP_MEMORY_CACHING")
 _AMPERE = 8
 _NOT_MEASURED = "What it brings on this GPU was not measured."
 
@@ -34,7 +36,7 @@ def settings(places: Places) -> Iterator[Finding]:
         yield from without_cuda(device.type, os.environ)
         return
     major = _AMPERE if torch.version.hip else torch.cuda.get_device_capability(device)[0]
-    yield from allocator(torch.cuda.get_allocator_backend(), os.environ)
+    yield from allocator(*_try_allocator(torch, device), os.environ, rocm=bool(torch.version.hip))
     yield from convolutions(torch.backends.cudnn.benchmark)
     yield from tf32(major, _tf32_is_on(torch))
     yield from determinism(torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic)
@@ -70,18 +72,36 @@ def threads(count: int, cores: int, environment: Mapping[str, str], device: str)
         yield Finding("ok", found)
 
 
-def allocator(backend: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Who hands out the memory of the GPU. ``backend`` as ``torch.cuda.get_allocator_backend`` names it."""
-    name = next((name for name in _CONFIGURATIONS if environment.get(name)), None)
+def allocator(backend: str, refusal: str, environment: Mapping[str, str], rocm: bool = False) -> Iterator[Finding]:
+    """Who hands out the memory of the GPU.
+
+    Args:
+        backend: as ``torch.cuda.get_allocator_backend`` names it.
+        refusal: what torch answers when it is asked for memory; empty where it gives some.
+        environment: variables.
+        rocm: torch is built for AMD's GPUs.
+    """
+    for uncached in _UNCACHED:
+        if uncached in environment:
+            yield Finding(
+                "warning",
+                f"{uncached} is set",
+                "Each tensor is a call to the driver, which makes everything slower. It is for finding errors.",
+                f"unset {uncached}",
+            )
+    names = _CONFIGURATIONS if rocm else _CONFIGURATIONS[:-1]
+    name = next((name for name in names if environment.get(name)), None)
     text = environment[name] if name else ""
     items = [item.strip().partition(":") for item in text.split(",") if item.strip()]
     options = {key: value for key, _, value in items}
     given = f", {name}={text}" if name else ", no settings"
-    if not all(options.values()):
+    if name and (refusal or not all(options.values())):
         yield Finding(
             "broken",
-            f"{name}={text} is not understood by torch",
-            "It expects name:value, separated by commas, and fails at the first use of the GPU.",
+            f"torch gives no memory with {name}={text}: {refusal}"
+            if refusal
+            else f"{name}={text} is not understood by torch",
+            "It expects name:value, separated by commas, with names that it knows, or the first use of the GPU fails.",
             f"unset {name}, or write it as in {name}=expandable_segments:True",
         )
         return
@@ -101,7 +121,7 @@ def allocator(backend: str, environment: Mapping[str, str]) -> Iterator[Finding]
             "'reserved by PyTorch but unallocated'. It makes nothing faster.",
             "unset it if you had no such errors",
         )
-    else:
+    elif not refusal:  # which the face networks met before, and said
         yield Finding("ok", f"allocator: torch's own{given}{'' if name else _ADVICE}")
 
 
@@ -161,6 +181,17 @@ def cuda_environment(environment: Mapping[str, str]) -> Iterator[Finding]:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         yield Finding("ok", f"CUDA_VISIBLE_DEVICES={visible}: torch sees these GPUs only, and counts them from 0")
+
+
+def _try_allocator(torch: Any, device: Any) -> tuple[str, str]:
+    """Its name, and what it answers when asked for a few bytes; empty where it gives them, or has none left."""
+    try:
+        torch.empty(1, device=device)
+        return torch.cuda.get_allocator_backend(), ""
+    except torch.cuda.OutOfMemoryError:
+        return torch.cuda.get_allocator_backend(), ""
+    except Exception as error:
+        return "", (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _tf32_is_on(torch: Any) -> bool:

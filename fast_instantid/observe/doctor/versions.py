@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from .machine import gpu_beside
 from .places import Places
 from .report import Finding
 
@@ -67,7 +68,10 @@ def installed() -> dict[str, list[metadata.Distribution]]:
     """Every distribution that Python would see, by its normalised name; more than one where a name is there twice."""
     found: dict[str, list[metadata.Distribution]] = defaultdict(list)
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
+        try:
+            name = distribution.metadata["Name"]
+        except Exception:  # one that is damaged, such as by a name that is no UTF-8, is no reason to miss the others
+            continue
         if name:  # what an interrupted pip leaves behind has none
             found[normalised(name)].append(distribution)
     return found
@@ -79,7 +83,7 @@ def normalised(name: str) -> str:
 
 
 def release(version: str) -> Version:
-    """``(2, 13, 0)`` of ``2.13.0+cu130``."""
+    """``(2, 13, 0)`` of ``2.13.0+cu130``; empty where it cannot be told."""
     match = re.match(r"v?(\d+(?:\.\d+)*)", version)
     return tuple(map(int, match[1].split("."))) if match else ()
 
@@ -98,7 +102,7 @@ def needed(places: Places) -> Iterator[Finding]:
                     "Nothing works without it.",
                     f"pip install {_to_install(package)}",
                 )
-        elif release(version) < release(package.minimum):
+        elif () < release(version) < release(package.minimum):
             yield Finding(
                 "broken" if not package.needed_for else "warning",
                 f"{package.name} {version} is too old",
@@ -114,10 +118,12 @@ def needed(places: Places) -> Iterator[Finding]:
 def not_there(places: Places) -> Iterator[Finding]:
     """What could be installed for more."""
     present = _versions()
+    nvidia = gpu_beside()[0] == "nvidia"
     missing: dict[str, list[str]] = defaultdict(list)
     for package in PACKAGES:
-        if package.needed_for and package.name not in present:
-            missing[package.needed_for].append(package.name)
+        if package.needed_for and package.name not in present and (nvidia or package.name != "nvidia-ml-py"):
+            gpu = "-gpu" if nvidia and package.name == "onnxruntime" else ""  # the plain one has the CPU alone
+            missing[package.needed_for].append(package.name + gpu)
     if missing and places.host == "diffusers":
         names = [name for group in missing.values() for name in group]
         each = "; ".join(f"{purpose} ({', '.join(group)})" for purpose, group in missing.items())
@@ -215,6 +221,6 @@ def _is_one_of(version: str, tested: Sequence[str]) -> bool:
 def _comfyui_version(comfyui: Path) -> str | None:
     try:
         match = re.search(r'__version__\s*=\s*"([^"]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
-    except OSError:
+    except (OSError, ValueError):
         return None
     return match[1] if match else None
