@@ -12,6 +12,7 @@ from events in its queue, which nothing waits for before the end.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -37,6 +38,16 @@ _MEMORY_DEPTH = 3  # reading it takes longer than a layer does, so the inner sta
 
 _current: Recorder | None = None
 _current_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a fork: what its parent records is not its own, and locks may be held by threads that it does not have."""
+    global _current, _current_lock
+    _current, _current_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
 
 
 def stage(name: str, **facts: float | str) -> Stage:

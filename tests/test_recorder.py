@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -111,6 +112,20 @@ def test_threads_have_stages_of_their_own():
         assert inner.facts == {"hits": 1}
         assert recorder.threads[outer.thread] == f"worker {name}"
     check_nesting(recorder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_is_not_recorded_and_may_record_itself():
+    with Recorder() as recorder, stage("parent"), recorder._lock:  # as if another thread held it
+        child = os.fork()
+        if child == 0:
+            with stage("lost"):
+                ended = 1 if is_recording() else 0
+            with Recorder() as own, stage("own"):
+                pass
+            os._exit(ended or len(own.spans) != 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [span.name for span in recorder.spans] == ["parent"]
 
 
 def test_threads_one_after_another_have_lanes_of_their_own():

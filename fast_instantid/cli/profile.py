@@ -20,7 +20,7 @@ from typing import TextIO
 from ..errors import FastInstantIDError
 from ..recorder import Recorder
 
-_COMMANDS = ("generate", "embed", "keypoints", "download", "doctor")
+_COMMANDS = ("generate", "embed", "keypoints", "download")
 _IN_ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "µ": "u", "→": ">", "…": "~"})
 
 

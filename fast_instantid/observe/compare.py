@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .profile import Profile
 
 _SAME = 0.02  # two runs of the same work differ by more than this
+_TOO_SHORT = 1_000_000  # nanoseconds, of which a difference is chance and of no interest
 _MACHINE = ("", "processor", "GPU")
 
 
@@ -28,17 +29,17 @@ class StagePair:
     inner: dict[str, StagePair] = field(default_factory=dict[str, "StagePair"])
 
     def change(self) -> str:
-        """In words: ``2.00x faster``, ``1.30x slower``, ``same`` within 2 %, ``new`` or ``gone``."""
+        """In words: ``2.00x faster``, ``1.30x slower``, ``same`` within 2 % or 1 ms, ``new`` or ``gone``."""
         if self.before is None:
             return "new"
         if self.after is None:
             return "gone"
         before, after = self.before.time, self.after.time
-        if abs(after - before) <= _SAME * before:
+        if abs(after - before) <= max(_SAME * before, _TOO_SHORT):
             return "same"
         if not before or not after:
             return ""
-        return f"{before / after:.2f}x faster" if after < before else f"{after / before:.2f}x slower"
+        return f"{_times(before / after)} faster" if after < before else f"{_times(after / before)} slower"
 
     def both(self, text: Callable[[StageTotal], str]) -> str:
         """A text of each, ``before → after``, or only one where they are equal."""
@@ -93,7 +94,7 @@ class Comparison:
         lines += [f"warning: {warning}" for warning in self.warnings()]
         rows = [["stage", "before", "after", "change", "calls", "on GPU", "bytes", "in cache"]]
         rows += [[name, *pair_cells(pair)] for name, pair in branches(self.pairs())]
-        return "\n".join([*lines, "", align(rows)])
+        return "\n".join([*lines, "", align(rows), "One run of each: what is done for the first time takes longer."])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the page of both, whole or not at all.
@@ -106,6 +107,11 @@ class Comparison:
         text = comparison_page(self)
         with atomic_write(path) as temporary:
             temporary.write_text(text, "utf-8", errors="backslashreplace")
+
+
+def _times(ratio: float) -> str:
+    """With three digits that count: one run of each says no more."""
+    return f"{ratio:.2f}x" if ratio < 9.995 else f"{ratio:.3g}x" if ratio < 999.5 else f"{ratio:,.0f}x"
 
 
 def pair_cells(pair: StagePair) -> list[str]:

@@ -22,23 +22,31 @@ def profile_of(*stages: tuple[str, int], **changes) -> Profile:
 
 def test_each_stage_is_compared_with_itself():
     comparison = Comparison(
-        profile_of(("a", 1000), ("gone", 5), ("same", 1000)), profile_of(("a", 500), ("same", 1010), ("new", 7))
+        profile_of(("a", 10**9), ("gone", 5), ("same", 10**9), ("short", 10**5)),
+        profile_of(("a", 10**9 // 2), ("same", 10**9 + 10**7), ("short", 10**6), ("new", 7)),
     )
     pairs = comparison.pairs().inner
-    assert list(pairs) == ["a", "gone", "same", "new", OUTSIDE]
+    assert list(pairs) == ["a", "gone", "same", "short", "new", OUTSIDE]
     assert {name: pair.change() for name, pair in pairs.items()} == {
         "a": "2.00x faster",
         "gone": "gone",
         "same": "same",
+        "short": "same",
         "new": "new",
         OUTSIDE: "same",
     }
-    assert pairs["a"].after.time == 500
+    assert pairs["a"].after.time == 10**9 // 2
     assert Comparison(comparison.after, comparison.before).pairs().inner["a"].change() == "2.00x slower"
     text = comparison.tree()
     assert "1 → 1" not in text  # what did not change is said once
-    assert "1000 B → 500 B" in text
+    assert "954 MiB → 477 MiB" in text
     assert comparison.warnings() == []
+
+
+@pytest.mark.parametrize(("before", "change"), [(9, "9.00x"), (50, "50x"), (950.25, "950x"), (12345, "12,345x")])
+def test_a_ratio_says_no_more_than_one_run_tells(before, change):
+    comparison = Comparison(profile_of(("a", round(before * 1e9))), profile_of(("a", 10**9)))
+    assert comparison.pairs().inner["a"].change() == f"{change} faster"
 
 
 def test_inner_stages_are_compared_under_their_outer_ones():
