@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import glob
-import itertools
 import json
 import os
 import subprocess
 import sys
 import textwrap
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ..errors import FastInstantIDError
 from ..files import atomic_write
+from .recordings import file_of, free_name
 from .status import StatusLine
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from ..observe.verdict import Verdict
 
 _GIB, _GB = 1 << 30, 1e9
-_SUFFIXES = (".csv", ".json", ".png")
 _INTERVAL = 0.1  # seconds
 _REFRESH = 0.25  # seconds between changes of the status line
 
@@ -82,7 +79,7 @@ def _watch(options: argparse.Namespace, command: list[str]) -> int:
         return 1
     if not chosen:
         _say("no GPU can be watched; running the command all the same")
-    name = _free_name(options.output) if chosen else None
+    name = free_name(options.output) if chosen else None
     with Stop() as stop:
         try:
             recording, process = _record(options, command, chosen, gpus, name, stop)
@@ -107,7 +104,7 @@ def _record(
     from ..observe.watch import Watcher, start_recording
 
     recording = start_recording(chosen, gpus.unseen, command, options.interval or _INTERVAL)
-    path = _file(name, ".csv") if name else None
+    path = file_of(name, ".csv") if name else None
     # Buffered by line, so that what was recorded outlives us.
     with open(path or os.devnull, "x" if path else "w", encoding="utf-8", buffering=1) as file:
         csv = CsvWriter(file, recording)
@@ -170,7 +167,7 @@ def _replay(options: argparse.Namespace) -> int:
     from ..observe.replay import read_recording
 
     recording = read_recording(options.replay)
-    name = _free_name(options.output) if options.output else options.replay.with_suffix("")
+    name = free_name(options.output) if options.output else options.replay.with_suffix("")
     complete = _write(recording, name, replayed=True)
     _print(options, recording, sys.stderr if options.json else sys.stdout)
     return int(not complete)
@@ -181,14 +178,14 @@ def _write(recording: Recording, name: Path, replayed: bool = False) -> bool:
     from ..observe.plot import save_plot
 
     verdicts = recording.verdicts()
-    written: list[Path] = [] if replayed else [_file(name, ".csv")]
+    written: list[Path] = [] if replayed else [file_of(name, ".csv")]
     try:
         if not replayed:
-            with atomic_write(_file(name, ".json")) as temporary:
+            with atomic_write(file_of(name, ".json")) as temporary:
                 temporary.write_text(json.dumps(recording.document()), encoding="utf-8")
-            written.append(_file(name, ".json"))
+            written.append(file_of(name, ".json"))
         for label, verdict in verdicts.items():
-            path = _file(name, f".gpu{label}.png" if len(verdicts) > 1 else ".png")
+            path = file_of(name, f".gpu{label}.png" if len(verdicts) > 1 else ".png")
             save_plot(recording.gpus[label], verdict, path)
             written.append(path)
     except FastInstantIDError as error:
@@ -258,38 +255,6 @@ def _chosen(gpus: Gpus, wanted: str | None) -> list[Gpu]:
         there = ", ".join(f"{gpu.info.label} ({gpu.info.name})" for gpu in gpus.found)
         raise FastInstantIDError(f"--gpu {wanted}: there is no such GPU; there are {there}")
     return chosen
-
-
-def _free_name(wanted: Path | None) -> Path:
-    """A name under which files can be written and none is; refuse one that is taken."""
-    name = wanted or _name_by_time()
-    if name.suffix in _SUFFIXES:
-        name = name.with_suffix("")
-    if not name.name or name.is_dir():
-        raise FastInstantIDError(f"{name}: this is a folder; name a file in it, without .csv")
-    taken = _taken(name)
-    if taken:
-        raise FastInstantIDError(f"{taken[0]}: this exists; choose another name with -o, or remove it")
-    if not name.parent.is_dir():
-        raise FastInstantIDError(f"{name}: there is no folder {name.parent}; create it first")
-    if not os.access(name.parent, os.W_OK):
-        raise FastInstantIDError(f"{name}: the folder {name.parent} may not be written to; choose another with -o")
-    return name
-
-
-def _taken(name: Path) -> list[Path]:
-    pictures = name.parent.glob(f"{glob.escape(name.name)}.gpu*.png")  # of a machine with several GPUs
-    return [path for path in (*(_file(name, suffix) for suffix in _SUFFIXES), *pictures) if path.exists()]
-
-
-def _name_by_time() -> Path:
-    text = time.strftime("watch-%Y%m%d-%H%M%S")
-    names = (Path(text if count == 1 else f"{text}-{count}") for count in itertools.count(1))
-    return next(name for name in names if not _taken(name))
-
-
-def _file(name: Path, suffix: str) -> Path:
-    return name.with_name(name.name + suffix)
 
 
 def _interval(text: str) -> float:

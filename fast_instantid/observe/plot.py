@@ -58,7 +58,7 @@ def save_plot(gpu: GpuRecord, verdict: Verdict, path: Path) -> None:
     pcie.set_ylim(0, pcie.get_ylim()[1] * 1.3)  # room for the legend
     clock.set_xlabel("seconds", color=_QUIET)
     figure.align_ylabels()
-    _title(figure, gpu, verdict, any(waited))
+    _title(figure, gpu, verdict, waited)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -120,7 +120,7 @@ def _finish(axes: Any, label: str, times: list[float], legend: str = "upper righ
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_QUIET, style="italic")
 
 
-def _title(figure: Any, gpu: GpuRecord, verdict: Verdict, shaded: bool) -> None:
+def _title(figure: Any, gpu: GpuRecord, verdict: Verdict, waited: list[float]) -> None:
     answer = f"swapping: {verdict.swapping}"
     color = _ORANGE if verdict.swapping == "no" and verdict.advice else _TITLE_COLORS[verdict.swapping]
     figure.text(0.012, 0.955, answer, fontsize=17, weight="bold", color=color)
@@ -129,8 +129,10 @@ def _title(figure: Any, gpu: GpuRecord, verdict: Verdict, shaded: bool) -> None:
     figure.text(0.985, 0.957, f"GPU {gpu.info.label}: {name}{total}", fontsize=11, color=_QUIET, ha="right")
     headline = textwrap.fill(verdict.headline, 130, max_lines=2, placeholder=" ...")
     figure.text(0.012, 0.937, headline, fontsize=10.5, color=_INK, va="top", linespacing=1.4)
-    if shaded:
-        figure.text(0.985, 0.878, "shaded: PCIe busy, GPU waiting", fontsize=9, color=_RED, ha="right", va="bottom")
+    if any(waited):
+        height = ", as high as the part of the time" if any(0 < part < 1 for part in waited) else ""
+        text = f"shaded: PCIe busy, GPU waiting{height}"
+        figure.text(0.985, 0.878, text, fontsize=9, color=_RED, ha="right", va="bottom")
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

@@ -18,6 +18,7 @@ from typing import cast
 import pytest
 
 from fast_instantid.cli import main
+from fast_instantid.cli.recordings import name_by_time
 from fast_instantid.observe.command import Stop
 from fast_instantid.observe.gpu import Gpu, GpuInfo, Gpus
 from fast_instantid.observe.replay import read_recording
@@ -166,13 +167,11 @@ def test_files_are_named_by_the_time(tmp_path: Path):
 
 
 def test_a_second_one_at_the_same_time_gets_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from fast_instantid.cli.watch import _name_by_time  # pyright: ignore[reportPrivateUsage]
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda text: "watch-now")
     names: list[str] = []
     for _ in range(3):
-        names.append(_name_by_time().name)
+        names.append(name_by_time().name)
         Path(f"{names[-1]}.csv").touch()
     assert names == ["watch-now", "watch-now-2", "watch-now-3"]
 
