@@ -2,113 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
-from safetensors.torch import load_file, save_file
 
 from examples.tiny_adapter import write_tiny_adapter
-from examples.tiny_faces import IRESNET_100, write_iresnet, write_landmark_net, write_scrfd
-from examples.tiny_sdxl import _BLOCKS, write_tiny_sdxl
-from fast_instantid.observe.doctor import Finding, Places, instantid_files
-from fast_instantid.observe.doctor.files import CHECKS, duplicates
+from examples.tiny_faces import write_iresnet, write_landmark_net
+from fast_instantid.observe.doctor import Places, instantid_files
+from fast_instantid.observe.doctor.files import duplicates
 from fast_instantid.observe.doctor.headers import files_below
 from fast_instantid.pipelines.generate import _ADAPTER_NAMES
-
-ROOT = Path(__file__).resolve().parents[2]
-IRESNET_50 = (3, 4, 14, 3)
-SMALL = (4, 4, 4, 4)
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 260665334\n"
-PAGE = b"<!DOCTYPE html><html><title>Sign in</title></html>"
-
-
-@pytest.fixture(scope="module")
-def _good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("good") / "models"
-    (models / "antelopev2").mkdir(parents=True)
-    write_scrfd(models / "antelopev2" / "scrfd_10g_bnkps.onnx")
-    write_iresnet(models / "antelopev2" / "glintr100.onnx", SMALL, IRESNET_100["blocks"])
-    (models / "instantid").mkdir()
-    write_tiny_adapter(models / "instantid" / "ip-adapter.bin", channels=[4] * 70, token_width=2048)
-    write_controlnet(models / "instantid" / "ControlNetModel", 2048)
-    write_tiny_sdxl(models / "base")
-    set_width(models / "base", 2048)
-    return models
-
-
-@pytest.fixture
-def models(_good: Path, tmp_path: Path) -> Path:
-    """A models folder of the command line in which all is well."""
-    return Path(shutil.copytree(_good, tmp_path / "models"))
-
-
-@pytest.fixture
-def comfyui(models: Path, tmp_path: Path) -> Path:
-    """A ComfyUI in which all is well."""
-    folder = tmp_path / "ComfyUI"
-    (folder / "custom_nodes").mkdir(parents=True)
-    for source, target in (
-        ("antelopev2", "insightface/models/antelopev2"),
-        ("instantid/ip-adapter.bin", "instantid/ip-adapter.bin"),
-        (
-            "instantid/ControlNetModel/diffusion_pytorch_model.safetensors",
-            "controlnet/instantid/diffusion_pytorch_model.safetensors",
-        ),
-    ):
-        (folder / "models" / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(models / source, folder / "models" / target)
-    write_checkpoint(folder / "models" / "checkpoints" / "sd_xl_base_1.0.safetensors", 2048)
-    return folder
-
-
-def set_width(base: Path, width: int) -> None:
-    """What the UNet's configuration says of its tokens; the weights stay tiny."""
-    path = base / "unet" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "cross_attention_dim": width}))
-
-
-def write_controlnet(folder: Path, width: int) -> None:
-    ControlNetModel(
-        conditioning_embedding_out_channels=(8, 8, 16, 16), **{**_BLOCKS, "cross_attention_dim": width}
-    ).save_pretrained(folder)
-
-
-def write_checkpoint(path: Path, width: int) -> Path:
-    """The one layer of a single-file checkpoint that says for which tokens it is."""
-    name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: torch.zeros(8, width)}, path)
-    return path
-
-
-def examined(places: Places) -> list[Finding]:
-    return [finding for check in CHECKS for finding in check(places)]
-
-
-def troubles(places: Places) -> list[Finding]:
-    return [finding for finding in examined(places) if finding.level != "ok"]
-
-
-def trouble(places: Places) -> Finding:
-    """The only one that is found, with all that people need to know of it."""
-    (found,) = troubles(places)
-    assert found.why
-    assert found.do
-    return found
-
-
-def replace(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
+from tests.observe.doctor_models import (
+    IRESNET_50,
+    LFS,
+    PAGE,
+    SMALL,
+    examined,
+    replace,
+    trouble,
+    troubles,
+    write_controlnet,
+)
 
 
 def test_where_all_is_well_each_file_is_named(models: Path):
@@ -382,170 +301,7 @@ def test_the_adapter_beside_the_identitynet_as_the_hub_has_them(comfyui: Path):
     assert "this is InstantID's adapter" in found.found
 
 
-# The base model
-
-
-def test_a_base_model_without_a_part(models: Path):
-    shutil.rmtree(models / "base" / "vae")
-    (models / "base" / "unet" / "config.json").unlink()
-    path = models / "base" / "text_encoder" / "model.safetensors"
-    replace(path, path.read_bytes()[:-100])
-    found = troubles(Places.of_shell(models))
-    assert {finding.level for finding in found} == {"broken"}
-    assert [word for word in ("vae", "unet", "incomplete") if any(word in f.found for f in found)] == [
-        "vae",
-        "unet",
-        "incomplete",
-    ]
-    assert all("download base" in finding.do for finding in found)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "nothing",
-        "others beside",
-        "damaged .bin beside",
-        "damaged",
-        "shards",
-        "shards and a shard is missing",
-        "shards and a shard is damaged",
-        "shards without their index",
-        "an index without shards",
-        "an index that is none",
-        "fp16 alone",
-        "fp16 alone in this network",
-        "damaged fp16 beside",
-        "no weights",
-        "no configuration",
-    ],
-)
-def test_weights_are_judged_as_diffusers_does(models: Path, change: str):
-    """The doctor finds them fit if and only if they are loaded, on a machine that computes in fp32."""
-    unet, vae = models / "base" / "unet", models / "base" / "vae"
-    weights = vae / "diffusion_pytorch_model.safetensors"
-    if change.startswith("shards"):
-        net = AutoencoderKL.from_pretrained(vae)
-        weights.unlink()
-        net.save_pretrained(vae, max_shard_size="40KB")
-        first = sorted(vae.glob("*-of-*"))[0]
-        if change.endswith("missing"):
-            first.unlink()
-        elif change.endswith("damaged"):
-            first.write_bytes(first.read_bytes()[:-50])
-        elif change.endswith("index"):
-            weights.with_name(f"{weights.name}.index.json").unlink()
-    elif change.startswith("an index"):
-        names = {"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
-        weights.with_name(f"{weights.name}.index.json").write_text("[]" if "none" in change else json.dumps(names))
-    elif change == "others beside":
-        (vae / "openvino_model.bin").write_bytes(b"what OpenVINO reads")
-    elif change == "damaged .bin beside":
-        weights.with_suffix(".bin").write_bytes(LFS)
-    elif change == "damaged fp16 beside":
-        weights.with_suffix(".fp16.safetensors").write_bytes(LFS)
-    elif change.startswith("fp16 alone"):
-        for part in (vae,) if change.endswith("network") else (unet, vae):
-            (part / weights.name).rename(part / weights.with_suffix(".fp16.safetensors").name)
-    elif change == "damaged":
-        weights.write_bytes(weights.read_bytes()[:-50])
-    elif change == "no weights":
-        weights.unlink()
-    elif change == "no configuration":
-        (vae / "config.json").write_text("{")
-    variant = "fp16" if change == "fp16 alone" else None
-    try:
-        AutoencoderKL.from_pretrained(vae, variant=variant, local_files_only=True)
-        loads = True
-    except Exception:  # diffusers fails in all kinds of ways
-        loads = False
-    levels = {finding.level for finding in troubles(Places.of_shell(models))}
-    assert levels == (set() if loads else {"broken"})
-    assert loads == (change in AS_IT_SHOULD_BE)
-
-
-AS_IT_SHOULD_BE = {
-    "nothing",
-    "others beside",
-    "damaged .bin beside",
-    "shards",
-    "fp16 alone",
-    "damaged fp16 beside",
-}
-
-
-@pytest.mark.parametrize(("width", "name"), [(768, "SD 1.x"), (1024, "SD 2.x"), (1280, "refiner"), (64, "width 64")])
-def test_a_base_model_for_other_tokens(models: Path, width: int, name: str):
-    """Whatever its model_index.json says."""
-    set_width(models / "base", width)
-    found = trouble(Places.of_shell(models))
-    assert found.level == "broken"
-    assert name in found.found
-
-
-@pytest.mark.parametrize(("value", "word"), [([None, None], "names no text_encoder"), ([], "damaged")])
-def test_a_base_model_that_lacks_a_network(models: Path, value: list[None], word: str):
-    index = models / "base" / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "text_encoder": value}))
-    found = trouble(Places.of_shell(models))
-    assert found.level == "broken"
-    assert word in found.found
-
-
-@pytest.mark.parametrize("part", ["base", "instantid", "antelopev2"])
-def test_what_to_do_leads_to_where_it_was_looked_for(models: Path, tmp_path: Path, part: str):
-    damaged = {"base": "vae/config.json", "instantid": "ControlNetModel/config.json", "antelopev2": "glintr100.onnx"}
-    (models / part / damaged[part]).unlink()
-    assert trouble(Places.of_shell(models)).do.endswith(f"fast-instantid download {part} --to {models}")
-    named = (models / part).rename(tmp_path / "elsewhere")
-    field = {"base": "bases", "instantid": "identitynets", "antelopev2": "faces"}[part]
-    places = dataclasses.replace(Places.of_shell(models), **{field: (named,)})
-    if part == "instantid":
-        places = dataclasses.replace(places, adapters=(named,))
-    assert f"download {part} --to {models}, and name {models / part} in place of {named}" in trouble(places).do
-
-
-@pytest.mark.parametrize(
-    ("content", "word"), [({"_class_name": "StableDiffusionPipeline"}, "not SDXL"), (None, "damaged")]
-)
-def test_another_base_model(models: Path, content: dict[str, str] | None, word: str):
-    (models / "base" / "model_index.json").write_text("{" if content is None else json.dumps(content))
-    (found,) = troubles(Places.of_shell(models))
-    assert found.level == "broken"
-    assert word in found.found
-
-
-@pytest.mark.parametrize(("width", "level"), [(2048, "ok"), (768, "broken")])
-def test_a_single_checkpoint(models: Path, width: int, level: str):
-    shutil.rmtree(models / "base")
-    write_checkpoint(models / "base", width)  # a file of that name
-    assert [finding.level for finding in examined(Places.of_shell(models))][3] == level
-
-
-def test_no_sdxl_among_comfyuis_checkpoints(comfyui: Path):
-    checkpoints = comfyui / "models" / "checkpoints"
-    (checkpoints / "sd_xl_base_1.0.safetensors").unlink()
-    write_checkpoint(checkpoints / "v1-5.safetensors", 768)
-    (checkpoints / "half.safetensors").write_bytes(LFS)
-    found = trouble(Places.of_comfyui(comfyui))
-    assert found.level == "warning"
-    assert "SD 1.x" in found.found
-    assert "Git LFS" in found.found
-
-
-def test_a_checkpoint_in_the_older_format(comfyui: Path):
-    path = comfyui / "models" / "checkpoints" / "sd_xl_base_1.0.safetensors"
-    torch.save({"state_dict": load_file(path)}, path.with_suffix(".ckpt"))
-    path.unlink()
-    assert [finding.level for finding in examined(Places.of_comfyui(comfyui))] == ["ok"] * 4
-
-
-def test_no_checkpoint_at_all_may_be_a_unet_elsewhere(comfyui: Path):
-    shutil.rmtree(comfyui / "models" / "checkpoints")
-    assert trouble(Places.of_comfyui(comfyui)).level == "warning"
-
-
-# Copies and places
+# Copies
 
 
 def test_copies_cost_room(comfyui: Path, tmp_path: Path):
@@ -599,112 +355,3 @@ def test_too_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
         assert ("There are 5.00 GB free" in trouble(Places.of_shell(tmp_path)).why) == said
-
-
-# What this process may not read. Root may read everything, unless it gives up that right.
-
-LOOK = """
-import json, os, sys
-from pathlib import Path
-from fast_instantid.observe.doctor import Places
-from fast_instantid.observe.doctor.files import CHECKS
-
-host, root, closed = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-made = []
-for path, mode in closed:
-    before = (root / path).stat().st_mode
-    (root / path).chmod(mode)
-    try:
-        places = Places.of_shell(root) if host == "shell" else Places.of_comfyui(root)
-        made.append([[finding.level, finding.found] for check in CHECKS for finding in check(places)])
-    finally:
-        (root / path).chmod(before)
-print(json.dumps(made))
-"""
-
-
-def looked_at_without_rights(host: str, root: Path, closed: list[tuple[str, int]]) -> list[list[list[str]]]:
-    """For each path, closed alone: level and text of all findings."""
-    rights = "-dac_override,-dac_read_search"
-    if os.name == "nt":
-        pytest.skip("needs the permissions of POSIX")
-    if os.geteuid():
-        prefix = []
-    elif shutil.which("setpriv"):
-        prefix = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
-    else:
-        pytest.skip("root may read everything, and there is no setpriv to give that up")
-    command = [*prefix, sys.executable, "-c", LOOK, host, str(root), json.dumps(closed)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def test_what_may_not_be_read_is_broken_and_keeps_nothing_else_from_being_looked_at(models: Path):
-    closed = [
-        (path, mode)
-        for path in ("antelopev2", "base", "base/unet", "instantid", "instantid/ControlNetModel")
-        for mode in (0, 0o444, 0o111)
-    ]
-    closed += [("antelopev2/glintr100.onnx", 0), ("base/vae/config.json", 0), ("instantid/ip-adapter.bin", 0)]
-    for (path, mode), findings in zip(closed, looked_at_without_rights("shell", models, closed), strict=True):
-        broken = [text for level, text in findings if level != "ok"]
-        assert len(broken) == 1, (path, oct(mode), findings)
-        assert broken[0].startswith(f"{models / path} cannot be read"), (path, oct(mode))
-        wanted = 4 - (2 if path == "instantid" and mode != 0o111 else 1)
-        assert len(findings) - 1 >= wanted, (path, oct(mode), findings)
-
-
-def test_closed_above_all(models: Path):
-    ((*findings,),) = looked_at_without_rights("shell", models, [(".", 0)])
-    ((level, text),) = findings
-    assert level == "broken"
-    assert text.startswith(f"{models} cannot be read")
-
-
-def test_a_closed_folder_beside_what_is_used_is_a_note(comfyui: Path):
-    (comfyui / "models" / "controlnet" / "private").mkdir()
-    closed = [("models/controlnet/private", 0), ("models/controlnet/private", 0o444)]
-    for findings in looked_at_without_rights("comfyui", comfyui, closed):
-        assert sorted(level for level, _ in findings) == ["note", *["ok"] * 4]
-
-
-# Further folders of ComfyUI
-
-
-def test_further_folders_of_comfyui(comfyui: Path, tmp_path: Path):
-    shutil.move(comfyui / "models" / "insightface", tmp_path / "elsewhere" / "insightface")
-    base = f"mine:\n  base_path: {tmp_path / 'elsewhere'}\n  is_default: true\n"
-    (comfyui / "extra_model_paths.yaml").write_text(f"{base}  insightface: |\n    nothing\n    insightface\n")
-    assert [finding.level for finding in examined(Places.of_comfyui(comfyui))] == ["ok"] * 4
-
-
-def test_the_order_of_further_folders(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """ComfyUI appends them, or puts them first where the section says so; the pack puts its own folder last."""
-    monkeypatch.setenv("MY_MODELS", str(tmp_path))
-    (comfyui / "extra_model_paths.yaml").write_text(
-        "one:\n  base_path: $MY_MODELS\n  instantid: a\n  insightface: a\n  controlnet: a\n"
-        "two:\n  base_path: ${MY_MODELS}\n  instantid: b\n  insightface: b\n  controlnet: |\n    b\n    a\n"
-        "three:\n  is_default: true\n  base_path: ..\n  instantid: c\n  controlnet: c\n"
-    )
-    places, models = Places.of_comfyui(comfyui), comfyui / "models"
-    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
-    assert places.adapters == (c, a, b, models / "instantid")
-    assert places.faces == (models / "insightface", b, a)
-    assert places.identitynets == (c, models / "controlnet", a, b)
-
-
-def test_a_kind_without_folders_loses_no_other(comfyui: Path, tmp_path: Path):
-    (comfyui / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {tmp_path}\n  loras:\n  instantid: a\n")
-    (found,) = troubles(Places.of_comfyui(comfyui))
-    assert "loras in mine" in found.found
-    assert "does not start" in found.found
-    assert Places.of_comfyui(comfyui).adapters[0] == tmp_path / "a"
-
-
-@pytest.mark.parametrize("text", ["mine: [1", "mine: 3", "- a"])
-def test_further_folders_that_cannot_be_read_are_said(comfyui: Path, text: str):
-    (comfyui / "extra_model_paths.yaml").write_text(text)
-    (found,) = troubles(Places.of_comfyui(comfyui))
-    assert found.level == "note"
-    assert "extra_model_paths.yaml" in found.found
