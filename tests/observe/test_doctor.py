@@ -52,6 +52,7 @@ def test_options_say_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture
     for name in ("p", "i", "me/my-sdxl"):  # and not the default, where it did not look
         assert name in missing["why"]
     assert "Looked for" in missing["why"]
+    assert "leave out the options" in missing["do"]
 
 
 def test_what_is_no_comfyui_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...download import MODELS, models_folder
 from . import base_files, face_files, instantid_files
 from .headers import WEIGHTS, copies, files_below, unreadable
-from .places import Places, download
+from .places import Places, download, quoted
 from .report import Finding
 from .versions import installed
 
@@ -77,9 +77,9 @@ def model_files(places: Places) -> Iterator[Finding]:
     for path, not_found in closed.items():
         yield Finding(
             "broken" if not_found else "note",
-            f"{path} cannot be read" + (f", and {' and '.join(not_found)} not found elsewhere" if not_found else ""),
+            f"{path} cannot be read" + (f"; not found elsewhere: {', '.join(not_found)}" if not_found else ""),
             "This process may not see what is there, and so cannot load it.",
-            "give the user that runs this the right to read it (on Linux and macOS: chmod -R u+rX)",
+            f"let the user that runs this read it (on Linux and macOS, its owner can: chmod -R a+rX {quoted(path)})",
         )
     if missing:
         yield _missing(missing, places, len(missing) == len(parts))
@@ -133,19 +133,20 @@ def _missing(missing: list[tuple[_Kind, tuple[Path, ...]]], places: Places, ever
         "warning" if only_base else "broken",
         found,
         why,
-        _how_to_get([kind for kind, _ in missing], places, everything, size),
+        _how_to_get([kind for kind, _ in missing], places, everything, usual, size),
     )
 
 
-def _how_to_get(kinds: list[_Kind], places: Places, everything: bool, size: float) -> str:
+def _how_to_get(kinds: list[_Kind], places: Places, everything: bool, usual: bool, size: float) -> str:
     if places.host == "comfyui":
         lines = [f"put into {places.models}, and press R in the browser:"]
         return "\n".join([*lines, *(f"{kind.by_hand} (about {kind.size} GB)" for kind in kinds)])
     models = [name for name in MODELS if any(kind.model == name for kind in kinds)]
     command = download(places.models, *(() if everything else models))
     first = "" if "huggingface-hub" in installed() else "pip install huggingface-hub, then: "
+    then = "" if usual else "; then leave out the options that name other folders"
     have = f"or, if you have them already, say where: --models, --pack, --instantid, --base{_or_variable(places)}"
-    return f"{first}{command} (about {size:.1f} GB)\n{have}"
+    return f"{first}{command} (about {size:.1f} GB){then}\n{have}"
 
 
 def _or_variable(places: Places) -> str:

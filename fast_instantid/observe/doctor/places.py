@@ -125,5 +125,10 @@ def _add(path: Path, known: list[Path], first: bool) -> None:
 
 def download(folder: Path, *models: str) -> str:
     """The command that fetches all models, or the named ones, into a folder."""
-    to = f'"{folder}"' if " " in str(folder) else str(folder)
-    return " ".join(["fast-instantid download", *models, *([] if folder == models_folder() else ["--to", to])])
+    to = [] if folder == models_folder() else ["--to", quoted(folder)]
+    return " ".join(["fast-instantid download", *models, *to])
+
+
+def quoted(path: Path) -> str:
+    """As a shell takes it."""
+    return f'"{path}"' if " " in str(path) else str(path)
