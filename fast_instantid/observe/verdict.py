@@ -128,16 +128,17 @@ def _with_all(evidence: Evidence, memory: str) -> tuple[Answer, str, list[str]]:
         return "certain", f"the memory was full, and {_waited(evidence.full_waits, evidence)}", []
     if _again(waits, evidence):
         return "likely", f"{memory}, and {_waited(waits, evidence)}", []
+    beside = f"{memory}, and beside the GPU's work"
     if _much(evidence.floods, evidence):
-        came = _came(evidence.floods, evidence)
-        return "likely", f"{memory}, and beside its work {came}, at {FLOODED:.0%} or more of what the link carries", []
+        text = f"{beside} {_came(evidence.floods, evidence)}, at {FLOODED:.0%} or more of what the link carries"
+        return "likely", text, []
     waited = _waited(waits, evidence)
     if _costly(waits, evidence) and waits.count >= REPEATED:
         return "cannot tell", f"{memory}, and {waited}, which may be loads of models or swapping", [_AGAIN]
-    beside = Tally(moves.seconds - waits.seconds, moves.bytes - waits.bytes)
-    if _much(beside, evidence):
-        came = _came(beside, evidence)
-        return "cannot tell", f"{memory}, and beside its work {came}; whether that held it up nothing tells", [_SMALLER]
+    others = Tally(moves.seconds - waits.seconds, moves.bytes - waits.bytes)
+    if _much(others, evidence):
+        text = f"{beside} {_came(others, evidence)}; whether that held it up the counters do not tell"
+        return "cannot tell", text, [_SMALLER]
     if _costly(waits, evidence):
         return "no", f"{memory}, and {waited}, but that is no more than loads of models", []
     return "no", f"{memory}, but {waited if waits.count else 'the GPU did not wait for data over PCIe'}", []
@@ -150,7 +151,7 @@ def _with_room(evidence: Evidence, share: float) -> tuple[Answer, str, list[str]
     text = f"{room}, and yet {_waited(evidence.waits, evidence)}"
     if share < ROOMY:
         return "no", text, [_UNSTREAMED]
-    return "cannot tell", f"{text}; whether the models would have fitted, nothing tells", [_UNSTREAMED]
+    return "cannot tell", f"{text}; whether the models would have fitted the counters do not tell", [_UNSTREAMED]
 
 
 def _without_memory(evidence: Evidence) -> tuple[Answer, str, list[str]]:

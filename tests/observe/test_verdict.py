@@ -142,7 +142,7 @@ def waits(count: int = 5, used: float = 7.9, idle: float = 0.02, work: float = 0
         (waits(used=7.61), "certain", "was full, and the GPU waited 5 times"),
         # What a wait is, and what ends it.
         (waits(idle=0.29), "certain", "waited 5 times"),
-        (waits(idle=0.31), "cannot tell", "beside its work"),
+        (waits(idle=0.31), "cannot tell", "beside the GPU's work"),
         (waits(work=0.51, rate=1.5), "certain", "waited 5 times"),
         (waits(work=0.49, rate=1.5), "no", "waited once"),
         (waits(rate=1.01), "certain", "waited 5 times"),
@@ -151,8 +151,8 @@ def waits(count: int = 5, used: float = 7.9, idle: float = 0.02, work: float = 0
         (run_of((4.2, 7.9, 0.97, 3.0)), "no", "did not wait"),
         (run_of((4.5, 7.9, 0.97, 3.0)), "cannot tell", "13 GB came over PCIe, 1.5 times what it holds"),
         (run_of(*[LONG_WORK] * 3, (1.2, 7.9, 0.4, 12.0)), "no", "did not wait"),  # 2 % of 60 s
-        (run_of(*[LONG_WORK] * 2, (1.2, 7.9, 0.4, 12.0)), "cannot tell", "beside its work"),
-        (run_of((10.0, 7.9, 0.97, 15.6)), "cannot tell", "nothing tells"),
+        (run_of(*[LONG_WORK] * 2, (1.2, 7.9, 0.4, 12.0)), "cannot tell", "beside the GPU's work"),
+        (run_of((10.0, 7.9, 0.97, 15.6)), "cannot tell", "the counters do not tell"),
         (run_of((10.0, 7.9, 0.97, 15.9)), "likely", "50% or more of what the link carries"),
         (run_of((10.0, 6.39, 0.97, 15.9)), "no", "always was room"),
         # Enough samples.
