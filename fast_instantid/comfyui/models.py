@@ -130,8 +130,8 @@ def find_face_pack() -> Pack:
         problems.append(found)
     destination = Path(folder_paths.models_dir, "insightface", "models")
     raise ModelFileError(
-        f"InstantID's face models were not found. {'. '.join(problems)}. Needed are {NEEDED}: put them (from "
-        f"huggingface.co/DIAMONIK7777/antelopev2, or an unpacked antelopev2.zip) into {destination / 'antelopev2'}"
+        f"InstantID's face models were not found. {'. '.join(problems)}. Needed are {NEEDED}: download them ("
+        f"huggingface.co/DIAMONIK7777/antelopev2, or antelopev2.zip, unpacked) into {destination / 'antelopev2'}"
     )
 
 
