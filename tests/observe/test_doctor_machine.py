@@ -316,9 +316,10 @@ def test_one_pack(tmp_path: Path):
 
 
 def test_the_old_pack_beside_ours(tmp_path: Path):
-    ((level, text),) = examined_packs(write_packs(tmp_path, ["ComfyUI_InstantID"], ["comfyui_instantid_old"]))
-    assert level == "warning"
-    assert "comfyui_instantid_old" in text
+    places = write_packs(tmp_path, ["ComfyUI_InstantID"], ["comfyui_instantid_old"])
+    found = only(packs.clashes(places), "warning", "comfyui_instantid_old")
+    assert "take as long as they did without this pack" in found.why
+    assert [level for level, _ in examined_packs(places)] == ["warning"]
 
 
 def test_two_copies_of_ours(tmp_path: Path):
@@ -537,6 +538,12 @@ def test_the_environment_of_cuda():
     assert not list(settings.cuda_environment({"CUDA_LAUNCH_BLOCKING": "0"}))
     (found,) = settings.without_cuda("cpu", set_for_cuda)
     assert "CUDA_LAUNCH_BLOCKING is set, and without effect" in found.found
+
+
+@pytest.mark.parametrize(("vendor", "lines"), [(None, 0), ("nvidia", 1)])
+def test_cuda_is_no_topic_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, vendor: str | None, lines: int):
+    monkeypatch.setattr(settings, "gpu_beside", lambda: (vendor, ""))
+    assert len(list(settings.without_cuda("cpu", {}))) == lines
 
 
 def test_settings_here(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

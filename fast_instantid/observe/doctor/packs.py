@@ -64,7 +64,8 @@ def clashes(places: Places) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"the old pack in {folder} has the same nodes as this one in {ours[0]}",
-                "ComfyUI uses those of the pack that it loads last. If that is the old one, you wait as before.",
+                "ComfyUI uses those of the pack that it loads last. If that is the old one, pictures take as long as "
+                "they did without this pack.",
                 f"rename {folder.name} to {folder.name}.disabled, and restart ComfyUI",
             )
     if not ours:

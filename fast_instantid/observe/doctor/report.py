@@ -21,6 +21,11 @@ JSON_VERSION = 1
 
 _COLOURS: dict[Level, str] = {"ok": "32", "note": "36", "warning": "33", "broken": "1;31"}
 _LABELS: dict[Level, str] = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
+_COUNTED: tuple[tuple[Level, str, str], ...] = (
+    ("broken", "broken", "broken"),
+    ("warning", "warning", "warnings"),
+    ("note", "note", "notes"),
+)
 _LABEL_WIDTH = 9
 _INDENT = " " * (2 + _LABEL_WIDTH)
 
@@ -56,7 +61,13 @@ class Report:
 
     @property
     def conclusion(self) -> str:
-        """One line."""
+        """One line, which ends in the number of problems by level."""
+        counted = [(self.count(level), one, more) for level, one, more in _COUNTED]
+        counts = [f"{count} {one if count == 1 else more}" for count, one, more in counted if count]
+        return f"{self._verdict} In all: {', '.join(counts)}." if counts else self._verdict
+
+    @property
+    def _verdict(self) -> str:
         if self.broken:
             todo = [finding for finding in self.findings if finding.level == "broken"]
             if len(todo) == 1:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .machine import cores
+from .machine import cores, gpu_beside
 from .places import Places
 from .report import Finding
 
@@ -47,10 +47,11 @@ CHECKS = (settings,)
 
 
 def without_cuda(device: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What people set for CUDA does nothing elsewhere."""
+    """What people set for CUDA does nothing elsewhere. Where there is no GPU and nothing is set, nobody asks."""
     idle = [name for name in (*_CONFIGURATIONS, "CUDA_LAUNCH_BLOCKING") if environment.get(name)]
     ours = f"; {' and '.join(idle)} {'is' if len(idle) == 1 else 'are'} set, and without effect" if idle else ""
-    yield Finding("ok", f"the CUDA allocator, cuDNN benchmark and TF32 change nothing on {device}{ours}")
+    if idle or device != "cpu" or gpu_beside()[0] is not None:
+        yield Finding("ok", f"the CUDA allocator, cuDNN benchmark and TF32 change nothing on {device}{ours}")
 
 
 def threads(count: int, cores: int, environment: Mapping[str, str], device: str) -> Iterator[Finding]:
