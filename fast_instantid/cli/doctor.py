@@ -70,4 +70,8 @@ def _places(options: argparse.Namespace) -> Places:
         places = replace(places, adapters=(options.instantid,), identitynets=(options.instantid,))
     if options.base is not None:
         places = replace(places, bases=(options.base,))
+    named = {"--models": options.models, "--pack": options.pack}
+    named |= {"--instantid": options.instantid, "--base": options.base}
+    given = tuple((name, path) for name, path in named.items() if path is not None)
+    places = replace(places, named=(*places.named, *given))
     return places.asking(options.backend, options.device)

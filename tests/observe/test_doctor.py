@@ -22,7 +22,9 @@ def test_a_fresh_machine_is_not_ready_and_told_why(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr()
     assert printed.out.count("BROKEN  ") == 1
     assert "fast-instantid download --to" in printed.out
-    assert printed.out.splitlines()[-1].startswith("InstantID cannot work as asked")
+    conclusion = printed.out.rpartition("\n\n")[2]
+    assert conclusion.startswith("InstantID cannot work as asked")
+    assert "1 broken" in conclusion
     assert "\033" not in printed.out
     assert not printed.err
 
@@ -45,6 +47,8 @@ def test_where_nothing_is_broken_the_exit_code_is_0(monkeypatch: pytest.MonkeyPa
 
 
 def test_options_say_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in "pi":
+        (tmp_path / name).mkdir()
     options = ["--pack", str(tmp_path / "p"), "--instantid", str(tmp_path / "i"), "--base", "me/my-sdxl"]
     assert cli.main(["doctor", "--json", "--models", str(tmp_path / "m"), *options]) == 1
     (missing,) = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["topic"] == "Model files"]
@@ -130,7 +134,10 @@ def test_names_of_files_do_not_move_the_cursor():
 def test_the_conclusion(levels: list, words: str):
     report = Report([Finding(level, "it", topic="T") for level in levels])
     assert words in report.conclusion
-    assert report.text().splitlines()[-1] == report.conclusion
+    assert " ".join(report.text().rpartition("\n\n")[2].split()) == report.conclusion
+    counts = [f"{levels.count(level)} {level}" for level in ("note", "warning", "broken") if level in levels]
+    assert all(count in report.conclusion for count in counts)
+    assert "0 " not in report.conclusion
     assert "\033[" in report.text(colours=True) or not levels
 
 
@@ -186,7 +193,44 @@ def test_without_torch_the_rest_is_examined(tmp_path: Path):
     assert broken["found"] == "torch is not installed"
     assert "pytorch.org" in broken["do"]
     assert not [finding for finding in findings if "failed" in finding["found"]]
-    assert "needs torch" in " ".join(f["found"] for f in findings if f["topic"] == "Model files")
+    assert ["not examined: torch" in f["found"] for f in findings if f["topic"] == "Model files"] == [True]
+
+
+LIBRARIES = ("numpy", "PIL", "safetensors", "cv2", "xxhash")
+
+
+def test_without_the_small_packages_there_is_one_command(tmp_path: Path):
+    result = run_without((*LIBRARIES, *OPTIONAL), "--json", "--models", str(tmp_path))
+    assert result.stderr == "loaded: []\n"
+    findings = json.loads(result.stdout)["findings"]
+    (broken,) = [finding for finding in findings if finding["level"] == "broken"]
+    assert broken["found"] == "not installed: numpy, pillow, safetensors, opencv-python-headless, xxhash"
+    assert broken["do"] == (
+        f'{sys.executable} -m pip install numpy pillow safetensors "opencv-python-headless<4.12" xxhash'
+    )
+    assert not [finding for finding in findings if finding["level"] == "warning"]
+    for topic in ("Model files", "Face networks"):
+        (note,) = [finding for finding in findings if finding["topic"] == topic]
+        assert note["found"].startswith("not examined: numpy, pillow")
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+def test_one_that_is_missing_is_one_finding(tmp_path: Path, module: str):
+    findings = findings_without((module, *OPTIONAL), tmp_path)
+    (broken,) = [finding for finding in findings if finding["level"] == "broken"]
+    assert broken["found"].startswith("not installed: ")
+    name = broken["found"].partition(": ")[2]
+    assert not [finding for finding in findings if finding["level"] == "ok" and f"{name} " in finding["found"]]
+    assert not [finding for finding in findings if finding["level"] == "warning"]
+
+
+def test_one_that_cannot_be_loaded_is_no_fault_of_the_doctor(tmp_path: Path):
+    (tmp_path / "xxhash.py").write_text("raise ImportError('DLL load failed')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nBLOCKED = ()\n{BARE}"
+    command = [sys.executable, "-c", code, "--json", "--models", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
+    assert broken["found"] == "xxhash is installed, but cannot be loaded: DLL load failed"
 
 
 def test_a_torch_that_cannot_be_loaded(tmp_path: Path):
@@ -201,11 +245,30 @@ def test_a_torch_that_cannot_be_loaded(tmp_path: Path):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_clone_in_comfyui_examines_that_comfyui(tmp_path: Path):
-    clone = tmp_path / "ComfyUI" / "custom_nodes" / "ComfyUI_InstantID"
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    folder = tmp_path / "ComfyUI" / "custom_nodes" / "ComfyUI_InstantID"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "fast_instantid", clone / "fast_instantid", ignore=ignored)
-    shutil.copy(ROOT / "__init__.py", clone)
+    shutil.copytree(ROOT / "fast_instantid", folder / "fast_instantid", ignore=ignored)
+    for name in ("__init__.py", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"), [(("cv2", "xxhash"), ""), (("numpy", "cv2"), " numpy"), (("numpy",), None)]
+)
+def test_a_clone_has_a_list_to_install_from(clone: Path, missing: tuple[str, ...], named: str | None):
+    code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = {missing!r}\n{BARE}"
+    command = [sys.executable, "-c", code, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=clone, check=False)
+    (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
+    install = "numpy" if named is None else f"-r {clone / 'requirements.txt'}{named}"
+    assert broken["do"].endswith(f"{sys.executable} -m pip install {install}")
+    assert ("ComfyUI's own Python" in broken["do"]) == ("numpy" in missing)
+
+
+def test_a_clone_in_comfyui_examines_that_comfyui(clone: Path, tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "-m", "fast_instantid", "doctor"], capture_output=True, text=True, cwd=clone, check=False
     )

@@ -19,17 +19,19 @@ Check = Callable[[Places], Iterable[Finding]]
 class _Topic:
     name: str
     checks: tuple[Check, ...]
-    needs_torch: bool = False
+    needs: tuple[str, ...] = ()
+    """Packages without which its checks say nothing."""
 
 
+_ALL = tuple(package.name for package in versions.NEEDED)
 _TOPICS = (
     _Topic("Machine", machine.CHECKS),
     _Topic("Installed packages", versions.CHECKS),
-    _Topic("Face networks", faces.CHECKS, needs_torch=True),
-    _Topic("Model files", files.CHECKS, needs_torch=True),
+    _Topic("Face networks", faces.CHECKS, needs=_ALL),
+    _Topic("Model files", files.CHECKS, needs=_ALL),
     _Topic("Node packs", packs.CHECKS),
     _Topic("GPU", gpus.CHECKS),
-    _Topic("Settings", settings.CHECKS, needs_torch=True),
+    _Topic("Settings", settings.CHECKS, needs=("torch",)),
 )
 
 
@@ -38,11 +40,14 @@ def examine(places: Places) -> Report:
 
     A check that fails is itself a finding. Nothing is written, and nothing uses the network.
     """
-    torch_is_there = not isinstance(machine.import_torch(), Exception)
+    unusable = versions.unusable()
     findings: list[Finding] = []
     for topic in _TOPICS:
-        if topic.needs_torch and not torch_is_there:
-            made: Iterable[Finding] = [Finding("note", "not looked at, because that needs torch")]
+        lacks = [name for name in topic.needs if name in unusable]
+        if lacks:
+            are = "is" if len(lacks) == 1 else "are"
+            text = f"not examined: {', '.join(lacks)} {are} missing or cannot be loaded, see above"
+            made: Iterable[Finding] = [Finding("note", text)]
         else:
             made = (finding for check in topic.checks for finding in _made_by(check, places))
         findings += [replace(finding, topic=topic.name) for finding in made]

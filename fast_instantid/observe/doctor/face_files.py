@@ -56,8 +56,8 @@ def _about_pack(pack: Pack, folder: Path, places: Places) -> Iterator[Finding]:
 
     convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
     do = places.how_to_fetch("antelopev2", _destination(places))
-    if pack.recognizer.path.name == "glintr100.onnx":  # a download leaves alone what has the name of what it fetches
-        do = f"delete {pack.recognizer.path}, then: {do}"
+    if pack.recognizer.path.name == "glintr100.onnx":
+        do = places.how_to_replace([pack.recognizer.path], do)
     if is_of_buffalo(pack.recognizer):
         yield Finding(
             "broken",
@@ -117,15 +117,17 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
         return
     if not networks:
         return
-    graphs = [_readable(path) for path in networks]
-    for problem in graphs:
-        if isinstance(problem, str):
-            again = "unpack the pack again" if zipped else do
-            yield Finding(
-                "broken", problem, "The face models may not be complete without it.", f"delete it, then: {again}"
-            )
-    whole = [graph for graph in graphs if not isinstance(graph, str)]
-    if whole:
+    graphs = {path: _readable(path) for path in networks}
+    problems = {path: graph for path, graph in graphs.items() if isinstance(graph, str)}
+    whole = [graph for graph in graphs.values() if not isinstance(graph, str)]
+    if problems:
+        yield Finding(
+            "broken",
+            "; ".join(problems.values()),
+            "The face models are not complete without that.",
+            f"unpack {zipped[0]} again, over it" if zipped else places.how_to_replace([*problems], do),
+        )
+    else:
         has_detector = any(len(graph.outputs) > 1 for graph in whole)
         missing = "a recogniser (glintr100.onnx)" if has_detector else "a face detector (scrfd_10g_bnkps.onnx)"
         yield Finding("broken", f"the face models are not complete: {missing} is missing", f"{'. '.join(reasons)}.", do)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .places import Places
+from .places import Places, pip
 from .report import Finding
 from .versions import installed
 
@@ -51,7 +51,7 @@ def several_onnxruntimes(places: Places) -> Iterator[Finding]:
             + ", ".join(f"{name} {version}" for name, version in sorted(builds.items())),
             "They overwrite each other's files, and the one installed last wins: mostly the one for the CPU, without a "
             "word. " + ("" if asked else "Ours run in torch, which does not mind; other packs may be slow by it."),
-            f"pip uninstall {' '.join(sorted(builds))}, then: pip install {keep}",
+            f"{pip('uninstall', *sorted(builds))}, then: {pip('install', keep)}",
         )
 
 
@@ -148,13 +148,13 @@ def _explained(device: str, use_torch: str) -> tuple[str, str]:
             f"--device migraphx with the build onnxruntime-migraphx, {use_torch} and runs on AMD's GPUs",
         )
     build = _MADE_FOR.get(provider)
-    onnx = "" if "onnx" in installed() else "onnx "
+    onnx = () if "onnx" in installed() else ("onnx",)
     if not builds:
-        return "", f"pip install {onnx}{build or 'onnxruntime'}, {use_torch}"
+        return "", f"{pip('install', *onnx, build or 'onnxruntime')}, {use_torch}"
     if build is not None and builds != [build] and (build not in builds or len(builds) > 1):
         return (
             f"That provider is in the build {build}; installed: {', '.join(builds)}.",
-            f"pip uninstall {' '.join(builds)}, then: pip install {onnx}{build}, {use_torch}",
+            f"{pip('uninstall', *builds)}, then: {pip('install', *onnx, build)}, {use_torch}",
         )
     if provider in _LIBRARY and (reason := _library_error(_LIBRARY[provider])):
         return (
@@ -162,7 +162,7 @@ def _explained(device: str, use_torch: str) -> tuple[str, str]:
             f"install that version of CUDA and cuDNN, {use_torch}",
         )
     if onnx:
-        return "", f"pip install onnx, {use_torch}"
+        return "", f"{pip('install onnx')}, {use_torch}"
     return "A tiny network was tried there.", f"see the message of onnxruntime, {use_torch}"
 
 

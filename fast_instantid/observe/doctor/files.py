@@ -13,7 +13,8 @@ from pathlib import Path
 from ...download import MODELS, models_folder
 from . import base_files, face_files, instantid_files
 from .headers import WEIGHTS, copies, files_below, unreadable
-from .places import Places, download, quoted
+from .named import misnamed
+from .places import Places, download, pip, quoted
 from .report import Finding
 from .versions import installed
 
@@ -65,7 +66,11 @@ def model_files(places: Places) -> Iterator[Finding]:
         (_BASE, places.bases, base_files.base),
     )
     closed: dict[Path, list[str]] = {}
+    wrong = dict(misnamed(places))
+    yield from wrong.values()
     for kind, folders, look in parts:
+        if any(folder.is_relative_to(path) for folder in folders for path in wrong):
+            continue
         findings, not_seen = list(look(places)), list(unreadable(folders))
         found = any(finding.level == "ok" for finding in findings)
         if found or not not_seen:
@@ -143,7 +148,7 @@ def _how_to_get(kinds: list[_Kind], places: Places, everything: bool, usual: boo
         return "\n".join([*lines, *(f"{kind.by_hand} (about {kind.size} GB)" for kind in kinds)])
     models = [name for name in MODELS if any(kind.model == name for kind in kinds)]
     command = download(places.models, *(() if everything else models))
-    first = "" if "huggingface-hub" in installed() else "pip install huggingface-hub, then: "
+    first = "" if "huggingface-hub" in installed() else f"{pip('install huggingface-hub')}, then: "
     then = "" if usual else "; then leave out the options that name other folders"
     have = f"or, if you have them already, say where: --models, --pack, --instantid, --base{_or_variable(places)}"
     return f"{first}{command} (about {size:.1f} GB){then}\n{have}"

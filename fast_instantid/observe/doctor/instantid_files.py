@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...download import MODELS
 from ...errors import ModelFileError
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, is_controlnet, shapes_of, text_width
-from .places import Places
+from .places import Places, quoted
 from .report import Finding
 
 _LAYERS = 70  # cross-attention layers of SDXL's UNet
 _ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")  # in the order in which they are taken
+_USUAL_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # in diffusers' order
 _NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
 _PLACES = "It should be the IdentityNet, which puts the face where the keypoints are."
 _TRAP = "The nodes offer it, and it does not work when it is chosen."
@@ -54,14 +56,18 @@ def adapter(places: Places) -> Iterator[Finding]:
                 "It does not fit SDXL.",
                 f"get ip-adapter.bin of {_HUB}, unless your base model is a special one",
             )
+    elsewhere = None if good else _adapter_elsewhere(places)
+    if elsewhere is not None:
+        to = (places.adapters or (places.models,))[-1]
+        yield _misplaced("InstantID's adapter", [elsewhere], to)
     for text in wrong:
         # Beside one that is right, a wrong one is a trap only for who chooses it in the node.
         yield Finding(
-            "note" if good else "broken",
+            "note" if good or elsewhere else "broken",
             text,
-            _TRAP if good else "There is no other adapter.",
+            _TRAP if good or elsewhere else "There is no other adapter.",
             "move it to where files of its kind belong, or delete it"
-            if good
+            if good or elsewhere
             else f"put ip-adapter.bin of {_HUB} into {(places.adapters or (places.models,))[-1]}",
         )
 
@@ -75,10 +81,41 @@ def _adapters_of_shell(places: Places) -> list[Path]:
     return [path for path in files_below(places.adapters, WEIGHTS) if path.parent in places.adapters]
 
 
+def _adapter_elsewhere(places: Places) -> Path | None:
+    """One where people put it, and where nothing looks for it."""
+    from ...identity.checkpoint import look_at_adapter
+
+    if places.host == "diffusers":
+        folders = (places.models, *(folder / "ControlNetModel" for folder in places.adapters))
+        paths = [folder / name for folder in folders for name in _ADAPTER_NAMES]
+    else:
+        found = files_below((places.models / "ipadapter", *places.identitynets), WEIGHTS)
+        names = (*_ADAPTER_NAMES, *_NAMES)
+        paths = [path for path in found if any(name in f"{path.parent.name}/{path.name}".lower() for name in names)]
+    for path in paths:
+        with suppress(ModelFileError):
+            if look_at_adapter(path) == (_LAYERS, SDXL_WIDTH):
+                return path
+    return None
+
+
+def _misplaced(what: str, files: list[Path], to: Path) -> Finding:
+    return Finding(
+        "broken",
+        f"{what} lies where it is not looked for: {files[0]}",
+        f"It is looked for in {to}.",
+        f"move {' and '.join(map(quoted, files))} into {quoted(to)}{'' if os.path.isdir(to) else ', a new folder'}",
+    )
+
+
 def identitynet(places: Places) -> Iterator[Finding]:
     """Nothing where there is nothing."""
     if places.host == "diffusers":
         for folder in places.identitynets:
+            above = [folder / name for name in (*_USUAL_WEIGHTS, "config.json") if os.path.isfile(folder / name)]
+            if not os.path.isdir(folder / "ControlNetModel") and above and above[0].name in _USUAL_WEIGHTS:
+                yield _misplaced("the IdentityNet", above, folder / "ControlNetModel")
+                return
             if os.path.isdir(folder / "ControlNetModel"):
                 yield from _controlnet_folder(folder / "ControlNetModel", places.how_to_fetch("instantid", folder))
                 return
@@ -87,9 +124,7 @@ def identitynet(places: Places) -> Iterator[Finding]:
 
 
 def _controlnet_folder(folder: Path, again: str) -> Iterator[Finding]:
-    # In the order in which diffusers takes them.
-    usual = [folder / f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin")]
-    weights = [path for path in usual if os.path.isfile(path)]
+    weights = [folder / name for name in _USUAL_WEIGHTS if os.path.isfile(folder / name)]
     has_config = os.path.isfile(folder / "config.json")
     if not has_config or not weights:
         yield Finding("broken", f"{folder}: {'its weights' if has_config else 'config.json'} missing", _PLACES, again)
@@ -120,6 +155,13 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
         _controlnet(path, f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}") for path in named
     ]
     good = [finding for finding in findings if finding.level == "ok"]
+    if not good:
+        below = files_below(places.adapters, WEIGHTS)
+        elsewhere = next((path for path in below if _is_sdxl_controlnet(path)), None)
+        if elsewhere is not None:
+            good = [_misplaced("the IdentityNet", [elsewhere], places.identitynets[0] / "instantid")]
+            yield good[0]
+            named = named or [elsewhere]
     for finding in findings:
         if finding.level == "ok" or not good:
             yield finding

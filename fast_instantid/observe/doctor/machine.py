@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import io
 import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from .. import gpu as drivers
-from .places import Places
+from .places import Places, pip
 from .report import Finding
 
 _OLDEST_PYTHON = (3, 10)
@@ -30,11 +34,23 @@ _INSTALL = {
 @functools.cache
 def import_torch() -> ModuleType | Exception:
     """torch, or what keeps it from being imported."""
+    return import_module("torch")
+
+
+def import_module(name: str) -> ModuleType | Exception:
+    """A module, or what keeps it from being imported."""
     try:
-        import torch
+        # What torch and OpenCV say, and print, of a numpy that is missing, the findings say better.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
     except Exception as error:  # a broken torch fails in all kinds of ways, a missing library of CUDA as an OSError
         return error
-    return torch
+
+
+def is_missing(name: str, error: ModuleType | Exception) -> bool:
+    """Whether importing a module failed for the one reason that there is none."""
+    return isinstance(error, ModuleNotFoundError) and error.name == name
 
 
 def python(places: Places) -> Iterator[Finding]:
@@ -67,16 +83,17 @@ def torch_itself(places: Places) -> Iterator[Finding]:
         yield _unusable(torch)
         return
     yield Finding("ok", f"torch {torch.__version__}, built for {_built_for(torch)}")
+    np: Any = import_module("numpy")
+    if isinstance(np, Exception):  # which has a finding of its own
+        return
     try:
-        import numpy as np
-
         torch.from_numpy(np.zeros(1)).numpy()
     except Exception as error:
         yield Finding(
             "broken",
             f"torch and numpy do not work together: {error}",
             "Pictures go from one to the other. Mostly, torch was built for numpy 1, and numpy 2 is installed.",
-            "a newer torch, or: pip install 'numpy<2'",
+            "a newer torch, or: " + pip('install "numpy<2"'),
         )
 
 
@@ -127,7 +144,7 @@ def _windows_memory() -> int | None:
 
 
 def _unusable(error: Exception) -> Finding:
-    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+    if is_missing("torch", error):
         return Finding(
             "broken",
             "torch is not installed",
@@ -139,7 +156,7 @@ def _unusable(error: Exception) -> Finding:
         "broken",
         f"torch is installed, but cannot be loaded: {type(error).__name__}: {reason}",
         "Everything here runs on it. Mostly, a part of it is missing or belongs to another version.",
-        "install it anew: pip install --force-reinstall --no-deps torch (with the --index-url that "
+        f"install it anew: {pip('install --force-reinstall --no-deps torch')} (with the --index-url that "
         "pytorch.org/get-started shows for your GPU)",
     )
 

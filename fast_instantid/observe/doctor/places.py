@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,13 +39,18 @@ class Places:
     """What they shall run on: cpu, cuda, cuda:1, ...; None is the best one there is."""
     notes: tuple[str, ...] = ()
     """What kept some folders from being looked into."""
+    named: tuple[tuple[str, Path], ...] = ()
+    """Where somebody said where to look: the option or environment variable, and what it names."""
 
     @classmethod
     def of_shell(cls, models: Path | None = None) -> Places:
         """Where the commands of ``fast-instantid`` look; by default in ``$FAST_INSTANTID_MODELS``."""
+        variable = "FAST_INSTANTID_MODELS"
+        named = ((variable, models_folder()),) if models is None and os.environ.get(variable) else ()
         models = models_folder() if models is None else models
         instantid = (models / "instantid",)
-        return cls("diffusers", models, (models / "antelopev2",), instantid, instantid, (models / "base",))
+        bases = (models / "base",)
+        return cls("diffusers", models, (models / "antelopev2",), instantid, instantid, bases, named=named)
 
     @classmethod
     def of_comfyui(cls, comfyui: Path, models: Path | None = None) -> Places:
@@ -69,9 +76,20 @@ class Places:
             notes=tuple(notes),
         )
 
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """All in which model files are looked for."""
+        return (*self.faces, *self.adapters, *self.identitynets, *self.bases)
+
     def asking(self, backend: str, device: str | None) -> Places:
         """The same places, with face networks asked to run elsewhere."""
         return replace(self, backend=backend, device=device)
+
+    def how_to_replace(self, files: Sequence[Path], again: str) -> str:
+        """How to delete files and get them again; a download leaves alone what has the name of what it fetches."""
+        if self.host == "comfyui" or os.name == "nt":
+            return f"delete {', '.join(map(str, files))}, then: {again}"
+        return f"rm {' '.join(map(quoted, files))} && {again}"
 
     def how_to_fetch(self, model: str, folder: Path) -> str:
         """How to get a model of :data:`~fast_instantid.download.MODELS` for use in ``folder``."""
@@ -85,8 +103,12 @@ class Places:
 
 def comfyui_around() -> Path | None:
     """The ComfyUI in whose ``custom_nodes`` this package lies as a clone, if it does."""
-    around = _ROOT.parent.parent
-    return around if _ROOT.parent.name == "custom_nodes" and (_ROOT / "__init__.py").is_file() else None
+    return None if clone_around() is None else _ROOT.parent.parent
+
+
+def clone_around() -> Path | None:
+    """The clone in ComfyUI's ``custom_nodes`` that this package is a part of, if it is."""
+    return _ROOT if _ROOT.parent.name == "custom_nodes" and (_ROOT / "__init__.py").is_file() else None
 
 
 def _add_extra_model_paths(file: Path, folders: dict[str, list[Path]]) -> list[str]:
@@ -129,6 +151,11 @@ def download(folder: Path, *models: str) -> str:
     return " ".join(["fast-instantid download", *models, *to])
 
 
-def quoted(path: Path) -> str:
+def pip(*arguments: str) -> str:
+    """A command for the Python that runs this: the ``pip`` of a shell often belongs to another one."""
+    return " ".join([quoted(sys.executable), "-m pip", *arguments])
+
+
+def quoted(path: Path | str) -> str:
     """As a shell takes it."""
     return f'"{path}"' if " " in str(path) else str(path)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
-from .machine import gpu_beside
-from .places import Places
+from .machine import gpu_beside, import_module, import_torch, is_missing
+from .places import Places, clone_around, pip, quoted
 from .report import Finding
 
 Version = tuple[int, ...]
@@ -39,6 +41,10 @@ class Package:
     needed_for: str = ""
     """Empty where nothing works without it."""
 
+    @property
+    def module(self) -> str:
+        return {"pillow": "PIL", "opencv-python-headless": "cv2"}.get(self.name, self.name)
+
 
 PACKAGES = (
     Package("torch", "2.2", ("2.11", "2.13")),
@@ -60,7 +66,9 @@ PACKAGES = (
 ORACLE = Package("insightface", "2.1", ("2.1",))
 """Not needed; the tests compare our faces with its."""
 
-_OPENCV_TO_INSTALL = "'opencv-python-headless<4.12'"  # 4.12 caps numpy, and 5 demands numpy 2
+NEEDED = tuple(package for package in PACKAGES if not package.needed_for)
+_OF_COMFYUI = ("numpy", "pillow", "safetensors")  # which it needs too
+_OPENCV_TO_INSTALL = '"opencv-python-headless<4.12"'  # 4.12 caps numpy, and 5 demands numpy 2
 _ONNXRUNTIMES = re.compile(r"onnxruntime(-|$)|ort-")
 
 
@@ -88,28 +96,64 @@ def release(version: str) -> Version:
     return tuple(map(int, match[1].split("."))) if match else ()
 
 
+def unusable() -> list[str]:
+    """Names of those without which nothing works, and which cannot be imported."""
+    modules = ((package.name, _import(package)) for package in NEEDED)
+    return [name for name, module in modules if isinstance(module, Exception)]
+
+
+def missing(places: Places) -> Iterator[Finding]:
+    """What nothing works without, and is not there: one finding and one command. Torch has a finding of its own."""
+    names: list[str] = []
+    for package in NEEDED[1:]:
+        module = _import(package)
+        if is_missing(package.module, module):
+            names.append(package.name)
+        elif isinstance(module, Exception) and package.module != "cv2":  # of which more is known below
+            yield Finding(
+                "broken",
+                f"{package.name} is installed, but cannot be loaded: {_first_line(module)}",
+                "Nothing works without it. Mostly, a part of it is missing or belongs to another version.",
+                pip("install --force-reinstall --no-deps", package.name),
+            )
+    if names:
+        yield Finding(
+            "broken",
+            f"not installed: {', '.join(names)}",
+            f"Nothing works without {'it' if len(names) == 1 else 'them'}. Looked for by {sys.executable}.",
+            how_to_install(names),
+        )
+
+
+def how_to_install(names: Sequence[str]) -> str:
+    """One command for packages of ``NEEDED`` that are missing; a clone has a list of some of them."""
+    clone = clone_around()
+    list_ = None if clone is None else clone / "requirements.txt"
+    listed = re.findall(r"^[\w-]+", list_.read_text(encoding="utf-8"), re.M) if list_ and list_.is_file() else []
+    rest = [_to_install(package) for package in NEEDED if package.name in names and package.name not in listed]
+    from_list = ["-r", quoted(list_)] if list_ and set(names) & set(listed) else []
+    command = pip("install", *from_list, *rest)
+    if clone is None or not set(names) & set(_OF_COMFYUI):
+        return command
+    return f"if ComfyUI works, it has them: run the doctor with ComfyUI's own Python\nif this is that Python: {command}"
+
+
 def needed(places: Places) -> Iterator[Finding]:
     """Those without which nothing works."""
-    present = _versions()
+    present, broken = _versions(), unusable()
     good: list[str] = []
     for package in PACKAGES:
         version = present.get(package.name)
         if version is None:
-            if not package.needed_for and package.name != "torch":  # which has a finding of its own
-                yield Finding(
-                    "broken",
-                    f"the package {package.name} is not installed",
-                    "Nothing works without it.",
-                    f"pip install {_to_install(package)}",
-                )
-        elif () < release(version) < release(package.minimum):
+            continue
+        if () < release(version) < release(package.minimum):
             yield Finding(
                 "broken" if not package.needed_for else "warning",
                 f"{package.name} {version} is too old",
                 f"{package.minimum} or newer is needed{f' for {package.needed_for}' if package.needed_for else ''}.",
-                f"pip install --upgrade {_to_install(package)}",
+                pip("install --upgrade", _to_install(package)),
             )
-        elif not package.needed_for:
+        elif not package.needed_for and package.name not in broken:
             good.append(f"{package.name} {version}")
     if good:
         yield Finding("ok", ", ".join(good))
@@ -130,7 +174,7 @@ def not_there(places: Places) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"not installed, and needed only for: {each}",
-            do=f"if you want these: pip install {' '.join(names)}",
+            do=f"if you want these: {pip('install', *names)}",
         )
 
 
@@ -156,19 +200,19 @@ def untested(places: Places) -> Iterator[Finding]:
 def opencv(places: Places) -> Iterator[Finding]:
     present = installed()
     there = [name for name in OPENCV if name in present]
-    try:
-        import cv2 as cv2
-    except Exception as error:
-        if there:  # its absence has been said
-            reason = str(error).strip().splitlines()[0]
+    again = f"{pip('uninstall', *there)}, then: {pip('install', _OPENCV_TO_INSTALL)}"
+    error = import_module("cv2")
+    numpy_is_there = not isinstance(import_module("numpy"), Exception)
+    if isinstance(error, Exception):
+        if there and numpy_is_there and not is_missing("cv2", error):  # else the reason has been said
             yield Finding(
                 "broken",
-                f"{there[0]} {present[there[0]][0].version} is installed, but cannot be loaded: {reason}",
+                f"{there[0]} {present[there[0]][0].version} is installed, but cannot be loaded: {_first_line(error)}",
                 "Faces are aligned by it. Mostly, it does not fit numpy (OpenCV 5 needs numpy 2), or a library of the "
                 "system is missing (libGL, which the package opencv-python-headless does without).",
-                f"pip uninstall {' '.join(there)}, then: pip install {_OPENCV_TO_INSTALL}",
+                again,
             )
-            return
+        return
     if len(there) > 1:
         versions = [f"{name} {present[name][0].version}" for name in there]
         yield Finding(
@@ -176,7 +220,7 @@ def opencv(places: Places) -> Iterator[Finding]:
             f"{len(there)} packages bring the module cv2: {', '.join(versions)}",
             "They overwrite each other's files. That works while they are of the same version, until one is updated or "
             "uninstalled.",
-            f"pip uninstall {' '.join(there)}, then: pip install {_OPENCV_TO_INSTALL}",
+            again,
         )
 
 
@@ -191,11 +235,11 @@ def twice(places: Places) -> Iterator[Finding]:
                 "warning",
                 f"{name} is installed {len(folders)} times: {listed}",
                 "Python takes the first. Files of both can get mixed, and pip speaks of one of them only.",
-                f"pip uninstall {name} removes the first; repeat it until one is left",
+                f"{pip('uninstall', name)} removes the first; repeat it until one is left",
             )
 
 
-CHECKS = (needed, opencv, twice, not_there, untested)
+CHECKS = (missing, needed, opencv, twice, not_there, untested)
 
 
 def _versions() -> dict[str, str]:
@@ -208,6 +252,14 @@ def _versions() -> dict[str, str]:
         if name.startswith(("onnxruntime-", "ort-")):
             present.setdefault("onnxruntime", present[name])
     return present
+
+
+def _import(package: Package) -> ModuleType | Exception:
+    return import_torch() if package.name == "torch" else import_module(package.module)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _to_install(package: Package) -> str:
