@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_that_can_hang_up() -> Generator[None]:
+    """Under nohup, processes that a test starts would inherit that SIGHUP is ignored."""
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")
