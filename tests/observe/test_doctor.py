@@ -196,6 +196,8 @@ def test_without_torch_the_rest_is_examined(tmp_path: Path):
     assert ["not examined: torch" in f["found"] for f in findings if f["topic"] == "Model files"] == [True]
 
 
+PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+"""As it is typed into a shell."""
 LIBRARIES = ("numpy", "PIL", "safetensors", "cv2", "xxhash")
 
 
@@ -205,9 +207,7 @@ def test_without_the_small_packages_there_is_one_command(tmp_path: Path):
     findings = json.loads(result.stdout)["findings"]
     (broken,) = [finding for finding in findings if finding["level"] == "broken"]
     assert broken["found"] == "not installed: numpy, pillow, safetensors, opencv-python-headless, xxhash"
-    assert broken["do"] == (
-        f'{sys.executable} -m pip install numpy pillow safetensors "opencv-python-headless<4.12" xxhash'
-    )
+    assert broken["do"] == (f'{PYTHON} -m pip install numpy pillow safetensors "opencv-python-headless<4.12" xxhash')
     assert not [finding for finding in findings if finding["level"] == "warning"]
     for topic in ("Model files", "Face networks"):
         (note,) = [finding for finding in findings if finding["topic"] == topic]
@@ -264,7 +264,7 @@ def test_a_clone_has_a_list_to_install_from(clone: Path, missing: tuple[str, ...
     result = subprocess.run(command, capture_output=True, text=True, cwd=clone, check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
     install = "numpy" if named is None else f"-r {clone / 'requirements.txt'}{named}"
-    assert broken["do"].endswith(f"{sys.executable} -m pip install {install}")
+    assert broken["do"].endswith(f"{PYTHON} -m pip install {install}")
     assert ("ComfyUI's own Python" in broken["do"]) == ("numpy" in missing)
 
 
