@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and refused before the work that would fill them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import FastInstantIDError
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file that could not be written later.
+
+    Raises:
+        FastInstantIDError: its folder is not there, or may not be written to.
+    """
+    if not path.parent.is_dir():
+        raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another with -o")
 
 
 @contextmanager

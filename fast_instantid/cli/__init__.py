@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
 from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
-from ..files import atomic_write
+from ..files import atomic_write, check_folder
 from ..recorder import stage
 from . import doctor, profile, watch
 from .parser import make_parser
@@ -215,10 +215,7 @@ def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] =
         raise FastInstantIDError(f"{path}: this is a folder; name a file")
     if path.suffix.lower() not in suffixes:
         raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another")
+    check_folder(path)
     if any(path.resolve() == Path(name).resolve() for name in inputs):
         raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TextIO
 
 from ..errors import FastInstantIDError
+from ..files import check_folder
 from ..recorder import Recorder
 
 _COMMANDS = ("generate", "embed", "keypoints", "download")
@@ -191,10 +192,7 @@ def _outputs(options: argparse.Namespace, suffixes: Sequence[str] = (".json", ".
     for path in paths:
         if path.exists():
             raise FastInstantIDError(f"{path}: is there already; choose another name, or remove it first")
-        if not path.parent.is_dir():
-            raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
-        if not os.access(path.parent, os.W_OK):
-            raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another with -o")
+        check_folder(path)
     return paths
 
 

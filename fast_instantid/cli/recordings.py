@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import itertools
-import os
 import time
 from pathlib import Path
 
 from ..errors import FastInstantIDError
+from ..files import check_folder
 
 _SUFFIXES = (".csv", ".json", ".png")
 
@@ -23,10 +23,7 @@ def free_name(wanted: Path | None) -> Path:
     taken = _taken(name)
     if taken:
         raise FastInstantIDError(f"{taken[0]}: this exists; choose another name with -o, or remove it")
-    if not name.parent.is_dir():
-        raise FastInstantIDError(f"{name}: there is no folder {name.parent}; create it first")
-    if not os.access(name.parent, os.W_OK):
-        raise FastInstantIDError(f"{name}: the folder {name.parent} may not be written to; choose another with -o")
+    check_folder(name)
     return name
 
 
