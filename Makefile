@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test test-comfyui lint bench clean
 
 demo: $(VENV)/installed
-	$(RUN) examples/portrait.py
+	$(RUN) -m fast_instantid demo
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
@@ -28,4 +28,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-comfyui demo_output
+	rm -rf $(VENV) .venv-comfyui fast-instantid-demo.png

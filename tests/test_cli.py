@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from safetensors.numpy import load_file
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
-from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
+from fast_instantid import Cache, FaceAnalyzer, draw_keypoints, miniature
 from fast_instantid.cli import main
 from fast_instantid.download import MODELS
 
@@ -175,6 +176,77 @@ def test_generate_finds_downloaded_models_by_itself(models, photo, tmp_path):
     assert "64 x 64 on" in result.stdout
 
 
+# --- the miniature in place of downloaded models --------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn() -> str:
+    return str(miniature.files().portraits[0])
+
+
+def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "nothing"))
+    prompt = "flat portrait, plain blue background, red shirt"
+    generate = ["generate", "--photo", drawn, "--prompt", prompt, "--device", "cpu", "--json"]
+    files = miniature.files()
+    spelt_out = ["--pack", str(files.pack), "--base", str(files.base), "--instantid", str(files.instantid)]
+    spelt_out += ["--size", "128x128", "--steps", "20", "--guidance", str(miniature.GUIDANCE)]
+    pictures = []
+    for name, models in (("a", ["--base", "miniature"]), ("b", ["--instantid", "miniature"]), ("c", spelt_out)):
+        output = tmp_path / f"{name}.png"
+        assert main([*generate, *models, "-o", str(output)]) == 0
+        assert json.loads(capsys.readouterr().out)["size"] == [128, 128]
+        pictures.append(output.read_bytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert main([*generate, "--base", "miniature", "--steps", "2", "--size", "64x96", "-o", str(output)]) == 0
+    assert Image.open(output).size == (64, 96)
+
+
+def test_the_miniatures_pack_embeds_and_draws_keypoints(drawn, tmp_path, capsys):
+    assert main(["embed", drawn, "--pack", "miniature", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["photos"][0]["embedding"]) == 512
+    assert main(["keypoints", drawn, "--pack", "miniature", "-o", str(tmp_path / "hint.png")]) == 0
+    assert Image.open(tmp_path / "hint.png").size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--base", "miniature", "--instantid", "mine"], "--base miniature beside --instantid mine: the miniature's"),
+        (["--base", "sdxl", "--pack", "miniature"], "--pack miniature beside --base sdxl"),
+        (["--base", "x", "--pack", "y", "--instantid", "miniature"], "beside --pack y and --base x"),
+    ],
+)
+def test_the_miniature_is_not_mixed_with_other_models(options, message, tmp_path, capsys):
+    assert main(["generate", "--photo", "p.png", "--prompt", "x", "-o", str(tmp_path / "o.png"), *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "./miniature" in error
+
+
+def test_a_folder_called_miniature_needs_its_dot(models, photo, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
+    shutil.copytree(models / "base", "miniature")
+    generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64", "-o", "o.png"]
+    assert main([*generate, "--base", "./miniature"]) == 0, "the folder, with the other models of this machine"
+    assert main([*generate, "--base", "miniature", "--instantid", "./miniature"]) == 1
+    assert "beside --instantid ./miniature" in capsys.readouterr().err
+
+
+def test_photographs_are_not_for_the_miniature(blank, tmp_path, capsys):
+    generate = ["generate", "--photo", blank, "--prompt", "x", "-o", str(tmp_path / "o.png")]
+    assert main([*generate, "--base", "miniature"]) == 1
+    assert miniature.DRAWN_ONLY in capsys.readouterr().err
+
+
+def test_a_miniature_that_is_not_whole_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(miniature, "_WEIGHTS", tmp_path)
+    assert main(["embed", "anna.png", "--pack", "miniature"]) == 1
+    error = capsys.readouterr().err
+    assert f"the miniature in {tmp_path} is not complete, without antelopev2/scrfd_10g_bnkps.onnx" in error
+
+
 def test_generate_says_which_model_is_missing(models, photo, tmp_path, capsys):
     arguments = ["generate", "--photo", photo, "--prompt", "x", "-o", str(tmp_path / "o.png")]
     assert main([*arguments, "--instantid", str(tmp_path), "--pack", str(models / "antelopev2")]) == 1
@@ -229,7 +301,9 @@ def test_a_bad_size_is_explained(size, capsys):
     assert "expected WIDTHxHEIGHT in multiples of 8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["embed", "keypoints", "generate", "download", "doctor", "watch", "profile"])
+@pytest.mark.parametrize(
+    "command", ["demo", "embed", "keypoints", "generate", "download", "doctor", "watch", "profile"]
+)
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

@@ -1,60 +1,110 @@
-"""``make demo``: the first thing that a newcomer sees."""
+"""``make demo`` and ``fast-instantid demo``: the first thing that a newcomer sees."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from examples.tiny_adapter import write_tiny_adapter
-from examples.tiny_faces import write_tiny_pack
-from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from fast_instantid import miniature
+from fast_instantid.cli import main
+from fast_instantid.demo import PROMPTS, Demo, Picture
+from fast_instantid.demo.sheet import sheet
 
 ROOT = Path(__file__).parent.parent
 
 
-def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / "portrait.py"), "--output", "out", "--steps", "1", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
-def test_runs_without_any_models_and_says_so(tmp_path):
-    result = demo(tmp_path, "--size", "96", "64")
+def test_make_demo_needs_nothing_and_tells_what_it_did(tmp_path):
+    [command] = re.findall(r"^demo:.*\n\t\$\(RUN\) -m (fast_instantid demo.*)$", (ROOT / "Makefile").read_text(), re.M)
+    arguments = [sys.executable, "-m", *command.split(), "--steps", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FAST_INSTANTID_MODELS": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "tiny, untrained" in result.stdout
-    for stage in ("find the face", "recognise it", "make the identity", "sample 1 steps"):
+    assert result.stderr == ""
+    for stage in ("find the face", "recognise it", "make the identity", "sample 4 pictures, 1 steps"):
         assert re.search(rf"{stage} +[\d.]+ ms +[\d.]+ ms", result.stdout), stage
-    for name in ("keypoints", "portrait"):
-        assert Image.open(tmp_path / "out" / f"{name}.png").size == (96, 64)
-    assert Image.open(tmp_path / "out" / "keypoints.png").getextrema() != ((0, 0),) * 3
-    assert (tmp_path / "out" / "demo.png").is_file()
+    for prompt in PROMPTS:
+        assert re.search(rf"^ *(no face|-?\d\.\d\d)  {prompt}$", result.stdout, re.M)
+    assert re.search(r"\d other people score -?\d\.\d\d to -?\d\.\d\d", result.stdout)
+    [picture] = tmp_path.iterdir()
+    assert str(picture.name) in result.stdout
+    assert Image.open(picture).size[0] > 3 * miniature.SIZE[1]
 
 
-def test_runs_on_models_that_are_given(tmp_path, astronaut):
-    Image.fromarray(astronaut).save(tmp_path / "photo.png")
-    write_tiny_pack(tmp_path / "pack")
-    write_tiny_sdxl(tmp_path / "base")
-    write_tiny_identitynet(tmp_path / "instantid" / "ControlNetModel")
-    write_tiny_adapter(tmp_path / "instantid/ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH)
-    models = ["--pack", "pack", "--base", "base", "--instantid", "instantid"]
-    result = demo(tmp_path, *models, "--photo", "photo.png", "--size", "64", "64")
-    assert result.returncode == 0, result.stderr
-    assert "untrained" not in result.stdout
+def test_a_portrait_and_prompts_of_ones_own(tmp_path, capsys):
+    photo = miniature.files().portraits[-1]
+    wide = Image.new("RGB", (192, 160), "grey")
+    wide.paste(Image.open(photo), (40, 20))
+    wide.save(tmp_path / "mine.png")
+    arguments = ["demo", "--photo", str(tmp_path / "mine.png"), "--prompt", "red jacket", "--prompt", "blue shirt"]
+    output = tmp_path / "sheet.png"
+    assert main([*arguments, "--steps", "1", "--seed", "3", "-o", str(output), "--json", "--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [picture["prompt"] for picture in printed["pictures"]] == ["red jacket", "blue shirt"]
+    assert len(printed["strangers"]) == len(miniature.files().portraits)
+    assert all(len(runs) == 2 for stage, runs in printed["seconds"].items() if stage.startswith(("find", "sample")))
+    assert output.is_file()
 
 
-def test_a_photo_without_a_face_is_an_error_in_one_line(tmp_path):
+def test_a_shipped_portrait_is_no_stranger_to_itself(tmp_path, capsys):
+    portraits = miniature.files().portraits
+    copied = tmp_path / "copy.png"
+    copied.write_bytes(portraits[0].read_bytes())
+    sampling = ["--prompt", "x", "--steps", "1"]
+    assert main(["demo", "--photo", str(copied), *sampling, "--json", "-o", str(tmp_path / "o.png")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["strangers"]) == len(portraits) - 1
+
+
+def test_a_picture_without_a_drawn_face_is_an_error_in_one_line(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "blank.png")
-    result = demo(tmp_path, "--photo", "blank.png")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: no face found")
+    output = tmp_path / "out.png"
+    assert main(["demo", "--photo", str(tmp_path / "blank.png"), "-o", str(output)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: .*blank.png: no face found; the miniature knows drawn faces .*", error)
+    assert not output.exists()
 
 
-@pytest.mark.parametrize("options", [["--pack", "x"], ["--base", "x", "--instantid", "y"]])
-def test_models_come_together(tmp_path, options):
-    result = demo(tmp_path, *options)
-    assert result.returncode == 2
-    assert "give all three or none" in result.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps 0: expected 1 to 1000"),
+        (["--seed", "-1"], "seed -1"),
+        (["--photo", "nowhere.png"], "nowhere.png: no such file"),
+        (["-o", "out.txt"], "must end in one of .png"),
+        (["--photo", "out.png", "-o", "out.png"], "would replace the photo"),
+    ],
+)
+def test_nonsense_is_refused(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 7])
+def test_the_sheet_shows_every_picture_once(number):
+    colors = [(40 * i, 255 - 30 * i, 128) for i in range(number)]
+    pictures = [Picture(f"prompt {i}", Image.new("RGB", (128, 128), color), 0.5) for i, color in enumerate(colors)]
+    portrait, keypoints = Image.new("RGB", (100, 200), (1, 2, 3)), Image.new("RGB", (128, 128), (4, 5, 6))
+    paper = np.asarray(sheet(Demo(portrait, keypoints, pictures, [0.1])))
+    areas = [int((paper == color).all(-1).sum()) for color in (*colors, (4, 5, 6), (1, 2, 3))]
+    assert areas == [areas[0]] * (number + 1) + [areas[0] // 2], "a narrow portrait keeps its shape"
+
+
+def test_long_captions_stay_below_their_picture():
+    def paper(prompt: str) -> np.ndarray:
+        picture = Picture(prompt, Image.new("RGB", (128, 128)), None)
+        return np.asarray(sheet(Demo(picture.image, picture.image, [picture], [])))
+
+    margin = paper("")[0, 0]
+    for prompt in ("a " * 400, "x" * 400, "übermäßig lang " * 40):
+        drawn = paper(prompt)
+        assert not (drawn == paper("")).all()
+        assert (drawn[:, -28:] == margin).all()

@@ -57,6 +57,18 @@ def test_pictures_have_the_size_of_the_keypoints_and_start_from_seeds_in_a_row(p
     assert both[0].tobytes() != both[1].tobytes()
 
 
+def test_several_prompts_are_drawn_at_once_and_as_each_would_be_alone(pipe, identity):
+    sampling, prompts = Sampling(steps=2, seed=4, num_images=2), ["a man", "a dog in a field of red flowers"]
+    at_once = generate(pipe, identity, KEYPOINTS, prompts, sampling)
+    alone = [image for prompt in prompts for image in generate(pipe, identity, KEYPOINTS, prompt, sampling)]
+    assert len(at_once) == 4
+    for one, other in zip(at_once, alone, strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1  # of 255: rounding
+    assert len({image.tobytes() for image in at_once}) == 4
+    with pytest.raises(FastInstantIDError, match="no prompt"):
+        generate(pipe, identity, KEYPOINTS, [], sampling)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -24,11 +24,13 @@ ALLOWED = {
     "identity": set(),
     "attention": set(),
     "": {"faces", "identity", "attention"},
-    "comfyui": {"", "faces", "identity", "attention", "observe"},
+    "comfyui": {"", "faces", "identity", "attention", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention"},
     "download": set(),
+    "miniature": set(),
+    "demo": {"faces", "identity", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "download"},
-    "cli": {"", "faces", "identity", "attention", "pipelines", "download", "observe"},
+    "cli": {"", "faces", "identity", "attention", "pipelines", "download", "observe", "demo", "miniature"},
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {
@@ -40,7 +42,7 @@ ONLY_IMPORTER = {
     "pynvml": "observe",
     "amdsmi": "observe",
 }
-NEVER = {"insightface", "torchvision"}
+NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}
 
 
 def part_of(path: Path) -> str:
@@ -122,7 +124,7 @@ print("loaded")
 
 def test_loads_as_a_custom_node_from_a_folder_with_any_name(tmp_path):
     folder = tmp_path / "custom_nodes" / "Fast-InstantID 1.0 (copy)"
-    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "*.egg-info", "demo_output", ".*_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "*.egg-info", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignored)
     # -I leaves out PYTHONPATH and the current folder, -S the editable install of this very repository.
     site = [path for path in sys.path if path.endswith("site-packages")]
@@ -137,6 +139,11 @@ def test_loads_as_a_custom_node_from_a_folder_with_any_name(tmp_path):
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, fast_instantid; print([m for m in ('torch', 'cv2', 'diffusers', 'PIL') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_miniature_is_found_without_anything_heavy():
+    code = "from fast_instantid import miniature; miniature.files(); import sys; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_help_does_not_wait_for_torch():

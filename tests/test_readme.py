@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
-from fast_instantid import Adapter, cli
+from fast_instantid import Adapter, cli, miniature
 from fast_instantid.pipelines import InstantID, Subject, load_pipeline
 
 README_FOLDER = Path(__file__).parent.parent
@@ -62,6 +63,18 @@ def test_the_shell_examples(folder):
         small = ["--size", "64x64", "--steps", "1"] if arguments[0] == "generate" else []
         assert cli.main([*arguments, *small]) == 0, line
     assert {"people.safetensors", "hint.png", "anna.png"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_examples_of_the_miniature(tmp_path, monkeypatch):
+    [block] = re.findall(r"## The miniature\n.*?```sh\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", "nowhere")
+    shutil.copy(miniature.files().portraits[0], "drawing.png")
+    for line in block.splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "fast-instantid"
+        assert cli.main([*arguments, "--steps", "1"]) == 0, line
+    assert {path.name for path in tmp_path.iterdir()} == {"drawing.png", "fast-instantid-demo.png", "out.png"}
 
 
 def test_the_links_lead_somewhere():

@@ -1,4 +1,4 @@
-"""The command line: ``fast-instantid embed | keypoints | generate | download | doctor | watch | profile``."""
+"""The command line: ``fast-instantid demo | embed | keypoints | generate | download | doctor | watch | profile``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
-from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
-from ..files import atomic_write, check_folder
+from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
+from ..miniature import DRAWN_ONLY
 from ..recorder import stage
-from . import doctor, profile, watch
+from . import demo, doctor, profile, watch
+from .models import choose_models, choose_pack
+from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed
 from .parser import make_parser
 
 if TYPE_CHECKING:
     from ..faces import Face, FaceAnalyzer
 
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _PHOTOS_AT_ONCE = 8
 _NO_FACE = "no face found; use a picture that shows the face upright and unobstructed"
 
@@ -31,6 +29,7 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0 done, 1 failed (why is on stderr), 2 wrong usage, 130 interrupted."""
     commands = {
+        "demo": demo.run,
         "embed": _embed,
         "keypoints": _keypoints,
         "generate": _generate,
@@ -46,22 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except FastInstantIDError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         if isinstance(error, (BackendError, ModelFileError)):
-            _say("'fast-instantid doctor' says what else is wrong here, and what to do")
+            say("'fast-instantid doctor' says what else is wrong here, and what to do")
     except BrokenPipeError:  # whoever read our output has enough, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        _say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        say(f"error: {error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
-        _say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
+        say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except RuntimeError as error:
         # torch's own class on a GPU, and no class of its own on the CPU.
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
-        _say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({str(error).splitlines()[0]})")
+        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
     return 1
 
@@ -73,19 +72,19 @@ def _embed(options: argparse.Namespace) -> int:
         from ..weights import write_safetensors
 
     if options.output:
-        _check_output(options.output, (".safetensors",))
+        check_output(options.output, (".safetensors",))
     analyzer = _analyzer(options)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(options.photos), _PHOTOS_AT_ONCE):
-        _progress(f"{start}/{len(options.photos)} photos")
+        progress(f"{start}/{len(options.photos)} photos")
         rows += _embedded(analyzer, options.photos[start : start + _PHOTOS_AT_ONCE])
-    _progress("")
+    progress("")
     found = [row for row in rows if "error" not in row]
     if options.output and found:
         names = {"embeddings": "embedding", "keypoints": "kps", "boxes": "bbox"}
         tensors = {name: torch.tensor([row[field] for row in found]) for name, field in names.items()}
         write_safetensors(options.output, tensors, {"photos": json.dumps([row["photo"] for row in found])})
-        _say(f"{len(found)} embeddings written to {options.output}")
+        say(f"{len(found)} embeddings written to {options.output}")
     if options.json:
         print(json.dumps({"backend": analyzer.backend, "photos": rows}))
     elif not options.output:
@@ -96,7 +95,7 @@ def _embed(options: argparse.Namespace) -> int:
             print(f"{row['photo']}: {row['faces']} face(s), the largest at {box}: embedding {numbers}, ...")
     for row in rows:
         if "error" in row:
-            _say(f"error: {row['error']}")
+            say(f"error: {row['error']}")
     return 0 if len(found) == len(rows) else 1
 
 
@@ -135,16 +134,16 @@ def _keypoints(options: argparse.Namespace) -> int:
         from ..faces import draw_keypoints, largest
         from ..images import photos
 
-    _check_output(options.output, _PICTURE_SUFFIXES, [options.photo])
+    check_output(options.output, PICTURE_SUFFIXES, [options.photo])
     analyzer = _analyzer(options)
     photo = photos(options.photo)[0]
     faces = analyzer.detect(photo)[0]
     if not faces:
-        _say(f"error: {options.photo}: {_NO_FACE}")
+        say(f"error: {options.photo}: {_NO_FACE}")
         return 1
     shown = faces if options.all else [largest(faces)]
-    _save_picture(Image.fromarray(draw_keypoints(photo.size, *(face.kps for face in shown))), options.output)
-    _say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
+    save_picture(Image.fromarray(draw_keypoints(photo.size, *(face.kps for face in shown))), options.output)
+    say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
     return 0
 
 
@@ -160,7 +159,8 @@ def _generate(options: argparse.Namespace) -> int:
         from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
         from ..placement import Placement
 
-    _check_output(options.output, _PICTURE_SUFFIXES, options.photo)
+    check_output(options.output, PICTURE_SUFFIXES, options.photo)
+    is_miniature = choose_models(options)
     sampling = Sampling(
         negative_prompt=options.negative_prompt,
         weight=options.weight,
@@ -172,21 +172,26 @@ def _generate(options: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     placement = Placement.resolve(options.device, options.dtype)
     files = InstantIDFiles.find(options.instantid)
-    with _timed("face networks", seconds):
+    with timed("face networks", seconds):
         analyzer = _analyzer(options)
-    with _timed("faces", seconds):
+    with timed("faces", seconds):
         references = photos(options.photo)
-        embeddings = analyzer.embed(references)
+        try:
+            embeddings = analyzer.embed(references)
+        except NoFaceError as error:
+            if not is_miniature:
+                raise
+            raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
         face = largest(analyzer.detect(references[0])[0])
         keypoints = Image.fromarray(keypoint_picture(face.kps, references[0].size, options.size))
-    with _timed("identity", seconds):
+    with timed("identity", seconds):
         adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
         identity = adapter.identity(embeddings, noise=options.noise)
-    with _timed("pipeline", seconds):
+    with timed("pipeline", seconds):
         pipe = load_pipeline(options.base, options.instantid, placement.device, placement.dtype)
-    with _timed("sampling", seconds):
-        image = generate(pipe, identity, keypoints, options.prompt, sampling, _report_step)[0]
-    _save_picture(image, options.output)
+    with timed("sampling", seconds):
+        image = generate(pipe, identity, keypoints, options.prompt, sampling, report_step)[0]
+    save_picture(image, options.output)
     if options.json:
         print(json.dumps({"output": str(options.output), "size": image.size, "seconds": seconds}))
     else:
@@ -197,8 +202,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each retry; our error says all of it once
-    download(options.models or list(MODELS), options.to, offline=options.offline, report=_say)
-    _say(f"all there, in {options.to}")
+    download(options.models or list(MODELS), options.to, offline=options.offline, report=say)
+    say(f"all there, in {options.to}")
     return 0
 
 
@@ -206,42 +211,8 @@ def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
     with stage("import"):
         from ..faces import FaceAnalyzer
 
+    choose_pack(options)
     return FaceAnalyzer.load(options.pack, options.backend, options.device)
-
-
-def _check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str] = ()) -> None:
-    """Refuse, before any work is done, an output that could not or should not be written after it."""
-    if path.is_dir():
-        raise FastInstantIDError(f"{path}: this is a folder; name a file")
-    if path.suffix.lower() not in suffixes:
-        raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
-    check_folder(path)
-    if any(path.resolve() == Path(name).resolve() for name in inputs):
-        raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
-
-
-def _save_picture(image: Any, path: Path) -> None:
-    with stage("save"), atomic_write(path) as temporary:
-        image.save(temporary)
-
-
-@contextmanager
-def _timed(name: str, seconds: dict[str, float]) -> Generator[None]:
-    _progress(f"{name} ...")
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 3)
-    _progress("")
-
-
-def _report_step(done: int, total: int) -> None:
-    _progress(f"sampling: step {done}/{total}")
-
-
-def _progress(text: str) -> None:
-    """One line that is overwritten, for people; nothing where stderr is a file."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _log_to_stderr() -> None:
@@ -251,7 +222,3 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("fast_instantid")
     logger.handlers[:] = [handler]
     logger.propagate = False
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, miniature
 from ..download import MODELS, models_folder
-from . import doctor, profile, watch
+from . import demo, doctor, profile, watch
+from .models import GUIDANCE, MINIATURE, STEPS
 
 _EPILOG = """examples:
+  fast-instantid demo                       # the main job, on small models that are shipped with this
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
@@ -39,9 +41,12 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         return added
 
     def face_options(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--pack", type=Path, default=models / "antelopev2", help="folder of the face models")
+        default = f"(default: {models / 'antelopev2'})"
+        added.add_argument("--pack", metavar="DIR", help=f"folder of the face models, or {MINIATURE} {default}")
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
+
+    demo.add_arguments(command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7"))
 
     embed = command(
         "embed", "print or save the embedding of the largest face of each photo", "*.jpg -o people.safetensors"
@@ -63,18 +68,42 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument("--photo", nargs="+", required=True, help="one person; keypoints come from the first photo")
     generate.add_argument("--prompt", required=True, help="what to draw")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
-    generate.add_argument("--base", default=str(models / "base"), help=f"SDXL: folder, .safetensors, {_CACHED}")
-    generate.add_argument("--instantid", default=str(models / "instantid"), help=f"InstantID: folder, {_CACHED}")
+    generate.add_argument(
+        "--base",
+        metavar="PATH",
+        help=f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are shipped, which "
+        f"also become pack and instantid; a folder of that name is ./{MINIATURE} (default: {models / 'base'})",
+    )
+    generate.add_argument(
+        "--instantid",
+        metavar="PATH",
+        help=f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {models / 'instantid'})",
+    )
     for option, default, text in (
         ("--weight", 0.8, "how strongly the identity acts, 0 to 5"),
         ("--controlnet-strength", 0.8, "how strongly the keypoints act, 0 to 10"),
         ("--noise", 0.0, "noise in the identity to move away from, 0 to 1"),
-        ("--guidance", 5.0, "classifier-free guidance; 1 turns it off"),
     ):
         generate.add_argument(option, type=float, default=default, metavar="X", help=text)
-    generate.add_argument("--steps", type=int, default=30, metavar="N", help="number of sampling steps")
+    generate.add_argument(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help=f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})",
+    )
+    generate.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
+    )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is another picture")
-    generate.add_argument("--size", type=_size, help="WIDTHxHEIGHT (default: a megapixel in the shape of the photo)")
+    height, width = miniature.SIZE
+    generate.add_argument(
+        "--size",
+        type=_size,
+        help=f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})",
+    )
     generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
     generate.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
     generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")

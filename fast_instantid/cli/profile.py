@@ -21,7 +21,7 @@ from ..errors import FastInstantIDError
 from ..files import check_folder
 from ..recorder import Recorder
 
-_COMMANDS = ("generate", "embed", "keypoints", "download")
+_COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
 _IN_ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "µ": "u", "→": ">", "…": "~"})
 
 

@@ -142,7 +142,7 @@ def generate(
     pipe: StableDiffusionXLControlNetPipeline,
     who: Identity | Sequence[Subject],
     keypoints: Image.Image,
-    prompt: str,
+    prompt: str | Sequence[str],
     sampling: Sampling = Sampling(),
     progress: Progress | None = None,
 ) -> list[Image.Image]:
@@ -152,13 +152,19 @@ def generate(
         pipe: from :func:`load_pipeline`.
         who: one identity, or Subjects with weights and regions of their own.
         keypoints: where faces go; the pictures get its size, rounded down to multiples of 8 px.
-        prompt: what to draw.
+        prompt: what to draw; several prompts are drawn at once, each from the same seeds.
         sampling: how.
         progress: called after each step.
 
     Returns:
-        ``sampling.num_images`` RGB pictures.
+        ``sampling.num_images`` RGB pictures for each prompt.
+
+    Raises:
+        FastInstantIDError: no prompt.
     """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise FastInstantIDError("no prompt given: expected at least one")
 
     def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if progress is not None:
@@ -170,14 +176,14 @@ def generate(
     weight = sampling.weight if isinstance(who, Identity) else None
     with stage("sampling"), InstantID(pipe).attached(who, weight):
         output: Any = pipe(
-            prompt=prompt,
+            prompt=prompts,
             negative_prompt=sampling.negative_prompt,
             image=keypoints,
             controlnet_conditioning_scale=float(sampling.controlnet_strength),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             num_images_per_prompt=sampling.num_images,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generator=[torch.Generator().manual_seed(seed) for _ in prompts for seed in seeds],
             callback_on_step_end=report,  # pyright: ignore[reportArgumentType]  # annotated wrongly in diffusers
         )
     return output.images

@@ -1,0 +1,74 @@
+"""``fast-instantid demo``"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import miniature
+from ..recorder import stage
+from .output import PICTURE_SUFFIXES, check_output, report_step, save_picture, timed
+
+if TYPE_CHECKING:
+    from ..demo import Demo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--photo", type=Path, help="a drawn portrait (default: one that is shipped)")
+    parser.add_argument("--prompt", action="append", help="what to draw; may be repeated (default: four scenes)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is other pictures")
+    parser.add_argument("--steps", type=int, default=miniature.STEPS, metavar="N", help="number of sampling steps")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
+    output = Path("fast-instantid-demo.png")
+    parser.add_argument("-o", "--output", type=Path, default=output, help="the picture to write")
+    parser.add_argument("--json", action="store_true", help="print likeness and times as one JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, judge, and say where the time went."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
+    check_output(options.output, PICTURE_SUFFIXES, [options.photo] if options.photo else [])
+    files = miniature.files()
+    importing: dict[str, float] = {}
+    with timed("import the libraries", importing), stage("import"):
+        from ..demo import PROMPTS, SAMPLING, run
+        from ..demo.sheet import sheet
+
+    sampling = replace(SAMPLING, steps=options.steps, seed=options.seed)
+    photo = options.photo or files.portraits[0]
+    demo = run(files, photo, options.prompt or PROMPTS, sampling, options.device, report_step)
+    demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds
+    save_picture(sheet(demo), options.output)
+    print(_as_json(demo, options.output) if options.json else _as_text(demo, photo, options.output))
+    return 0
+
+
+def _as_json(demo: Demo, output: Path) -> str:
+    pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
+    seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
+    return json.dumps(
+        {"output": str(output), "pictures": pictures, "strangers": demo.strangers, "seconds": seconds}, indent=2
+    )
+
+
+def _as_text(demo: Demo, photo: Path, output: Path) -> str:
+    lines = [f"The person of {photo}, drawn by the miniature.", "", "likeness  prompt"]
+    for picture in demo.pictures:
+        likeness = "no face" if picture.likeness is None else f"{picture.likeness:.2f}"
+        lines.append(f"{likeness:>8}  {picture.prompt}")
+    if demo.strangers:
+        low, high = min(demo.strangers), max(demo.strangers)
+        lines.append(f"For comparison: {len(demo.strangers)} other people score {low:.2f} to {high:.2f}; oneself, 1.")
+    width = max(map(len, demo.seconds))
+    lines += ["", f"{'where the time went':{width}}{'first run':>12}{'second run':>12}"]
+    for name, runs in demo.seconds.items():
+        lines.append(f"{name:{width}}" + "".join(f"{1000 * value:9.1f} ms" for value in runs))
+    totals = [sum(runs[i] for runs in demo.seconds.values() if i < len(runs)) for i in range(2)]
+    lines += [f"{'in all':{width}}" + "".join(f"{1000 * value:9.1f} ms" for value in totals), ""]
+    lines.append(f"written: {output}")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""What the demo drew, as one picture that explains itself."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image, ImageDraw, ImageFont
+
+from . import Demo
+
+_TILE = 288  # side of a picture on the sheet, in pixels
+_GAP, _MARGIN = 22, 28
+_CAPTION = 62  # height below a picture: two lines of words and one of numbers
+_PAPER, _INK, _GREY, _GREEN, _RED = (250, 248, 244), (38, 38, 46), (128, 126, 132), (30, 126, 84), (186, 60, 52)
+
+
+def sheet(demo: Demo) -> Image.Image:
+    """The portrait above its keypoints, and beside them the drawn pictures in two rows."""
+    columns = math.ceil(len(demo.pictures) / 2)
+    width = 2 * _MARGIN + (columns + 1) * _TILE + columns * _GAP
+    paper = Image.new("RGB", (width, 2 * (_MARGIN + _TILE + _CAPTION) + _GAP), _PAPER)
+    stranger = max(demo.strangers, default=0.0)
+    strangers = f"other people's likeness: up to {stranger:.2f}" if demo.strangers else ""
+    _place(paper, 0, 0, demo.portrait, "the portrait", strangers, _GREY)
+    _place(paper, 0, 1, demo.keypoints, "its keypoints: where the face goes", "", _GREY)
+    for i, picture in enumerate(demo.pictures):
+        if picture.likeness is None:
+            note, color = "no face found", _RED
+        else:
+            note, color = f"likeness {picture.likeness:.2f}", _GREEN if picture.likeness > stranger else _RED
+        _place(paper, 1 + i % columns, i // columns, picture.image, picture.prompt, note, color)
+    return paper
+
+
+def _place(
+    paper: Image.Image, column: int, row: int, picture: Image.Image, words: str, note: str, color: tuple[int, int, int]
+) -> None:
+    """One picture, fitted into its square, with its caption."""
+    left, top = _MARGIN + column * (_TILE + _GAP), _MARGIN + row * (_TILE + _CAPTION + _GAP)
+    scale = _TILE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    paper.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+    canvas, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
+    top += _TILE + 6
+    for line in _lines(words, font):
+        canvas.text((left, top), line, _INK, font)
+        top += 18
+    canvas.text((left, top), note, color, font)
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The text in one line or, broken where they become most alike, two; what does not fit under a picture is cut."""
+    words, lines = text.split(), [text]
+    if font.getlength(text) > _TILE and len(words) > 1:
+        halves = [[" ".join(words[:i]), " ".join(words[i:])] for i in range(1, len(words))]
+        lines = min(halves, key=lambda half: max(map(font.getlength, half)))
+    return [_cut(line, font) for line in lines]
+
+
+def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(line) <= _TILE:
+        return line
+    kept = max(i for i in range(len(line)) if font.getlength(f"{line[:i]}…") <= _TILE)
+    return f"{line[:kept]}…"

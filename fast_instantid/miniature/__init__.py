@@ -1,0 +1,69 @@
+"""The miniature: the whole InstantID stack in a few megabytes, trained on drawn portraits of people who do not exist.
+
+    from fast_instantid import miniature
+    files = miniature.files()
+    analyzer = FaceAnalyzer.load(files.pack)
+    pipe = load_pipeline(files.base, files.instantid)
+
+The architectures and file formats are the real ones: code that works on these files works on those of
+``fast-instantid download``. What the miniature can do and what it can't is told in ``CARD.md``, beside this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ModelFileError
+
+SIZE = (128, 128)
+"""``(height, width)`` of the pictures that it was trained on, in pixels."""
+STEPS = 20
+"""Sampling steps that suit it."""
+GUIDANCE = 2.0
+"""Classifier-free guidance that suits it."""
+DRAWN_ONLY = "the miniature knows drawn faces and no photographed ones"
+"""What to tell somebody in whose picture it finds no face."""
+
+_WEIGHTS = Path(__file__).parent / "weights"
+_NEEDED = (
+    "antelopev2/scrfd_10g_bnkps.onnx",
+    "antelopev2/glintr100.onnx",
+    "base/model_index.json",
+    "base/unet/diffusion_pytorch_model.safetensors",
+    "base/vae/diffusion_pytorch_model.safetensors",
+    "instantid/ControlNetModel/diffusion_pytorch_model.safetensors",
+    "instantid/ip-adapter.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the miniature lies on this disk."""
+
+    pack: Path
+    """For ``FaceAnalyzer.load``: a detector and a recogniser under antelopev2's file names."""
+    base: Path
+    """For ``load_pipeline``: SDXL's architecture in diffusers' folder layout, fp16."""
+    instantid: Path
+    """For ``load_pipeline`` and ``InstantIDFiles.find``: ``ControlNetModel`` and ``ip-adapter.safetensors``, fp16."""
+    portraits: tuple[Path, ...]
+    """Portraits to begin with, ``SIZE`` each; every one shows another person, and none was trained on."""
+
+
+def files() -> Files:
+    """Find the files of the miniature.
+
+    Raises:
+        ModelFileError: some were left out when this copy of the package was made.
+    """
+    missing = [name for name in _NEEDED if not (_WEIGHTS / name).is_file()]
+    portraits = tuple(sorted((_WEIGHTS / "portraits").glob("*.png")))
+    if not portraits:
+        missing.append("portraits/*.png")
+    if missing:
+        raise ModelFileError(
+            f"the miniature in {_WEIGHTS} is not complete, without {', '.join(missing)}: "
+            "install fast-instantid again, or clone its repository anew"
+        )
+    return Files(_WEIGHTS / "antelopev2", _WEIGHTS / "base", _WEIGHTS / "instantid", portraits)
