@@ -240,6 +240,11 @@ def test_photographs_are_not_for_the_miniature(blank, tmp_path, capsys):
     assert miniature.DRAWN_ONLY in capsys.readouterr().err
 
 
+def test_the_doctor_leaves_the_miniature_to_the_demo(capsys):
+    assert main(["doctor", "--base", "miniature"]) == 1
+    assert "'fast-instantid demo' shows" in capsys.readouterr().err
+
+
 def test_a_miniature_that_is_not_whole_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(miniature, "_WEIGHTS", tmp_path)
     assert main(["embed", "anna.png", "--pack", "miniature"]) == 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import miniature
 from ..recorder import stage
-from .output import PICTURE_SUFFIXES, check_output, report_step, save_picture, timed
+from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, timed
 
 if TYPE_CHECKING:
     from ..demo import Demo
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = replace(SAMPLING, steps=options.steps, seed=options.seed)
     photo = options.photo or files.portraits[0]
     demo = run(files, photo, options.prompt or PROMPTS, sampling, options.device, report_step)
+    progress("")
     demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds
     save_picture(sheet(demo), options.output)
     print(_as_json(demo, options.output) if options.json else _as_text(demo, photo, options.output))

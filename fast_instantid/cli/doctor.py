@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FastInstantIDError
+from .models import MINIATURE
 
 if TYPE_CHECKING:
     from ..observe.doctor import Places
@@ -55,6 +56,12 @@ def run(options: argparse.Namespace) -> int:
 def _places(options: argparse.Namespace) -> Places:
     from ..observe.doctor.places import Places, comfyui_around
 
+    asked = [path for path in (options.pack, options.instantid, options.base) if path == Path(MINIATURE)]
+    if asked and not asked[0].exists():
+        raise FastInstantIDError(
+            f"the doctor examines real models, and a folder ./{MINIATURE} is not there: whether the miniature works, "
+            "'fast-instantid demo' shows"
+        )
     comfyui = options.comfyui
     if comfyui is not None and not (comfyui / "custom_nodes").is_dir():
         raise FastInstantIDError(
