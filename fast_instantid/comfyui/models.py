@@ -79,13 +79,21 @@ def load_adapter(name: str) -> ManagedAdapter:
 
 
 def load_analyzer(provider: str) -> FaceAnalyzer:
-    """Face analysis as ``provider``, one of :data:`PROVIDERS`, says; loaded once for all nodes and workflows.
+    """:func:`analyzer_of` the face networks in ComfyUI's folders.
 
     Raises:
         ModelFileError: no model pack; the message says where it was looked for.
         BackendError: onnxruntime or its provider is not there.
     """
-    pack = find_face_pack()
+    return analyzer_of(find_face_pack(), provider)
+
+
+def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:
+    """Face analysis as ``provider``, one of :data:`PROVIDERS`, says; loaded once for all nodes and workflows.
+
+    Raises:
+        BackendError: onnxruntime or its provider is not there.
+    """
     backend, device = backend_of(provider)
     key = (backend, str(device), fingerprint(pack.detector.path), fingerprint(pack.recognizer.path))
     with _lock:

@@ -1,5 +1,5 @@
 """The seven nodes of cubiq/ComfyUI_InstantID: same ids, sockets, defaults and Python names, so that its workflows load,
-and packs that call it find what they call. Our own two, of :mod:`.observe`, come after them.
+and packs that call it find what they call. Our own three, of :mod:`.observe` and :mod:`.miniature`, come after them.
 
 ComfyUI runs a node's method again when anything before it in the graph has changed. What is expensive here is therefore
 kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Adapter`.
@@ -22,6 +22,7 @@ from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
 from .faces import draw_kps, tensor_to_image
 from .faces import extract_features as extractFeatures
+from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
 from .observe import InstantIDDoctor, InstantIDProfile
 
@@ -276,6 +277,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
         ApplyInstantIDControlNet,
         InstantIDDoctor,
         InstantIDProfile,
+        InstantIDMiniature,
     )
 }
 
@@ -289,4 +291,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ApplyInstantIDControlNet": "InstantID Apply ControlNet",
     "InstantIDDoctor": "InstantID Doctor",
     "InstantIDProfile": "InstantID Profile",
+    "InstantIDMiniature": "InstantID Miniature",
 }

@@ -143,3 +143,8 @@ def profile() -> Inputs:
     prefix = _input("STRING", "Of the page's name, in ComfyUI's output folder.", default="profile/instantid")
     hidden: Any = {"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
     return {"required": {"images": images, "enabled": enabled, "filename_prefix": prefix}, "hidden": hidden}
+
+
+def miniature(portraits: list[str]) -> Inputs:
+    tooltip = "Who goes out as portrait. They are drawn, do not exist, and nothing was trained on them."
+    return {"required": {"portrait": _input(portraits, tooltip)}}

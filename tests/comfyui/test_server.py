@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from fast_instantid import FaceAnalyzer, miniature
+from fast_instantid.faces import largest
 from tests.comfyui.server.host import PACK_FOLDER, ROOT, ComfyServer
 from tests.comfyui.server.installation import install
 
@@ -27,6 +30,7 @@ NODES = (
     "ApplyInstantIDControlNet",
     "InstantIDDoctor",
     "InstantIDProfile",
+    "InstantIDMiniature",
 )
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))
@@ -116,10 +120,31 @@ def test_an_example_runs_to_the_saved_picture(
     server: ComfyServer, front_end: FrontEnd, schema: dict[str, Any], example: Path
 ) -> None:
     _skip_without_nodes(example, schema)
-    pictures = server.run(_small(front_end.open(example)["prompt"]))
+    picture = _saved(server.run(_small(front_end.open(example)["prompt"])))
     server.post("/free", {"unload_models": True, "free_memory": True})
-    assert [picture.name for picture in pictures] == [f"{example.stem}_00001_.png"]
-    _assert_not_empty(pictures[0])
+    assert picture.name == f"{example.stem}_00001_.png"
+    _assert_not_empty(picture)
+
+
+def test_the_miniature_draws_the_person_of_its_portrait(
+    server: ComfyServer, front_end: FrontEnd, schema: dict[str, Any]
+) -> None:
+    """As it stands in the example: a face that is more like the portrait than like any other, and lies where it did."""
+    prompt = front_end.open(ROOT / "example_workflows" / "instantid_miniature.json")["prompt"]
+    (chosen,) = (node["inputs"]["portrait"] for node in prompt.values() if node["class_type"] == "InstantIDMiniature")
+    picture = _saved(server.run(prompt))
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    files = miniature.files()
+    analyzer = FaceAnalyzer.load(files.pack, device="cpu")
+    faces = analyzer.detect(picture)[0]
+    assert len(faces) == 1
+    people = [largest(analyzer.detect(file)[0]) for file in files.portraits]
+    embeddings = analyzer.embed([picture, *files.portraits], [*faces, *people])
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    likeness = embeddings[1:] @ embeddings[0]
+    number = schema["InstantIDMiniature"]["input"]["required"]["portrait"][0].index(chosen)
+    assert likeness.argmax() == number, likeness
+    assert np.linalg.norm(faces[0].kps - people[number].kps, axis=1).max() <= 0.1 * miniature.SIZE[1]
 
 
 @pytest.mark.skipif(not OLD_WORKFLOWS, reason="needs the reference pack: set REFERENCE_PATH to a checkout")
@@ -144,6 +169,12 @@ def _skip_without_nodes(workflow: Path, schema: dict[str, Any]) -> None:
     types = {node["type"] for node in json.loads(workflow.read_text())["nodes"]}
     if any(name.startswith("IPAdapter") and name not in schema for name in types):
         pytest.skip("needs IPAdapter_plus: set IPADAPTER_PATH to a checkout")
+
+
+def _saved(pictures: list[Path]) -> Path:
+    """The one in ComfyUI's output folder; others are previews."""
+    (picture,) = (picture for picture in pictures if picture.parent.name == "output")
+    return picture
 
 
 def _node(workflow: dict[str, Any], node_id: int) -> dict[str, Any]:
@@ -172,7 +203,9 @@ def _meet(a: list[float], b: list[float], side: int) -> bool:
 
 
 def _small(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The same prompt with a picture of a quarter of the width and height, and two steps."""
+    """The same prompt with a picture of a quarter of the width and height, and two steps; the miniature is small."""
+    if any(node["class_type"] == "InstantIDMiniature" for node in prompt.values()):
+        return prompt
     for node in prompt.values():
         if node["class_type"] == "EmptyLatentImage":
             node["inputs"] |= {side: node["inputs"][side] // 4 for side in ("width", "height")}

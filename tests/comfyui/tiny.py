@@ -102,6 +102,7 @@ def sample(
     height: int = 128,
     width: int = 128,
     sampler: str = "euler",
+    scheduler: str = "normal",
 ) -> torch.Tensor:
     """What the KSampler node makes of an empty latent: ``(batch, 4, height / 8, width / 8)``."""
     start = noise(seed, batch, height, width)
@@ -111,7 +112,7 @@ def sample(
         steps,
         cfg,
         sampler,
-        "normal",
+        scheduler,
         positive,
         negative,
         torch.zeros_like(start),

@@ -54,6 +54,11 @@ _SHOW = """([bounds, width]) => {
     canvas.setDirty(true, true);
 }"""
 
+_RUN = "() => app.queuePrompt(0)"
+
+_HAS_RUN = """() => app.graph.nodes.filter((node) => ['PreviewImage', 'SaveImage'].includes(node.type)
+    ).every((node) => node.imgs?.length)"""
+
 _ONLY_THE_GRAPH = "#graph-canvas-container > div:not(:has(.dom-widget)), .p-toast { display: none !important; }"
 
 
@@ -113,12 +118,17 @@ class FrontEnd:
         title.wait_for()
         return self.page.locator(".node-help-content").first.inner_text()
 
-    def picture(self, workflow: Path, target: Path, width: int = 1600) -> None:
+    def picture(self, workflow: Path, target: Path, width: int = 1600, run: bool = False) -> None:
         """Save a picture of a workflow's graph, and of nothing else on the page, ``width`` pixels wide.
 
-        ``target`` is a ``.jpg``.
+        Args:
+            target: a ``.jpg``.
+            run: first, so that what was drawn is in it.
         """
         self.open(workflow)
+        if run:
+            self.page.evaluate(_RUN)
+            self.page.wait_for_function(_HAS_RUN, timeout=180_000)
         bounds = self.page.evaluate(_BOUNDS)
         height = math.ceil(width * bounds[3] / bounds[2])
         self.page.set_viewport_size({"width": width, "height": height})
