@@ -190,7 +190,7 @@ def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, cap
     generate = ["generate", "--photo", drawn, "--prompt", prompt, "--device", "cpu", "--json"]
     files = miniature.files()
     spelt_out = ["--pack", str(files.pack), "--base", str(files.base), "--instantid", str(files.instantid)]
-    spelt_out += ["--size", "128x128", "--steps", "20", "--guidance", str(miniature.GUIDANCE)]
+    spelt_out += ["--size", "128x128", "--steps", str(miniature.STEPS), "--guidance", str(miniature.GUIDANCE)]
     pictures = []
     for name, models in (("a", ["--base", "miniature"]), ("b", ["--instantid", "miniature"]), ("c", spelt_out)):
         output = tmp_path / f"{name}.png"
