@@ -23,7 +23,7 @@ Attribute: TypeAlias = int | float | str | list[int] | list[float] | np.ndarray
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-_DTYPES = {
+DTYPES = {
     1: np.float32,
     2: np.uint8,
     3: np.int8,
@@ -33,6 +33,7 @@ _DTYPES = {
     10: np.float16,
     11: np.float64,
 }
+"""By the number that onnx.proto has for them."""
 _TYPED_DATA_FIELDS = {4: "<f4", 10: "<f8"}  # float_data, double_data; the integer fields hold varints
 
 
@@ -178,14 +179,14 @@ def _tensor(message: memoryview) -> tuple[str, np.ndarray]:
             raw = _submessage(value)
         elif field == 13:
             raise _Malformed("it keeps its weights in a second file, which is not supported")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise _Malformed(f"tensor {name!r} has an unknown element type {dtype}")
     if raw is not None:
-        array = np.frombuffer(raw, _DTYPES[dtype])
+        array = np.frombuffer(raw, DTYPES[dtype])
     elif integers:
-        array = np.array(integers, _DTYPES[dtype])
+        array = np.array(integers, DTYPES[dtype])
     else:
-        array = np.concatenate(typed).astype(_DTYPES[dtype]) if typed else np.empty(0, _DTYPES[dtype])
+        array = np.concatenate(typed).astype(DTYPES[dtype]) if typed else np.empty(0, DTYPES[dtype])
     count = int(np.prod(dims, dtype=np.int64))
     if array.size != count:
         raise _Malformed(f"tensor {name!r} of shape {dims} has {array.size} values")

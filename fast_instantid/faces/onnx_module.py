@@ -60,6 +60,9 @@ class Builder:
 
     def build(self) -> fx.GraphModule:
         self.values[self.source.inputs[0].name] = self.graph.placeholder("images")
+        for node in self.source.nodes:
+            if node.op == "Cast" and node.inputs[0] in self.source.initializers:  # weights kept as float16
+                self.values[node.outputs[0]] = HANDLERS["Cast"](self, node)
         for node in fold_batch_norms(self.source, self.values):
             self.values[node.outputs[0]] = HANDLERS[node.op](self, node)
         self.graph.output(tuple(self.tensor(value.name) for value in self.source.outputs))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .onnx_graph import Node
+from .onnx_graph import DTYPES, Node
 
 if TYPE_CHECKING:
     from .onnx_module import Builder
@@ -215,12 +215,15 @@ def _constant(b: Builder, node: Node) -> np.ndarray:
 
 @_handles("Identity", "Dropout", "Cast")
 def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
-    # The only casts in these networks turn sizes into int64, which Python's integers do not need.
+    value = b.values[node.inputs[0]]
+    if node.op == "Cast" and isinstance(value, np.ndarray):
+        return value.astype(DTYPES[_int(node, "to", 1)])
+    # The only other casts in these networks turn sizes into int64, which Python's integers do not need.
     if node.op == "Cast" and node.inputs[0] not in b.sizes:
         raise b.unsupported(node, "of a tensor")
     if node.inputs[0] in b.sizes:
         b.sizes.add(node.outputs[0])
-    return b.values[node.inputs[0]]
+    return value
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

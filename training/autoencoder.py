@@ -1,0 +1,98 @@
+"""The VAE: pictures of 128 x 128 pixels to latents of 4 x 16 x 16 and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from training.data import Portraits, batches
+from training.networks import SCALING_FACTOR, autoencoder
+from training.run import Run
+from training.world import SIZE
+
+_CROP, _BATCH = 64, 8
+_KL_WEIGHT = 1e-4
+
+
+def train(folder: Path, portraits: Portraits, steps: int = 3600) -> AutoencoderKL:
+    """Train on crops around faces, then normalise the latents; or load what an earlier call made."""
+    done = folder / "autoencoder"
+    if (done / "config.json").exists():
+        return AutoencoderKL.from_pretrained(done)
+    torch.manual_seed(0)
+    vae = autoencoder().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, (0.9, 0.98), weight_decay=1e-4)
+    run = Run(folder / "autoencoder.pt", steps, {"vae": vae, "optimizer": optimizer})
+    random = np.random.default_rng(run.step)
+    indices = batches(random, len(portraits.pictures), _BATCH)
+    for _ in run:
+        pictures = _crops(portraits, next(indices), random)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pictures).latent_dist
+            drawn = vae.decode(posterior.sample()).sample
+        pixels, kl = reconstruction_loss(drawn.float(), pictures), posterior.kl().mean() / posterior.mean[0].numel()
+        loss = pixels + _KL_WEIGHT * kl
+        run.anneal(optimizer, 2e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        run.log(loss=pixels.item(), kl=kl.item(), psnr=psnr(drawn.float(), pictures))
+    normalise_latents(vae, portraits)
+    vae.save_pretrained(done)
+    return vae
+
+
+def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
+    """Of pictures -1..1: how far pixels are apart, and their differences to the right and below."""
+    difference = drawn - pictures
+    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    return difference.abs().mean() + 0.5 * edges + 0.5 * difference.square().mean()
+
+
+def psnr(drawn: Tensor, pictures: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures -1..1."""
+    return float(-10 * torch.log10((drawn.detach() - pictures).square().mean() / 4))
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor:
+    """Latents as the UNet sees them, ``(N, 4, H / 8, W / 8)`` float32."""
+    parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+    return torch.cat([vae.encode(to_tensor(part)).latent_dist.mean for part in parts]) * SCALING_FACTOR
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, portraits: Portraits) -> None:
+    """Make each channel of what the UNet sees have mean 0 and deviation 1, without changing any reconstruction.
+
+    The factor goes into the 1 x 1 convolutions at the ends of the latent, since SDXL's one scaling factor is fixed.
+    """
+    latents = encode(vae, portraits.pictures[:: max(1, len(portraits.pictures) // 1000)])
+    mean = latents.mean((0, 2, 3)) / SCALING_FACTOR
+    scale = 1 / latents.std((0, 2, 3))  # new = (old - mean) * scale
+    before, after = vae.quant_conv, vae.post_quant_conv
+    before.weight[:4] *= scale[:, None, None, None]
+    before.bias[:4] = (before.bias[:4] - mean) * scale
+    before.bias[4:] += 2 * scale.log()
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight /= scale[None, :, None, None]
+
+
+def _crops(portraits: Portraits, indices: np.ndarray, random: np.random.Generator) -> Tensor:
+    """Squares of ``_CROP`` pixels, three of four near the face."""
+    crops = np.empty((len(indices), _CROP, _CROP, 3), np.uint8)
+    for row, index in enumerate(indices):
+        middle = portraits.keypoints[index].mean(0) if random.random() < 0.75 else random.uniform(0, SIZE, 2)
+        x, y = (middle + random.uniform(-14, 14, 2) - _CROP / 2).clip(0, SIZE - _CROP).astype(int)
+        crops[row] = portraits.pictures[index, y : y + _CROP, x : x + _CROP]
+    return to_tensor(crops).contiguous(memory_format=torch.channels_last)
