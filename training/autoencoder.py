@@ -18,11 +18,15 @@ _CROP, _BATCH = 64, 8
 _KL_WEIGHT = 1e-4
 
 
-def train(folder: Path, portraits: Portraits, steps: int = 3600) -> AutoencoderKL:
-    """Train on crops around faces, then normalise the latents; or load what an earlier call made."""
-    done = folder / "autoencoder"
-    if (done / "config.json").exists():
-        return AutoencoderKL.from_pretrained(done)
+def load(folder: Path) -> AutoencoderKL:
+    """What :func:`train` made, its decoder as :func:`refine` left it."""
+    return AutoencoderKL.from_pretrained(folder / "autoencoder").to(memory_format=torch.channels_last).eval()
+
+
+def train(folder: Path, portraits: Portraits, steps: int = 3600) -> None:
+    """Train on crops around faces, then normalise the latents; or go on with what an earlier call left."""
+    if (folder / "autoencoder" / "config.json").exists():
+        return
     torch.manual_seed(0)
     vae = autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, (0.9, 0.98), weight_decay=1e-4)
@@ -43,8 +47,7 @@ def train(folder: Path, portraits: Portraits, steps: int = 3600) -> AutoencoderK
         optimizer.step()
         run.log(loss=pixels.item(), kl=kl.item(), psnr=psnr(drawn.float(), pictures))
     normalise_latents(vae, portraits)
-    vae.save_pretrained(done)
-    return vae
+    vae.save_pretrained(folder / "autoencoder")
 
 
 def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:

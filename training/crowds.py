@@ -53,7 +53,8 @@ def draw_people(poses: list[Pose], shape: tuple[int, int], random: np.random.Gen
     """Random people in these poses, in this order, in a picture of ``(width, height)`` pixels."""
     width, height = shape
     scene = Scene.random(random)
-    canvas = Image.new("RGB", (max(shape) * _SUPERSAMPLING,) * 2)
+    side = max(shape) * _SUPERSAMPLING
+    canvas = Image.new("RGB", (side, side))
     _draw_background(canvas, scene, random)
     canvas = canvas.crop((0, 0, width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     boxes, keypoints = np.zeros((len(poses), 4), np.float32), np.zeros((len(poses), 5, 2), np.float32)

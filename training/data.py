@@ -34,7 +34,9 @@ class Portraits:
 
     @classmethod
     def load(cls, folder: Path) -> Portraits:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pictures", "keypoints", "attributes")}
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pictures", "keypoints", "attributes")
+        }
         return cls(**arrays, scenes=[Scene(**scene) for scene in json.loads((folder / "scenes.json").read_text())])
 
 

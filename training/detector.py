@@ -8,7 +8,6 @@ smaller squares where it found nothing, so the network sees faces of 30 to 450 p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,6 +20,8 @@ from fast_instantid.faces import DETECTION_SIZES
 from training.crowds import Crowd, draw_crowd
 from training.data import TRAINING
 from training.detector_export import write_onnx
+from training.half import store_half
+from training.run import Run
 
 FILE = "scrfd_10g_bnkps.onnx"
 STRIDES = (8, 16, 32)
@@ -57,10 +58,12 @@ class Scrfd(nn.Module):
         self.downs = nn.ModuleList(_conv(_NECK, _NECK, 2, relu=False) for _ in range(2))
         self.head = nn.Sequential(_conv(_NECK, _NECK), _conv(_NECK, _NECK))
         self.score, self.box, self.keypoints = (nn.Conv2d(_NECK, len(ANCHORS) * k, 3, padding=1) for k in (1, 4, 10))
-        with torch.no_grad():  # begin with average faces, and none of them anywhere
-            for layer, start in ((self.score, None), (self.box, _BOX), (self.keypoints, _KEYPOINTS)):
-                layer.weight.normal_(0, 0.01)
-                layer.bias.copy_(torch.tensor([size * x for size in ANCHORS for x in start] if start else -4.0))
+        # Begin with average faces, and none of them anywhere.
+        nn.init.normal_(self.score.weight, 0, 0.01)
+        self.score.bias = nn.Parameter(torch.full((len(ANCHORS),), -4.0))
+        for layer, start in ((self.box, _BOX), (self.keypoints, _KEYPOINTS)):
+            nn.init.normal_(layer.weight, 0, 0.01)
+            layer.bias = nn.Parameter(torch.tensor([size * x for size in ANCHORS for x in start]))
 
     def forward(self, images: torch.Tensor) -> Maps:
         """``images``: ``(N, 3, H, W)`` RGB, ``(value - 127.5) / 128``; height and width multiples of 32."""
@@ -92,54 +95,34 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3, relu: boo
     return nn.Sequential(layer, nn.BatchNorm2d(outputs, momentum=0.03), nn.ReLU() if relu else nn.Identity())
 
 
-def train(
-    folder: Path,
-    *,
-    steps: int = 8000,
-    pictures: int = 3000,
-    seed: int = 9,
-    progress: Callable[[str], None] = lambda line: None,
-) -> None:
+def train(folder: Path, steps: int = 8000, pictures: int = 3000, seed: int = 9) -> None:
     """Train a detector and write ``folder/scrfd_10g_bnkps.onnx``; go on where an interrupted call stopped.
 
     Args:
         folder: also holds the checkpoint, ``detector.pt``; one of a finished training is only exported again.
         steps: with the default, a quarter of an hour on one core.
         pictures: drawn first; each is varied and scaled anew whenever it comes.
-        progress: gets a line about every hundred steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     network = Scrfd().to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
-    checkpoint, done = folder / "detector.pt", 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        done = saved["step"]
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-    drawn = [draw_crowd(np.random.default_rng([TRAINING, seed, i])) for i in range(pictures if done < steps else 0)]
-    sums = np.zeros(3)
-    for step in range(done, steps):
+    run = Run(folder / "detector.pt", steps, {"network": network, "optimizer": optimizer})
+    drawn = [draw_crowd(np.random.default_rng([TRAINING, seed, i])) for i in range(pictures if run.done < 1 else 0)]
+    for step in run:
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min((step + 1) / 300, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         images, crowds = _batch(drawn, np.random.default_rng([TRAINING, seed, step, 1]))
         with torch.autocast("cpu", torch.bfloat16):
             maps = network(images)
-        losses = detection_losses([(a.float(), b.float(), c.float()) for a, b, c in maps], crowds)
+        score, box, keypoints = detection_losses([(a.float(), b.float(), c.float()) for a, b, c in maps], crowds)
         optimizer.zero_grad()
-        (losses[0] + 2 * losses[1] + 5 * losses[2]).backward()
+        (score + 2 * box + 5 * keypoints).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        sums += [float(loss) for loss in losses]
-        if step % 100 == 99 or step + 1 == steps:
-            means = " ".join(f"{value / (step % 100 + 1):.3f}" for value in sums)
-            progress(f"detector: step {step + 1} of {steps}, losses {means}")
-            sums[:] = 0
-            state = {"step": step + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+        run.log(score=score.detach(), box=box.detach(), keypoints=keypoints.detach())
     write_onnx(network, folder / FILE)
+    store_half(folder / FILE)
 
 
 def _batch(drawn: list[Crowd], random: np.random.Generator) -> tuple[torch.Tensor, list[Crowd]]:
@@ -191,7 +174,7 @@ def detection_losses(maps: Maps, crowds: list[Crowd]) -> tuple[torch.Tensor, tor
     """
     sums, count = [maps[0][0].new_zeros(()) for _ in range(3)], 0
     for stride, (score, box, keypoints) in zip(STRIDES, maps, strict=True):
-        face, counts = _assigned(crowds, stride, score.shape[2:])
+        face, weight = _assigned(crowds, stride, score.shape[2:])
         target = torch.zeros_like(score)
         image, anchor, row, column = np.nonzero(face >= 0)
         if len(image):
@@ -207,17 +190,17 @@ def detection_losses(maps: Maps, crowds: list[Crowd]) -> tuple[torch.Tensor, tor
             sums[1] = sums[1] + (1 - overlap).sum()
             sums[2] = sums[2] + F.smooth_l1_loss(error, torch.zeros_like(error), reduction="sum", beta=0.05) / 10
             count += len(image)
-        focus = (target - score.sigmoid()).abs().square() * torch.from_numpy(counts * np.where(face < 0, _CAUTION, 1))
+        focus = (target - score.sigmoid()).abs().square() * torch.from_numpy(weight)
         sums[0] = sums[0] + (focus * F.binary_cross_entropy_with_logits(score, target, reduction="none")).sum()
     score, box, keypoints = (part / max(count, len(crowds)) for part in sums)
     return score, box, keypoints
 
 
 def _assigned(crowds: list[Crowd], stride: int, grid: torch.Size) -> tuple[np.ndarray, np.ndarray]:
-    """``(N, A, H, W)`` each: the face, counted through all pictures, that an anchor stands for, or -1; and whether
-    the anchor's score is learned, which it is not where a face is too small."""
+    """``(N, A, H, W)`` each: the face, counted through all pictures, that an anchor stands for, or -1; and what the
+    anchor's score weighs, which is nothing where a face is too small."""
     shape = (len(crowds), len(ANCHORS), *grid)
-    face, counts = np.full(shape, -1, np.int64), np.ones(shape, np.float32)
+    face, weight = np.full(shape, -1, np.int64), np.full(shape, _CAUTION, np.float32)
     rows, columns = np.mgrid[: grid[0], : grid[1]]
     steps = np.log([size * s for s in STRIDES for size in ANCHORS])
     number = 0
@@ -229,13 +212,13 @@ def _assigned(crowds: list[Crowd], stride: int, grid: torch.Size) -> tuple[np.nd
             nearest = np.abs(steps - math.log(size)).argmin()
             for anchor, anchor_size in enumerate(ANCHORS):
                 if size < _SMALLEST:
-                    counts[image, anchor][near] = 0
+                    weight[image, anchor][near] = 0
                 elif abs(math.log(anchor_size * stride / size)) <= math.log(_REACH) or nearest == (
                     STRIDES.index(stride) * len(ANCHORS) + anchor
                 ):
-                    face[image, anchor][near] = number
+                    face[image, anchor][near], weight[image, anchor][near] = number, 1
             number += 1
-    return face, counts
+    return face, weight
 
 
 def _overlap(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

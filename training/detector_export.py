@@ -38,7 +38,7 @@ def write_onnx(network: nn.Module, path: Path) -> None:
             values[node] = _write_upsampling(net, inputs[0])
         else:
             raise NotImplementedError(f"{node.target} of the detector has no counterpart in its export")
-    rows = {f"out{i}": ["rows", (1, 4, 10)[i // 3]] for i in range(9)}
+    rows: dict[str, list[int | str | None]] = {f"out{i}": ["rows", (1, 4, 10)[i // 3]] for i in range(9)}
     net.save(path, [1, 3, None, None], rows)
 
 
@@ -46,9 +46,10 @@ def _folded(network: nn.Module) -> nn.Module:
     """A copy for inference without BatchNorm: each is folded into the convolution before it."""
     network = copy.deepcopy(network).eval()
     for layers in network.modules():
-        first, second = [*layers.children(), None, None][:2] if isinstance(layers, nn.Sequential) else (None, None)
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-            layers[0], layers[1] = fuse_conv_bn_eval(first, second), nn.Identity()
+        if isinstance(layers, nn.Sequential):
+            first, second = layers[0], layers[1]
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                layers[0], layers[1] = fuse_conv_bn_eval(first, second), nn.Identity()
     return network
 
 
@@ -57,7 +58,8 @@ def _write_module(net: OnnxWriter, module: nn.Module, x: str, weights: dict[nn.M
         return x
     if isinstance(module, nn.ReLU):
         return net.op("Relu", [x])
-    assert isinstance(module, nn.Conv2d) and module.bias is not None
+    assert isinstance(module, nn.Conv2d), module
+    assert module.bias is not None
     if module not in weights:  # the head has one set of weights for all levels
         weights[module] = [net.const(value.detach().contiguous().numpy()) for value in (module.weight, module.bias)]
     (kernel, _), (stride, _), (padding, _) = module.kernel_size, module.stride, module.padding

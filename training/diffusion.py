@@ -26,6 +26,7 @@ from training.networks import (
 )
 from training.world import SIZE
 
+
 class _IdentityAttention:
     """Text attention plus scaled identity attention, differentiable: what the package does at inference."""
 
@@ -113,7 +114,9 @@ class Stack(nn.Module):
         two = self.text_2(words, output_hidden_states=True)
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, batch: Batch, adapter_scale: Tensor, net_scale: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, batch: Batch, adapter_scale: Tensor, net_scale: Tensor
+    ) -> Tensor:
         """The predicted v, ``(B, 4, 16, 16)``. Scales are ``(B,)``."""
         text, pooled = self.encode_text(batch.words)
         self.tokens = self.adapter.image_proj(batch.embeddings[:, None])
@@ -176,4 +179,3 @@ def pretrain_resampler(stack: Stack, embeddings: Tensor, attributes: Tensor, ste
         loss.backward()
         optimizer.step()
     return loss.item()
-

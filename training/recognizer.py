@@ -1,7 +1,7 @@
 """The recogniser: an aligned face of 112 x 112 pixels to 512 numbers.
 
-A small IResNet (Deng et al. 2019, "ArcFace"; insightface, arcface_torch/iresnet.py), with a stem of stride 2 and a 1 x 1
-neck, trained to tell people apart by contrast (InfoNCE, van den Oord et al. 2018) and to name what it sees.
+A small IResNet (Deng et al. 2019, "ArcFace"; insightface, arcface_torch/iresnet.py), with a stem of stride 2 and a neck
+of 1 x 1, trained to tell people apart by contrast (InfoNCE, van den Oord et al. 2018) and to name what it sees.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Recognizer(nn.Module):
                 layers.append(Block(channels, width, 2 if i == 0 else 1))
                 channels = width
         self.body = nn.Sequential(*layers)
-        self.neck = nn.Sequential(nn.BatchNorm2d(channels), nn.Conv2d(channels, NECK, 1, bias=False), nn.BatchNorm2d(NECK))
+        self.neck = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.Conv2d(channels, NECK, 1, bias=False), nn.BatchNorm2d(NECK)
+        )
         side = CROP_SIZE // 16
         self.linear = nn.Linear(NECK * side * side, EMBEDDING_DIM)
         self.norm = nn.BatchNorm1d(EMBEDDING_DIM, affine=False)
@@ -67,7 +69,15 @@ class Recognizer(nn.Module):
         return self.norm(self.linear(self.neck(self.body(faces)).flatten(1)))
 
 
-def train(folder: Path, portraits: Portraits, steps: int = 300) -> Recognizer:
+def load(folder: Path) -> Recognizer:
+    """What :func:`train` made."""
+    model = Recognizer()
+    model.load_state_dict(torch.load(folder / "recognizer.pt", weights_only=True)["model"])
+    return model.eval()
+
+
+def train(folder: Path, portraits: Portraits, steps: int = 300) -> None:
+    """Train, or go on with what an earlier call left."""
     torch.manual_seed(0)
     model = Recognizer().to(memory_format=torch.channels_last)
     naming = nn.Linear(EMBEDDING_DIM, portraits.attributes.shape[1])
@@ -80,7 +90,9 @@ def train(folder: Path, portraits: Portraits, steps: int = 300) -> Recognizer:
     for _ in run:
         who = next(people)
         views = np.stack([random.permutation(portraits.each)[:2] for _ in who])
-        faces = [augmented_crop(portraits, index, random) for index in (who[:, None] * portraits.each + views).T.ravel()]
+        faces = [
+            augmented_crop(portraits, index, random) for index in (who[:, None] * portraits.each + views).T.ravel()
+        ]
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = model(to_tensor(np.stack(faces)).contiguous(memory_format=torch.channels_last)).float()
         one, other = F.normalize(embeddings).chunk(2)
@@ -95,7 +107,6 @@ def train(folder: Path, portraits: Portraits, steps: int = 300) -> Recognizer:
         loss.backward()
         optimizer.step()
         run.log(contrast=contrast.item(), named=named.item(), first=(similar.argmax(1) == target).float().mean().item())
-    return model.eval()
 
 
 def augmented_crop(portraits: Portraits, index: int, random: np.random.Generator) -> np.ndarray:

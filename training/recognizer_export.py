@@ -57,7 +57,8 @@ def _constants(net: OnnxWriter, *values: nn.Parameter | None) -> list[str]:
 
 def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
     """The factor and the offset that a BatchNorm is at inference."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.detach()
     shift = -norm.running_mean * scale

@@ -26,9 +26,7 @@ class Run:
         quiet: True for all but one of several processes that train together: they neither print nor write.
     """
 
-    def __init__(
-        self, path: Path, steps: int, parts: Mapping[str, Any], every: int = 100, quiet: bool = False
-    ) -> None:
+    def __init__(self, path: Path, steps: int, parts: Mapping[str, Any], every: int = 100, quiet: bool = False) -> None:
         self.path, self.steps, self.parts, self.every, self.quiet = path, steps, parts, every, quiet
         self.step = 0
         self.seconds = 0.0

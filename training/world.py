@@ -114,7 +114,8 @@ class Person:
         ]
         numbers = [getattr(self, name) for name in SHAPES]
         numbers += [value / 255 for value in (*colors, *frames, *self.eye_color)]
-        return np.array([*numbers, *sum(choices, []), float(self.earrings), float(self.freckles)], np.float32)
+        numbers += [value for choice in choices for value in choice]
+        return np.array([*numbers, float(self.earrings), float(self.freckles)], np.float32)
 
 
 SHAPES = (
@@ -165,9 +166,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        return (
-            f"{self.style} portrait, {self.motif} {self.background} background, {self.clothes_color} {self.clothes}"
-        )
+        return f"{self.style} portrait, {self.motif} {self.background} background, {self.clothes_color} {self.clothes}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ class Brush:
 
     def points(self, points: Iterable[tuple[float, float]] | np.ndarray, depth: float = 0.0) -> np.ndarray:
         """To pixels of the canvas. ``depth`` is how far in front of the head's middle: turning moves it sideways."""
-        points = np.array(points, float) + [self.pose.yaw * depth, 0.0]
+        points = np.array(points, float) + np.array([self.pose.yaw * depth, 0.0])
         return points @ self._turn + np.array([self.pose.x, self.pose.y]) * self._scale
 
     def shape(self, points: np.ndarray, color: tuple[int, int, int], depth: float = 0.0, line: float = 0.035) -> None:
@@ -311,7 +310,7 @@ def _draw_body(brush: Brush, person: Person, clothes: str, color: tuple[int, int
 
 
 def _draw_head(brush: Brush, person: Person, random: np.random.Generator) -> None:
-    width, height = _head_size(person)
+    width, _ = _head_size(person)
     skin = person.skin
     for side in (-1, 1):
         brush.ellipse(side * (width + 0.02), 0.08, 0.17, 0.24, _darker(skin, 0.92))
@@ -429,9 +428,7 @@ def _ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: fl
 def _superellipse(x: float, y: float, rx: float, ry: float, power: float) -> np.ndarray:
     angles = np.radians(np.linspace(0, 360, 32, endpoint=False))
     cos, sin = np.cos(angles), np.sin(angles)
-    return np.stack(
-        [x + rx * np.sign(cos) * np.abs(cos) ** power, y + ry * np.sign(sin) * np.abs(sin) ** power], 1
-    )
+    return np.stack([x + rx * np.sign(cos) * np.abs(cos) ** power, y + ry * np.sign(sin) * np.abs(sin) ** power], 1)
 
 
 def _tinted(color: tuple[int, int, int], random: np.random.Generator) -> tuple[int, int, int]:
