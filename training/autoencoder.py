@@ -50,6 +50,34 @@ def train(folder: Path, portraits: Portraits, steps: int = 3600) -> None:
     vae.save_pretrained(folder / "autoencoder")
 
 
+def refine(folder: Path, portraits: Portraits, steps: int = 2000) -> None:
+    """Train the decoder alone some more, on whole pictures: nothing that was trained on the latents changes.
+
+    The latents get some noise, since those that a UNet draws are not those of any picture.
+    """
+    vae = load(folder)
+    latents = torch.load(folder / "latents.pt", mmap=True)
+    decoder = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv]).train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), 1e-3, (0.9, 0.98), weight_decay=1e-4)
+    run = Run(folder / "decoder.pt", steps, {"decoder": decoder, "optimizer": optimizer})
+    indices = batches(np.random.default_rng([run.step, 3]), len(latents), 3)
+    for _ in run:
+        rows = np.sort(next(indices))
+        pictures = to_tensor(portraits.pictures[rows]).contiguous(memory_format=torch.channels_last)
+        given = latents[torch.from_numpy(rows)]
+        given = given + 0.1 * torch.rand(len(given), 1, 1, 1) * torch.randn_like(given)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = vae.decode(given / SCALING_FACTOR).sample.float()
+        loss = reconstruction_loss(drawn, pictures)
+        run.anneal(optimizer, 1e-3, decay=0.7)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        run.log(loss=loss.item(), psnr=psnr(drawn, pictures))
+    vae.save_pretrained(folder / "autoencoder")
+
+
 def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
     """Of pictures -1..1: how far pixels are apart, and their differences to the right and below."""
     difference = drawn - pictures

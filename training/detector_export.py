@@ -46,10 +46,10 @@ def _folded(network: nn.Module) -> nn.Module:
     """A copy for inference without BatchNorm: each is folded into the convolution before it."""
     network = copy.deepcopy(network).eval()
     for layers in network.modules():
-        if isinstance(layers, nn.Sequential):
-            first, second = layers[0], layers[1]
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                layers[0], layers[1] = fuse_conv_bn_eval(first, second), nn.Identity()
+        if isinstance(layers, nn.Sequential) and isinstance(convolution := layers[0], nn.Conv2d):
+            norm = layers[1]
+            assert isinstance(norm, nn.BatchNorm2d), norm
+            layers[0], layers[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     return network
 
 

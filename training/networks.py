@@ -18,7 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -179,8 +179,16 @@ def save_base(
     )  # fmt: skip
     pipe.register_to_config(force_zeros_for_empty_prompt=False)  # nothing said is a caption like others, as in ComfyUI
     pipe.to(torch.float16).save_pretrained(folder)
+    _prefix_keys(folder / "text_encoder" / "model.safetensors")
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer(folder / name)  # the files that older libraries and ComfyUI read
+
+
+def _prefix_keys(path: Path) -> None:
+    """Name the weights of a text encoder as SDXL's files do; transformers 5 leaves the prefix away, 4 needs it."""
+    weights = load_file(path)
+    named = {name if name.startswith("text_model.") else f"text_model.{name}": weights[name] for name in weights}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 def save_instantid(folder: Path, net: ControlNetModel, adapter: Adapter) -> None:
