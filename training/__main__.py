@@ -8,7 +8,7 @@ from pathlib import Path
 from training import autoencoder, detector, recognizer, report, together
 from training.data import TRAINING, draw_portraits
 from training.export import export
-from training.prepare import prepare
+from training.prepare import make_pack, prepare, start_from
 
 _WEIGHTS = Path(__file__).resolve().parent.parent / "fast_instantid" / "miniature" / "weights"
 
@@ -21,14 +21,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=together.Plan.steps, help="of the diffusion training")
     parser.add_argument("--batch", type=int, default=together.Plan.batch, help="pictures per step and process")
     parser.add_argument("--processes", type=int, default=together.Plan.processes, help="that train together")
+    parser.add_argument("--go-on", action="store_true", help="begin with the weights that are there, not from nothing")
     parser.add_argument("--report-only", action="store_true", help="measure the weights that are there")
     options = parser.parse_args()
     if not options.report_only:
         work = options.work
         portraits = draw_portraits(work / "train", TRAINING, options.people, each=5, processes=options.processes)
-        detector.train(work)
-        recognizer.train(work, portraits)
-        autoencoder.train(work, portraits)
+        if options.go_on:
+            start_from(options.weights, work)
+        else:
+            detector.train(work)
+            recognizer.train(work, portraits)
+            autoencoder.train(work, portraits)
+            make_pack(work)
         prepare(work, options.processes)
         together.train(work, together.Plan(options.steps, options.batch, options.processes))
         autoencoder.refine(work, portraits)

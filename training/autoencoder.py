@@ -92,7 +92,7 @@ def psnr(drawn: Tensor, pictures: Tensor) -> float:
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
     """``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()

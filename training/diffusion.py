@@ -7,13 +7,15 @@ See :mod:`training.together` for the loop around it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from training.conditions import Batch
 from training.networks import (
@@ -107,6 +109,19 @@ class Stack(nn.Module):
             layer.weight *= scale
             layer.bias.zero_()
             hint = hint * scale if i == len(layers) - 1 else F.silu(hint * scale)
+
+    def load_files(self, folder: Path) -> None:
+        """Take the weights of an exported miniature: ``base/`` and ``instantid/`` in ``folder``."""
+        base, instantid = folder / "base", folder / "instantid"
+        exported = {
+            self.unet: UNet2DConditionModel.from_pretrained(base / "unet"),
+            self.identitynet: ControlNetModel.from_pretrained(instantid / "ControlNetModel"),
+            self.text: CLIPTextModel.from_pretrained(base / "text_encoder"),
+            self.text_2: CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2"),
+        }
+        for part, network in exported.items():
+            part.load_state_dict(network.state_dict())
+        self.adapter.load_checkpoint(load_file(instantid / "ip-adapter.safetensors"))
 
     def encode_text(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, T)`` ids to ``(B, T, 64)`` and ``(B, 32)``, as SDXL's pipeline reads them."""

@@ -6,22 +6,14 @@ import shutil
 from pathlib import Path
 
 from training.autoencoder import load as load_autoencoder
-from training.half import store_half
 from training.networks import save_base, save_instantid, tokenizer
 from training.portraits import write_portraits
-from training.recognizer import load as load_recognizer
-from training.recognizer_export import write_onnx
 from training.together import averaged
 
 
 def export(folder: Path, weights: Path) -> None:
     """Write a complete miniature from the checkpoints in ``folder``: model pack, base model, InstantID, portraits."""
-    pack = weights / "antelopev2"
-    pack.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "scrfd_10g_bnkps.onnx", pack / "scrfd_10g_bnkps.onnx")
-    write_onnx(load_recognizer(folder), pack / "glintr100.onnx")
-    for path in pack.glob("*.onnx"):
-        store_half(path)
+    shutil.copytree(folder / "antelopev2", weights / "antelopev2", dirs_exist_ok=True)
     stack = averaged(folder)
     save_base(
         weights / "base",

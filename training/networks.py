@@ -158,6 +158,15 @@ class Adapter(nn.Module):
             tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = value.weight.detach()
         return tensors
 
+    @torch.no_grad()
+    def load_checkpoint(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take what :meth:`checkpoint` gave."""
+        own = self.checkpoint()
+        if own.keys() != tensors.keys():
+            raise ValueError(f"these are not the weights of this adapter: {sorted(own.keys() ^ tensors.keys())[:4]}")
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
 
 def cross_attention_layers(network: UNet2DConditionModel) -> list[tuple[str, nn.Module]]:
     """``(name, layer)`` in checkpoint order, which is that of ``attn_processors``: down, up, middle."""

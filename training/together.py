@@ -43,7 +43,8 @@ class Plan:
 def train(folder: Path, plan: Plan) -> Stack:
     """Train, or go on with what an earlier call left; returns the average of the last few hundred steps' weights.
 
-    ``folder`` holds ``train/`` (the portraits), ``latents.pt`` and ``embeddings.pt``.
+    ``folder`` holds ``train/`` (the portraits), ``latents.pt`` and ``embeddings.pt``; weights in ``start/`` are gone on
+    from, where there are any.
     """
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "store"
@@ -96,13 +97,15 @@ def _train_part(rank: int, folder: Path, plan: Plan, store: Path) -> None:
     average = Average(stack)
     parts = {"stack": stack, "optimizer": optimizer, "average": average}
     run = Run(folder / "diffusion.pt", plan.steps, parts, every=100, quiet=rank > 0)
-    if run.step == 0:
+    if run.step == 0 and (folder / "start").exists():
+        stack.load_files(folder / "start")
+        parts["average"] = average = Average(stack)
+    elif run.step == 0:
         attributes = torch.tensor(portraits.attributes).repeat_interleave(portraits.each, 0)
         error = pretrain_resampler(stack, embeddings, attributes)
         if rank == 0:
             print(f"resampler: reads attributes with a mean squared error of {error:.4f}", flush=True)
-        average = parts["average"] = Average(stack)
-        run.parts = parts
+        parts["average"] = average = Average(stack)
     torch.manual_seed(plan.seed + 1000 * run.step + rank + 1)
     conditions = Conditions(portraits, latents, embeddings, words, [plan.seed, run.step, rank])
     for _ in run:
