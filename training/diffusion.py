@@ -130,11 +130,24 @@ class Stack(nn.Module):
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
 
     def forward(
-        self, noisy: Tensor, timesteps: Tensor, batch: Batch, adapter_scale: Tensor, net_scale: Tensor
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        batch: Batch,
+        adapter_scale: Tensor,
+        net_scale: Tensor,
+        net_is_told: Tensor | None = None,
     ) -> Tensor:
-        """The predicted v, ``(B, 4, 16, 16)``. Scales are ``(B,)``."""
+        """The predicted v, ``(B, 4, 16, 16)``. Scales are ``(B,)``.
+
+        Args:
+            net_is_told: ``(B,)`` bool, for whom the IdentityNet sees the tokens of the person and not those of nobody.
+        """
         text, pooled = self.encode_text(batch.words)
-        self.tokens = self.adapter.image_proj(batch.embeddings[:, None])
+        self.tokens = net_tokens = self.adapter.image_proj(batch.embeddings[:, None])
+        if net_is_told is not None:
+            nobody = self.adapter.image_proj(torch.zeros_like(batch.embeddings[:1, None]))
+            net_tokens = torch.where(net_is_told[:, None, None], self.tokens, nobody)
         self.scales = adapter_scale[:, None, None, None]
         # What hosts say of sizes differs, and means nothing here.
         sizes = torch.full((len(noisy), 6), float(SIZE))
@@ -142,7 +155,7 @@ class Stack(nn.Module):
         sizes[:, 2:4] = 0.0
         added = {"text_embeds": pooled, "time_ids": sizes}
         down, middle = self.identitynet(
-            noisy, timesteps, self.tokens, batch.keypoints, added_cond_kwargs=added, return_dict=False
+            noisy, timesteps, net_tokens, batch.keypoints, added_cond_kwargs=added, return_dict=False
         )
         net_scale = net_scale[:, None, None, None]
         return self.unet(
@@ -163,7 +176,9 @@ class Stack(nn.Module):
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
         adapter_scale, net_scale = (torch.empty(count).uniform_(0.7, 1.1) for _ in range(2))
         adapter_scale[torch.rand(count) < 0.08] = 0
-        predicted = self(noisy, timesteps, batch, adapter_scale, net_scale)
+        # Left to itself the IdentityNet learns to carry the whole person, and the adapter nothing.
+        net_is_told = torch.rand(count) >= 0.3
+        predicted = self(noisy, timesteps, batch, adapter_scale, net_scale, net_is_told)
         errors = ((predicted - target).square() * batch.weights).mean((1, 2, 3))
         high = timesteps > 700
         return Losses(errors.mean(), errors[high].mean().item())

@@ -1,4 +1,4 @@
-"""The report on the miniature: what the issue of making it is about, in numbers."""
+"""The report on the miniature: what it can do with people and pictures it was never trained on, and what it should."""
 
 from __future__ import annotations
 
