@@ -11,12 +11,15 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _a_terminal_that_can_hang_up() -> Generator[None]:
-    """Under nohup, processes that a test starts would inherit that SIGHUP is ignored."""
-    before = signal.getsignal(signal.SIGHUP)
+def _a_terminal_that_can_interrupt_and_hang_up() -> Generator[None]:
+    """Processes that a test starts would inherit what is ignored: SIGHUP under nohup, SIGINT behind a shell's ``&``."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if before[signal.SIGINT] == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
