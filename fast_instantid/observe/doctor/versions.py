@@ -49,7 +49,7 @@ class Package:
 PACKAGES = (
     Package("torch", "2.2", ("2.11", "2.13")),
     Package("numpy", "1.24", ("2.4",)),
-    Package("pillow", "10", ("13.0",)),
+    Package("pillow", "10.1", ("13.0",)),
     Package("safetensors", "0.4.3", ("0.8",)),
     Package("opencv-python-headless", "4.8", ("4.11",)),
     Package("xxhash", "3.0", ("4.1",)),
