@@ -276,6 +276,11 @@ def test_the_weights_are_small_and_hold_no_code(weights):
         assert re.match(beginnings[path.suffix], path.read_bytes()[:16], re.DOTALL), f"{path} is something else"
 
 
+def test_no_file_says_where_it_was_made(weights):
+    for path in weights.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
+
+
 def test_the_weights_are_of_half_precision(weights):
     dtypes = {}
     for path in weights.rglob("*.safetensors"):

@@ -189,6 +189,10 @@ def save_base(
     pipe.register_to_config(force_zeros_for_empty_prompt=False)  # nothing said is a caption like others, as in ComfyUI
     pipe.to(torch.float16).save_pretrained(folder)
     _prefix_keys(folder / "text_encoder" / "model.safetensors")
+    for path in folder.rglob("config.json"):  # where a part was loaded from is nobody's business
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer(folder / name)  # the files that older libraries and ComfyUI read
 
