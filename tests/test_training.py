@@ -23,6 +23,7 @@ from training.diffusion import Stack
 from training.export import export
 from training.half import store_half
 from training.networks import TEXT_LENGTH, tokenizer
+from training.pairs import draw_pairs
 from training.prepare import make_pack, prepare, start_from
 from training.recognizer_export import write_onnx
 from training.run import Run
@@ -33,6 +34,7 @@ from training.world import SIZE, Pose, Scene, draw
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     draw_portraits(folder / "train", TRAINING, people=50, each=3, processes=1)
+    draw_pairs(folder / "pairs", TRAINING, people=50, processes=1)
     return folder
 
 
@@ -49,7 +51,7 @@ def trained(work, portraits):
     shutil.copy(miniature.files().pack / "scrfd_10g_bnkps.onnx", work)
     make_pack(work)
     prepare(work, processes=1)
-    together.train(work, together.Plan(steps=2, batch=2, processes=1, seed=0))
+    together.train(work, together.Plan(steps=4, batch=2, processes=1, seed=0))  # the fourth is of pairs
     autoencoder.refine(work, portraits, steps=2)
     return work
 
@@ -147,10 +149,9 @@ def test_the_exported_recogniser_is_the_trained_one(trained, portraits, tmp_path
 def test_a_new_stack_lets_the_keypoints_and_the_person_through(trained, portraits):
     """What the initialisation is for: swapping either changes what an untrained stack predicts."""
     words = tokenizer(trained / "tokenizer")
-    latents, embeddings = (torch.load(trained / f"{name}.pt") for name in ("latents", "embeddings"))
     torch.manual_seed(0)
     stack = Stack(words).eval()
-    batch = Conditions(portraits, latents, embeddings, words, [0]).batch(4)
+    batch = Conditions(trained, words, [0]).batch(4)
     ones, timesteps = torch.ones(4), torch.full((4,), 900)
     with torch.no_grad():
         plain = stack(batch.latents, timesteps, batch, ones, ones)
@@ -181,8 +182,8 @@ def test_training_goes_on_from_what_was_exported(trained, tmp_path):
     export(trained, tmp_path / "weights")
     work = tmp_path / "work"
     work.mkdir()
-    for name in ("latents.pt", "embeddings.pt", "train"):
-        (work / name).symlink_to(trained / name)
+    for path in (trained / "train", trained / "pairs", trained / "embeddings.pt", *trained.glob("*_*.*")):
+        (work / path.name).symlink_to(path)
     start_from(tmp_path / "weights", work)
     prepare(work)
     stack = Stack(tokenizer(work / "tokenizer"))

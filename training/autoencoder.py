@@ -45,28 +45,29 @@ def train(folder: Path, portraits: Portraits, steps: int = 3600) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        run.log(loss=pixels.item(), kl=kl.item(), psnr=psnr(drawn.float(), pictures))
+        run.log(loss=pixels, kl=kl, psnr=psnr(drawn.float(), pictures))
     normalise_latents(vae, portraits)
     vae.save_pretrained(folder / "autoencoder")
 
 
-def refine(folder: Path, portraits: Portraits, steps: int = 2000) -> None:
+def refine(folder: Path, portraits: Portraits, steps: int = 2000, device: str = "cpu") -> None:
     """Train the decoder alone some more, on whole pictures: nothing that was trained on the latents changes.
 
     The latents get some noise, since those that a UNet draws are not those of any picture.
     """
-    vae = load(folder)
-    latents = torch.load(folder / "latents.pt", mmap=True)
+    vae = load(folder).to(device)
+    latents = torch.load(folder / "portrait_latents.pt", mmap=True)
+    batch = 3 if device == "cpu" else 64
     decoder = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv]).train()
     optimizer = torch.optim.AdamW(decoder.parameters(), 1e-3, (0.9, 0.98), weight_decay=1e-4)
     run = Run(folder / "decoder.pt", steps, {"decoder": decoder, "optimizer": optimizer})
-    indices = batches(np.random.default_rng([run.step, 3]), len(latents), 3)
+    indices = batches(np.random.default_rng([run.step, 3]), len(latents), min(batch, len(latents)))
     for _ in run:
         rows = np.sort(next(indices))
-        pictures = to_tensor(portraits.pictures[rows]).contiguous(memory_format=torch.channels_last)
-        given = latents[torch.from_numpy(rows)]
-        given = given + 0.1 * torch.rand(len(given), 1, 1, 1) * torch.randn_like(given)
-        with torch.autocast("cpu", torch.bfloat16):
+        pictures = to_tensor(portraits.pictures[rows], device).contiguous(memory_format=torch.channels_last)
+        given = latents[torch.from_numpy(rows)].to(device)
+        given = given + 0.1 * torch.rand(len(given), 1, 1, 1, device=device) * torch.randn_like(given)
+        with torch.autocast(device, torch.bfloat16):
             drawn = vae.decode(given / SCALING_FACTOR).sample.float()
         loss = reconstruction_loss(drawn, pictures)
         run.anneal(optimizer, 1e-3, decay=0.7)
@@ -74,8 +75,8 @@ def refine(folder: Path, portraits: Portraits, steps: int = 2000) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
-        run.log(loss=loss.item(), psnr=psnr(drawn, pictures))
-    vae.save_pretrained(folder / "autoencoder")
+        run.log(loss=loss, psnr=psnr(drawn, pictures))
+    vae.cpu().save_pretrained(folder / "autoencoder")
 
 
 def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
@@ -85,21 +86,22 @@ def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
     return difference.abs().mean() + 0.5 * edges + 0.5 * difference.square().mean()
 
 
-def psnr(drawn: Tensor, pictures: Tensor) -> float:
+def psnr(drawn: Tensor, pictures: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of pictures -1..1."""
-    return float(-10 * torch.log10((drawn.detach() - pictures).square().mean() / 4))
+    return -10 * torch.log10((drawn.detach() - pictures).square().mean() / 4)
 
 
-def to_tensor(pictures: np.ndarray) -> Tensor:
+def to_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` -1..1."""
-    return torch.tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor:
-    """Latents as the UNet sees them, ``(N, 4, H / 8, W / 8)`` float32."""
+    """Latents as the UNet sees them, ``(N, 4, H / 8, W / 8)`` float32, on the device of the VAE."""
     parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
-    return torch.cat([vae.encode(to_tensor(part)).latent_dist.mean for part in parts]) * SCALING_FACTOR
+    latents = [vae.encode(to_tensor(part, vae.device)).latent_dist.mean for part in parts]
+    return torch.cat(latents) * SCALING_FACTOR
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ See :mod:`training.together` for the loop around it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,35 @@ class _IdentityAttention:
             return tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
         tokens, adapter = self.stack.tokens, self.stack.adapter
+        faces = len(tokens) // len(hidden_states)
         query = heads(attn.to_q(hidden_states))
         text = F.scaled_dot_product_attention(
             query, heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
         )
         identity = F.scaled_dot_product_attention(
-            query, heads(adapter.keys[self.layer](tokens)), heads(adapter.values[self.layer](tokens))
+            _apart(query, faces), heads(adapter.keys[self.layer](tokens)), heads(adapter.values[self.layer](tokens))
         )
-        attended = text + self.stack.scales * identity
+        attended = text + self.stack.scales * _together(identity, faces)
         return attn.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+def _apart(queries: Tensor, faces: int) -> Tensor:
+    """``(B, heads, N, d)`` of pictures of several faces to ``(B faces, heads, N / faces, d)``: each face's square.
+
+    It is what regions do, one for each square, at inference.
+    """
+    if faces == 1:
+        return queries
+    side = math.isqrt(queries.shape[2] // faces)
+    return queries.unflatten(2, (side, faces, side)).movedim(3, 1).flatten(0, 1).flatten(2, 3)
+
+
+def _together(attended: Tensor, faces: int) -> Tensor:
+    """The inverse of :func:`_apart`."""
+    if faces == 1:
+        return attended
+    side = math.isqrt(attended.shape[2])
+    return attended.unflatten(2, (side, side)).unflatten(0, (-1, faces)).movedim(1, 3).flatten(2, 4)
 
 
 class Stack(nn.Module):
@@ -138,25 +159,24 @@ class Stack(nn.Module):
         net_scale: Tensor,
         net_is_told: Tensor | None = None,
     ) -> Tensor:
-        """The predicted v, ``(B, 4, 16, 16)``. Scales are ``(B,)``.
+        """The predicted v, of the shape of ``noisy``. Scales are ``(B,)``.
 
         Args:
-            net_is_told: ``(B,)`` bool, for whom the IdentityNet sees the tokens of the person and not those of nobody.
+            net_is_told: ``(B,)`` bool, for whom the IdentityNet sees the tokens of the people and not those of nobody.
         """
         text, pooled = self.encode_text(batch.words)
-        self.tokens = net_tokens = self.adapter.image_proj(batch.embeddings[:, None])
+        self.tokens = self.adapter.image_proj(batch.embeddings.flatten(0, 1)[:, None])  # (B faces, tokens, width)
+        net_tokens = self.tokens
         if net_is_told is not None:
-            nobody = self.adapter.image_proj(torch.zeros_like(batch.embeddings[:1, None]))
-            net_tokens = torch.where(net_is_told[:, None, None], self.tokens, nobody)
+            nobody = self.adapter.image_proj(torch.zeros_like(batch.embeddings[:1, :1]))
+            told = net_is_told.repeat_interleave(batch.embeddings.shape[1], output_size=len(self.tokens))
+            net_tokens = torch.where(told[:, None, None], self.tokens, nobody)
         self.scales = adapter_scale[:, None, None, None]
-        # What hosts say of sizes differs, and means nothing here.
-        sizes = torch.full((len(noisy), 6), float(SIZE))
-        sizes[::2, [0, 1, 4, 5]] = 768.0
-        sizes[:, 2:4] = 0.0
-        added = {"text_embeds": pooled, "time_ids": sizes}
+        added = {"text_embeds": pooled, "time_ids": _sizes(len(noisy), noisy.device)}
         down, middle = self.identitynet(
-            noisy, timesteps, net_tokens, batch.keypoints, added_cond_kwargs=added, return_dict=False
-        )
+            noisy, timesteps, net_tokens.unflatten(0, (len(noisy), -1)).flatten(1, 2), batch.keypoints,
+            added_cond_kwargs=added, return_dict=False,
+        )  # fmt: skip
         net_scale = net_scale[:, None, None, None]
         return self.unet(
             noisy, timesteps, text, added_cond_kwargs=added,
@@ -166,28 +186,41 @@ class Stack(nn.Module):
 
     def loss(self, batch: Batch) -> Losses:
         """Mean squared error of v, weighted towards the face."""
-        count = len(batch.latents)
+        count, device = len(batch.latents), batch.latents.device
+
+        def uniform() -> Tensor:
+            return torch.rand(count, device=device)
+
         # A square root: high noise comes often.
-        fractions = torch.sqrt((torch.randperm(count) + torch.rand(count)) / count)
+        fractions = torch.sqrt((torch.arange(count, device=device) + uniform()) / count)
         timesteps = (fractions * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn_like(batch.latents)
         noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
-        adapter_scale, net_scale = (torch.empty(count).uniform_(0.7, 1.1) for _ in range(2))
-        adapter_scale[torch.rand(count) < 0.08] = 0
-        # Left to itself the IdentityNet learns to carry the whole person, and the adapter nothing.
-        net_is_told = torch.rand(count) >= 0.3
-        predicted = self(noisy, timesteps, batch, adapter_scale, net_scale, net_is_told)
+        # Left to itself the IdentityNet learns to carry the whole person, and the adapter nothing. So it is often told
+        # of nobody, and never has to do without the adapter: what is without it shows anybody.
+        anybody = uniform() < 0.06
+        adapter_scale, net_scale = 0.7 + 0.4 * uniform(), 0.7 + 0.4 * uniform()
+        net_is_told = (uniform() < 0.5) & ~anybody
+        predicted = self(noisy, timesteps, batch, adapter_scale * ~anybody, net_scale, net_is_told)
         errors = ((predicted - target).square() * batch.weights).mean((1, 2, 3))
         high = timesteps > 700
-        return Losses(errors.mean(), errors[high].mean().item())
+        return Losses(errors.mean(), ((errors * high).sum() / high.sum().clamp(min=1)).detach())
+
+
+def _sizes(count: int, device: torch.device) -> Tensor:
+    """``(count, 6)``: what hosts say of sizes and offsets differs, and means nothing here; every second row says
+    otherwise than its neighbours."""
+    rows = torch.arange(count, device=device)[:, None] % 2 == 0
+    size = torch.where(rows, 768.0, float(SIZE)).expand(-1, 2)
+    return torch.cat([size, torch.zeros_like(size), size], 1)
 
 
 @dataclass
 class Losses:
     total: Tensor
-    high_noise: float
+    high_noise: Tensor
     """Of timesteps above 700: where text, face and keypoints show whether they are understood."""
 
 
@@ -195,15 +228,15 @@ def pretrain_resampler(stack: Stack, embeddings: Tensor, attributes: Tensor, ste
     """Teach the resampler to keep what an embedding says of a face; returns the last error.
 
     Args:
-        embeddings: ``(N, 512)``.
+        embeddings: ``(N, 512)``, on the device of the stack.
         attributes: ``(N, A)`` 0..1, of the same rows.
     """
     net = stack.adapter.image_proj
-    head = nn.Linear(16 * net.proj_out.out_features, attributes.shape[1])
+    head = nn.Linear(16 * net.proj_out.out_features, attributes.shape[1]).to(attributes.device)
     optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], 2e-3)
     loss = torch.zeros(())
     for _ in range(steps):
-        rows = torch.randint(len(embeddings), (128,))
+        rows = torch.randint(len(embeddings), (128,), device=embeddings.device)
         loss = F.mse_loss(head(net(embeddings[rows][:, None]).flatten(1)), attributes[rows])
         optimizer.zero_grad()
         loss.backward()

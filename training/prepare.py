@@ -1,9 +1,11 @@
-"""What the diffusion training begins with: the model pack, and latents and embeddings of all portraits."""
+"""What the diffusion training begins with: the model pack, and latents, embeddings and keypoint pictures of all that
+was drawn."""
 
 from __future__ import annotations
 
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor
 
 from fast_instantid import Cache, Face, FaceAnalyzer
+from fast_instantid.faces import draw_keypoints
 from training import autoencoder, recognizer
 from training.data import Portraits
 from training.half import store_half
+from training.pairs import Pairs
 from training.recognizer_export import write_onnx
 
 _PART = 500  # pictures
@@ -32,41 +36,79 @@ def make_pack(folder: Path) -> None:
         part.rename(pack)
 
 
-def start_from(weights: Path, folder: Path) -> None:
-    """Begin with the networks of a finished miniature, as if they had been trained in ``folder``."""
-    for source, target in (("antelopev2", "antelopev2"), ("base/vae", "autoencoder"), ("base", "start/base"),
-                           ("instantid", "start/instantid")):  # fmt: skip
+def start_from(weights: Path, folder: Path, diffusion: bool = True) -> None:
+    """Begin with the networks of a finished miniature, as if they had been trained in ``folder``.
+
+    Args:
+        diffusion: False leaves out the diffusion networks, which are then trained from nothing.
+    """
+    copies = {"antelopev2": "antelopev2", "base/vae": "autoencoder"}
+    if diffusion:
+        copies |= {"base": "start/base", "instantid": "start/instantid"}
+    for source, target in copies.items():
         if not (folder / target).exists():
             shutil.copytree(weights / source, folder / target)
 
 
-def prepare(folder: Path, processes: int = 2) -> None:
-    """Write ``latents.pt``, ``(N, 4, 16, 16)``, and ``embeddings.pt``, ``(N, 512)``, where they are missing."""
-    for name in ("embeddings", "latents"):
+def prepare(folder: Path, processes: int = 2, device: str = "cpu") -> None:
+    """Write what :class:`training.conditions.Conditions` reads, where it is missing: ``embeddings.pt`` ``(N, 512)`` of
+    all portraits, and latents and keypoint pictures of portraits and pairs.
+
+    Args:
+        device: of the VAE's encoder; on the CPU it works in ``processes``, as all the rest does.
+    """
+    for name in ("embeddings", "portrait_latents", "pair_latents"):
         path = folder / f"{name}.pt"
-        if path.exists():
-            continue
-        count = len(Portraits.load(folder / "train").pictures)
-        parts: list[Tensor] = []
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            jobs = [(folder, name, start) for start in range(0, count, _PART)]
-            for part in pool.imap(_compute, jobs):
-                parts.append(torch.from_numpy(part))
-                if len(parts) % 10 == 0:
-                    print(f"{name}: {len(parts) * _PART} of {count} pictures", flush=True)
-        torch.save(torch.cat(parts), path)
+        if not path.exists():
+            count = len(_pictures(folder, name))
+            if name == "embeddings" or device == "cpu":
+                parts = _in_processes(folder, name, count, processes)
+            else:
+                parts = (_latents(folder, name, start, device) for start in range(0, count, _PART))
+            torch.save(torch.cat(list(parts)), path)
+            print(f"{name}: {count}", flush=True)
+    for kind in ("portrait", "pair"):
+        path = folder / f"{kind}_controls.npy"
+        if not path.exists():
+            name, pictures = f"{kind}_controls", _pictures(folder, f"{kind}_controls")
+            part = path.with_suffix(".part")
+            drawn = np.lib.format.open_memmap(part, "w+", np.uint8, pictures.shape)
+            for i, rows in enumerate(_in_processes(folder, name, len(pictures), processes)):
+                drawn[i * _PART : (i + 1) * _PART] = rows.numpy()
+            drawn.flush()
+            part.rename(path)
+            print(f"{name}: {len(pictures)}", flush=True)
 
 
-def _compute(job: tuple[Path, str, int]):  # arrays cross processes by copy, tensors by file handle
+def _pictures(folder: Path, name: str) -> np.ndarray:
+    return Pairs.load(folder / "pairs").pictures if name.startswith("pair") else _portraits(folder).pictures
+
+
+def _portraits(folder: Path) -> Portraits:
+    return Portraits.load(folder / "train")
+
+
+def _in_processes(folder: Path, name: str, count: int, processes: int) -> Iterator[Tensor]:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for part in pool.imap(_compute, [(folder, name, start) for start in range(0, count, _PART)]):
+            yield torch.from_numpy(part)
+
+
+def _compute(job: tuple[Path, str, int]) -> np.ndarray:  # arrays cross processes by copy, tensors by file handle
     folder, name, start = job
     torch.set_num_threads(1)
-    portraits = Portraits.load(folder / "train")
-    pictures = portraits.pictures[start : start + _PART]
-    if name == "embeddings":
-        analyzer = FaceAnalyzer.load(folder / "antelopev2", device="cpu", cache=Cache(max_bytes=0))
-        where = [
-            Face(np.zeros(4, np.float32), np.array(points), 1.0)
-            for points in portraits.keypoints[start : start + _PART]
-        ]
-        return analyzer.embed(list(pictures), where)
-    return autoencoder.encode(autoencoder.load(folder), pictures).numpy()
+    if name.endswith("latents"):
+        return _latents(folder, name, start, "cpu").numpy()
+    drawn = Pairs.load(folder / "pairs") if name.startswith("pair") else _portraits(folder)
+    keypoints = drawn.keypoints[start : start + _PART]
+    if name.endswith("controls"):
+        size = drawn.pictures.shape[1:3]
+        return np.stack([draw_keypoints(size, *faces.reshape(-1, 5, 2)) for faces in keypoints])
+    analyzer = FaceAnalyzer.load(folder / "antelopev2", device="cpu", cache=Cache(max_bytes=0))
+    where = [Face(np.zeros(4, np.float32), np.array(points), 1.0) for points in keypoints]
+    return analyzer.embed(list(drawn.pictures[start : start + _PART]), where)
+
+
+def _latents(folder: Path, name: str, start: int, device: str) -> Tensor:
+    vae = autoencoder.load(folder).to(device)
+    return autoencoder.encode(vae, _pictures(folder, name)[start : start + _PART]).cpu()

@@ -31,7 +31,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         """Spent training, over all runs."""
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, torch.Tensor | float] = {}
         self._logged = 0
         if path.exists():
             state = torch.load(path, weights_only=True)
@@ -59,12 +59,16 @@ class Run:
         """Set the learning rate of this step: up to ``peak`` in the first 2 %, constant, down to 0 in the last part."""
         rate = peak * min(1.0, self.done / 0.02 + 1e-3, (1 - self.done) / decay)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], torch.Tensor):  # a graph reads it there
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def log(self, **values: torch.Tensor | float) -> None:
-        """Numbers of this step; their means are printed now and then."""
+        """Numbers of this step; their means are printed now and then. A GPU is not waited for."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            self._sums[name] = value + self._sums.get(name, 0.0)
         self._logged += 1
 
     def save(self) -> None:
@@ -76,7 +80,7 @@ class Run:
         os.replace(part, self.path)
 
     def _report(self) -> None:
-        means = "  ".join(f"{name} {value / max(self._logged, 1):.4f}" for name, value in self._sums.items())
+        means = "  ".join(f"{name} {float(value) / max(self._logged, 1):.4f}" for name, value in self._sums.items())
         self._sums, self._logged = {}, 0
         if not self.quiet:
             left = (self.steps - self.step) * self.seconds / self.step
