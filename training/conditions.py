@@ -83,7 +83,7 @@ class Conditions:
 
     def __init__(self, folder: Path, words: CLIPTokenizer, seed: list[int], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
-        self.embeddings = torch.load(folder / "embeddings.pt", mmap=True).to(self.device)
+        self.embeddings = torch.load(folder / "portrait_embeddings.pt", mmap=True).to(self.device)
         self._portraits, self._pairs = (read(folder, self.device) for read in (Material.portraits, Material.pairs))
         self._each = len(self._portraits.latents) // (int(self._portraits.people.max()) + 1)
         self._words, self._tokens = words, dict[str, np.ndarray]()

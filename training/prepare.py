@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fast_instantid import Cache, Face, FaceAnalyzer
 from fast_instantid.faces import draw_keypoints
@@ -51,55 +50,49 @@ def start_from(weights: Path, folder: Path, diffusion: bool = True) -> None:
 
 
 def prepare(folder: Path, processes: int = 2, device: str = "cpu") -> None:
-    """Write what :class:`training.conditions.Conditions` reads, where it is missing: ``embeddings.pt`` ``(N, 512)`` of
-    all portraits, and latents and keypoint pictures of portraits and pairs.
+    """Write what :class:`training.conditions.Conditions` reads, where it is missing: embeddings ``(N, 512)`` of all
+    portraits, and latents and keypoint pictures of portraits and pairs.
 
     Args:
         device: of the VAE's encoder; on the CPU it works in ``processes``, as all the rest does.
     """
-    for name in ("embeddings", "portrait_latents", "pair_latents"):
-        path = folder / f"{name}.pt"
-        if not path.exists():
-            count = len(_pictures(folder, name))
-            if name == "embeddings" or device == "cpu":
-                parts = _in_processes(folder, name, count, processes)
-            else:
-                parts = (_latents(folder, name, start, device) for start in range(0, count, _PART))
-            torch.save(torch.cat(list(parts)), path)
-            print(f"{name}: {count}", flush=True)
-    for kind in ("portrait", "pair"):
-        path = folder / f"{kind}_controls.npy"
-        if not path.exists():
-            name, pictures = f"{kind}_controls", _pictures(folder, f"{kind}_controls")
-            part = path.with_suffix(".part")
-            drawn = np.lib.format.open_memmap(part, "w+", np.uint8, pictures.shape)
-            for i, rows in enumerate(_in_processes(folder, name, len(pictures), processes)):
-                drawn[i * _PART : (i + 1) * _PART] = rows.numpy()
-            drawn.flush()
-            part.rename(path)
-            print(f"{name}: {len(pictures)}", flush=True)
-
-
-def _pictures(folder: Path, name: str) -> np.ndarray:
-    return Pairs.load(folder / "pairs").pictures if name.startswith("pair") else _portraits(folder).pictures
-
-
-def _portraits(folder: Path) -> Portraits:
-    return Portraits.load(folder / "train")
-
-
-def _in_processes(folder: Path, name: str, count: int, processes: int) -> Iterator[Tensor]:
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for part in pool.imap(_compute, [(folder, name, start) for start in range(0, count, _PART)]):
-            yield torch.from_numpy(part)
+
+        def in_processes(name: str, count: int) -> Iterator[np.ndarray]:
+            return pool.imap(_compute, [(folder, name, start) for start in range(0, count, _PART)])
+
+        for kind in ("portrait", "pair"):
+            path = folder / f"{kind}_controls.npy"
+            if not path.exists():
+                part, shape = path.with_suffix(".part"), _drawn(folder, kind).pictures.shape
+                controls = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+                for i, pictures in enumerate(in_processes(path.stem, shape[0])):
+                    controls[i * _PART : (i + 1) * _PART] = pictures
+                controls.flush()
+                part.rename(path)
+                print(f"{path.stem}: {shape[0]}", flush=True)
+        for name in ("portrait_embeddings", "portrait_latents", "pair_latents"):
+            path = folder / f"{name}.pt"
+            if not path.exists():
+                count = len(_drawn(folder, name).pictures)
+                if name.endswith("latents") and device != "cpu":
+                    arrays = (_latents(folder, name, start, device) for start in range(0, count, _PART))
+                else:
+                    arrays = in_processes(name, count)
+                torch.save(torch.from_numpy(np.concatenate(list(arrays))), path)
+                print(f"{name}: {count}", flush=True)
+
+
+def _drawn(folder: Path, name: str) -> Portraits | Pairs:
+    return Pairs.load(folder / "pairs") if name.startswith("pair") else Portraits.load(folder / "train")
 
 
 def _compute(job: tuple[Path, str, int]) -> np.ndarray:  # arrays cross processes by copy, tensors by file handle
     folder, name, start = job
     torch.set_num_threads(1)
     if name.endswith("latents"):
-        return _latents(folder, name, start, "cpu").numpy()
-    drawn = Pairs.load(folder / "pairs") if name.startswith("pair") else _portraits(folder)
+        return _latents(folder, name, start, "cpu")
+    drawn = _drawn(folder, name)
     keypoints = drawn.keypoints[start : start + _PART]
     if name.endswith("controls"):
         size = drawn.pictures.shape[1:3]
@@ -109,6 +102,6 @@ def _compute(job: tuple[Path, str, int]) -> np.ndarray:  # arrays cross processe
     return analyzer.embed(list(drawn.pictures[start : start + _PART]), where)
 
 
-def _latents(folder: Path, name: str, start: int, device: str) -> Tensor:
+def _latents(folder: Path, name: str, start: int, device: str) -> np.ndarray:
     vae = autoencoder.load(folder).to(device)
-    return autoencoder.encode(vae, _pictures(folder, name)[start : start + _PART]).cpu()
+    return autoencoder.encode(vae, _drawn(folder, name).pictures[start : start + _PART]).cpu().numpy()

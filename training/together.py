@@ -48,7 +48,7 @@ class Plan:
 def train(folder: Path, plan: Plan) -> Stack:
     """Train, or go on with what an earlier call left; returns the average of the last few hundred steps' weights.
 
-    :func:`training.prepare.prepare` has been in ``folder``; weights in ``start/`` are gone on from, where there are any.
+    :func:`training.prepare.prepare` has been in ``folder``; from weights in ``start/`` it goes on.
     """
     if plan.device != "cpu":
         _train(folder, plan)
@@ -118,7 +118,7 @@ def _train(folder: Path, plan: Plan, rank: int = 0) -> None:
     optimizer = torch.optim.AdamW(_groups(stack), rate, (0.9, 0.98), **how)
     average = Average(stack)
     parts = {"stack": stack, "optimizer": optimizer, "average": average}
-    run = Run(folder / "diffusion.pt", plan.steps, parts, every=100 if device.type == "cpu" else 500, quiet=rank > 0)
+    run = Run(folder / "diffusion.pt", plan.steps, parts, every=1000 if on_gpu else 100, quiet=rank > 0)
     conditions = Conditions(folder, words, [plan.seed, run.step, rank], device)
     if run.step == 0 and not (folder / "start").exists():
         portraits = Portraits.load(folder / "train")
@@ -128,7 +128,7 @@ def _train(folder: Path, plan: Plan, rank: int = 0) -> None:
             print(f"resampler: reads attributes with a mean squared error of {error:.4f}", flush=True)
         average = parts["average"] = Average(stack)
     torch.manual_seed(plan.seed + 1000 * run.step + rank + 1)
-    step = Step(stack, optimizer, plan.processes if device.type == "cpu" else 1)
+    step = Step(stack, optimizer, plan.processes if not on_gpu else 1)
     for number in run:
         if number % _PAIRS == _PAIRS - 1:
             batch = conditions.pairs(max(1, plan.batch // 2))
