@@ -84,7 +84,9 @@ def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None)
 @_handles("BatchNormalization")
 def _batch_norm(b: Builder, node: Node) -> fx.Node:
     scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
-    module = nn.BatchNorm2d(len(mean), eps=float(_number(node, "epsilon", 1e-5)))
+    # Some versions of torch refuse 0. The smallest float is gone when it is added to any variance but 0.
+    epsilon = float(_number(node, "epsilon", 1e-5)) or torch.finfo(torch.float32).tiny
+    module = nn.BatchNorm2d(len(mean), eps=epsilon)
     module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)
     return b.layer(module, b.tensor(node.inputs[0]), weight=scale, bias=shift)
 
