@@ -1,33 +1,41 @@
-"""``python -m benchmarks faces``, ``workflow`` or ``recorder``: measure this package beside what people use today."""
+"""``python -m benchmarks faces``, ``workflow``, ``step`` or ``recorder``: measure this package beside what people use
+today."""
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
-
-from benchmarks import faces, recorder, workflow
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    suites = parser.add_subparsers(required=True, metavar="SUITE")
+    suites = parser.add_subparsers(required=True, metavar="SUITE", dest="suite")
     suite = suites.add_parser("faces", help="the face stage, against insightface's FaceAnalysis")
     suite.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="of our side")
     suite.add_argument("--device", default="cpu", help="of our side; insightface runs on the CPU, as for most people")
-    suite.set_defaults(run=faces.run)
     suite = suites.add_parser("workflow", help="the ComfyUI nodes, against cubiq/ComfyUI_InstantID")
     suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
     suite.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
-    suite.set_defaults(run=workflow.run)
-    suite = suites.add_parser("recorder", help="what the stages cost, against the package without them")
-    suite.set_defaults(run=recorder.run)
-    for suite in suites.choices.values():
-        suite.add_argument("--runs", type=int, default=7, help="counted runs of each side")
+    suite = suites.add_parser("step", help="a sampling step, against cubiq/ComfyUI_InstantID and against none of both")
+    suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
+    suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    suite.add_argument("--size", choices=("tiny", "full"), default="full", help="of the networks and pictures")
+    suite.add_argument("--dtype", choices=("float32", "float16"), help="float16 on a GPU and float32 elsewhere")
+    suite.add_argument("--batches", type=int, nargs="+", default=[1, 4], metavar="N", help="pictures at once")
+    suite.add_argument("--variants", nargs="+", metavar="NAME", help="measure these only")
+    suite.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
+    suite.add_argument("--seconds", type=float, default=180.0, help="start no new measurement after so long")
+    suites.add_parser("recorder", help="what the stages cost, against the package without them")
+    for name, suite in suites.choices.items():
+        suite.add_argument("--runs", type=int, default=20 if name == "step" else 7, help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")
     options = vars(parser.parse_args())
-    options.pop("run")(**options)
+    # Each needs other packages, and none those of the others.
+    import_module(f"benchmarks.{options.pop('suite')}").run(**options)
 
 
 if __name__ == "__main__":

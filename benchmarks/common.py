@@ -8,11 +8,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fast_instantid.observe.stages import add_up
 from fast_instantid.recorder import Recorder
@@ -38,9 +40,9 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "reference_seconds": _spread(self.reference),
-            "ours_seconds": _spread(self.ours),
-            "ratio": _spread(self.ratios),
+            "reference_seconds": spread(self.reference),
+            "ours_seconds": spread(self.ours),
+            "ratio": spread(self.ratios),
             **({"ours_stages_seconds": self.stages} if self.stages else {}),
         }
 
@@ -124,13 +126,41 @@ def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -
 def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:
     """For machines: the last line printed, and the file if one is named, hold the same JSON document."""
     document = {"suite": suite, "about": about, "results": [comparison.to_json() for comparison in comparisons]}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n")
+    write(path, document)
     print(json.dumps(document))
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def write(path: Path | None, document: dict[str, Any]) -> None:
+    """The JSON document, where a file is named; what was there before is replaced at once or not at all."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        unfinished.write_text(json.dumps(document, indent=2) + "\n")
+        unfinished.replace(path)
+
+
+def held_bytes(*models: Any) -> int:
+    """Bytes of the tensors that the options of these models keep alive, each counted once."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+    left: list[Any] = [model.model_options for model in models]
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or isinstance(thing, type):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif isinstance(thing, Mapping):
+            left += thing.values()
+        elif isinstance(thing, (list, tuple, set)):
+            left += thing
+        else:
+            left += getattr(thing, "__dict__", {}).values()
+    return sum(found.values())
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values), 6),
         "min": round(min(values), 6),

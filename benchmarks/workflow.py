@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ import skimage.data
 import torch
 from torch import Tensor
 
-from benchmarks.common import Comparison, compare, median_seconds, metadata, print_table, save
+from benchmarks.common import Comparison, compare, held_bytes, median_seconds, metadata, print_table, save
 from benchmarks.workflow_host import Host, Side
 from benchmarks.workflow_networks import write_models
 
@@ -130,27 +130,6 @@ def unseen(picture: np.ndarray, count: int = 1) -> Tensor:
     """
     noise = torch.randint(2, (count, *picture.shape), generator=_noise)
     return (torch.from_numpy(picture) + noise).clamp(max=255).float() / 255
-
-
-def held_bytes(*models: Any) -> int:
-    """Bytes of the tensors that the options of these models keep alive, each counted once."""
-    found: dict[int, int] = {}
-    seen: set[int] = set()
-    left: list[Any] = [model.model_options for model in models]
-    while left:
-        thing = left.pop()
-        if id(thing) in seen or isinstance(thing, type):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-        elif isinstance(thing, Mapping):
-            left += thing.values()
-        elif isinstance(thing, (list, tuple, set)):
-            left += thing
-        else:
-            left += getattr(thing, "__dict__", {}).values()
-    return sum(found.values())
 
 
 def _cold(

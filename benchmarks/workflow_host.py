@@ -25,7 +25,7 @@ LAYERS = {(*block, i): 640 if depth == 2 else 1280 for block, depth in _DEPTHS.i
 TOKEN_WIDTH = 2048
 _HEAD_CHANNELS = 64
 _QUERIES, _TEXT_TOKENS = 64, 77
-_TINY_SDXL: dict[str, Any] = {
+TINY_SDXL: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
     "model_channels": 32,
@@ -68,12 +68,12 @@ class Host:
         cpu = torch.device("cpu")
         self.version: str = comfyui_version.__version__
         depths = {"out_channels": 4, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10]}
-        config = comfy.supported_models.SDXL({**_TINY_SDXL, **depths})
+        config = comfy.supported_models.SDXL({**TINY_SDXL, **depths})
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model({}, device=cpu)
         self.model = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
         network = comfy.cldm.cldm.ControlNet(
-            **_TINY_SDXL, num_head_channels=8, hint_channels=3, dtype=torch.float32, device=cpu
+            **TINY_SDXL, num_head_channels=8, hint_channels=3, dtype=torch.float32, device=cpu
         )
         self.control_net = comfy.controlnet.ControlNet(network, load_device=cpu)
         self.prompt = [[torch.randn(1, _TEXT_TOKENS, TOKEN_WIDTH), {"pooled_output": torch.randn(1, 64)}]]
@@ -122,7 +122,7 @@ class Side:
         self.host = host
         self.seconds: dict[str, float] = {}
         with self._timed("import of the pack"):
-            pack = _load_pack(folder)
+            pack = load_pack(folder)
         self._nodes = pack.NODE_CLASS_MAPPINGS
         module = sys.modules.get(f"{pack.__name__}.fast_instantid.recorder")
         self.recorder = None if module is None else module.Recorder
@@ -163,7 +163,7 @@ class Side:
         self.seconds[what] = time.perf_counter() - start
 
 
-def _load_pack(folder: Path) -> Any:
+def load_pack(folder: Path) -> Any:
     """Import a folder of ``custom_nodes`` as ComfyUI does (nodes.py, ``load_custom_node``): its path is its name."""
     name = str(folder).replace(".", "_x_")
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")

@@ -1,0 +1,203 @@
+"""A real ComfyUI with SDXL and a ControlNet of random weights, and its sampler stopped just before the first step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.workflow_host import LAYERS, TINY_SDXL
+
+TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
+CFG = 5.0
+WEIGHT = 0.8
+"""Of the face and of the IdentityNet, as Apply InstantID has it by default."""
+_BRANCH_ENDS = ("to_out.0.weight", "proj_out.weight", "net.2.weight", "out_layers.3.weight")
+_BRANCH_GAIN = 0.7  # less than what it is added to, so that the many layers of a random UNet stay in fp16's range
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large networks and pictures are. Both have SDXL's 70 cross-attention layers."""
+
+    channels: int
+    """Of the UNet's first level; 320 is SDXL's."""
+    head_channels: int
+    token_width: int
+    """Of text and identity tokens."""
+    pooled_width: int
+    side: int
+    """Of the picture, in pixels; the latent is an eighth of it."""
+    resampler_dim: int
+
+    @property
+    def layer_channels(self) -> list[int]:
+        """Of the 70 layers, in the adapter's order."""
+        return [channels * self.channels // 320 for channels in LAYERS.values()]
+
+    @property
+    def unet(self) -> dict[str, Any]:
+        """What UNet and ControlNet are built from."""
+        widths = {"context_dim": self.token_width, "adm_in_channels": self.pooled_width + 6 * 256}
+        return {**TINY_SDXL, "model_channels": self.channels, **widths}
+
+
+SIZES = {
+    "tiny": Size(channels=32, head_channels=16, token_width=64, pooled_width=64, side=128, resampler_dim=64),
+    "full": Size(channels=320, head_channels=64, token_width=2048, pooled_width=1280, side=1024, resampler_dim=1280),
+}
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What a user's sampler node is given."""
+
+    model: Any
+    positive: list[list[Any]]
+    negative: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One sampling step, to be taken again and again: cond and uncond in one batch, through wrappers, ControlNet,
+    UNet and guidance."""
+
+    guider: Any
+    arguments: dict[str, Any]
+    x: Tensor
+    """``(batch, 4, h, w)``"""
+    sigma: Tensor
+    """``(batch,)``"""
+
+    def __call__(self) -> Tensor:
+        """The prediction ``(batch, 4, h, w)``."""
+        self.guider.model_patcher.pre_run()  # all variants share one UNet, which has to know whose turn it is
+        return self.guider(self.x, self.sigma, **self.arguments)
+
+
+class StepHost:
+    """ComfyUI, a model, a ControlNet, two prompts, and the random weights of an adapter.
+
+    Args:
+        comfyui: its checkout.
+        base: a folder that may stay empty, for what ComfyUI takes for its models.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, size: Size, device: torch.device, dtype: torch.dtype) -> None:
+        (base / "models").mkdir(exist_ok=True)
+        sys.path.insert(0, str(comfyui))
+        from comfy.cli_args import args
+
+        args.cpu, args.base_directory = device.type == "cpu", str(base)
+        args.fp16_unet = dtype == torch.float16  # the reference asks for it, and not for the model's
+        import comfy.cldm.cldm
+        import comfy.controlnet
+        import comfy.model_patcher
+        import comfy.samplers
+        import comfy.supported_models
+
+        try:
+            from comfyui_version import __version__
+        except ImportError:
+            __version__ = "unknown"
+        self.version: str = __version__
+        self.size, self.device, self.dtype = size, device, dtype
+        self.generator = torch.Generator(device).manual_seed(0)
+        self._new_guider = comfy.samplers.CFGGuider
+        up = {"out_channels": 4, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10]}
+        config = comfy.supported_models.SDXL({**size.unet, **up})
+        config.unet_config["num_head_channels"] = size.head_channels
+        config.set_inference_dtype(dtype, None)
+        model = config.get_model({}, device=device)
+        self._randomize(model.diffusion_model)
+        self.model = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        network = comfy.cldm.cldm.ControlNet(
+            **size.unet, num_head_channels=size.head_channels, hint_channels=3, dtype=dtype, device=device
+        )
+        self._randomize(network)
+        self.control_net = comfy.controlnet.ControlNet(network, load_device=device)
+        self.parameters = {"UNet": _count(model.diffusion_model), "ControlNet": _count(network)}
+        self.image = torch.rand(1, size.side, size.side, 3)
+        self.positive, self.negative = self._prompt(), self._prompt()
+        self.sigma = float(self.model.get_model_object("model_sampling").percent_to_sigma(0.5))
+
+    def random(self, *shape: int, gain: float = 1.0) -> Tensor:
+        """Normal numbers on the device."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0, gain, generator=self.generator)
+
+    def hold(
+        self,
+        variants: Mapping[str, Patched],
+        batch: int,
+        then: Callable[[dict[str, Evaluation]], None],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        """Have the host prepare the sampling of all variants, and call ``then`` while all of them wait for a step.
+
+        Args:
+            then: must catch what it raises.
+            failed: is told of variants that do not get so far; ``then`` does not get them.
+        """
+        noise = torch.randn(batch, 4, self.size.side // 8, self.size.side // 8)
+        held: dict[str, Evaluation] = {}
+
+        def bring(names: Sequence[str]) -> None:
+            if not names:
+                then(held)
+                return
+            name, *others = names
+            variant = variants[name]
+
+            def arrived(guider: Any, arguments: dict[str, Any], noise: Tensor) -> None:
+                sigma = torch.full((batch,), self.sigma, device=noise.device)
+                held[name] = Evaluation(guider, arguments, noise * self.sigma, sigma)
+                bring(others)
+
+            try:
+                guider = self._new_guider(variant.model)
+                guider.set_conds(variant.positive, variant.negative)
+                guider.set_cfg(CFG)
+                sigmas = torch.tensor([self.sigma, 0.0])
+                guider.sample(noise, torch.zeros_like(noise), _Stop(arrived), sigmas, disable_pbar=True, seed=0)
+            except Exception as error:
+                if name in held:
+                    raise
+                failed(name, error)
+                bring(others)
+
+        bring([*variants])
+
+    def _prompt(self) -> list[list[Any]]:
+        text = torch.randn(1, TEXT_TOKENS, self.size.token_width)
+        return [[text, {"pooled_output": torch.randn(1, self.size.pooled_width)}]]
+
+    @torch.no_grad()
+    def _randomize(self, network: nn.Module) -> None:
+        """Weights that pass on about the variance they get. The host leaves them uninitialised."""
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                gain = _BRANCH_GAIN if name.endswith(_BRANCH_ENDS) else 1.0
+                parameter.normal_(0, gain / parameter[0].numel() ** 0.5, generator=self.generator)
+            else:
+                parameter.normal_(float(name.endswith("weight")), 0.1, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """A sampler that takes no step."""
+
+    arrived: Callable[[Any, dict[str, Any], Tensor], None]
+    extra_options: dict[str, Any] = field(default_factory=dict)
+
+    def sample(self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any):
+        self.arrived(guider, extra_args, noise)
+        return noise
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
