@@ -182,7 +182,7 @@ def test_the_judge_of_colours_is_right_about_drawn_portraits():
 
 def test_the_pictures_show_the_person(stack, drawn, gallery):
     alike = likeness(stack, drawn, gallery)
-    assert ranked_first(alike) >= 5  # of 12, by chance 0.24; the miniature shall reach 85 %, and is to be trained on
+    assert ranked_first(alike) >= 10  # of 12; by chance 0.24
     assert margin(alike) >= 0.3
 
 
@@ -217,7 +217,6 @@ def test_background_and_clothes_follow_the_prompt(cases, drawn):
         assert right >= 0.8 * PEOPLE, list(zip(found, asked, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="the IdentityNet alone carries the person: the adapter is to be trained on")
 def test_more_weight_is_more_likeness(stack, cases, identities, drawn, gallery):
     few = 4
     means = []
@@ -232,7 +231,6 @@ def test_more_weight_is_more_likeness(stack, cases, identities, drawn, gallery):
     assert means[0] < means[1] < means[2]
 
 
-@pytest.mark.xfail(strict=True, reason="only the adapter knows regions, and the person comes from the IdentityNet")
 def test_two_people_in_one_picture(stack, cases, identities, gallery):
     """Each in a half of a wide picture, told by regions."""
     left = np.zeros((SIZE, 2 * SIZE), np.float32)
