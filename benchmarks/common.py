@@ -123,7 +123,12 @@ def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -
 
 def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:
     """For machines: the last line printed, and the file if one is named, hold the same JSON document."""
-    document = {"suite": suite, "about": about, "results": [comparison.to_json() for comparison in comparisons]}
+    write(path, suite, [comparison.to_json() for comparison in comparisons], about)
+
+
+def write(path: Path | None, suite: str, results: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
+    """As :func:`save`, for suites whose rows are no comparisons of two."""
+    document = {"suite": suite, "about": about, "results": results}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2) + "\n")
