@@ -29,7 +29,7 @@ class Tile(NamedTuple):
 TILE = Tile(queries=64, text=128, warps=4)
 """The prompt's 77 tokens in one piece."""
 
-_MAX_IDENTITY = 64  # tokens of the face at a time: four references
+_MAX_IDENTITY = 64  # four references
 
 
 def text_and_identity(
@@ -76,10 +76,15 @@ def text_and_identity(
             HEAD_DIM=head_dim,
             QUERIES=tile.queries,
             TEXT_BLOCK=tile.text,
-            IDENTITY_BLOCK=min(max(triton.next_power_of_2(id_key.shape[1]), 16), _MAX_IDENTITY),
+            IDENTITY_BLOCK=identity_block(id_key.shape[1]),
             num_warps=tile.warps,
             num_stages=2,  # of a longer prompt; three need more shared memory than consumer GPUs have
         )
+
+
+def identity_block(tokens: int) -> int:
+    """How many tokens of the face are taken at a time."""
+    return min(max(triton.next_power_of_2(tokens), 16), _MAX_IDENTITY)
 
 
 @triton.jit
