@@ -30,6 +30,7 @@ MEASURED_FASTER: dict[tuple[int, int], str] = {}
 ``benchmarks/results``. A GPU that is not listed runs unfused."""
 
 _OLDEST = (8, 0)  # on Turing, Triton has no tensor cores to compute with
+_HALVES = (torch.float16, torch.bfloat16)  # in float32 there are no tensor cores to win on
 _HEAD_DIMS = (16, 32, 64, 128)  # a dot product of Triton wants powers of 2 from 16
 
 _broken = False
@@ -73,20 +74,20 @@ def _wanted(device: torch.device) -> bool:
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry], num_heads: int) -> bool:
-    """Whether the kernel computes this. What :class:`IdentityEntry` promises is not asked again."""
+    """Whether the kernel computes this. What layers and :class:`IdentityEntry` promise is not asked again."""
     return (
         len(entries) == 1
-        and query.dtype in (torch.float16, torch.bfloat16)  # in float32 there are no tensor cores to win on
+        and query.dtype in _HALVES
         and query.dtype == key.dtype == value.dtype == entries[0].key.dtype
-        and query.shape[-1] in [num_heads * head_dim for head_dim in _HEAD_DIMS]
-        and len(query) == len(key) == len(value)
+        and query.shape[2] // num_heads in _HEAD_DIMS
+        and query.shape[0] == key.shape[0]
         and query.stride(2) == key.stride(2) == value.stride(2) == 1
-        and not any(tensor.requires_grad for tensor in (query, key, value))  # it has no backward pass
+        and not (query.requires_grad or key.requires_grad or value.requires_grad)  # it has no backward pass
     )
 
 
 def _launch(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, num_heads: int) -> Tensor | None:
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # outside: a host frees memory and retries
+    out = torch.empty_like(query)  # outside: a host frees memory and retries
     try:
         _kernel_function()(query, key, value, entry, num_heads, out)
     except Exception as error:  # no C compiler, no such GPU, ...: Triton has an exception for each

@@ -41,7 +41,7 @@ def text_and_identity(
         query: ``(B, N, C)``, of float16, bfloat16 or float32; ``C / num_heads`` is a power of 2 from 16.
         key, value: ``(B, T, C)`` of the text, of the query's dtype. Channels are contiguous, as they are in the query.
         entry: its ``(G, T, C)`` are read in place for all ``B / G`` images of a chunk.
-        out: ``(B, N, C)``, contiguous.
+        out: ``(B, N, C)``, with contiguous channels.
     """
     batch, num_queries, channels = query.shape
     head_dim = channels // num_heads
@@ -49,7 +49,7 @@ def text_and_identity(
     masked = isinstance(scale, Tensor)
     scale_rows = len(scale) if masked and scale.ndim else 1
     # Every program reads some queries of one head of one image, and all tokens.
-    grid = (triton.cdiv(num_queries, tile.queries), num_heads, batch)
+    grid = (-(-num_queries // tile.queries), num_heads, batch)
     with torch.cuda.device_of(query):
         _text_and_identity[grid](
             query,
@@ -84,7 +84,7 @@ def text_and_identity(
 
 def identity_block(tokens: int) -> int:
     """How many tokens of the face are taken at a time."""
-    return min(max(triton.next_power_of_2(tokens), 16), _MAX_IDENTITY)
+    return min(max(1 << (tokens - 1).bit_length(), 16), _MAX_IDENTITY)
 
 
 @triton.jit
