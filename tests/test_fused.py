@@ -85,7 +85,9 @@ def assert_exact(layer: Layer, out: Tensor, heads: int = HEADS) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=no_bfloat16), torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=no_bfloat16), torch.float32], ids=str
+)
 @pytest.mark.parametrize("text", [77, 154, 231])
 @pytest.mark.parametrize("face", [16, 32, 48, 80])
 def test_equals_the_formula(dtype: torch.dtype, text: int, face: int) -> None:
