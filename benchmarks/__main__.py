@@ -1,5 +1,4 @@
-"""``python -m benchmarks faces``, ``workflow``, ``step`` or ``recorder``: measure this package beside what people use
-today."""
+"""``python -m benchmarks SUITE``: measure this package beside what people use today."""
 
 from __future__ import annotations
 
@@ -29,9 +28,12 @@ def main() -> None:
     suite.add_argument("--variants", nargs="+", metavar="NAME", help="measure these only")
     suite.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
     suite.add_argument("--seconds", type=float, default=180.0, help="start no new measurement after so long")
+    suite = suites.add_parser("attention", help="the layers of SDXL with a face, against the old pack's way")
+    suite.add_argument("--device", default="cpu")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
+    runs = {"step": 20, "attention": 31}
     for name, suite in suites.choices.items():
-        suite.add_argument("--runs", type=int, default=20 if name == "step" else 7, help="counted runs of each side")
+        suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")
     options = vars(parser.parse_args())
     # Each needs other packages, and none those of the others.

@@ -125,7 +125,12 @@ def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -
 
 def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:
     """For machines: the last line printed, and the file if one is named, hold the same JSON document."""
-    document = {"suite": suite, "about": about, "results": [comparison.to_json() for comparison in comparisons]}
+    save_rows(path, suite, [comparison.to_json() for comparison in comparisons], about)
+
+
+def save_rows(path: Path | None, suite: str, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
+    """As :func:`save`, for suites whose rows are no comparisons of two."""
+    document = {"suite": suite, "about": about, "results": rows}
     write(path, document)
     print(json.dumps(document))
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
 from ..attention import IdentityEntry, identity_attention
+from ..fused import fused_attention, is_on
 from .strength import Strength
 
 ROLES = "fast_instantid_roles"
@@ -69,6 +70,9 @@ class AttentionPatch:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
         """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
+        fused = self._in_one_launch(q, k, v, extra_options)
+        if fused is not None:
+            return fused
         if self.base is None:
             out = optimized_attention(
                 q,
@@ -86,6 +90,21 @@ class AttentionPatch:
             if always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0])):
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out.to(q.dtype)
+
+    def _in_one_launch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor | None:
+        """The same, where there is nothing but one face, and the text attention is that of torch; None elsewhere."""
+        if (
+            not is_on(q.device)
+            or self.base is not None
+            or self.callback != [add_identity]
+            or not always_acts(self.kwargs[0])
+            or optimized_attention is not attention_pytorch  # the user chose another: SageAttention, xFormers, ...
+            or extra_options.get("optimized_attention_override") is not None
+            or extra_options.get("attn_precision") is not None
+        ):
+            return None
+        entry = _entry(q, extra_options, **self.kwargs[0])
+        return fused_attention(q, k, v, [entry], extra_options["n_heads"])
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:
@@ -105,13 +124,16 @@ def add_identity(
     k: Tensor,
     v: Tensor,
     extra_options: ExtraOptions,
-    *,
-    key: Tensor,
-    value: Tensor,
-    strength: Strength,
-    **_: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """The callback: the identity branch of one layer, ``(B, N, C)``.
+    """The callback: the identity branch of one layer, ``(B, N, C)``."""
+    return identity_attention(q, [_entry(q, extra_options, **kwargs)], extra_options["n_heads"])
+
+
+def _entry(
+    q: Tensor, extra_options: ExtraOptions, *, key: Tensor, value: Tensor, strength: Strength, **_: Any
+) -> IdentityEntry:
+    """The face of a callback, as this layer sees it.
 
     Args:
         key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
@@ -120,9 +142,7 @@ def add_identity(
         key, value = key.to(q.device, q.dtype), value.to(q.device, q.dtype)
     chunks = chunks_of(extra_options)
     scale = strength.scale(q, len(q) // len(chunks), extra_options)
-    return identity_attention(
-        q, [IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)], extra_options["n_heads"]
-    )
+    return IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)
 
 
 def chunks_of(extra_options: ExtraOptions) -> list[int]:

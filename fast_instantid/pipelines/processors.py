@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from ..attention import identity_attention
+from ..fused import fused_attention
 from .layout import LaidOutBank
 
 
@@ -31,7 +32,8 @@ def identity_processor(attn: Attention, bank: LaidOutBank, layer: int) -> Identi
 
 
 class IdentityAttnProcessor:
-    """``to_out(softmax(Q K_text^T) V_text + identity branch)``, the first term bit for bit AttnProcessor2_0's."""
+    """``to_out(softmax(Q K_text^T) V_text + identity branch)``, the first term bit for bit AttnProcessor2_0's
+    where the two are computed apart."""
 
     def __init__(self, bank: LaidOutBank, layer: int) -> None:
         self.bank = bank
@@ -44,15 +46,17 @@ class IdentityAttnProcessor:
         encoder_hidden_states: torch.Tensor,  # (B, T, width)
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        batch, num_text_tokens, _ = encoder_hidden_states.shape
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, num_text_tokens, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         query = attn.to_q(hidden_states)
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2).flatten(2)
-        attended = attended + identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
+        entries = self.bank.entries(self.layer, query.shape[1])
+        attended = fused_attention(query, key, value, entries, attn.heads) if attention_mask is None else None
+        if attended is None:
+            if attention_mask is not None:
+                attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], len(key))
+                attention_mask = attention_mask.view(len(key), attn.heads, -1, attention_mask.shape[-1])
+            heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+            attended = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+            attended = attended + identity_attention(query, entries, attn.heads)
         return attn.to_out[1](attn.to_out[0](attended))
 
 

@@ -1,0 +1,169 @@
+"""The Triton kernel. Importing it imports triton, so only :mod:`.` does, when it launches it for the first time."""
+
+# Triton is no dependency, so it may be absent, and its language is untyped.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedFunctionDecorator=false
+# pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..attention import IdentityEntry
+
+
+class Tile(NamedTuple):
+    """How the work is cut. All but the warps are powers of 2 from 16."""
+
+    queries: int
+    """Of one program."""
+    text: int
+    """Tokens at a time."""
+    warps: int
+
+
+TILE = Tile(queries=64, text=128, warps=4)
+"""The prompt's 77 tokens in one piece."""
+
+_MAX_IDENTITY = 64  # four references
+
+
+def text_and_identity(
+    query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, num_heads: int, out: Tensor, tile: Tile = TILE
+) -> None:
+    """Write the sum of text attention and identity attention to ``out``.
+
+    Args:
+        query: ``(B, N, C)``, of float16, bfloat16 or float32; ``C / num_heads`` is a power of 2 from 16.
+        key, value: ``(B, T, C)`` of the text, of the query's dtype. Channels are contiguous, as they are in the query.
+        entry: its ``(G, T, C)`` are read in place for all ``B / G`` images of a chunk.
+        out: ``(B, N, C)``, with contiguous channels.
+    """
+    batch, num_queries, channels = query.shape
+    head_dim = channels // num_heads
+    id_key, id_value, scale = entry.key, entry.value, entry.scale
+    masked = isinstance(scale, Tensor)
+    scale_rows = len(scale) if masked and scale.ndim else 1
+    # Every program reads some queries of one head of one image, and all tokens.
+    grid = (-(-num_queries // tile.queries), num_heads, batch)
+    with torch.cuda.device_of(query):
+        _text_and_identity[grid](
+            query,
+            key,
+            value,
+            id_key,
+            id_value,
+            scale if masked else float(scale),
+            out,
+            num_queries,
+            batch // len(id_key),
+            scale_rows,
+            math.log2(math.e) / math.sqrt(head_dim),
+            *query.stride()[:2],
+            *key.stride()[:2],
+            *value.stride()[:2],
+            *id_key.stride()[:2],
+            *id_value.stride()[:2],
+            *(scale.stride()[:2] if masked and scale.ndim else (0, 0)),
+            *out.stride()[:2],
+            TEXT=key.shape[1],
+            IDENTITY=id_key.shape[1],
+            MASKED=masked,
+            HEAD_DIM=head_dim,
+            QUERIES=tile.queries,
+            TEXT_BLOCK=tile.text,
+            IDENTITY_BLOCK=identity_block(id_key.shape[1]),
+            num_warps=tile.warps,
+            num_stages=2,  # of a longer prompt; three need more shared memory than consumer GPUs have
+        )
+
+
+def identity_block(tokens: int) -> int:
+    """How many tokens of the face are taken at a time."""
+    return min(max(1 << (tokens - 1).bit_length(), 16), _MAX_IDENTITY)
+
+
+@triton.jit
+def _text_and_identity(
+    query,
+    key,
+    value,
+    id_key,
+    id_value,
+    scale,  # a number, or where MASKED is set, a tensor of weights
+    out,
+    num_queries,
+    images,  # of a chunk
+    scale_rows,
+    factor,  # log2(e) / sqrt(d), since the hardware's exponential is that of base 2
+    query_batch,  # strides
+    query_row,
+    key_batch,
+    key_row,
+    value_batch,
+    value_row,
+    id_key_chunk,
+    id_key_row,
+    id_value_chunk,
+    id_value_row,
+    scale_image,
+    scale_row,
+    out_batch,
+    out_row,
+    TEXT: tl.constexpr,
+    IDENTITY: tl.constexpr,
+    MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TEXT_BLOCK: tl.constexpr,
+    IDENTITY_BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    columns = tl.program_id(1) * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    image = tl.program_id(2).to(tl.int64)  # a batch may have more than 2^31 elements
+    chunk = image // images
+    there = rows < num_queries
+
+    q = tl.load(query + image * query_batch + rows[:, None] * query_row + columns[None, :], there[:, None], 0.0)
+    text_key, text_value = key + image * key_batch, value + image * value_batch
+    text = _attention(q, text_key, key_row, text_value, value_row, columns, factor, TEXT, TEXT_BLOCK)
+    face_key, face_value = id_key + chunk * id_key_chunk, id_value + chunk * id_value_chunk
+    face = _attention(q, face_key, id_key_row, face_value, id_value_row, columns, factor, IDENTITY, IDENTITY_BLOCK)
+    if MASKED:
+        weights = tl.load(scale + (image % scale_rows) * scale_image + rows * scale_row, there, 0.0)
+        face *= weights.to(tl.float32)[:, None]
+    else:
+        face *= scale
+    to = out + image * out_batch + rows[:, None] * out_row + columns[None, :]
+    tl.store(to, (text + face).to(q.dtype), there[:, None])
+
+
+@triton.jit
+def _attention(q, key, key_row, value, value_row, columns, factor, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
+    """``softmax(q K^T / sqrt(d)) V`` of some queries, in float32.
+
+    Over blocks of tokens with a running maximum (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A
+    prompt of 77 tokens and a face of 16 are one block each, and the compiler leaves no loop.
+    """
+    highest = tl.full([q.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([q.shape[0]], tl.float32)
+    attended = tl.zeros([q.shape[0], q.shape[1]], tl.float32)
+    for start in range(0, LENGTH, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        there = tokens < LENGTH
+        k = tl.load(key + tokens[:, None] * key_row + columns[None, :], there[:, None], 0.0)
+        v = tl.load(value + tokens[:, None] * value_row + columns[None, :], there[:, None], 0.0)
+        # "ieee" keeps float32 from being rounded to TF32; of smaller types it changes nothing.
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        now_highest = tl.maximum(highest, tl.max(scores, 1))  # finite: each block has a token
+        kept = tl.exp2(highest - now_highest)
+        weights = tl.exp2(scores - now_highest[:, None])
+        total = total * kept + tl.sum(weights, 1)
+        attended = tl.dot(weights.to(v.dtype), v, attended * kept[:, None], input_precision="ieee")
+        highest = now_highest
+    return attended / total[:, None]
