@@ -47,6 +47,28 @@ def test_recognisers_equal_onnxruntime(write, batch, tmp_path):
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_a_batch_norm_may_have_no_epsilon(tmp_path):
+    """Some versions of torch refuse such a module; onnxruntime does not."""
+    values = np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32)
+    names = ("scale", "shift", "mean", "variance")
+    graph = helper.make_graph(
+        [helper.make_node("BatchNormalization", ["x", *names], ["y"], epsilon=0.0)],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [numpy_helper.from_array(row, name) for row, name in zip(values, names, strict=True)],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    module = to_module(read_graph(path))
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.eps > 0 for norm in norms)
+    images = np.random.default_rng(1).standard_normal((2, 3, 4, 4), np.float32)
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": images})[0]
+    np.testing.assert_allclose(module(torch.from_numpy(images))[0].numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_detectors_equal_onnxruntime_at_any_size(any_detector):
     session = onnxruntime.InferenceSession(str(any_detector))
     module = to_module(read_graph(any_detector))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fast_instantid import Adapter, Face, FaceAnalyzer, miniature
 from fast_instantid.faces import draw_keypoints
@@ -17,13 +19,13 @@ from fast_instantid.faces.onnx_graph import read_graph
 from fast_instantid.faces.recognizer import Recognizer
 from fast_instantid.pipelines import InstantIDFiles, Sampling, generate, load_pipeline
 from training import autoencoder, recognizer, together
-from training.conditions import Conditions
+from training.conditions import Batch, Conditions
 from training.data import TEST, TRAINING, Portraits, draw_portraits, person
-from training.diffusion import Stack
+from training.diffusion import Stack, _apart, _together
 from training.export import export
 from training.half import store_half
 from training.networks import TEXT_LENGTH, tokenizer
-from training.pairs import draw_pairs
+from training.pairs import Pairs, draw_pairs
 from training.prepare import make_pack, prepare, start_from
 from training.recognizer_export import write_onnx
 from training.run import Run
@@ -161,6 +163,60 @@ def test_a_new_stack_lets_the_keypoints_and_the_person_through(trained, portrait
         other = stack(batch.latents, timesteps, batch, ones, ones)
     assert (moved - plain).std() > 0.01 * plain.std()
     assert (other - moved).std() > 0.001 * plain.std()
+
+
+class Crossings(TorchDispatchMode):
+    """Names of operators that read numbers of a tensor, or whose tensors lie on several devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        reads = func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "lift_fresh")
+        if reads or len({tensor.device for tensor in tensors}) > 1:
+            self.found.add(str(func))
+        return result
+
+
+@pytest.mark.parametrize("faces", [1, 2])
+def test_a_step_on_another_device_never_looks_back(trained, faces):
+    """On a GPU a step is recorded as a CUDA graph, in which nothing may be read or copied over."""
+    stack = Stack(tokenizer(trained / "tokenizer")).to("meta")
+    conditions = Conditions(trained, tokenizer(trained / "tokenizer"), [0])
+    batch = conditions.batch(4) if faces == 1 else conditions.pairs(4)
+    elsewhere = Batch(**{name: value.to("meta") for name, value in vars(batch).items()})
+    with Crossings() as crossings:
+        losses = stack.loss(elsewhere)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(stack.parameters(), 1.0)
+    assert not crossings.found
+    assert losses.high_noise.device.type == "meta"
+    with Crossings() as crossings:
+        torch.zeros(1).item()
+    assert crossings.found
+
+
+def test_pictures_of_two_are_told_apart_by_their_squares():
+    """A query in the left square is answered by the left face's tokens, and comes back to where it was."""
+    queries = torch.randn(3, 2, 4 * 8, 5)
+    apart = _apart(queries, 2)
+    assert torch.equal(_together(apart, 2), queries)
+    assert torch.equal(apart[4].unflatten(1, (4, 4)), queries[2].unflatten(1, (4, 8))[:, :, :4])
+    assert torch.equal(apart[5].unflatten(1, (4, 4)), queries[2].unflatten(1, (4, 8))[:, :, 4:])
+
+
+def test_pairs_show_both_people(work):
+    pairs = Pairs.load(work / "pairs")
+    assert pairs.pictures.shape == (50, SIZE, 2 * SIZE, 3)
+    assert sorted(pairs.people[:, 0]) == list(range(50))
+    analyzer = FaceAnalyzer.load(miniature.files().pack, device="cpu")
+    for picture, keypoints in zip(pairs.pictures[:5], pairs.keypoints[:5], strict=True):
+        faces = sorted(analyzer.detect(picture)[0], key=lambda face: face.kps[0, 0])
+        assert len(faces) == 2
+        assert np.abs(np.stack([face.kps for face in faces]) - keypoints).mean() < 3
 
 
 def test_what_is_exported_is_read_by_production(trained, portraits, tmp_path):
