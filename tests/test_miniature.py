@@ -24,6 +24,7 @@ from fast_instantid import Adapter, Cache, Face, FaceAnalyzer, Identity, miniatu
 from fast_instantid.faces import draw_keypoints, largest
 from fast_instantid.faces.onnx_graph import read_graph
 from fast_instantid.pipelines import InstantIDFiles, Sampling, Subject, generate, load_pipeline
+from training import report
 from training.data import TEST, person
 from training.world import COLORS, SIZE, Portrait, Pose, Scene, draw
 
@@ -319,3 +320,10 @@ def test_every_file_is_shipped(weights):
     shipped = {path for pattern in json.loads(line) for path in package.glob(pattern)}
     assert {path for path in weights.rglob("*") if path.is_file()} <= shipped
     assert package / "miniature" / "CARD.md" in shipped
+
+
+def test_the_card_has_the_numbers_of_the_report(weights):
+    """Which ``python -m training --report-only`` writes; every bar is met."""
+    found = json.loads((weights.parent / "report.json").read_text())
+    assert report.table(found) in (weights.parent / "CARD.md").read_text()
+    assert all(bar.met(found) for bar in report.BARS)

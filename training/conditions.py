@@ -117,7 +117,10 @@ class Conditions:
         )
 
     def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # without waiting for the step that runs
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _tokenised(self, caption: str) -> np.ndarray:
         """There are few captions, and a tokenizer is slow."""
