@@ -33,10 +33,16 @@ class Reuse:
 
     Args:
         max_bytes: of all results together.
+        inference: take tensors of inference mode too, of which torch counts no writes: where the host writes to none.
+        layers: kinds of layers of the host's that compute what torch's own do.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, max_bytes: int = MAX_BYTES, *, inference: bool = False, layers: tuple[type[nn.Module], ...] = ()
+    ) -> None:
         self._max_bytes = max_bytes
+        self._inference = inference
+        self._layers = (*_PLAIN, *layers)
         self._run: list[_Unchanged] = []
         self._kept: dict[nn.Module, _Result] = {}
         self._bytes = 0
@@ -55,7 +61,7 @@ class Reuse:
         if len(tensors) == len(self._run) and all(map(_Unchanged.is_still, self._run, tensors)):
             return
         self.clear()
-        if all(map(_is_traceable, tensors)):
+        if all(map(self._is_traceable, tensors)):
             forget = _clear_weakly(self)
             self._run = [_Unchanged(tensor, forget) for tensor in tensors if tensor is not None]
 
@@ -75,29 +81,75 @@ class Reuse:
                 nothing but ``input``.
         """
         compute = forward or module
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._is_of_run(input):
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.is_of_run(input):
             return compute(input)
         kept = self._kept.get(module)
-        if kept is not None and kept.holds(module, input) and _is_plain(module, forward) and not _autocasts(input):
+        may_keep = self._is_plain(module, forward) and not _autocasts(input)
+        if kept is not None and may_keep and kept.holds(module, input):
             return kept.value
         self._drop(module)
         value = compute(input)
-        if _is_plain(module, forward) and not _autocasts(input) and _is_traceable(value):
+        if may_keep and self._is_traceable(value):
             self._keep(module, input, value)
         return value
 
-    def _is_of_run(self, input: Tensor) -> bool:
+    def is_of_run(self, input: Tensor) -> bool:
+        """Whether it is one of the tensors of ``begin``, and nobody has written to it."""
         return any(tensor.is_still(input) for tensor in self._run)
+
+    def _is_traceable(self, tensor: Tensor | None) -> bool:
+        """Whether torch counts what is written to it. It does not in inference mode, nor for all subclasses."""
+        if tensor is None or type(tensor) not in (Tensor, nn.Parameter):
+            return False
+        return self._inference or not tensor.is_inference()
+
+    def _is_plain(self, module: nn.Module, forward: object) -> bool:
+        """Whether a call of it is what its class says, made of its weights as they are. A layer with a LoRA or
+        quantised weights is of another class, an offloaded one has a ``forward`` of its own."""
+        for part in module.modules():
+            if vars(part)["_forward_hooks"] or vars(part)["_forward_pre_hooks"]:
+                return False
+            is_vouched_for = part is module and forward is not None
+            if not is_vouched_for and (type(part) not in self._layers or "forward" in vars(part)):
+                return False
+        return True
 
     def _keep(self, module: nn.Module, input: Tensor, value: Tensor) -> None:
         fits = self._bytes + value.nbytes <= self._max_bytes
-        if fits and all(map(_is_traceable, module.parameters())):
+        if fits and all(map(self._is_traceable, module.parameters())):
             self._kept[module] = _Result(module, input, value)
             self._bytes += value.nbytes
 
     def _drop(self, module: nn.Module) -> None:
         dropped = self._kept.pop(module, None)
         self._bytes -= 0 if dropped is None else dropped.value.nbytes
+
+
+class ReplacedForward:
+    """A module whose ``forward`` is another until ``restore``.
+
+    Args:
+        make: gets the ``forward`` that was there, and returns the one to use.
+    """
+
+    def __init__(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._module = module
+        self._own = vars(module).get("forward")  # offloading puts one there; else it is the class's
+        before, replaced = module.forward, make(module.forward)
+        self._is_on = True
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return (replaced if self._is_on else before)(*args, **kwargs)
+
+        self._ours = module.forward = forward
+
+    def restore(self) -> None:
+        """As it was. Where somebody has wrapped it since, it does what it did."""
+        self._is_on = False
+        if vars(self._module).get("forward") is self._ours:
+            del self._module.forward
+            if self._own is not None:
+                self._module.forward = self._own
 
 
 class _Unchanged:
@@ -135,24 +187,8 @@ class _Result:
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _is_traceable(tensor: Tensor | None) -> bool:
-    """Whether torch counts what is written to it. It does not in inference mode, nor for all subclasses."""
-    return tensor is not None and type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
-
-
-def _is_plain(module: nn.Module, forward: object) -> bool:
-    """Whether a call of it is what its class says, made of its weights as they are. A layer with a LoRA or quantised
-    weights is of another class, an offloaded one has a ``forward`` of its own."""
-    for part in module.modules():
-        if vars(part)["_forward_hooks"] or vars(part)["_forward_pre_hooks"]:
-            return False
-        is_vouched_for = part is module and forward is not None
-        if not is_vouched_for and (type(part) not in _PLAIN or "forward" in vars(part)):
-            return False
-    return True
+    version = None if tensor.is_inference() else tensor._version
+    return version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _autocasts(tensor: Tensor) -> bool:

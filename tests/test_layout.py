@@ -26,7 +26,7 @@ ALLOWED = {
     "fused": {"attention"},
     "reuse": set(),
     "": {"faces", "identity", "attention"},
-    "comfyui": {"", "faces", "identity", "attention", "fused", "observe", "miniature"},
+    "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse"},
     "download": set(),
     "miniature": set(),

@@ -21,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import BackendError, ModelFileError
 from ..identity import Identity
 from ..recorder import stage_of
-from ..reuse import Reuse, at_every_step
-from .identity_net import ReplacedForward, keep_hint, skip_when_silent
+from ..reuse import ReplacedForward, Reuse, at_every_step
+from .identity_net import keep_hint, skip_when_silent
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
 from .processors import TextAttnProcessor, identity_processor, is_plain
 from .subject import Subject, as_subjects

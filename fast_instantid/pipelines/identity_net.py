@@ -7,36 +7,9 @@ from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..reuse import Reuse
-
-
-class ReplacedForward:
-    """A module whose ``forward`` is another until ``restore``.
-
-    Args:
-        make: gets the ``forward`` that was there, and returns the one to use.
-    """
-
-    def __init__(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._module = module
-        self._own = vars(module).get("forward")  # offloading puts one there; else it is the class's
-        before, replaced = module.forward, make(module.forward)
-        self._is_on = True
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return (replaced if self._is_on else before)(*args, **kwargs)
-
-        self._ours = module.forward = forward
-
-    def restore(self) -> None:
-        """As it was. Where somebody has wrapped it since, it does what it did."""
-        self._is_on = False
-        if vars(self._module).get("forward") is self._ours:
-            del self._module.forward
-            if self._own is not None:
-                self._module.forward = self._own
+from ..reuse import ReplacedForward, Reuse
 
 
 def keep_hint(net: ControlNetModel, reuse: Reuse) -> ReplacedForward:
