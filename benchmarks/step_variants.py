@@ -161,7 +161,17 @@ def reference_without_syncs(packs: Packs) -> Patched:
 
 
 def ours(packs: Packs) -> Patched:
-    """Our Apply InstantID."""
+    """Our Apply InstantID, with nothing kept from one step for the next."""
+    from comfy.patcher_extension import WrappersMP
+
+    patched = ours_with_caches(packs)
+    patched.model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, "fast_instantid")
+    return patched
+
+
+def ours_with_caches(packs: Packs) -> Patched:
+    """Our Apply InstantID as it is: what the ControlNet makes of its picture is computed in the first step only, which
+    is none of those that are measured."""
     from fast_instantid.comfyui.nodes import ApplyInstantID
 
     return packs.apply(ApplyInstantID, packs.our_adapter)
@@ -171,6 +181,7 @@ VARIANTS: dict[str, Callable[[Packs], Patched]] = {
     "plain": plain,
     "reference": reference,
     "ours": ours,
+    "ours, caches": ours_with_caches,
     "reference, no syncs": reference_without_syncs,
 }
 """In the order in which they take turns. Each is compared with "plain" and "reference": name those too where only some

@@ -117,7 +117,7 @@ def apply_to_conditioning(
     Args:
         tokens: cond and uncond, ``(M, 16, W)`` each.
         keypoints: ``(B, H, W, 3)`` in 0..1, the picture that steers it.
-        strength: of the IdentityNet.
+        strength: of the IdentityNet. With 0 the host would run it and multiply what it says by 0, so it is left out.
         mask: ``(H, W)`` or ``(M, H, W)``: where the positive conditioning acts.
     """
     hint = keypoints.movedim(-1, 1)
@@ -128,12 +128,13 @@ def apply_to_conditioning(
 
     def with_identity(options: dict[str, Any], is_cond: bool) -> dict[str, Any]:
         previous = options.get("control")
-        if previous not in control_nets:
-            control_nets[previous] = control_net.copy().set_cond_hint(hint, strength, (start_at, end_at))
-            control_nets[previous].set_previous_controlnet(previous)
+        if strength != 0:
+            if previous not in control_nets:
+                control_nets[previous] = control_net.copy().set_cond_hint(hint, strength, (start_at, end_at))
+                control_nets[previous].set_previous_controlnet(previous)
+            options = {**options, "control": control_nets[previous]}
         options = {
             **options,
-            "control": control_nets[previous],
             "control_apply_to_uncond": False,
             "cross_attn_controlnet": tokens[0 if is_cond else 1].to(device, hint.dtype),
             IS_COND: is_cond,

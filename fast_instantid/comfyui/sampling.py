@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from ..recorder import is_recording, stage
 from .patch import COND, ROLES, UNCOND, AttentionPatch, add_identity, always_acts, chunks_of
-from .stages import control_net_stages
+from .reuse import Hints, is_wanted
+from .stages import control_net_stages, networks_of
 from .strength import Strength
 
 logger = logging.getLogger("fast_instantid")
@@ -27,11 +29,13 @@ IS_COND = "fast_instantid_cond"
 
 _KEY = "fast_instantid"  # ours, among the wrappers and callbacks of a model
 _NAMES = "fast_instantid_names"
+_HINTS = "fast_instantid_hints"
 
 
 def wrap(model: ModelPatcher) -> None:
     """Have the host call us when ``model`` is evaluated or cloned. Doing it twice is doing it once."""
     for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _keep_hints),
         (WrappersMP.PREDICT_NOISE, _tell_names),
         (WrappersMP.CALC_COND_BATCH, _decide),
         (WrappersMP.APPLY_MODEL, _apply_model),
@@ -47,6 +51,19 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     return options.get("patches_replace", {}).get("attn2", {})
 
 
+def _keep_hints(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Hold what ControlNets make of their pictures, for the run that this is."""
+    options = getattr(executor.class_obj, "model_options", {}).get("transformer_options")
+    if options is None or not is_wanted():
+        return executor(*args, **kwargs)
+    hints = options[_HINTS] = Hints()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(_HINTS, None)
+        hints.clear()
+
+
 def _tell_names(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:
     """Pass on what the guider calls its conditionings."""
     options = model_options or {}
@@ -58,6 +75,7 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
     """Leave only the patches that act at this noise level, which is looked at once, and only if that matters."""
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
+    hints: Hints | None = transformer_options.pop(_HINTS, None)
     patches = attention_patches(transformer_options)
     ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}
     if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
@@ -67,9 +85,11 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
         active = {layer: patch for layer, patch in active.items() if patch is not None}
         transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
     options = {**options, "transformer_options": transformer_options}
-    if not is_recording():
-        return executor(model, conds, x_in, timestep, options)
-    with control_net_stages(conds):
+    with ExitStack() as evaluation:
+        if hints is not None:
+            evaluation.enter_context(hints.kept(networks_of(conds), conds))
+        if is_recording():
+            evaluation.enter_context(control_net_stages(conds))
         return executor(model, conds, x_in, timestep, options)
 
 

@@ -25,7 +25,7 @@ def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> G
     """In the block, each call of a ControlNet that these conditionings hold is a stage."""
     handles = [
         handle
-        for network in _networks(conds)
+        for network in networks_of(conds)
         for handle in stage_of(network, "IdentityNet" if network in _identity_nets else "ControlNet")
     ]
     try:
@@ -35,7 +35,8 @@ def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> G
             handle.remove()
 
 
-def _networks(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.Module]:
+def networks_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.Module]:
+    """The networks of the ControlNets that these conditionings hold."""
     found: dict[nn.Module, None] = {}  # each once, in order: the copies of a ControlNet share its network
     for entry in (entry for cond in conds for entry in cond or ()):
         control = entry.get("control")

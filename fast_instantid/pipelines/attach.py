@@ -21,8 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import BackendError, ModelFileError
 from ..identity import Identity
 from ..recorder import stage_of
+from ..reuse import ReplacedForward, Reuse, at_every_step
+from .identity_net import keep_hint, skip_when_silent
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
-from .processors import identity_processor
+from .processors import TextAttnProcessor, identity_processor, is_plain
 from .subject import Subject, as_subjects
 
 _attached_to: WeakKeyDictionary[torch.nn.Module, InstantID] = WeakKeyDictionary()
@@ -42,17 +44,23 @@ class InstantID:
     Args:
         pipe: any SDXL pipeline. Without a ControlNet, only the attention half acts.
         identity_net: which of several ControlNets is the IdentityNet; the others go on seeing the prompt.
+        reuse: compute once per run what is the same at every step, with no number changed: the keys and values of the
+            prompt, those of the IdentityNet, and its convolutions over the keypoint picture. Weights that a callback
+            changes between two steps are noticed unless it writes to them through ``weight.data``: give False there.
 
     Raises:
         BackendError: a pipeline without a UNet, or without that ControlNet.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, identity_net: int = 0) -> None:
+    def __init__(self, pipe: DiffusionPipeline, identity_net: int = 0, reuse: bool = True) -> None:
         self._pipe: Any = pipe
         self._unet = _unet(pipe)
         self._identity_net = _identity_net(pipe, identity_net)
         self._replaced: list[tuple[Attention, Any, Any]] = []  # (layer, our processor, the one before)
         self._hooks: list[RemovableHandle] = []
+        self._forwards: list[ReplacedForward] = []
+        # Of the UNet and of the IdentityNet
+        self._kept, self._kept_by_net = (Reuse(), Reuse()) if reuse else (None, None)
 
     def attach(self, who: Identity | Subject | Sequence[Identity | Subject], weight: float | None = None) -> None:
         """Make the pipeline draw these people, in place of those attached before, by this object or another.
@@ -78,22 +86,31 @@ class InstantID:
             _attached_to[model] = self
 
         if active := [subject for subject in subjects if subject.weight != 0]:
-            bank = LaidOutBank(active)
+            bank, kept = LaidOutBank(active), self._kept
             for i, layer in enumerate(layers):
-                before, ours = layer.processor, identity_processor(layer, bank, i)
-                layer.set_processor(ours)  # pyright: ignore[reportArgumentType]
-                self._replaced.append((layer, ours, before))
+                self._replace(layer, identity_processor(layer, bank, i, kept or at_every_step))
 
             def prepare_bank(unet: Any, args: Any, kwargs: Any) -> None:
                 bank.lay_out(self._layout(unet, args, kwargs))
+                if kept is not None:
+                    prompt = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
+                    kept.begin(prompt, self._timesteps())
 
             self._hooks.append(self._unet.register_forward_pre_hook(prepare_bank, with_kwargs=True))
 
         if self._identity_net is not None:
-            tokens = LaidOutTokens(subjects)
+            tokens, kept_by_net = LaidOutTokens(subjects), self._kept_by_net
+            self._forwards.append(skip_when_silent(self._identity_net))
+            if kept_by_net is not None:
+                self._forwards.append(keep_hint(self._identity_net, kept_by_net))
+                for layer in filter(is_plain, _cross_attention_layers(self._identity_net)):
+                    self._replace(layer, TextAttnProcessor(kept_by_net))
 
             def replace_prompt(net: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-                return args, kwargs | {"encoder_hidden_states": tokens.lay_out(self._layout(net, args, kwargs))}
+                laid_out = tokens.lay_out(self._layout(net, args, kwargs))
+                if kept_by_net is not None:
+                    kept_by_net.begin(kwargs.get("controlnet_cond"), laid_out, self._timesteps())
+                return args, kwargs | {"encoder_hidden_states": laid_out}
 
             self._hooks.append(self._identity_net.register_forward_pre_hook(replace_prompt, with_kwargs=True))
 
@@ -107,11 +124,25 @@ class InstantID:
         for layer, ours, before in self._replaced:
             if layer.processor is ours:
                 layer.set_processor(before)
+        for forward in self._forwards:
+            forward.restore()
+        for kept in (self._kept, self._kept_by_net):
+            if kept is not None:
+                kept.clear()
         self._hooks.clear()
         self._replaced.clear()
+        self._forwards.clear()
         for model in self._models():
             if _attached_to.get(model) is self:
                 del _attached_to[model]
+
+    def _replace(self, layer: Attention, ours: Any) -> None:
+        self._replaced.append((layer, ours, layer.processor))
+        layer.set_processor(ours)
+
+    def _timesteps(self) -> torch.Tensor | None:
+        """A tensor that the scheduler makes anew for each run."""
+        return getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
 
     def _models(self) -> list[torch.nn.Module]:
         return [model for model in (self._unet, self._identity_net) if model is not None]

@@ -138,6 +138,13 @@ def test_weights_of_attention_and_controlnet(compare):
     compare(apply(ip_weight=0.3, cn_strength=1.4))
 
 
+def test_strength_0_of_the_controlnet(packs):
+    """The reference runs it all the same, and adds nothing."""
+    ours, theirs = (tiny.sample(*apply(cn_strength=0.0)(pack)) for pack in packs)
+    assert distance(ours, theirs) <= TOLERANCE
+    assert distance(ours, tiny.sample(*apply(cn_strength=0.8)(packs[0]))) > ACTS
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.2, 0.8), (0.0, 0.5), (0.0, 0.0)])
 def test_range(compare, start, end):
     """Half of the way is the noise level of the second of three steps: to the bit, and it counts as inside."""
