@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.common import PAUSE
 from benchmarks.findings_caches import wrong_faces
-from benchmarks.findings_sides import Finding, Side, Sides, network_runs
+from benchmarks.findings_sides import Finding, Side, Sides, medians, network_runs
 from benchmarks.operations import Counts
 from benchmarks.workflow import group_photo, portrait, unseen
 from examples.tiny_faces import SCRFD_10G, write_scrfd
@@ -147,7 +145,7 @@ def _ways_to_detect_four(runs: int) -> Iterator[Finding]:
         network = load_network(read_graph(path), "torch", "cpu")
         pictures = unseen(cv2.resize(portrait(), (640, 640)), 4).mul(255).byte().numpy()
         with ThreadPoolExecutor(4) as threads:
-            seconds = _in_turn(
+            seconds = medians(
                 {
                     "one by one": lambda: [analysis.det_model.detect(picture) for picture in pictures],
                     "four threads": lambda: [*threads.map(analysis.det_model.detect, pictures)],
@@ -157,18 +155,6 @@ def _ways_to_detect_four(runs: int) -> Iterator[Finding]:
                     "in torch, one batch": lambda: network.run(pictures, 127.5, 1 / 128),
                 },
                 runs,
+                pause=PAUSE,  # onnxruntime's threads spin on after a run
             )
     yield Finding("10", "detection in four pictures", "seconds", seconds)
-
-
-def _in_turn(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, float | str]:
-    """Medians, A B C A B C, after a warm-up of each."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(runs + 1):
-        for name, way in ways.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            way()
-            if run:
-                times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(found), 6) for name, found in times.items()}

@@ -1,8 +1,8 @@
 """What cubiq/ComfyUI_InstantID does, written anew and plainly, to stand where no checkout of it is at hand.
 
 It follows the pack's algorithm at commit 1ef34ef step by step, for the options that are measured here: the default
-ones, with or without a mask. ``tests/comfyui/test_findings.py`` runs both in one ComfyUI and compares every count.
-Import it after a host is on ``sys.path``.
+ones, with or without a mask. ``tests/comfyui/test_reimplementation.py`` runs both in one ComfyUI and compares all
+counts. Import it after a host is on ``sys.path``.
 """
 
 from __future__ import annotations

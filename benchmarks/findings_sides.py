@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +132,27 @@ class Sides:
     @property
     def both(self) -> tuple[Side, Side]:
         return self.reference, self.ours
+
+
+def medians(
+    ways: dict[str, Callable[[], object]], runs: int, calls: int = 1, pause: float = 0.0
+) -> dict[str, float | str]:
+    """Seconds of one call of each way, taken in turn, A B C A B C, after a warm-up of each.
+
+    Args:
+        calls: in a row, of which the mean is taken.
+        pause: in seconds, before them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(runs + 1):
+        for name, way in ways.items():
+            time.sleep(pause)
+            start = time.perf_counter()
+            for _ in range(calls):
+                way()
+            if run:
+                times[name].append((time.perf_counter() - start) / calls)
+    return {name: round(statistics.median(found), 9) for name, found in times.items()}
 
 
 @contextmanager
