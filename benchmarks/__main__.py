@@ -30,6 +30,10 @@ def main() -> None:
     suite.add_argument("--seconds", type=float, default=180.0, help="start no new measurement after so long")
     suite = suites.add_parser("attention", help="the layers of SDXL with a face, against the old pack's way")
     suite.add_argument("--device", default="cpu")
+    suite = suites.add_parser("findings", help="the report that started the project, counted beside the reference")
+    suite.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI; otherwise a stand-in for it")
+    suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--trials", type=int, default=30, help="pictures of each kind in the wrong-face trial")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
     runs = {"step": 20, "attention": 31}
     for name, suite in suites.choices.items():

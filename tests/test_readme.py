@@ -90,7 +90,8 @@ def test_the_tests_that_the_documents_name_are_there():
     root = Path(__file__).parent.parent
     files = {path.name: path.read_text() for path in (root / "tests").rglob("test_*.py")}
     named = 0
-    for document in [root / "docs" / "fidelity.md", *(root / "docs" / "adr").glob("*.md")]:
+    docs = root / "docs"
+    for document in [docs / "fidelity.md", docs / "findings.md", *(docs / "adr").glob("*.md")]:
         file = ""
         for name, test in re.findall(
             r"`(?:tests/)?(?:comfyui/)?(test_\w+\.py|…)?(?:::(test_\w+))?`", document.read_text()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.operations import Counts
 from fast_instantid.attention import region_mask
 from tests.comfyui import tiny
 from tests.comfyui.test_composition import bytes_held, patches_of
@@ -18,23 +18,6 @@ LAYERS = 60
 WIDTHS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
 """Channels of SDXL's own 70 cross-attention layers."""
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear")
-
-
-class Counts(TorchDispatchMode):
-    """Calls of operators by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self:  # in inference mode composite operators arrive whole: what they consist of counts
-            result = func.decompose(*args, **kwargs) if func.namespace == "aten" else NotImplemented
-        if result is NotImplemented:
-            self.calls[func.__name__.split(".")[0]] += 1
-            result = func(*args, **kwargs)
-        return result
 
 
 def counts(model: Any, positive: Any, negative: Any, steps: int = 2, **options: Any) -> Counter[str]:
