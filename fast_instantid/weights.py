@@ -21,7 +21,8 @@ from .recorder import stage
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
-_fingerprints: dict[tuple[str, int, int, int], str] = {}
+_CHUNK = 512 << 10  # bytes, few enough to stay in a core's cache between reading and hashing
+_fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()
 
 
@@ -70,25 +71,35 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
-    """``xxh3_128`` of a file's content, read once per version of the file and process.
+def file_version(path: str | os.PathLike[str]) -> str:
+    """What tells this state of a file from any other on this machine, without reading it.
 
-    A version is known by path, size, and the times of modification and change. The last of them no program can set, so
-    that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
+    It is made of path, size, and the times of modification and change. The last of them no program can set, so that
+    content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
 
     Raises:
         OSError: as the system says.
     """
     path = Path(path).resolve()
     stat = path.stat()
-    version = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return f"{path}, {stat.st_size} bytes, {stat.st_mtime_ns}, {stat.st_ctime_ns}"
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """``xxh3_128`` of a file's content, read once per :func:`file_version` and process.
+
+    Raises:
+        OSError: as the system says.
+    """
+    version = file_version(path)
     with _fingerprints_lock:
         known = _fingerprints.get(version)
     if known is None:
         digest = xxhash.xxh3_128()
-        with stage("fingerprint", nbytes=stat.st_size), open(path, "rb", buffering=0) as file:
-            while chunk := file.read(8 << 20):
-                digest.update(chunk)
+        chunk = memoryview(bytearray(_CHUNK))
+        with stage("fingerprint", nbytes=os.stat(path).st_size), open(path, "rb", buffering=0) as file:
+            while size := file.readinto(chunk):
+                digest.update(chunk[:size])
         known = digest.hexdigest()
         with _fingerprints_lock:
             _fingerprints[version] = known

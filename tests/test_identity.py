@@ -27,6 +27,7 @@ from fast_instantid.identity import (
     project_bank,
     unconditional_embedding,
 )
+from fast_instantid.recorder import Recorder
 
 CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
 SDXL_CHANNELS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
@@ -192,6 +193,23 @@ def test_the_disk_tier_gives_the_same_to_the_bit(adapter: Adapter, tmp_path: Pat
     assert_same(first, again)
 
 
+def test_the_adapter_is_hashed_only_where_other_processes_look(adapter: Adapter, tmp_path: Path) -> None:
+    copy = tmp_path / "a copy.bin"
+    copy.write_bytes(adapter.weights.path.read_bytes())
+
+    def spans(*adapters: Adapter) -> list[str]:
+        with Recorder() as recorded:
+            for one in adapters:
+                one.identity(embeddings())
+        return [span.name for span in recorded.spans if span.name in ("fingerprint", "project")]
+
+    in_memory, on_disk = Cache(), Cache(directory=tmp_path / "cache")
+    first, second = (Adapter.load(path, "cpu", torch.float32, in_memory) for path in (adapter.weights.path, copy))
+    assert spans(first, first, second) == ["project", "project"]
+    first, second = (Adapter.load(path, "cpu", torch.float32, on_disk) for path in (adapter.weights.path, copy))
+    assert spans(first, first, second) == ["fingerprint", "project", "fingerprint"], "the same content is one adapter"
+
+
 def test_whatever_shapes_an_identity_is_part_of_its_key(adapter: Adapter, tmp_path: Path) -> None:
     other_path = write_tiny_adapter(tmp_path / "other.bin", channels=CHANNELS, seed=1)
     other_weights = Adapter.load(other_path, "cpu", torch.float32, adapter.cache)
@@ -287,8 +305,9 @@ def test_works_in_and_out_of_inference_mode(tmp_path: Path, suffix: str, loaded_
     assert torch.equal(identity.bank.keys[-1], expected.bank.keys[-1])
 
 
-def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(tmp_path: Path) -> None:
-    path, cache = tmp_path / "ip-adapter.bin", Cache()
+@pytest.mark.parametrize("kept_on_disk", [False, True])
+def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(tmp_path: Path, kept_on_disk: bool) -> None:
+    path, cache = tmp_path / "ip-adapter.bin", Cache(directory=tmp_path / "cache" if kept_on_disk else None)
     old = Adapter.load(write_tiny_adapter(path, channels=CHANNELS, seed=0), "cpu", torch.float32, cache)
     write_tiny_adapter(tmp_path / "new.bin", channels=CHANNELS, seed=1).replace(path)
     from_old, from_new = old.identity(embeddings()), Adapter.load(path, "cpu", None, cache).identity(embeddings())

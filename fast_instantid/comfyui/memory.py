@@ -37,6 +37,7 @@ class ManagedNetwork(TorchNetwork):
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         # Whole or not at all (with --novram): the host can only keep a part of networks built of its own layers.
         room = images.size * _ACTIVATIONS_PER_PIXEL
+        _ = self.module  # which places it, where that was not done yet
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)
         return super().run(images, mean, scale)
 

@@ -182,8 +182,10 @@ class Adapter:
         if not combined.isfinite().all():
             raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
         device, dtype = self.placement.device, self.placement.dtype
+        # Other processes know the adapter by its content, which takes reading 1.69 GB; this one knows the file.
+        adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
         # The combined embedding stands for the photographs and the way they were combined.
-        key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
+        key = content_key(_FORMAT, _VERSION, adapter, combined, float(noise), str(dtype), device.type)
         # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
         with stage("identity"):
             record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
