@@ -1,9 +1,9 @@
 """One place where results are kept: content-addressed, bounded in bytes, each computed once.
 
-A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option. Addresses,
-ids and names alone never enter it, so a picture edited in place or a new one at a reused address is a miss. A value is a
-record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file, without
-pickle.
+A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option.
+Addresses, ids and names alone never enter it, so a picture edited in place or a new one at a reused address is a miss.
+A value is a record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file,
+without pickle.
 """
 
 from __future__ import annotations

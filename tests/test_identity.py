@@ -306,7 +306,9 @@ def test_works_in_and_out_of_inference_mode(tmp_path: Path, suffix: str, loaded_
 
 
 @pytest.mark.parametrize("kept_on_disk", [False, True])
-def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(tmp_path: Path, kept_on_disk: bool) -> None:
+def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(
+    tmp_path: Path, kept_on_disk: bool
+) -> None:
     path, cache = tmp_path / "ip-adapter.bin", Cache(directory=tmp_path / "cache" if kept_on_disk else None)
     old = Adapter.load(write_tiny_adapter(path, channels=CHANNELS, seed=0), "cpu", torch.float32, cache)
     write_tiny_adapter(tmp_path / "new.bin", channels=CHANNELS, seed=1).replace(path)

@@ -133,7 +133,7 @@ def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:
         outputs_first = layer.op == "Conv" or layer.attributes.get("transB", 0) == 1
         per_output = scale.reshape(-1, *[1] * (weight.ndim - 1)) if outputs_first else scale
         names = (f"{norm.outputs[0]}.weight", f"{norm.outputs[0]}.bias")
-        # In float64 and rounded once, a buffer at a time: a float64 copy of the whole would take longer than the product.
+        # In float64 and rounded once, a buffer at a time: a float64 copy of it all takes longer than the product.
         values[names[0]] = np.multiply(
             weight, per_output, out=np.empty_like(weight), dtype=np.float64, casting="same_kind"
         )

@@ -1,4 +1,4 @@
-"""Node packs with InstantID's nodes, found by their files. Apart from the doctor, because each start of ComfyUI asks."""
+"""Node packs with InstantID's nodes, found by their files. Each start of ComfyUI asks, and needs no doctor for it."""
 
 from __future__ import annotations
 
