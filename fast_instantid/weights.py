@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from .files import atomic_write
 from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
+
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16"}  # their names in safetensors
 
 _ZIP = b"PK\x03\x04"
 _CHUNK = 512 << 10  # bytes, few enough to stay in a core's cache between reading and hashing
@@ -119,6 +122,42 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     with atomic_write(path) as temporary:
         # safetensors' own save_file would make the file readable for nobody but its owner.
         temporary.write_bytes(save(copies, dict(metadata)))
+
+
+def stream_safetensors(
+    path: str | os.PathLike[str],
+    tensors: StateDict,
+    dtype: torch.dtype,
+    convert: Callable[[str, torch.Tensor], torch.Tensor],
+    report: Callable[[int, int], None],
+) -> None:
+    """Write a safetensors file of one dtype, whole or not at all, with never more than one of its tensors in memory.
+
+    Its layout is a header (8 bytes of length, little-endian, then JSON) and the tensors one after another, as the
+    safetensors package describes it, whose own writer needs them all at once.
+
+    Args:
+        convert: called with each name and tensor; returns it in ``dtype``.
+        report: called with the bytes written and their total.
+
+    Raises:
+        OSError: as the system says; the folder is then as it was before.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    total = 0
+    for name, tensor in tensors.items():
+        end = total + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [total, end]}
+        total = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of their alignment
+    done = 0
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            converted = convert(name, tensor).contiguous()
+            done += file.write(converted.reshape(-1).view(torch.uint8).numpy().data)
+            report(done, total)
 
 
 def _load_pickle(path: Path) -> Any:
