@@ -71,7 +71,10 @@ class Resampler(nn.Module):
         output_dim: int,
     ) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, num_queries, dim) / dim**0.5)
+        latents = torch.empty(1, num_queries, dim)
+        if not latents.is_meta:  # where arithmetic first imports torch's compiler and sympy, for a second or two
+            latents = torch.randn(1, num_queries, dim) / dim**0.5
+        self.latents = nn.Parameter(latents)
         self.proj_in = nn.Linear(embedding_dim, dim)
         self.proj_out = nn.Linear(dim, output_dim)
         self.norm_out = nn.LayerNorm(output_dim)
