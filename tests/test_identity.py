@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
@@ -13,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.live_bytes import LiveBytes
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.cache import Cache
 from fast_instantid.errors import FastInstantIDError, ModelFileError
@@ -243,28 +242,6 @@ def test_an_adapter_edited_in_place_under_its_old_name_misses(tmp_path: Path) ->
     assert not torch.equal(made[0].tokens, made[1].tokens)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of every storage made while it is on and still alive, and the most there ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-        self.conversions = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.conversions += func is torch.ops.aten._to_copy.default
-        out = func(*args, **(kwargs or {}))
-        # Operands are alive while an operation runs, its results from then on.
-        if isinstance(out, Tensor):
-            storage = out.untyped_storage()
-            if id(storage) not in self.alive:
-                self.alive[id(storage)] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, id(storage))
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
     layers = [(torch.randn(width, 256), torch.randn(width, 256)) for width in [64] * 4 + [128] * 20]
@@ -277,6 +254,24 @@ def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
     assert largest / 2 < transient <= largest  # a lower bound too: the count must see what it is there to see
     assert whole > 30 * largest
     assert live.conversions == 2 * len(layers) + 1  # each weight once, and the tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_resampler_holds_one_layer_in_another_dtype_and_gives_what_it_would_as_a_whole(
+    adapter: Adapter, dtype: torch.dtype
+) -> None:
+    weights = adapter.weights.image_proj
+    resampler = Resampler.from_state_dict(weights)
+    pair = torch.stack([embeddings(), embeddings() * 0.5]).to(dtype)
+    with torch.no_grad(), LiveBytes() as live:
+        tokens = resampler(pair)
+    whole = sum(tensor.numel() for tensor in weights.values()) * dtype.itemsize
+    layer = sum(t.numel() for name, t in weights.items() if name.startswith("layers.0.")) * dtype.itemsize
+    activations = 3 * 2 * 16 * 256 * dtype.itemsize  # of two rows of 16 latents, 256 wide inside the feed-forward
+    assert layer < live.peak < layer + activations < whole
+    assert sum(live.alive.values()) == tokens.nbytes
+    assert all(tensor.dtype == torch.float32 for tensor in resampler.parameters())
+    assert torch.equal(tokens, resampler.to(dtype)(pair))
 
 
 def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:

@@ -195,10 +195,9 @@ class Adapter:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
         device, dtype = self.placement.device, self.placement.dtype
         with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
-            resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
+            resampler = Resampler.from_state_dict(self.weights.image_proj)
             pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
             tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
-            del resampler  # makes room for the projections
         with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
             return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
 
