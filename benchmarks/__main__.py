@@ -18,6 +18,17 @@ def main() -> None:
     suite.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
+    suite = suites.add_parser("startup", help="what the first picture waits for, against cubiq/ComfyUI_InstantID")
+    suite.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI; without, imports only")
+    suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
+    suite = suites.add_parser("memory", help="bytes held and taken, against cubiq/ComfyUI_InstantID")
+    suite.add_argument(
+        "--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI; without, the projection only"
+    )
+    suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the projection is measured")
+    suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
     suite = suites.add_parser("step", help="a sampling step, against cubiq/ComfyUI_InstantID and against none of both")
     suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
@@ -37,7 +48,8 @@ def main() -> None:
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
     runs = {"step": 20, "attention": 31}
     for name, suite in suites.choices.items():
-        suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
+        if name != "memory":  # whose counts are the same each time
+            suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")
     options = vars(parser.parse_args())
     # Each needs other packages, and none those of the others.

@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
             comparisons += [nodes, evaluation, _in_all(nodes, evaluation, steps)]
             differences.append(difference)
         about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
-        about["versions"] |= {"comfyui": host.version, "reference": _version(packs[0])}
+        about["versions"] |= {"comfyui": host.version, "reference": pack_version(packs[0])}
         about |= {"dtype": "float32", "torch_threads": torch.get_num_threads(), "steps": steps}
         about |= {"image": _size(portrait()), "group_photo": _size(group_photo())}
         about["unpatched_evaluation_seconds"] = median_seconds(host.evaluate_unpatched, runs)
@@ -136,14 +136,7 @@ def _cold(
     comfyui: Path, base: Path, packs: Sequence[Path], runs: int
 ) -> tuple[Comparison, Comparison, dict[str, dict[str, float]]]:
     """Nodes, evaluation, and the median seconds of each part of the nodes; each run in a process of its own."""
-    torch.save(unseen(portrait()), base / "portrait.pt")
-    outcomes: dict[str, list[dict[str, Any]]] = {"reference": [], "ours": []}
-    for _ in range(runs + 1):
-        for pack, found in zip(packs, outcomes.values(), strict=True):
-            command = [sys.executable, "-m", "benchmarks.workflow_host", comfyui, base, pack, base / "portrait.pt"]
-            printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found.append(json.loads(printed.splitlines()[-1]))
-    counted = {side: found[1:] for side, found in outcomes.items()}
+    counted = cold_outcomes(comfyui, base, packs, runs)
     nodes = {side: [sum(outcome["nodes"].values()) for outcome in found] for side, found in counted.items()}
     evaluation = {side: [outcome["evaluation"] for outcome in found] for side, found in counted.items()}
     parts = {
@@ -152,6 +145,27 @@ def _cold(
     }
     name = "cold first run"
     return Comparison(f"{name}: nodes", **nodes), Comparison(f"{name}: evaluation", **evaluation), parts
+
+
+def cold_outcomes(
+    comfyui: Path, base: Path, packs: Sequence[Path], runs: int, prepare: Callable[[], object] = lambda: None
+) -> dict[str, list[dict[str, Any]]]:
+    """What ``benchmarks.workflow_host`` prints of each cold start, for "reference" and "ours".
+
+    Args:
+        packs: of the reference and ours.
+        runs: counted starts of each, in turn; one more of each before them is not counted.
+        prepare: called before each start.
+    """
+    torch.save(unseen(portrait()), base / "portrait.pt")
+    outcomes: dict[str, list[dict[str, Any]]] = {"reference": [], "ours": []}
+    for _ in range(runs + 1):
+        for pack, found in zip(packs, outcomes.values(), strict=True):
+            prepare()
+            command = [sys.executable, "-m", "benchmarks.workflow_host", comfyui, base, pack, base / "portrait.pt"]
+            printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found.append(json.loads(printed.splitlines()[-1]))
+    return {side: found[1:] for side, found in outcomes.items()}
 
 
 def _warm(
@@ -222,7 +236,7 @@ def _held(sides: tuple[Side, Side]) -> dict[str, dict[str, int]]:
     return held
 
 
-def _version(pack: Path) -> str:
+def pack_version(pack: Path) -> str:
     """Of the reference pack. Its commits share one number, so a hash of its code tells which one it was."""
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(pack.glob("*.py"))))
     [number] = re.findall(r'^version = "(.+)"', (pack / "pyproject.toml").read_text(), re.MULTILINE)

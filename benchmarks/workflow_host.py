@@ -96,11 +96,17 @@ class Host:
         }
 
     @torch.inference_mode()
-    def evaluate(self, model: Any) -> dict[tuple[Any, ...], Tensor]:
-        """What the patched layers of ``model`` return in one evaluation: ``(2, 64, C)`` of each layer that the UNet
-        asks for (the reference also patches ten that it does not)."""
+    def evaluate(self, model: Any, batch: int = 1) -> dict[tuple[Any, ...], Tensor]:
+        """What the patched layers of ``model`` return in one evaluation of ``batch`` pictures: ``(2 * batch, 64, C)``
+        of each layer that the UNet asks for (the reference also patches ten that it does not)."""
         patches = model.model_options["transformer_options"]["patches_replace"]["attn2"]
-        return {layer: patches[layer](*call) for layer, call in self._calls.items() if layer in patches}
+        calls = self._calls
+        if batch > 1:
+            calls = {
+                layer: (*(tensor.repeat_interleave(batch, 0) for tensor in inputs), options)
+                for layer, (*inputs, options) in calls.items()
+            }
+        return {layer: patches[layer](*call) for layer, call in calls.items() if layer in patches}
 
     @torch.inference_mode()
     def evaluate_unpatched(self) -> dict[tuple[Any, ...], Tensor]:

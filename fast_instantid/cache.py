@@ -1,9 +1,9 @@
 """One place where results are kept: content-addressed, bounded in bytes, each computed once.
 
 A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option.
-Addresses, ids and file names never enter it, so a picture edited in place or a new one at a reused address is a miss. A
-value is a record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file, without
-pickle.
+Addresses, ids and names alone never enter it, so a picture edited in place or a new one at a reused address is a miss.
+A value is a record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file,
+without pickle.
 """
 
 from __future__ import annotations
@@ -130,6 +130,11 @@ class Cache:
                         self._stats.hits += 1
             if all(key in found for key in keys):
                 return [found[key] for key in keys]
+
+    @property
+    def persistent(self) -> bool:
+        """Whether other processes may find what is kept here: their keys can only be made of content."""
+        return self._disk is not None
 
     @property
     def stats(self) -> CacheStats:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
 
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16"}  # their names in safetensors
+
 _ZIP = b"PK\x03\x04"
-_fingerprints: dict[tuple[str, int, int, int], str] = {}
+_CHUNK = 512 << 10  # bytes, few enough to stay in a core's cache between reading and hashing
+_fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()
 
 
@@ -70,25 +74,35 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
-    """``xxh3_128`` of a file's content, read once per version of the file and process.
+def file_version(path: str | os.PathLike[str]) -> str:
+    """What tells this state of a file from any other on this machine, without reading it.
 
-    A version is known by path, size, and the times of modification and change. The last of them no program can set, so
-    that content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
+    It is made of path, size, and the times of modification and change. The last of them no program can set, so that
+    content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
 
     Raises:
         OSError: as the system says.
     """
     path = Path(path).resolve()
     stat = path.stat()
-    version = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return f"{path}, {stat.st_size} bytes, {stat.st_mtime_ns}, {stat.st_ctime_ns}"
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """``xxh3_128`` of a file's content, read once per :func:`file_version` and process.
+
+    Raises:
+        OSError: as the system says.
+    """
+    version = file_version(path)
     with _fingerprints_lock:
         known = _fingerprints.get(version)
     if known is None:
         digest = xxhash.xxh3_128()
-        with stage("fingerprint", nbytes=stat.st_size), open(path, "rb", buffering=0) as file:
-            while chunk := file.read(8 << 20):
-                digest.update(chunk)
+        chunk = memoryview(bytearray(_CHUNK))
+        with stage("fingerprint", nbytes=os.stat(path).st_size), open(path, "rb", buffering=0) as file:
+            while size := file.readinto(chunk):
+                digest.update(chunk[:size])
         known = digest.hexdigest()
         with _fingerprints_lock:
             _fingerprints[version] = known
@@ -108,6 +122,42 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     with atomic_write(path) as temporary:
         # safetensors' own save_file would make the file readable for nobody but its owner.
         temporary.write_bytes(save(copies, dict(metadata)))
+
+
+def stream_safetensors(
+    path: str | os.PathLike[str],
+    tensors: StateDict,
+    dtype: torch.dtype,
+    convert: Callable[[str, torch.Tensor], torch.Tensor],
+    report: Callable[[int, int], None],
+) -> None:
+    """Write a safetensors file of one dtype, whole or not at all, with never more than one of its tensors in memory.
+
+    Its layout is a header (8 bytes of length, little-endian, then JSON) and the tensors one after another, as the
+    safetensors package describes it, whose own writer needs them all at once.
+
+    Args:
+        convert: called with each name and tensor; returns it in ``dtype``.
+        report: called with the bytes written and their total.
+
+    Raises:
+        OSError: as the system says; the folder is then as it was before.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    total = 0
+    for name, tensor in tensors.items():
+        end = total + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [total, end]}
+        total = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of their alignment
+    done = 0
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            converted = convert(name, tensor).contiguous()
+            done += file.write(converted.reshape(-1).view(torch.uint8).numpy().data)
+            report(done, total)
 
 
 def _load_pickle(path: Path) -> Any:

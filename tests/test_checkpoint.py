@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.errors import ModelFileError
 from fast_instantid.identity import Resampler, read_adapter
-from fast_instantid.weights import fingerprint, read_tensors
+from fast_instantid.weights import read_tensors
 
 CHANNELS = [32] * 4 + [64] * 20 + [64] * 30 + [32] * 6 + [64] * 10
 
@@ -61,7 +62,35 @@ def test_layers_come_in_the_order_of_the_checkpoint(adapter_path: Path) -> None:
     for i, (key, value) in enumerate(weights.layers):
         assert torch.equal(key, tensors[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"])
         assert torch.equal(value, tensors[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"])
-    assert weights.fingerprint == fingerprint(adapter_path)
+
+
+def test_a_fingerprint_is_of_the_tensors_whatever_the_file(tmp_path: Path) -> None:
+    def write(name: str, seed: int = 0) -> Path:
+        return write_tiny_adapter(tmp_path / name, channels=CHANNELS, seed=seed)
+
+    pickle, safetensors = read_adapter(write("one.bin")), read_adapter(write("two.safetensors"))
+    assert pickle.fingerprint == safetensors.fingerprint
+    assert pickle.version != safetensors.version
+    seen = {pickle.fingerprint, read_adapter(write("other.bin", seed=1)).fingerprint}
+    tensors = read_tensors(tmp_path / "two.safetensors")
+    for name in ("image_proj.latents", "ip_adapter.1.to_k_ip.weight", "ip_adapter.3.to_v_ip.weight"):
+        last_bit = tensors[name].clone()
+        last_bit.view(torch.int32).view(-1)[-1] ^= 1
+        save_file(tensors | {name: last_bit}, tmp_path / "changed.safetensors")
+        seen.add(read_adapter(tmp_path / "changed.safetensors").fingerprint)
+    assert len(seen) == 5
+
+
+def test_a_version_tells_files_apart_that_lay_in_one_place(tmp_path: Path) -> None:
+    path = tmp_path / "ip-adapter.safetensors"
+    before = read_adapter(write_tiny_adapter(path, channels=CHANNELS))
+    assert read_adapter(path).version == before.version
+    times = path.stat()
+    write_tiny_adapter(tmp_path / "new.safetensors", channels=CHANNELS, seed=1).replace(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert read_adapter(path).version != before.version
 
 
 def test_nested_and_dotted_keys_read_alike(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_bad_size_is_explained(size, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "embed", "keypoints", "generate", "download", "doctor", "watch", "profile"]
+    "command", ["demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile"]
 )
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:

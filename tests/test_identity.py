@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
@@ -13,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.live_bytes import LiveBytes
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.cache import Cache
 from fast_instantid.errors import FastInstantIDError, ModelFileError
@@ -27,6 +26,7 @@ from fast_instantid.identity import (
     project_bank,
     unconditional_embedding,
 )
+from fast_instantid.recorder import Recorder
 
 CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
 SDXL_CHANNELS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
@@ -192,6 +192,23 @@ def test_the_disk_tier_gives_the_same_to_the_bit(adapter: Adapter, tmp_path: Pat
     assert_same(first, again)
 
 
+def test_the_adapter_is_hashed_only_where_other_processes_look(adapter: Adapter, tmp_path: Path) -> None:
+    copy = tmp_path / "a copy.bin"
+    copy.write_bytes(adapter.weights.path.read_bytes())
+
+    def spans(*adapters: Adapter) -> list[str]:
+        with Recorder() as recorded:
+            for one in adapters:
+                one.identity(embeddings())
+        return [span.name for span in recorded.spans if span.name in ("fingerprint", "project")]
+
+    in_memory, on_disk = Cache(), Cache(directory=tmp_path / "cache")
+    first, second = (Adapter.load(path, "cpu", torch.float32, in_memory) for path in (adapter.weights.path, copy))
+    assert spans(first, first, second) == ["project", "project"]
+    first, second = (Adapter.load(path, "cpu", torch.float32, on_disk) for path in (adapter.weights.path, copy))
+    assert spans(first, first, second) == ["fingerprint", "project", "fingerprint"], "the same content is one adapter"
+
+
 def test_whatever_shapes_an_identity_is_part_of_its_key(adapter: Adapter, tmp_path: Path) -> None:
     other_path = write_tiny_adapter(tmp_path / "other.bin", channels=CHANNELS, seed=1)
     other_weights = Adapter.load(other_path, "cpu", torch.float32, adapter.cache)
@@ -225,28 +242,6 @@ def test_an_adapter_edited_in_place_under_its_old_name_misses(tmp_path: Path) ->
     assert not torch.equal(made[0].tokens, made[1].tokens)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of every storage made while it is on and still alive, and the most there ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-        self.conversions = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.conversions += func is torch.ops.aten._to_copy.default
-        out = func(*args, **(kwargs or {}))
-        # Operands are alive while an operation runs, its results from then on.
-        if isinstance(out, Tensor):
-            storage = out.untyped_storage()
-            if id(storage) not in self.alive:
-                self.alive[id(storage)] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, id(storage))
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
     layers = [(torch.randn(width, 256), torch.randn(width, 256)) for width in [64] * 4 + [128] * 20]
@@ -259,6 +254,24 @@ def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
     assert largest / 2 < transient <= largest  # a lower bound too: the count must see what it is there to see
     assert whole > 30 * largest
     assert live.conversions == 2 * len(layers) + 1  # each weight once, and the tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_resampler_holds_one_layer_in_another_dtype_and_gives_what_it_would_as_a_whole(
+    adapter: Adapter, dtype: torch.dtype
+) -> None:
+    weights = adapter.weights.image_proj
+    resampler = Resampler.from_state_dict(weights)
+    pair = torch.stack([embeddings(), embeddings() * 0.5]).to(dtype)
+    with torch.no_grad(), LiveBytes() as live:
+        tokens = resampler(pair)
+    whole = sum(tensor.numel() for tensor in weights.values()) * dtype.itemsize
+    layer = sum(t.numel() for name, t in weights.items() if name.startswith("layers.0.")) * dtype.itemsize
+    activations = 3 * 2 * 16 * 256 * dtype.itemsize  # of two rows of 16 latents, 256 wide inside the feed-forward
+    assert layer < live.peak < layer + activations < whole
+    assert sum(live.alive.values()) == tokens.nbytes
+    assert all(tensor.dtype == torch.float32 for tensor in resampler.parameters())
+    assert torch.equal(tokens, resampler.to(dtype)(pair))
 
 
 def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:
@@ -287,8 +300,11 @@ def test_works_in_and_out_of_inference_mode(tmp_path: Path, suffix: str, loaded_
     assert torch.equal(identity.bank.keys[-1], expected.bank.keys[-1])
 
 
-def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(tmp_path: Path) -> None:
-    path, cache = tmp_path / "ip-adapter.bin", Cache()
+@pytest.mark.parametrize("kept_on_disk", [False, True])
+def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(
+    tmp_path: Path, kept_on_disk: bool
+) -> None:
+    path, cache = tmp_path / "ip-adapter.bin", Cache(directory=tmp_path / "cache" if kept_on_disk else None)
     old = Adapter.load(write_tiny_adapter(path, channels=CHANNELS, seed=0), "cpu", torch.float32, cache)
     write_tiny_adapter(tmp_path / "new.bin", channels=CHANNELS, seed=1).replace(path)
     from_old, from_new = old.identity(embeddings()), Adapter.load(path, "cpu", None, cache).identity(embeddings())

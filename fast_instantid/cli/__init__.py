@@ -1,4 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | keypoints | generate | download | doctor | watch | profile``."""
+"""The command line: ``fast-instantid demo | embed | keypoints | generate | download | convert | doctor | watch |
+profile``."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from ..download import MODELS, download
 from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from ..miniature import DRAWN_ONLY
 from ..recorder import stage
-from . import demo, doctor, profile, watch
+from . import convert, demo, doctor, profile, watch
 from .models import choose_models, choose_pack
 from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed
 from .parser import make_parser
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "keypoints": _keypoints,
         "generate": _generate,
         "download": _download,
+        "convert": convert.run,
         "doctor": doctor.run,
         "watch": watch.run,
         "profile": profile.run,

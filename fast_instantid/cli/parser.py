@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import __version__, miniature
 from ..download import MODELS, models_folder
-from . import demo, doctor, profile, watch
+from . import convert, demo, doctor, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 
 _EPILOG = """examples:
@@ -114,6 +114,9 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     fetch.add_argument("--to", type=Path, default=models, help="folder, also set by $FAST_INSTANTID_MODELS")
     fetch.add_argument("--offline", action="store_true", help="only check; refuse to fetch")
 
+    convert.add_arguments(
+        command("convert", "keep InstantID's adapter in half the bytes, beside the original", "models/ip-adapter.bin")
+    )
     doctor.add_arguments(command("doctor", "check this machine, and say what is wrong and what to do", "--json"))
     watch.add_arguments(command("watch", "watch the GPU, and say whether its memory is swapped", "-- python main.py"))
     profile.add_arguments(

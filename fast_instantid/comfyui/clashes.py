@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..observe.doctor.packs import find_packs
+from ..observe.node_packs import find_packs
 
 logger = logging.getLogger("fast_instantid")
 

@@ -37,6 +37,7 @@ class ManagedNetwork(TorchNetwork):
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         # Whole or not at all (with --novram): the host can only keep a part of networks built of its own layers.
         room = images.size * _ACTIVATIONS_PER_PIXEL
+        _ = self.module  # which places it, where that was not done yet
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)
         return super().run(images, mean, scale)
 
@@ -46,14 +47,15 @@ class ManagedAdapter(Adapter):
 
     def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
         """The reference's name for the resampler, which other packs call: ``(M, 1, 512) -> (M, 16, W)``, twice."""
-        resampler = Resampler.from_state_dict(self.weights.image_proj).to(clip_embed.device, clip_embed.dtype)
+        resampler = Resampler.from_state_dict(self.weights.image_proj)
         cond, uncond = resampler(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
         return cond, uncond
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype
         resampler = sum(tensor.numel() for tensor in self.weights.image_proj.values())
-        layer = max(key.numel() + value.numel() for key, value in self.weights.layers)
+        layer = max(key.numel() for key, _ in self.weights.layers)
+        # The resampler's weights come a layer at a time as well; asking for all of them leaves room for the bank.
         host.free_memory((resampler + layer) * dtype.itemsize + _ACTIVATIONS_OF_PROJECTION, device)
         return super().project(combined, noise)
 

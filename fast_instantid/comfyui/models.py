@@ -19,7 +19,7 @@ from ..faces.detector import Detector
 from ..faces.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
-from ..weights import fingerprint
+from ..weights import file_version
 from .memory import ManagedAdapter, ManagedNetwork
 
 logger = logging.getLogger("fast_instantid")
@@ -31,7 +31,7 @@ PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNT
 """The reference's four, which now name the device that torch runs on; ComfyUI's own device, whichever that is; and what
 onnxruntime can run on."""
 
-_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by the content of their files, and where they run
+_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by their files, and where they run
 _lock = threading.Lock()
 
 
@@ -95,7 +95,7 @@ def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:
         BackendError: onnxruntime or its provider is not there.
     """
     backend, device = backend_of(provider)
-    key = (backend, str(device), fingerprint(pack.detector.path), fingerprint(pack.recognizer.path))
+    key = (backend, str(device), file_version(pack.detector.path), file_version(pack.recognizer.path))
     with _lock:
         if key not in _analyzers:
             try:

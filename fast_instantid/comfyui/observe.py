@@ -6,16 +6,18 @@ import logging
 import os
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..observe.doctor import Places, examine
-from ..observe.profile import Profile
 from . import recording, sockets
 from .models import backend_of
+
+if TYPE_CHECKING:
+    from ..observe.doctor import Places
+    from ..observe.profile import Profile
 
 logger = logging.getLogger("fast_instantid")
 
@@ -45,6 +47,8 @@ class InstantIDDoctor:
         return float("nan")
 
     def examine(self, provider: str = "auto") -> dict[str, Any]:
+        from ..observe.doctor import examine  # not at the start of ComfyUI, which most often goes on without a doctor
+
         report = examine(_places(provider))
         text = report.text(width=_WIDTH)
         logger.log(logging.WARNING if report.broken else logging.INFO, "doctor:\n%s", text)
@@ -112,6 +116,7 @@ class InstantIDProfile:
 
 def _places(provider: str) -> Places:
     """Where this ComfyUI looks for models, its command line and extra_model_paths.yaml included."""
+    from ..observe.doctor import Places
 
     def folders(kind: str) -> tuple[Path, ...]:
         return tuple(map(Path, folder_paths.get_folder_paths(kind)))
@@ -132,6 +137,8 @@ def _places(provider: str) -> Places:
 
 def _show(recorded: recording.Recording, prefix: str, node_id: str | None) -> tuple[str, list[dict[str, str]]]:
     """What the node says, and where the host's ``/view`` finds the page."""
+    from ..observe.profile import Profile
+
     profile = Profile.of(recorded.recorder, "ComfyUI workflow")
     lines = [profile.tree()]
     kept = None if node_id is None else recorded.kept(node_id)
@@ -154,6 +161,8 @@ def _show(recorded: recording.Recording, prefix: str, node_id: str | None) -> tu
 
 def _keep(lost: recording.Recording, prefix: str) -> None:
     """The prompt failed or was cancelled, or something kept the pictures from arriving here."""
+    from ..observe.profile import Profile
+
     try:
         page, _ = _save(Profile.of(lost.recorder, "ComfyUI workflow", "the workflow ended before this node"), prefix)
     except (OSError, FastInstantIDError) as error:

@@ -17,7 +17,7 @@ from ..placement import Placement
 from ..recorder import stage
 from ..weights import fingerprint
 from .onnx_graph import Graph
-from .onnx_module import to_module
+from .onnx_module import check_operators, to_module
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -43,8 +43,10 @@ class Network(Protocol):
     """Backend and device or provider really in use, such as ``"torch (cuda:0)"``."""
     on_cpu: bool
 
-    fingerprint: str
-    """Identifies the results: the content of the file that was loaded, and the kind of arithmetic that runs it."""
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the results: the content of the file that was opened, and the kind of arithmetic that runs it."""
+        ...
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch.
@@ -74,26 +76,49 @@ def load_network(graph: Graph, backend: str, device: str | torch.device | None) 
 
 
 class TorchNetwork:
-    """The network as a torch module, fp32, channels-last."""
+    """The network as a torch module, fp32, channels-last.
+
+    It is loaded when it first runs. Where all faces are known already, or only keypoints are wanted, some never are.
+    """
 
     def __init__(self, graph: Graph, device: torch.device) -> None:
+        check_operators(graph)
         self.device = device
         self.backend = f"torch ({device})"
         self.on_cpu = device.type == "cpu"
-        with stage("load network"):
-            # Now, not when it is first asked for: by then another file may stand there.
-            self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
-            self.module = self.place(to_module(graph).float().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+        self._graph = graph
+        self._loading = threading.Lock()
+        self._module: nn.Module | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """See :class:`Network`."""
+        return f"{self._graph.fingerprint}/torch/{self.device.type}"
+
+    @property
+    def module(self) -> nn.Module:
+        """The loaded network.
+
+        Raises:
+            ModelFileError: the nodes of the file do not fit together.
+        """
+        with self._loading:
+            if self._module is None:
+                with stage("load network"):
+                    module = to_module(self._graph).float()
+                    self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+            return self._module
 
     def place(self, module: nn.Module) -> nn.Module:
         """Where the weights are kept: on the device, from now on."""
         return module.to(self.device)
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        device = next(self.module.parameters()).device  # whoever ``place`` left the weights to may have moved them
+        module = self.module
+        device = next(module.parameters()).device  # whoever ``place`` left the weights to may have moved them
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
-            outputs = self.module(batch.float().sub_(mean).mul_(scale))
+            outputs = module(batch.float().sub_(mean).mul_(scale))
             return [output.float().cpu().numpy() for output in outputs]
 
 

@@ -11,12 +11,15 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import xxhash
 
 from ..errors import ModelFileError
+from ..recorder import stage
 from ..weights import existing_file
 
 Attribute: TypeAlias = int | float | str | list[int] | list[float] | np.ndarray
@@ -65,6 +68,14 @@ class Graph:
     """Weights by name: read-only in effect, since a write would go to a private copy of the page."""
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    content: memoryview
+    """The whole file, mapped: it stays what it was even if another file takes its place."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content, as :func:`fast_instantid.weights.fingerprint`. Asking for it reads the file."""
+        with stage("fingerprint", nbytes=len(self.content)):
+            return xxhash.xxh3_128(self.content).hexdigest()
 
 
 def read_graph(path: str | Path) -> Graph:
@@ -81,7 +92,7 @@ def read_graph(path: str | Path) -> Graph:
         graphs = [value for field, value in _fields(buffer) if field == 7]
         if len(graphs) != 1:
             raise _Malformed("it holds no graph")
-        return _graph(path, _submessage(graphs[0]))
+        return _graph(path, _submessage(graphs[0]), buffer)
     except (_Malformed, struct.error, KeyError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
@@ -92,7 +103,7 @@ class _Malformed(Exception):
     pass
 
 
-def _graph(path: Path, message: memoryview) -> Graph:
+def _graph(path: Path, message: memoryview, content: memoryview) -> Graph:
     nodes: list[Node] = []
     initializers: dict[str, np.ndarray] = {}
     inputs: list[Value] = []
@@ -109,7 +120,7 @@ def _graph(path: Path, message: memoryview) -> Graph:
             outputs.append(_value(_submessage(value)))
     # Older exporters list the weights among the inputs too.
     inputs = [value for value in inputs if value.name not in initializers]
-    return Graph(path, tuple(nodes), initializers, tuple(inputs), tuple(outputs))
+    return Graph(path, tuple(nodes), initializers, tuple(inputs), tuple(outputs), content)
 
 
 def _node(message: memoryview) -> Node:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
+from ..cache import content_key
 from ..errors import ModelFileError
 from ..recorder import stage
-from ..weights import StateDict, fingerprint, read_tensors
+from ..weights import StateDict, file_version, read_tensors
 from .embeddings import EMBEDDING_DIM
 from .resampler import Resampler
 
@@ -28,8 +31,20 @@ class AdapterWeights:
     """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order: for SDXL 24 layers on the
     way down, 36 on the way up, 10 in the middle."""
 
-    fingerprint: str
-    """Hash of the file's content when it was opened: by the time of its use another file may stand there."""
+    version: str
+    """The :func:`file_version` when it was opened: by the time of its use another file may stand there."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all tensors. Asking for it reads them all, so ask only where ``version`` does not do."""
+        with stage("fingerprint", nbytes=self.nbytes):
+            names = sorted(self.image_proj)
+            return content_key(names, [self.image_proj[name] for name in names], self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: 1.69 GB as published."""
+        return sum(tensor.nbytes for tensor in (*self.image_proj.values(), *chain.from_iterable(self.layers)))
 
 
 def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
@@ -44,7 +59,7 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
 
 def _read_adapter(path: str | PathLike[str]) -> AdapterWeights:
     image_proj, layers = _parts(path)
-    return AdapterWeights(Path(path), image_proj, layers, fingerprint(path))
+    return AdapterWeights(Path(path), image_proj, layers, file_version(path))
 
 
 def look_at_adapter(path: str | PathLike[str]) -> tuple[int, int]:

@@ -182,8 +182,10 @@ class Adapter:
         if not combined.isfinite().all():
             raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
         device, dtype = self.placement.device, self.placement.dtype
+        # Other processes know the adapter by its content, which takes reading 1.69 GB; this one knows the file.
+        adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
         # The combined embedding stands for the photographs and the way they were combined.
-        key = content_key(_FORMAT, _VERSION, self.weights.fingerprint, combined, float(noise), str(dtype), device.type)
+        key = content_key(_FORMAT, _VERSION, adapter, combined, float(noise), str(dtype), device.type)
         # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
         with stage("identity"):
             record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
@@ -193,10 +195,9 @@ class Adapter:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
         device, dtype = self.placement.device, self.placement.dtype
         with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
-            resampler = Resampler.from_state_dict(self.weights.image_proj).to(device, dtype)
+            resampler = Resampler.from_state_dict(self.weights.image_proj)
             pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
             tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
-            del resampler  # makes room for the projections
         with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
             return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
 

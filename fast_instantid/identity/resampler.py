@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..errors import ModelFileError
 from ..weights import StateDict
@@ -71,7 +72,10 @@ class Resampler(nn.Module):
         output_dim: int,
     ) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, num_queries, dim) / dim**0.5)
+        latents = torch.empty(1, num_queries, dim)
+        if not latents.is_meta:  # where arithmetic first imports torch's compiler and sympy, for a second or two
+            latents = torch.randn(1, num_queries, dim) / dim**0.5
+        self.latents = nn.Parameter(latents)
         self.proj_in = nn.Linear(embedding_dim, dim)
         self.proj_out = nn.Linear(dim, output_dim)
         self.norm_out = nn.LayerNorm(output_dim)
@@ -105,9 +109,17 @@ class Resampler(nn.Module):
         return resampler.eval()
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``."""
-        inputs = self.proj_in(embeddings)
-        latents = self.latents.expand(len(embeddings), -1, -1)
+        """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``.
+
+        Computed where the embeddings are, in their dtype. Weights that are elsewhere come there a layer at a time: of
+        the published size, never more than 39 MB of 164 (fp16).
+        """
+
+        def call(module: nn.Module, *inputs: Tensor) -> Tensor:
+            return functional_call(module, {name: p.to(embeddings) for name, p in module.named_parameters()}, inputs)
+
+        inputs = call(self.proj_in, embeddings)
+        latents = self.latents.to(embeddings).expand(len(embeddings), -1, -1)
         for layer in self.layers:
-            latents = layer(inputs, latents)
-        return self.norm_out(self.proj_out(latents))
+            latents = call(layer, inputs, latents)
+        return call(self.norm_out, call(self.proj_out, latents))

@@ -152,6 +152,7 @@ def test_face_networks_run_where_their_weights_are(part, face_pack, portraits):
     """With --novram the host leaves them in main memory."""
     pack = part("faces.pack").look_for_pack(face_pack)
     managed = part("comfyui.memory").ManagedNetwork(pack.recognizer, torch.device("cpu"))
+    assert not managed.module.training  # loaded
     managed.device = torch.device("cuda", 0)  # which is not there: what is sent to it raises
     crops = (portraits[:1, :112, :112] * 255).to(torch.uint8).numpy()
     assert managed.run(crops, 127.5, 1 / 127.5)[0].shape == (1, 512)

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
+from fast_instantid.identity.convert import convert_adapter, converted_path
 from tests.comfyui import tiny
 from tests.comfyui.installation import Installation, installed, queue
 
@@ -70,6 +71,15 @@ def test_files_of_all_folders_are_offered_and_load(comfyui: Installation, tmp_pa
     for name in offered(node):
         (adapter,) = queue(node, instantid_file=name)
         assert adapter is not None
+
+
+def test_a_converted_adapter_is_offered_after_the_original_and_loads(comfyui: Installation):
+    original = write_adapter(comfyui.models / "instantid" / "ip-adapter.bin")
+    convert_adapter(original, converted_path(original, "float16"))
+    node = loader(comfyui)
+    assert offered(node) == ["ip-adapter.bin", "ip-adapter.fp16.safetensors"], "the first one is the default"
+    (adapter,) = queue(node, instantid_file="ip-adapter.fp16.safetensors")
+    assert adapter.weights.layers[0][0].dtype == torch.float16
 
 
 def test_the_first_folder_wins_as_everywhere_in_the_host(comfyui: Installation, tmp_path: Path):

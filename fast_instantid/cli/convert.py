@@ -1,0 +1,54 @@
+"""``fast-instantid convert``"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..recorder import stage
+from .output import check_output, progress, say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="InstantID's adapter, ip-adapter.bin")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16"),
+        default="float16",
+        help="what to round the weights to; where identities are computed in it, they stay the same",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a new .safetensors file (default: NAME.fp16.safetensors beside the adapter)",
+    )
+    parser.add_argument("--json", action="store_true", help="print output and sizes as one JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the converted adapter; the original stays as it is, and in use until another file is chosen."""
+    with stage("import"):
+        from ..identity.convert import convert_adapter, converted_path
+        from ..weights import existing_file
+
+    existing_file(options.adapter, "InstantID's adapter")
+    output: Path = options.output or converted_path(options.adapter, options.dtype)
+    check_output(output, (".safetensors",))
+    try:
+        with stage("convert"):
+            convert_adapter(options.adapter, output, options.dtype, _report)
+    finally:
+        progress("")
+    before, after = (path.stat().st_size for path in (options.adapter, output))
+    if options.json:
+        print(json.dumps({"output": str(output), "bytes": after, "original_bytes": before, "dtype": options.dtype}))
+    else:
+        say(f"{output}: {after / 1e6:,.1f} MB in {options.dtype} ({options.adapter.name}: {before / 1e6:,.1f} MB)")
+    return 0
+
+
+def _report(done: int, total: int) -> None:
+    progress(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB written")

@@ -1,0 +1,108 @@
+"""What the pack adds to a start of ComfyUI, in counts: modules, and bytes of model files read before they are used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from examples.tiny_adapter import write_tiny_adapter
+from examples.tiny_faces import write_iresnet, write_skin_detector
+from tests.comfyui.conftest import HOST, ROOT
+
+NEEDED = {"cv2", "PIL", "safetensors", "xxhash"}
+ADAPTER = {"channels": [320] * 70, "token_width": 512}  # 92 MB
+
+START = """
+import importlib.util, json, os, sys
+root, host, base = sys.argv[1:]
+sys.path.insert(0, host)
+from comfy.cli_args import args
+args.cpu, args.base_directory = True, base
+import torch, comfy.utils, comfy.model_patcher, comfy.sample, comfy.controlnet, folder_paths
+if importlib.util.find_spec("nodes"):
+    import nodes  # with all that it imports: a running ComfyUI has that too
+folder_paths.models_dir = os.path.join(base, "models")
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+
+def models():
+    names = [os.path.basename(path) for path in opened if path.startswith(base)]
+    opened.clear()
+    return sorted(set(names) - {"models"})
+
+def counters():
+    read = int(open("/proc/self/io").read().split("rchar:")[1].split()[0])
+    resident = int(open("/proc/self/status").read().split("RssFile:")[1].split()[0]) * 1024
+    return {"read": read, "resident": resident}
+
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location(root, os.path.join(root, "__init__.py"))
+pack = sys.modules[root] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+added = set(sys.modules) - before
+told = {"import": models()}
+told["packages"] = sorted({name.split(".")[0] for name in added if not name.startswith((root, "fast_instantid@"))})
+told["parts"] = sorted(name.removeprefix(root + ".fast_instantid.") for name in added if name.startswith(root))
+
+@torch.inference_mode()
+def call(node, **inputs):
+    node = pack.NODE_CLASS_MAPPINGS[node]
+    start = counters()
+    (result,) = getattr(node(), node.FUNCTION)(**inputs)
+    told[node.__name__] = {name: end - start[name] for name, end in counters().items()} | {"opened": models()}
+    return result
+
+adapter = call("InstantIDModelLoader", instantid_file="ip-adapter.bin")
+faces = call("InstantIDFaceAnalysis", provider="CPU")
+start = counters()["resident"]
+total = sum(float(key.sum()) for key, _ in adapter.weights.layers)
+told["used"] = counters()["resident"] - start
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A start of ComfyUI with the pack, and both its loader nodes."""
+    base = tmp_path_factory.mktemp("base")
+    faces = base / "models" / "insightface" / "models" / "antelopev2"
+    faces.mkdir(parents=True)
+    (base / "models" / "instantid").mkdir()
+    write_tiny_adapter(base / "models" / "instantid" / "ip-adapter.bin", **ADAPTER)
+    write_skin_detector(faces / "scrfd_10g_bnkps.onnx")
+    write_iresnet(faces / "glintr100.onnx", widths=(8, 16, 24, 256))  # 26 MB in its last layer
+    for name in ("1k3d68.onnx", "2d106det.onnx", "genderage.onnx"):
+        (faces / name).write_bytes(b"never opened")
+    command = [sys.executable, "-c", START, str(ROOT), str(HOST), str(base)]
+    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+
+
+def test_the_pack_imports_what_it_needs(started) -> None:
+    there = {"torch", "numpy", "comfy", *sys.stdlib_module_names}
+    assert set(started["packages"]) - there <= NEEDED
+    assert "comfyui.nodes" in started["parts"]
+
+
+@pytest.mark.parametrize("part", ["observe.doctor", "observe.profile", "pipelines", "cli", "download", "fused.kernel"])
+def test_parts_that_may_never_be_asked_for_are_not_imported(started, part: str) -> None:
+    assert not [name for name in started["parts"] if f"{name}.".startswith(f"{part}.")]
+
+
+def test_an_import_opens_no_model(started) -> None:
+    assert started["import"] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_loader_nodes_look_at_files_and_read_none_whole(started) -> None:
+    adapter, faces = started["InstantIDModelLoader"], started["InstantIDFaceAnalysis"]
+    assert adapter["opened"] == ["ip-adapter.bin"]
+    assert faces["opened"] == ["glintr100.onnx", "scrfd_10g_bnkps.onnx"], "three of the five networks are not needed"
+    assert adapter["read"] < 2e6
+    assert adapter["resident"] < 5e6
+    assert faces["read"] < 1e6
+    assert faces["resident"] < 10e6
+    assert started["used"] > 40e6, "the half of the adapter that was used is in memory then, and is seen there"
