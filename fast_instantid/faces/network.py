@@ -59,31 +59,48 @@ class Network(Protocol):
         ...
 
 
-def load_network(graph: Graph, backend: str, device: str | torch.device | None) -> Network:
+def load_network(
+    graph: Graph, backend: str, device: str | torch.device | None, dtype: str | torch.dtype = torch.float32
+) -> Network:
     """A network on ``backend`` ("torch" or "onnxruntime").
 
+    Args:
+        dtype: what torch computes in; onnxruntime computes in that of the file.
+
     Raises:
-        BackendError: an unknown backend, one that is not installed, or a device or provider that is not there.
+        BackendError: an unknown backend, one that is not installed, a device or provider that is not there, or a dtype
+            that the backend cannot compute in.
         ModelFileError: an operator that the torch backend does not know.
     """
     if backend == "torch":
-        return TorchNetwork(graph, Placement.resolve(device).device)
+        placement = Placement.resolve(device, dtype)
+        return TorchNetwork(graph, placement.device, placement.dtype)
     if backend == "onnxruntime":
+        if Placement.resolve("cpu", dtype).dtype != torch.float32:
+            raise BackendError(
+                f"face backend 'onnxruntime' computes in the dtype of the file: {dtype} needs backend 'torch'"
+            )
         return OnnxRuntimeNetwork(graph.path, str(device or "cpu"))
     raise BackendError(f"face backend {backend!r} is not known: choose 'torch' or 'onnxruntime'")
 
 
 class TorchNetwork:
-    """The network as a torch module, fp32, channels-last."""
+    """The network as a torch module, channels-last.
 
-    def __init__(self, graph: Graph, device: torch.device) -> None:
+    Args:
+        dtype: of weights and computation. What goes in is scaled in fp32, and what comes out is fp32, whatever it is.
+    """
+
+    def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device = device
-        self.backend = f"torch ({device})"
+        self.dtype = dtype
+        approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
         with stage("load network"):
             # Now, not when it is first asked for: by then another file may stand there.
-            self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}"
-            self.module = self.place(to_module(graph).float().to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+            self.fingerprint = f"{fingerprint(graph.path)}/torch/{device.type}{approximate and f'/{approximate}'}"
+            self.module = self.place(to_module(graph).to(dtype).to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
 
     def place(self, module: nn.Module) -> nn.Module:
         """Where the weights are kept: on the device, from now on."""
@@ -93,7 +110,7 @@ class TorchNetwork:
         device = next(self.module.parameters()).device  # whoever ``place`` left the weights to may have moved them
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
-            outputs = self.module(batch.float().sub_(mean).mul_(scale))
+            outputs = self.module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
             return [output.float().cpu().numpy() for output in outputs]
 
 

@@ -49,14 +49,17 @@ class IdentityAttnProcessor:
         query = attn.to_q(hidden_states)
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         entries = self.bank.entries(self.layer, query.shape[1])
-        attended = fused_attention(query, key, value, entries, attn.heads) if attention_mask is None else None
+        attended = (
+            fused_attention(query, key, value, entries, attn.heads) if entries and attention_mask is None else None
+        )
         if attended is None:
             if attention_mask is not None:
                 attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], len(key))
                 attention_mask = attention_mask.view(len(key), attn.heads, -1, attention_mask.shape[-1])
             heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
             attended = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2).flatten(2)
-            attended = attended + identity_attention(query, entries, attn.heads)
+            if entries:
+                attended = attended + identity_attention(query, entries, attn.heads)
         return attn.to_out[1](attn.to_out[0](attended))
 
 
@@ -79,6 +82,8 @@ class AddIdentityProcessor(nn.Module):
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attended = self.inner(attn, hidden_states, *args, **kwargs)
+        if not self.bank.is_on:
+            return attended
         query = attn.to_q(hidden_states)
         identity = identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
         projection = attn.to_out[0]
