@@ -46,6 +46,14 @@ def main() -> None:
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--trials", type=int, default=30, help="pictures of each kind in the wrong-face trial")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
+    suite = suites.add_parser("likeness", help="what approximations do to likeness, on the miniature")
+    suite.add_argument("--people", type=int, default=24, metavar="N", help="up to 100; two pictures of each")
+    suite.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
+    suite.add_argument("--processes", type=int, default=2, metavar="N", help="of one thread each")
+    suite.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also write the pictures of some people, side by side"
+    )
+    suite.add_argument("--page", type=Path, metavar="FILE", help="also write the tables into this page")
     runs = {"step": 20, "attention": 31}
     for name, suite in suites.choices.items():
         if name != "memory":  # whose counts are the same each time

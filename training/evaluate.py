@@ -147,7 +147,7 @@ def _drawings(weights: Path, start: int, people: int, with_identity: bool, proce
     analyzer = FaceAnalyzer.load(weights / "antelopev2", device="cpu")
     adapter = Adapter.load(InstantIDFiles.find(weights / "instantid").adapter, "cpu", torch.float32)
     pipe: Any = load_pipeline(weights / "base", weights / "instantid", "cpu", torch.float32)
-    gallery = _gallery(analyzer)
+    gallery = gallery_of(analyzer)
     for number in range(start, people, processes):
         given = analyzer.embed(portrait(number, 0).picture)
         identity = adapter.identity(given if with_identity else np.zeros(512, np.float32))
@@ -159,12 +159,12 @@ def _drawings(weights: Path, start: int, people: int, with_identity: bool, proce
         keypoints = Image.fromarray(draw_keypoints((SIZE, SIZE), points))
         drawn = generate(pipe, [who], keypoints, [scene.caption for scene in scenes], sampling)
         for scene, picture in zip(scenes, drawn, strict=True):
-            yield _judged(
+            yield judged(
                 analyzer, np.asarray(picture), number % CANDIDATES, gallery[number // CANDIDATES], points, scene
             )
 
 
-def _gallery(analyzer: FaceAnalyzer) -> list[np.ndarray]:
+def gallery_of(analyzer: FaceAnalyzer) -> list[np.ndarray]:
     """For each fifty people, ``(50, 512)`` of length 1: a portrait of each other than the one that is given."""
     rows = []
     for number in range(2 * CANDIDATES):
@@ -174,7 +174,7 @@ def _gallery(analyzer: FaceAnalyzer) -> list[np.ndarray]:
     return [np.stack(rows[:CANDIDATES]), np.stack(rows[CANDIDATES:])]
 
 
-def _judged(
+def judged(
     analyzer: FaceAnalyzer, picture: np.ndarray, right: int, gallery: np.ndarray, asked: np.ndarray, scene: Scene
 ) -> Drawing:
     cosines = gallery @ embedding(analyzer, picture)

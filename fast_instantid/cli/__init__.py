@@ -158,6 +158,7 @@ def _generate(options: argparse.Namespace) -> int:
         from ..faces import keypoint_picture, largest
         from ..identity import Adapter
         from ..images import photos
+        from ..pipelines.approximations import Approximations
         from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
         from ..placement import Placement
 
@@ -170,6 +171,12 @@ def _generate(options: argparse.Namespace) -> int:
         steps=options.steps,
         guidance=options.guidance,
         seed=options.seed,
+        approximations=Approximations(
+            layers=options.layers,
+            identity_range=tuple(options.identity_range),
+            identity_net_range=tuple(options.identity_net_range),
+            identity_net_every=options.identity_net_every,
+        ),
     )
     seconds: dict[str, float] = {}
     placement = Placement.resolve(options.device, options.dtype)
@@ -214,7 +221,9 @@ def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
         from ..faces import FaceAnalyzer
 
     choose_pack(options)
-    return FaceAnalyzer.load(options.pack, options.backend, options.device)
+    return FaceAnalyzer.load(
+        options.pack, options.backend, options.device, dtype=options.face_dtype, sizes=options.face_sizes
+    )
 
 
 def _log_to_stderr() -> None:

@@ -19,6 +19,7 @@ _EPILOG = """examples:
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
   fast-instantid doctor                     # where something does not work, or not as fast as it should
 """
+_APPROXIMATIONS = "all of it is off by default; docs/approximations.md says what each does to a likeness"
 _CACHED = "or a hub id that is in the hub's cache already"
 
 
@@ -45,6 +46,15 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--pack", metavar="DIR", help=f"folder of the face models, or {MINIATURE} {default}")
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
+        less = added.add_argument_group("less work for another result", _APPROXIMATIONS)
+        less.add_argument("--face-dtype", default="float32", help="float32, or with torch float16 or bfloat16")
+        less.add_argument(
+            "--face-sizes",
+            type=int,
+            nargs="+",
+            metavar="PX",
+            help="sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)",
+        )
 
     demo.add_arguments(command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7"))
 
@@ -108,6 +118,21 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
     generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
     face_options(generate)
+    less = generate.add_argument_group("less work for another picture", _APPROXIMATIONS)
+    less.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="MODULE",
+        help="modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)",
+    )
+    for name, what in (("identity", "the identity in the attention"), ("identity-net", "the IdentityNet")):
+        text = f"part of the steps with {what}, such as 0 0.8"
+        less.add_argument(
+            f"--{name}-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("START", "END"), help=text
+        )
+    less.add_argument(
+        "--identity-net-every", type=int, default=1, metavar="N", help="run the IdentityNet at each such step only"
+    )
 
     fetch = command("download", "fetch the model files; the only command that uses the network", "antelopev2 instantid")
     fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")

@@ -50,6 +50,8 @@ class FaceAnalyzer:
         backend: str = "torch",
         device: str | torch.device | None = None,
         *,
+        dtype: str | torch.dtype = torch.float32,
+        sizes: Sequence[int] | None = None,
         cache: Cache | None = None,
     ) -> FaceAnalyzer:
         """An analyzer on the networks of an insightface model pack.
@@ -59,14 +61,19 @@ class FaceAnalyzer:
             backend: "torch" (any device), or "onnxruntime" (an optional extra).
             device: "cpu", "cuda", "cuda:1", "mps", ...; with onnxruntime also "tensorrt", "coreml", "directml",
                 "openvino", ... By default the best one that torch sees, and the CPU with onnxruntime.
+            dtype: of both networks, with torch. "bfloat16" and "float16" give another embedding, and so another
+                picture; docs/approximations.md says by how much.
+            sizes: sides of the squares to search in, in turn until a face is found: 640, then 576 ... 192 by default.
+                ``[320, 640]`` looks at a quarter of the pixels first; keypoints move, and of a group the small faces
+                may be missed.
 
         Raises:
             ModelFileError: a network is missing, damaged, or not what it should be.
-            BackendError: the backend, device or provider is not there.
+            BackendError: the backend, device or provider is not there, or cannot compute in ``dtype`` or at ``sizes``.
         """
         found = find_pack(pack)
-        detector = Detector(load_network(found.detector, backend, device), found.detector)
-        recognizer = Recognizer(load_network(found.recognizer, backend, device), found.recognizer)
+        detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, sizes=sizes)
+        recognizer = Recognizer(load_network(found.recognizer, backend, device, dtype), found.recognizer)
         return cls(detector, recognizer, cache)
 
     @classmethod
@@ -92,7 +99,8 @@ class FaceAnalyzer:
             images: one picture or many, of any sizes; see :data:`ImageInput`. A tensor counts as B pictures.
 
         Returns:
-            a list for each picture, empty where no face was found at any size that was tried: 640, then 576 ... 192.
+            a list for each picture, empty where no face was found at any size that was tried: 640, then 576 ... 192, or
+            the ``sizes`` of :meth:`load`.
         """
         return [faces_of(detections) for detections in self._networks.detect_at_all_sizes(photos(images))]
 
@@ -123,9 +131,9 @@ class FaceAnalyzer:
             found = [faces_of(detections) for detections in self._networks.detect_at_all_sizes(pictures)]
             empty = [photo.name for photo, candidates in zip(pictures, found, strict=True) if not candidates]
             if empty:
-                sizes = self._networks.detector.sizes
+                sides = sorted({size[0] for size in self._networks.detector.sizes})
                 raise NoFaceError(
-                    f"no face found in {', '.join(empty)} (searched at {sizes[0][0]} down to {sizes[-1][0]} pixels): "
+                    f"no face found in {', '.join(empty)} (searched at {sides[-1]} down to {sides[0]} pixels): "
                     f"use a picture that shows the face upright and unobstructed"
                 )
             chosen = [choose(candidates) for candidates in found]

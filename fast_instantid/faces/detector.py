@@ -12,7 +12,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from ..errors import ModelFileError
+from ..errors import BackendError, ModelFileError
 from ..images import RGBImage
 from ..recorder import stage
 from .network import Network
@@ -50,12 +50,21 @@ class Detector:
         graph: its file, for the layout.
         threshold: score from which a candidate counts.
         overlap: intersection over union above which the weaker of two candidates is dropped.
+        sizes: sides of the squares to search at in turn, each only the pictures in which nothing was found before.
 
     Raises:
         ModelFileError: the network's outputs are not SCRFD's with keypoints.
+        BackendError: sizes that the network cannot run.
     """
 
-    def __init__(self, network: Network, graph: Graph, threshold: float = 0.5, overlap: float = 0.4) -> None:
+    def __init__(
+        self,
+        network: Network,
+        graph: Graph,
+        threshold: float = 0.5,
+        overlap: float = 0.4,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         if len(graph.outputs) not in _LAYOUTS:
             raise ModelFileError(
                 f"{graph.path}: a face detector with {len(graph.outputs)} outputs; InstantID needs one with five "
@@ -67,16 +76,27 @@ class Detector:
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
         self._fixed_size = (width, height) if width and height else None
+        self._sizes = DETECTION_SIZES if sizes is None else self._checked(sizes)
+
+    def _checked(self, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        if self._fixed_size is not None:
+            raise BackendError(
+                f"detection sizes {list(sizes)}: this detector was exported for {self._fixed_size} alone"
+            )
+        stride = self.strides[-1]
+        if not sizes or not all(isinstance(side, int) and side > 0 and side % stride == 0 for side in sizes):
+            raise BackendError(f"detection sizes {list(sizes)}: expected multiples of {stride}, such as [320, 640]")
+        return tuple((side, side) for side in sizes)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the results: network, backend and both thresholds."""
+        """Identifies the results at a size, which is in the key itself: network, backend, dtype, both thresholds."""
         return f"{self.network.fingerprint}/{self.threshold}/{self.overlap}"
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
         """``(width, height)`` to try in turn; one only, if the network was exported for one."""
-        return DETECTION_SIZES if self._fixed_size is None else (self._fixed_size,)
+        return self._sizes if self._fixed_size is None else (self._fixed_size,)
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int] = (640, 640)) -> list[Detections]:
         """Find faces in pictures of any size, a batch at a time.

@@ -61,31 +61,48 @@ class Network(Protocol):
         ...
 
 
-def load_network(graph: Graph, backend: str, device: str | torch.device | None) -> Network:
+def load_network(
+    graph: Graph, backend: str, device: str | torch.device | None, dtype: str | torch.dtype = torch.float32
+) -> Network:
     """A network on ``backend`` ("torch" or "onnxruntime").
 
+    Args:
+        dtype: what torch computes in; onnxruntime computes in that of the file.
+
     Raises:
-        BackendError: an unknown backend, one that is not installed, or a device or provider that is not there.
+        BackendError: an unknown backend, one that is not installed, a device or provider that is not there, or a dtype
+            that the backend cannot compute in.
         ModelFileError: an operator that the torch backend does not know.
     """
     if backend == "torch":
-        return TorchNetwork(graph, Placement.resolve(device).device)
+        placement = Placement.resolve(device, dtype)
+        return TorchNetwork(graph, placement.device, placement.dtype)
     if backend == "onnxruntime":
+        if Placement.resolve("cpu", dtype).dtype != torch.float32:
+            raise BackendError(
+                f"face backend 'onnxruntime' computes in the dtype of the file: {dtype} needs backend 'torch'"
+            )
         return OnnxRuntimeNetwork(graph.path, str(device or "cpu"))
     raise BackendError(f"face backend {backend!r} is not known: choose 'torch' or 'onnxruntime'")
 
 
 class TorchNetwork:
-    """The network as a torch module, fp32, channels-last.
+    """The network as a torch module, channels-last.
 
     It is loaded when it first runs. Where all faces are known already, or only keypoints are wanted, some never are.
+
+    Args:
+        dtype: of weights and computation. What goes in is scaled in fp32, and what comes out is fp32, whatever it is.
     """
 
-    def __init__(self, graph: Graph, device: torch.device) -> None:
+    def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         check_operators(graph)
         self.device = device
-        self.backend = f"torch ({device})"
+        self.dtype = dtype
+        approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
+        self._approximate = approximate
         self._graph = graph
         self._loading = threading.Lock()
         self._module: nn.Module | None = None
@@ -93,7 +110,8 @@ class TorchNetwork:
     @property
     def fingerprint(self) -> str:
         """See :class:`Network`."""
-        return f"{self._graph.fingerprint}/torch/{self.device.type}"
+        suffix = f"/{self._approximate}" if self._approximate else ""
+        return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
 
     @property
     def module(self) -> nn.Module:
@@ -105,7 +123,7 @@ class TorchNetwork:
         with self._loading:
             if self._module is None:
                 with stage("load network"):
-                    module = to_module(self._graph).float()
+                    module = to_module(self._graph).to(self.dtype)
                     self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
@@ -118,7 +136,7 @@ class TorchNetwork:
         device = next(module.parameters()).device  # whoever ``place`` left the weights to may have moved them
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
-            outputs = module(batch.float().sub_(mean).mul_(scale))
+            outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
             return [output.float().cpu().numpy() for output in outputs]
 
 

@@ -31,7 +31,7 @@ class Recognizer:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the results: network and backend."""
+        """Identifies the results: network, backend and dtype."""
         return self.network.fingerprint
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:

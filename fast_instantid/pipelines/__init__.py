@@ -7,8 +7,9 @@ from importlib.util import find_spec
 if find_spec("diffusers") is None:
     raise ModuleNotFoundError("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
+from .approximations import Approximations
 from .attach import InstantID
 from .generate import InstantIDFiles, Sampling, generate, load_pipeline
 from .subject import Subject
 
-__all__ = ["InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]
+__all__ = ["Approximations", "InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]

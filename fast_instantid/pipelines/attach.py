@@ -22,6 +22,7 @@ from ..errors import BackendError, ModelFileError
 from ..identity import Identity
 from ..recorder import stage_of
 from ..reuse import ReplacedForward, Reuse, at_every_step
+from .approximations import EXACT, Approximations, SparseIdentityNet, Steps
 from .identity_net import keep_hint, skip_when_silent
 from .layout import COND, UNCOND, LaidOutBank, LaidOutTokens, Layout
 from .processors import TextAttnProcessor, identity_processor, is_plain
@@ -57,12 +58,17 @@ class InstantID:
         self._unet = _unet(pipe)
         self._identity_net = _identity_net(pipe, identity_net)
         self._replaced: list[tuple[Attention, Any, Any]] = []  # (layer, our processor, the one before)
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle | SparseIdentityNet] = []
         self._forwards: list[ReplacedForward] = []
         # Of the UNet and of the IdentityNet
         self._kept, self._kept_by_net = (Reuse(), Reuse()) if reuse else (None, None)
 
-    def attach(self, who: Identity | Subject | Sequence[Identity | Subject], weight: float | None = None) -> None:
+    def attach(
+        self,
+        who: Identity | Subject | Sequence[Identity | Subject],
+        weight: float | None = None,
+        approximations: Approximations = EXACT,
+    ) -> None:
         """Make the pipeline draw these people, in place of those attached before, by this object or another.
 
         Cheap: nothing is projected, so a new weight or region is a new ``attach``. With all weights 0 the attention of
@@ -72,26 +78,33 @@ class InstantID:
             who: one identity, or Subjects with weights and regions of their own; the IdentityNet then sees the tokens
                 of all of them.
             weight: of bare identities, 0..5; 0.8 by default.
+            approximations: what to leave out, for another picture; nothing by default.
 
         Raises:
             ModelFileError: an identity that was made for another kind of model than this pipeline's.
+            BackendError: approximations that this pipeline cannot do.
             FastInstantIDError: a weight out of range or beside Subjects, or nobody given.
         """
         subjects = as_subjects(who, weight)
         layers = _cross_attention_layers(self._unet)
         for subject in subjects:
             _check_fit(subject.identity, layers, self._identity_net, type(self._pipe).__name__)
+        selected = approximations.selected([name for name, _ in _named_cross_attention_layers(self._unet)])
+        if approximations.depend_on_steps:
+            _refuse_compiled(self._pipe)
         for model in self._models():
             _attached_to.get(model, self).detach()
             _attached_to[model] = self
 
+        steps = Steps(self._pipe)
         if active := [subject for subject in subjects if subject.weight != 0]:
             bank, kept = LaidOutBank(active), self._kept
-            for i, layer in enumerate(layers):
-                self._replace(layer, identity_processor(layer, bank, i, kept or at_every_step))
+            for i in selected:
+                self._replace(layers[i], identity_processor(layers[i], bank, i, kept or at_every_step))
 
             def prepare_bank(unet: Any, args: Any, kwargs: Any) -> None:
                 bank.lay_out(self._layout(unet, args, kwargs))
+                bank.is_on = steps.are_in(approximations.identity_range)
                 if kept is not None:
                     prompt = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
                     kept.begin(prompt, self._timesteps())
@@ -113,6 +126,11 @@ class InstantID:
                 return args, kwargs | {"encoder_hidden_states": laid_out}
 
             self._hooks.append(self._identity_net.register_forward_pre_hook(replace_prompt, with_kwargs=True))
+
+        if approximations.depend_on_steps:
+            self._hooks.append(self._unet.register_forward_hook(lambda *_: steps.end()))
+        if approximations.is_sparse and self._identity_net is not None:
+            self._hooks.append(SparseIdentityNet(self._identity_net, steps, approximations))
 
         for model, name in _parts(self._pipe, self._identity_net).items():
             self._hooks += stage_of(model, name)
@@ -149,10 +167,13 @@ class InstantID:
 
     @contextmanager
     def attached(
-        self, who: Identity | Subject | Sequence[Identity | Subject], weight: float | None = None
+        self,
+        who: Identity | Subject | Sequence[Identity | Subject],
+        weight: float | None = None,
+        approximations: Approximations = EXACT,
     ) -> Generator[InstantID]:
         """``attach``, and ``detach`` at the end, whatever happens in between."""
-        self.attach(who, weight)
+        self.attach(who, weight, approximations)
         try:
             yield self
         finally:
@@ -220,8 +241,22 @@ def _parts(pipe: Any, identity_net: Any) -> dict[torch.nn.Module, str]:
 
 def _cross_attention_layers(unet: Any) -> list[Attention]:
     """In checkpoint order, which is the order of ``attn_processors``: down, up, middle."""
-    names = (name for name in unet.attn_processors if name.endswith("attn2.processor"))
-    return [unet.get_submodule(name.removesuffix(".processor")) for name in names]
+    return [layer for _, layer in _named_cross_attention_layers(unet)]
+
+
+def _named_cross_attention_layers(unet: Any) -> list[tuple[str, Attention]]:
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+    return [(name, unet.get_submodule(name)) for name in names]
+
+
+def _refuse_compiled(pipe: Any) -> None:
+    controlnet = getattr(pipe, "controlnet", None)
+    for model in (pipe.unet, *getattr(controlnet, "nets", [controlnet])):
+        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+            raise BackendError(
+                "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
+                "anew at every step: use them with a pipeline that is not compiled"
+            )
 
 
 def _check_fit(identity: Identity, layers: list[Attention], identity_net: Any, pipeline: str) -> None:

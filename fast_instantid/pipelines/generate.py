@@ -21,6 +21,7 @@ from ..errors import FastInstantIDError, ModelFileError
 from ..identity import Identity
 from ..placement import Placement
 from ..recorder import stage
+from .approximations import EXACT, Approximations
 from .attach import InstantID
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
@@ -68,6 +69,7 @@ class Sampling:
         controlnet_strength: of the IdentityNet.
         guidance: classifier-free guidance scale; 1 or less turns it off.
         seed: of the first picture, 0 to 2^63; picture i of a run starts from ``seed + i``, on every device alike.
+        approximations: what to leave out, for another picture; nothing by default.
 
     Raises:
         FastInstantIDError: a value that no picture can be sampled with.
@@ -80,6 +82,7 @@ class Sampling:
     guidance: float = 5.0
     seed: int = 0
     num_images: int = 1
+    approximations: Approximations = EXACT
 
     def __post_init__(self) -> None:
         allowed = {
@@ -174,7 +177,7 @@ def generate(
     # Seeded on the CPU: other devices draw other numbers from the same seed.
     seeds = range(sampling.seed, sampling.seed + sampling.num_images)
     weight = sampling.weight if isinstance(who, Identity) else None
-    with stage("sampling"), InstantID(pipe).attached(who, weight):
+    with stage("sampling"), InstantID(pipe).attached(who, weight, sampling.approximations):
         output: Any = pipe(
             prompt=prompts,
             negative_prompt=sampling.negative_prompt,

@@ -47,6 +47,8 @@ class LaidOutBank:
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
         self._subjects = subjects
+        self.is_on = True
+        """Whether the layers have an identity branch in this step."""
         self._layout: Layout | None = None
         self._entries: dict[int, list[IdentityEntry]] = {}  # of a layer
         self._scales: dict[int, list[float | torch.Tensor]] = {}  # of all layers with so many tokens
@@ -59,7 +61,10 @@ class LaidOutBank:
             self._scales.clear()
 
     def entries(self, layer: int, num_tokens: int) -> list[IdentityEntry]:
-        """What a layer attends to whose query has ``num_tokens`` positions; made at the first step of a run."""
+        """What a layer attends to whose query has ``num_tokens`` positions; made at the first step of a run. Nothing
+        where the identity branch is off."""
+        if not self.is_on:
+            return []
         if layer not in self._entries:
             assert self._layout is not None, "lay_out comes before the layers"
             self._entries[layer] = self._make(self._layout, layer, num_tokens)

@@ -96,10 +96,12 @@ class IdentityAttnProcessor(TextAttnProcessor):
     ) -> torch.Tensor:
         """Both attentions, ``(B, N, C)``."""
         entries = self.bank.entries(self.layer, query.shape[1])
-        attended = fused_attention(query, key, value, entries, attn.heads) if attention_mask is None else None
-        if attended is not None:
-            return attended
-        return super().attend(attn, query, key, value, attention_mask) + identity_attention(query, entries, attn.heads)
+        can_fuse = bool(entries) and attention_mask is None
+        fused = fused_attention(query, key, value, entries, attn.heads) if can_fuse else None
+        if fused is not None:
+            return fused
+        attended = super().attend(attn, query, key, value, attention_mask)
+        return attended + identity_attention(query, entries, attn.heads) if entries else attended
 
 
 class AddIdentityProcessor(nn.Module):
@@ -121,6 +123,8 @@ class AddIdentityProcessor(nn.Module):
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         attended = self.inner(attn, hidden_states, *args, **kwargs)
+        if not self.bank.is_on:
+            return attended
         query = attn.to_q(hidden_states)
         identity = identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
         projection = attn.to_out[0]
