@@ -18,6 +18,14 @@ def main() -> None:
     suite.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
+    suite = suites.add_parser("headline", help="a whole workflow, first picture and five edits, against the same pack")
+    suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
+    suite.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--channels", type=int, default=64, help="of UNet and ControlNets; SDXL has 320 (24 GB in fp32)")
+    suite.add_argument("--side", type=int, default=128, metavar="PIXELS", help="of the picture that is drawn")
+    suite.add_argument("--steps", type=int, default=12, help="of the sampler")
+    suite.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel, on all sides")
+    suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made here for another time")
     suite = suites.add_parser("step", help="a sampling step, against cubiq/ComfyUI_InstantID and against none of both")
     suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
@@ -31,7 +39,7 @@ def main() -> None:
     suite = suites.add_parser("attention", help="the layers of SDXL with a face, against the old pack's way")
     suite.add_argument("--device", default="cpu")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
-    runs = {"step": 20, "attention": 31}
+    runs = {"headline": 3, "step": 20, "attention": 31}
     for name, suite in suites.choices.items():
         suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")

@@ -82,9 +82,9 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
             comparisons += [nodes, evaluation, _in_all(nodes, evaluation, steps)]
             differences.append(difference)
         about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
-        about["versions"] |= {"comfyui": host.version, "reference": _version(packs[0])}
+        about["versions"] |= {"comfyui": host.version, "reference": version_of(packs[0])}
         about |= {"dtype": "float32", "torch_threads": torch.get_num_threads(), "steps": steps}
-        about |= {"image": _size(portrait()), "group_photo": _size(group_photo())}
+        about |= {"image": size_of(portrait()), "group_photo": size_of(group_photo())}
         about["unpatched_evaluation_seconds"] = median_seconds(host.evaluate_unpatched, runs)
         about["cold_parts_seconds"] = parts
         about["projection_seconds"] = _projection(sides, runs)
@@ -222,12 +222,12 @@ def _held(sides: tuple[Side, Side]) -> dict[str, dict[str, int]]:
     return held
 
 
-def _version(pack: Path) -> str:
+def version_of(pack: Path) -> str:
     """Of the reference pack. Its commits share one number, so a hash of its code tells which one it was."""
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(pack.glob("*.py"))))
     [number] = re.findall(r'^version = "(.+)"', (pack / "pyproject.toml").read_text(), re.MULTILINE)
     return f"{number}, code {code.hexdigest()[:16]}"
 
 
-def _size(picture: np.ndarray) -> str:
+def size_of(picture: np.ndarray) -> str:
     return f"{picture.shape[1]} x {picture.shape[0]}"
