@@ -38,6 +38,10 @@ def main() -> None:
     suite.add_argument("--seconds", type=float, default=180.0, help="start no new measurement after so long")
     suite = suites.add_parser("attention", help="the layers of SDXL with a face, against the old pack's way")
     suite.add_argument("--device", default="cpu")
+    suite = suites.add_parser("pipelines", help="a pipeline of diffusers, against InstantX's attention processors")
+    suite.add_argument("--device", default="cpu")
+    suite.add_argument("--sizes", nargs="+", choices=("tiny", "middle", "full"), default=["tiny", "middle"])
+    suite.add_argument("--steps", type=int, default=4, help="of the sampler")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
     runs = {"headline": 3, "step": 20, "attention": 31}
     for name, suite in suites.choices.items():

@@ -1,8 +1,8 @@
 """The whole workflow that "3-5x faster" was claimed for, as one total: a first picture, then five edits.
 
 Six reference pictures in a batch, one for the pose, two ControlNets (the IdentityNet, and one that sees the text) and a
-KSampler in one real ComfyUI, as in example_workflows/instantid_many_references.json. Then the user edits the weight, the
-prompt, the range, replaces one of the six pictures, and last the seed. Each run ends when the latent picture is there.
+KSampler in a real ComfyUI, as in example_workflows/instantid_many_references.json. Then the user edits the weight, then
+the prompt, the range, replaces one of the six pictures, and last the seed. A run ends when the latent picture is there.
 Three sides, each session in a ComfyUI of its own, in turn:
 
 - reference: the nodes of cubiq/ComfyUI_InstantID.
@@ -15,15 +15,15 @@ loaders (a new seed executes none of them); the other has it with the sampling. 
 
 Sizes: the face networks have the published sizes, tokens and resampler too. UNet, ControlNets and the adapter's
 projections have SDXL's 70 layers and CHANNELS in place of its 320 channels, and the picture is SIDE pixels wide, since
-SDXL takes minutes for a picture on a CPU. So the parts before sampling are as long as on a user's CPU, but for the
-adapter's file, which is smaller; sampling is as long as CHANNELS, SIDE and STEPS make it, and so is the total's ratio.
-Read it as what this machine took for this workflow, and nothing about a GPU: there sampling is full-sized, and each layer
-of the reference waits for the device besides. `python -m benchmarks step` measures that.
+SDXL takes minutes for a picture on a CPU. So the nodes do the work that they do for a user, but for the projections and
+the adapter's file, which are smaller; and sampling is as long as CHANNELS, SIDE and STEPS make it, so the total's ratio
+is too. It says what this machine took for this workflow, and nothing about a GPU: there sampling is full-sized, and each
+layer of the reference waits for the device besides. `python -m benchmarks step` measures that.
 
-Text encoders, VAE and the loading of the checkpoint are left out: no pack changes them. The drawn latents of reference
-and ours are compared in all six cases, and the reference's with the limit's, so that the face does act; where they do not
-agree, nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says
-where the time goes (`timeline`).
+Text encoders, VAE and the loading of the checkpoint are left out: no pack changes them. The latents of reference and
+ours are compared in all six cases, relative to how far the reference's lie from the limit's; where they do not agree,
+nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says where the
+time goes (`timeline`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ from torch import Tensor
 from benchmarks.common import Comparison, metadata, save
 from benchmarks.headline_host import REFERENCES, RUNS, SEED, Settings, adapter_name
 from benchmarks.limits import SIDES, LimitedComparison, print_limited
-from benchmarks.workflow import size_of, version_of, portrait, unseen
+from benchmarks.workflow import portrait, size_of, unseen, version_of
 from benchmarks.workflow_networks import write_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +124,9 @@ def take(settings: Settings, pack: Path | None, base: Path, detailed: bool = Fal
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if finished.returncode:
         name = "the limit" if pack is None else pack.name
-        raise SystemExit(f"the session of {name} failed; nothing is reported. Its last words:\n{finished.stderr[-2000:]}")
+        raise SystemExit(
+            f"the session of {name} failed; nothing is reported. Its last words:\n{finished.stderr[-2000:]}"
+        )
     return Outcome(latents=torch.load(latents), **json.loads(finished.stdout.splitlines()[-1]))
 
 
@@ -142,7 +144,7 @@ def agreement(latents: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str
         found[name] = {"effect_of_the_face": effect, "ours": apart}
         if not apart <= TOLERANCE:  # also where it is NaN
             raise SystemExit(f"{name}: ours and the reference differ by {apart:.1e} of the effect; nothing is reported")
-    for before, after in zip(RUNS, RUNS[1:], strict=False):
+    for before, after in pairwise(RUNS):
         if torch.equal(latents["reference"][before], latents["reference"][after]):
             raise SystemExit(f"{after}: the edit changed nothing in the reference's picture; nothing is reported")
     return found

@@ -244,8 +244,8 @@ def main() -> None:
     session = Session(settings, pack, torch.load(options["pictures"]), options["detailed"])
     latents: dict[str, Tensor] = {}
     parts: dict[str, dict[str, float]] = {}
-    for name, latents[name], parts[name] in session.runs():
-        pass
+    for name, latent, seconds in session.runs():
+        latents[name], parts[name] = latent, seconds
     torch.save(latents, options["latents"])
     print(json.dumps({"runs": parts, "parameters": session.host.parameters, "comfyui": session.host.version}))
 
