@@ -43,8 +43,13 @@ def main() -> None:
     suite.add_argument("--sizes", nargs="+", choices=("tiny", "middle", "full"), default=["tiny", "middle"])
     suite.add_argument("--steps", type=int, default=4, help="of the sampler")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
+    plot = suites.add_parser("plot", help="a picture of a result: of headline its timeline, of others their ratios")
+    plot.add_argument("result", type=Path, metavar="RESULT.json", help="what another suite has written")
+    plot.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
     runs = {"headline": 3, "step": 20, "attention": 31}
     for name, suite in suites.choices.items():
+        if suite is plot:
+            continue
         suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")
     options = vars(parser.parse_args())

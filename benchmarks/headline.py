@@ -17,13 +17,13 @@ Sizes: the face networks have the published sizes, tokens and resampler too. UNe
 projections have SDXL's 70 layers and CHANNELS in place of its 320 channels, and the picture is SIDE pixels wide, since
 SDXL takes minutes for a picture on a CPU. So the nodes do the work that they do for a user, but for the projections and
 the adapter's file, which are smaller; and sampling is as long as CHANNELS, SIDE and STEPS make it, so the total's ratio
-is too. It says what this machine took for this workflow, and nothing about a GPU: there sampling is full-sized, and each
-layer of the reference waits for the device besides. `python -m benchmarks step` measures that.
+is too. It says what this machine took for this workflow, and nothing about a GPU: there sampling is full-sized, and
+each layer of the reference waits for the device besides. `python -m benchmarks step` measures that.
 
 Text encoders, VAE and the loading of the checkpoint are left out: no pack changes them. The latents of reference and
 ours are compared in all six cases, relative to how far the reference's lie from the limit's; where they do not agree,
-nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says where the
-time goes (`timeline`).
+nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says where
+the time goes (`timeline`).
 """
 
 from __future__ import annotations

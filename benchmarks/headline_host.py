@@ -75,6 +75,7 @@ class Session:
     """
 
     def __init__(self, settings: Settings, pack: Path | None, pictures: dict[str, Tensor], detailed: bool) -> None:
+        torch.manual_seed(0)  # prompts and hints are the same on all sides
         # SDXL's, but for the channels.
         size = Size(settings.channels, 64, token_width=2048, pooled_width=1280, side=settings.side, resampler_dim=1280)
         self.host = StepHost(Path(settings.comfyui), Path(settings.base), size, torch.device("cpu"), torch.float32)

@@ -2,8 +2,8 @@
 
 After InstantX's published pipeline (github.com/instantX-research/InstantID, ``ip_adapter/attention_processor.py`` and
 ``pipeline_stable_diffusion_xl_instantid.py``): the adapter's projections are modules inside the attention processors,
-the identity tokens are appended to the prompt's embeddings, and each of the 70 layers splits them off and projects them,
-at every step. The resampler runs for every picture.
+the identity tokens are appended to the prompt's embeddings, and each of the 70 layers splits them off and projects
+them, at every step. The resampler runs for every picture.
 """
 
 from __future__ import annotations

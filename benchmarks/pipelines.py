@@ -206,7 +206,7 @@ def make_pipeline(size: Size, device: torch.device, dtype: torch.dtype) -> Any:
         unet = UNet2DConditionModel(up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **blocks)
         net = ControlNetModel(**blocks)
         # The pipeline reads its scale and dtype, and nothing is decoded.
-        vae = AutoencoderKL()
+        vae = AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4)
     for network in (unet, net, vae):
         nn.Module.to(network.eval(), dtype)  # diffusers' own warns of layers to keep in float32, and names none
     outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
