@@ -29,6 +29,14 @@ def main() -> None:
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the projection is measured")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) here for another time")
+    suite = suites.add_parser("headline", help="a whole workflow, first picture and five edits, against the same pack")
+    suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
+    suite.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a checkout of the reference pack")
+    suite.add_argument("--channels", type=int, default=64, help="of UNet and ControlNets; SDXL has 320 (24 GB in fp32)")
+    suite.add_argument("--side", type=int, default=128, metavar="PIXELS", help="of the picture that is drawn")
+    suite.add_argument("--steps", type=int, default=12, help="of the sampler")
+    suite.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel, on all sides")
+    suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made here for another time")
     suite = suites.add_parser("step", help="a sampling step, against cubiq/ComfyUI_InstantID and against none of both")
     suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
@@ -45,6 +53,10 @@ def main() -> None:
     suite.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI; otherwise a stand-in for it")
     suite.add_argument("--reference", type=Path, metavar="DIR", help="a checkout of the reference pack")
     suite.add_argument("--trials", type=int, default=30, help="pictures of each kind in the wrong-face trial")
+    suite = suites.add_parser("pipelines", help="a pipeline of diffusers, against InstantX's attention processors")
+    suite.add_argument("--device", default="cpu")
+    suite.add_argument("--sizes", nargs="+", choices=("tiny", "middle", "full"), default=["tiny", "middle"])
+    suite.add_argument("--steps", type=int, default=4, help="of the sampler")
     suites.add_parser("recorder", help="what the stages cost, against the package without them")
     suite = suites.add_parser("likeness", help="what approximations do to likeness, on the miniature")
     suite.add_argument("--people", type=int, default=24, metavar="N", help="up to 100; two pictures of each")
@@ -54,8 +66,13 @@ def main() -> None:
         "--picture", type=Path, metavar="FILE", help="also write the pictures of some people, side by side"
     )
     suite.add_argument("--page", type=Path, metavar="FILE", help="also write the tables into this page")
-    runs = {"step": 20, "attention": 31}
+    plot = suites.add_parser("plot", help="a picture of a result: of headline its timeline, of others their ratios")
+    plot.add_argument("result", type=Path, metavar="RESULT.json", help="what another suite has written")
+    plot.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
+    runs = {"headline": 3, "step": 20, "attention": 31}
     for name, suite in suites.choices.items():
+        if name == "plot":
+            continue
         if name != "memory":  # whose counts are the same each time
             suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")
         suite.add_argument("--json", dest="json_path", type=Path, help="also write the result to this file")

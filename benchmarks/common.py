@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.schema import validate
 from fast_instantid.observe.stages import add_up
 from fast_instantid.recorder import Recorder
 
@@ -133,6 +134,7 @@ def save_rows(path: Path | None, suite: str, rows: Sequence[dict[str, Any]], abo
     document = {"suite": suite, "about": about, "results": rows}
     write(path, document)
     print(json.dumps(document))
+    validate(document)  # last, so that nothing that was measured is lost
 
 
 def write(path: Path | None, document: dict[str, Any]) -> None:

@@ -58,14 +58,14 @@ def run(comfyui: Path | None, reference: Path | None, device: str, work: Path | 
         adapter = Adapter.load(path, device, torch.float16, Cache())
         rows = taken(adapter)
         if comfyui is not None and reference is not None:
-            from benchmarks.workflow import pack_version, portrait, unseen
+            from benchmarks.workflow import portrait, unseen, version_of
             from benchmarks.workflow_host import Host, Side
 
             host = Host(comfyui.resolve(), base)
             sides = {"reference": Side(host, reference.resolve()), "ours": Side(host, ROOT)}
             rows += held(host, {name: side.apply(unseen(portrait())) for name, side in sides.items()})
             rows[0] |= {"reference_bytes": _moved(sides["reference"].instantid, device)}
-            about["versions"] |= {"comfyui": host.version, "reference": pack_version(reference)}
+            about["versions"] |= {"comfyui": host.version, "reference": version_of(reference)}
     about["notes"] = " ".join(__doc__.split())
     _print(rows)
     save_rows(json_path, "memory", rows, about)

@@ -63,10 +63,10 @@ def run(comfyui: Path | None, reference: Path | None, runs: int, work: Path | No
     comparisons: list[Comparison] = []
     about = metadata([name for name in ("torch", "numpy", "opencv-python-headless", "safetensors") if _installed(name)])
     if comfyui is not None and reference is not None:
-        from benchmarks.workflow import pack_version
+        from benchmarks.workflow import version_of
 
         comparisons = _nodes(comfyui.resolve(), reference.resolve(), min(runs, MOST_COLD_RUNS), work)
-        about["versions"]["reference"] = pack_version(reference)
+        about["versions"]["reference"] = version_of(reference)
     about["notes"] = " ".join(__doc__.split())
     _print(rows, comparisons)
     save_rows(json_path, "startup", [*rows, *(comparison.to_json() for comparison in comparisons)], about)

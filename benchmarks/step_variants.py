@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.step_host import IDENTITY_TOKENS, WEIGHT, Patched, StepHost
+from benchmarks.step_host import IDENTITY_TOKENS, WEIGHT, Patched, Size, StepHost
 from benchmarks.workflow_host import load_pack
 
 EMBEDDING_DIM = 512
@@ -35,44 +35,12 @@ class Packs:
     @cached_property
     def adapter_weights(self) -> dict[str, dict[str, Tensor]]:
         """As ``ip-adapter.bin`` holds them, random; 423 million numbers at full size."""
-        from fast_instantid.identity.resampler import Resampler
-
-        host, size = self.host, self.host.size
-        with torch.device("meta"):
-            resampler = Resampler(
-                dim=size.resampler_dim,
-                depth=_DEPTH,
-                inner_dim=_INNER_DIM,
-                feed_forward_dim=4 * size.resampler_dim,
-                num_queries=IDENTITY_TOKENS,
-                embedding_dim=EMBEDDING_DIM,
-                output_dim=size.token_width,
-            )
-        image_proj: dict[str, Tensor] = {}
-        for name, tensor in resampler.state_dict().items():
-            if tensor.ndim > 1:
-                image_proj[name] = host.random(*tensor.shape, gain=tensor.shape[-1] ** -0.5)
-            else:
-                image_proj[name] = host.random(*tensor.shape, gain=0.1) + float(name.endswith("weight"))
-        projections = {
-            f"{2 * i + 1}.to_{part}_ip.weight": host.random(channels, size.token_width, gain=size.token_width**-0.5)
-            for i, channels in enumerate(size.layer_channels)
-            for part in "kv"
-        }
-        return {"image_proj": image_proj, "ip_adapter": projections}
+        return random_adapter(self.host.size, self.host.random)
 
     @cached_property
     def our_adapter(self) -> Any:
         """What our loader node returns."""
-        from fast_instantid import Cache
-        from fast_instantid.identity import Adapter
-        from fast_instantid.identity.checkpoint import AdapterWeights
-        from fast_instantid.placement import Placement
-
-        projections = [*self.adapter_weights["ip_adapter"].values()]
-        layers = tuple(zip(projections[::2], projections[1::2], strict=True))
-        weights = AdapterWeights(Path("random"), self.adapter_weights["image_proj"], layers, "random")
-        return Adapter(weights, Placement.resolve(self.host.device, self.host.dtype), Cache())
+        return as_our_adapter(self.adapter_weights, self.host.device, self.host.dtype)
 
     @cached_property
     def reference(self) -> ModuleType:
@@ -115,6 +83,54 @@ class Packs:
                 weight=WEIGHT,
             )
         )
+
+
+def random_adapter(size: Size, random: Callable[..., Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights of an adapter, as ``ip-adapter.bin`` holds them.
+
+    Args:
+        random: ``random(*shape, gain=1.0)`` makes normal numbers.
+    """
+    from fast_instantid.identity.resampler import Resampler
+
+    with torch.device("meta"):
+        resampler = Resampler(
+            dim=size.resampler_dim,
+            depth=_DEPTH,
+            inner_dim=_INNER_DIM,
+            feed_forward_dim=4 * size.resampler_dim,
+            num_queries=IDENTITY_TOKENS,
+            embedding_dim=EMBEDDING_DIM,
+            output_dim=size.token_width,
+        )
+    image_proj: dict[str, Tensor] = {}
+    for name, tensor in resampler.state_dict().items():
+        if tensor.ndim > 1:
+            image_proj[name] = random(*tensor.shape, gain=tensor.shape[-1] ** -0.5)
+        else:
+            image_proj[name] = random(*tensor.shape, gain=0.1) + float(name.endswith("weight"))
+    projections = {
+        f"{2 * i + 1}.to_{part}_ip.weight": random(channels, size.token_width, gain=size.token_width**-0.5)
+        for i, channels in enumerate(size.layer_channels)
+        for part in "kv"
+    }
+    return {"image_proj": image_proj, "ip_adapter": projections}
+
+
+def as_our_adapter(weights: dict[str, dict[str, Tensor]], device: torch.device, dtype: torch.dtype) -> Any:
+    """Our Adapter on weights that lie in memory."""
+    from fast_instantid import Cache
+    from fast_instantid.identity import Adapter
+    from fast_instantid.identity.checkpoint import AdapterWeights
+    from fast_instantid.placement import Placement
+
+    projections = [*weights["ip_adapter"].values()]
+    layers = tuple(zip(projections[::2], projections[1::2], strict=True))
+    return Adapter(
+        AdapterWeights(Path("random"), weights["image_proj"], layers, "random"),
+        Placement.resolve(device, dtype),
+        Cache(),
+    )
 
 
 def plain(packs: Packs) -> Patched:

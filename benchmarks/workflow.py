@@ -41,21 +41,12 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from benchmarks.budgets import WORKFLOW
 from benchmarks.common import Comparison, compare, held_bytes, median_seconds, metadata, print_table, save
 from benchmarks.workflow_host import Host, Side
 from benchmarks.workflow_networks import write_models
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPECTED = {
-    "cold first run": 5,
-    "weight edited": 100,
-    "range edited": 100,
-    "new image, one face": 2.4,
-    "group photo, six faces": 7.5,
-    "six new references": 1.45,
-    "one of six replaced": 8,
-}
-"""The cases, and how many times faster each should be in all."""
 TOLERANCE = 1e-4
 """Largest difference of what the two sides add to a layer, relative to the largest value they add."""
 _MOST_COLD_RUNS = 5  # each starts ComfyUI twice
@@ -82,16 +73,16 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
             comparisons += [nodes, evaluation, _in_all(nodes, evaluation, steps)]
             differences.append(difference)
         about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
-        about["versions"] |= {"comfyui": host.version, "reference": pack_version(packs[0])}
+        about["versions"] |= {"comfyui": host.version, "reference": version_of(packs[0])}
         about |= {"dtype": "float32", "torch_threads": torch.get_num_threads(), "steps": steps}
-        about |= {"image": _size(portrait()), "group_photo": _size(group_photo())}
+        about |= {"image": size_of(portrait()), "group_photo": size_of(group_photo())}
         about["unpatched_evaluation_seconds"] = median_seconds(host.evaluate_unpatched, runs)
         about["cold_parts_seconds"] = parts
         about["projection_seconds"] = _projection(sides, runs)
         about["held_bytes"] = _held(sides)
     about["largest_difference"] = max(differences)
     about["notes"] = " ".join(__doc__.split())
-    print_table(comparisons, {f"{name}: in all": goal for name, goal in EXPECTED.items()})
+    print_table(comparisons, {f"{name}: in all": goal for name, goal in WORKFLOW.items()})
     for what in ("unpatched_evaluation_seconds", "cold_parts_seconds", "projection_seconds", "held_bytes"):
         print(f"{what}: {json.dumps(about[what])}")
     save(json_path, "workflow", comparisons, about)
@@ -236,12 +227,12 @@ def _held(sides: tuple[Side, Side]) -> dict[str, dict[str, int]]:
     return held
 
 
-def pack_version(pack: Path) -> str:
+def version_of(pack: Path) -> str:
     """Of the reference pack. Its commits share one number, so a hash of its code tells which one it was."""
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(pack.glob("*.py"))))
     [number] = re.findall(r'^version = "(.+)"', (pack / "pyproject.toml").read_text(), re.MULTILINE)
     return f"{number}, code {code.hexdigest()[:16]}"
 
 
-def _size(picture: np.ndarray) -> str:
+def size_of(picture: np.ndarray) -> str:
     return f"{picture.shape[1]} x {picture.shape[0]}"

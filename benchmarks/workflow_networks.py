@@ -24,11 +24,16 @@ from examples.tiny_faces import (
 from fast_instantid.identity.resampler import Resampler
 
 
-def write_models(base: Path) -> None:
-    """Fill ``base/models``. Files that are there already stay: they are always the same."""
+def write_models(base: Path, adapter: str = "ip-adapter.bin", channels: int = 320) -> None:
+    """Fill ``base/models``. Files that are there already stay: they are always the same.
+
+    Args:
+        adapter: name of its file.
+        channels: of the first level of the UNet that the adapter is for; 320 is SDXL's.
+    """
     faces = base / "models" / "insightface" / "models" / "antelopev2"
     writers: dict[Path, Callable[[Path], object]] = {
-        base / "models" / "instantid" / "ip-adapter.bin": write_adapter,
+        base / "models" / "instantid" / adapter: partial(write_adapter, channels=channels),
         faces / "scrfd_10g_bnkps.onnx": write_detector,
         faces / "glintr100.onnx": partial(write_iresnet, **IRESNET_100),
         faces / "1k3d68.onnx": partial(write_landmark_net, numbers=3309),
@@ -43,8 +48,8 @@ def write_models(base: Path) -> None:
             unfinished.rename(path)
 
 
-def write_adapter(path: Path) -> None:
-    """InstantID's ``ip-adapter.bin``: 423 million numbers, fp32 as published, 1.69 GB."""
+def write_adapter(path: Path, channels: int = 320) -> None:
+    """InstantID's ``ip-adapter.bin``: 423 million numbers, fp32 as published, 1.69 GB; less for a narrower UNet."""
     torch.manual_seed(0)
     resampler = Resampler(
         dim=1280,
@@ -56,7 +61,7 @@ def write_adapter(path: Path) -> None:
         output_dim=TOKEN_WIDTH,
     )
     projections = {
-        f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(width, TOKEN_WIDTH) / TOKEN_WIDTH**0.5
+        f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(width * channels // 320, TOKEN_WIDTH) / TOKEN_WIDTH**0.5
         for i, width in enumerate(LAYERS.values())
         for part in "kv"
     }

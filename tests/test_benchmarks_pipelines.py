@@ -1,0 +1,54 @@
+"""The benchmark of diffusers pipelines, with tiny networks: both ways draw the same, and what each costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import pipelines
+from benchmarks.schema import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = pipelines.PIPELINE_SIZES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with torch.no_grad():
+        return pipelines.Bench(TINY, torch.device("cpu"), torch.float32, steps=1)
+
+
+@torch.no_grad()
+def test_both_ways_draw_the_same_person(bench):
+    found = bench.difference()
+    assert found["effect_of_the_identity"] > 0.1
+    assert found["ours"] <= 1e-4
+
+
+@torch.no_grad()
+def test_nothing_is_reported_where_they_differ(bench, monkeypatch):
+    monkeypatch.setattr(pipelines, "WEIGHT", 0.5 * pipelines.WEIGHT)  # ours asks for it anew, InstantX's way has it
+    with pytest.raises(SystemExit, match="nothing is reported"):
+        bench.difference()
+
+
+def test_the_reference_projects_at_every_step_and_ours_never(tmp_path):
+    path = tmp_path / "pipelines.json"
+    command = [sys.executable, "-m", "benchmarks", "pipelines", "--sizes", "tiny", "--steps", "1", "--runs", "1"]
+    subprocess.run([*command, "--json", str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    document = json.loads(path.read_text())
+    validate(document)
+    new, again = document["results"]
+    assert (new["name"], again["name"]) == ("tiny: a new person", "tiny: the same person again")
+    calls, held = new["linear_calls"], new["held_bytes"]
+    assert calls["reference"] - calls["limit"] == 2 * len(TINY.layer_channels)
+    assert calls["ours"] == calls["limit"]
+    tokens, channels = 2 * 16, sum(TINY.layer_channels)
+    assert held["ours"] == 4 * tokens * (2 * channels + TINY.token_width)
+    assert held["reference"] > 4 * 2 * channels * TINY.token_width
+    assert held["limit"] == 0

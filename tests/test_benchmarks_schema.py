@@ -1,0 +1,96 @@
+"""The form of result documents: that committed ones have it, and that the check finds what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import schema
+from benchmarks.common import Comparison, save
+
+RESULTS = sorted((Path(__file__).parent.parent / "benchmarks" / "results").rglob("*.json"))
+
+
+@pytest.fixture
+def document():
+    return json.loads(next(path for path in RESULTS if path.name.startswith("faces--")).read_text())
+
+
+def test_there_are_results():
+    assert RESULTS
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_committed_result_has_the_form(path):
+    document = json.loads(path.read_text())
+    schema.validate(document)
+    assert path.name.startswith(f"{document['suite']}--"), "the suite, the machine, the device"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("suite",), "Faces", "suite is 'Faces'"),
+        (("about", "cores"), 0, "about.cores is 0, expected at least 1"),
+        (("about", "cores"), True, "about.cores is bool, expected integer"),
+        (("about", "date"), "yesterday", "about.date is 'yesterday'"),
+        (("about", "versions"), {}, "about.versions has no 'torch'"),
+        (("results",), [], "results has 0 items"),
+        (("results", 0, "ratio", "median"), "2", "results[0].ratio.median is str, expected number"),
+        (("results", 1, "ours_seconds", "runs"), 0, "results[1].ours_seconds.runs is 0"),
+        (("results", 0, "ratio", "min"), 99.0, "results[0].ratio has its median outside"),
+        (("results", 0, "ratio", "max"), float("inf"), "results[0].ratio.max is inf"),
+        (("results", 0, "speed"), 1, "results[0] has 'speed', which is not known"),
+    ],
+)
+def test_what_is_wrong_is_found_and_named(document, place, value, message):
+    schema.validate(document)
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        schema.validate(document)
+
+
+def test_a_missing_part_is_named(document):
+    for name in ("suite", "about", "results"):
+        partial = copy.deepcopy(document)
+        del partial[name]
+        with pytest.raises(ValueError, match=f"the document has no '{name}'"):
+            schema.validate(partial)
+
+
+def test_rows_of_other_suites_may_be_of_their_own_form(document):
+    document |= {"suite": "memory", "results": [{"name": "one face", "peak_bytes": 3}]}
+    schema.validate(document)
+    del document["results"][0]["name"]
+    with pytest.raises(ValueError, match="has no 'name'"):
+        schema.validate(document)
+
+
+def test_a_schema_that_asks_for_more_than_is_checked_is_refused(document, tmp_path, monkeypatch):
+    changed = json.loads(schema.SCHEMA.read_text())
+    changed["$defs"]["row"]["minProperties"] = 2
+    monkeypatch.setattr(schema, "SCHEMA", tmp_path / "schema.json")
+    schema.SCHEMA.write_text(json.dumps(changed))
+    with pytest.raises(NotImplementedError, match="minProperties"):
+        schema.validate(document)
+
+
+def test_a_suite_that_writes_another_form_fails_and_loses_nothing(document, tmp_path):
+    path = tmp_path / "faces.json"
+    save(path, "faces", [Comparison("one", [2.0], [1.0])], document["about"])
+    assert json.loads(path.read_text())["results"][0]["ratio"]["median"] == 2
+    with pytest.raises(ValueError, match=r"about has no 'versions'"):
+        save(
+            path,
+            "faces",
+            [Comparison("two", [2.0], [1.0])],
+            {k: v for k, v in document["about"].items() if k != "versions"},
+        )
+    assert json.loads(path.read_text())["results"][0]["name"] == "two"
