@@ -44,6 +44,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``gpu((9, 0))``: a machine with Triton and such a GPU."""
 
     def gpu(capability: tuple[int, int], triton: bool = True, hip: str | None = None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(fused, "find_spec", lambda name: object() if triton else None)

@@ -69,6 +69,8 @@ def _wanted(device: torch.device) -> bool:
     # Devices of ROCm are called "cuda" too, and their numbers mean other chips.
     if asked == "0" or device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
+    if not torch.cuda.is_available():  # tensors that only pretend to be on a GPU
+        return False
     capability = torch.cuda.get_device_capability(device)
     return capability in MEASURED_FASTER or (asked == "1" and capability >= _OLDEST)
 
