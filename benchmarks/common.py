@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,8 +134,12 @@ def save_rows(path: Path | None, suite: str, rows: Sequence[dict[str, Any]], abo
     """As :func:`save`, for suites whose rows are no comparisons of two."""
     document = {"suite": suite, "about": about, "results": rows}
     write(path, document)
-    print(json.dumps(document))
-    validate(document)  # last, so that nothing that was measured is lost
+    text = json.dumps(document)
+    print(text)
+    try:
+        validate(json.loads(text))  # last, so that nothing that was measured is lost
+    except ImportError:
+        print("The result was not checked against benchmarks/schema.json: pip install jsonschema", file=sys.stderr)
 
 
 def write(path: Path | None, document: dict[str, Any]) -> None:

@@ -34,17 +34,17 @@ def test_a_committed_result_has_the_form(path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("suite",), "Faces", "suite is 'Faces'"),
-        (("about", "cores"), 0, "about.cores is 0, expected at least 1"),
-        (("about", "cores"), True, "about.cores is bool, expected integer"),
-        (("about", "date"), "yesterday", "about.date is 'yesterday'"),
-        (("about", "versions"), {}, "about.versions has no 'torch'"),
-        (("results",), [], "results has 0 items"),
-        (("results", 0, "ratio", "median"), "2", "results[0].ratio.median is str, expected number"),
-        (("results", 1, "ours_seconds", "runs"), 0, "results[1].ours_seconds.runs is 0"),
-        (("results", 0, "ratio", "min"), 99.0, "results[0].ratio has its median outside"),
-        (("results", 0, "ratio", "max"), float("inf"), "results[0].ratio.max is inf"),
-        (("results", 0, "speed"), 1, "results[0] has 'speed', which is not known"),
+        (("suite",), "Faces", "$.suite: 'Faces' does not match"),
+        (("about", "cores"), 0, "$.about.cores: 0 is less than the minimum of 1"),
+        (("about", "cores"), True, "$.about.cores: True is not of type 'integer'"),
+        (("about", "date"), "yesterday", "$.about.date: 'yesterday' does not match"),
+        (("about", "versions"), {}, "$.about.versions: 'torch' is a required property"),
+        (("results",), [], "$.results: [] should be non-empty"),
+        (("results", 0, "ratio", "median"), "2", "$.results[0].ratio.median: '2' is not of type 'number'"),
+        (("results", 1, "ours_seconds", "runs"), 0, "$.results[1].ours_seconds.runs: 0 is less than the minimum"),
+        (("results", 0, "ratio", "min"), 99.0, "$.results[0].ratio has its median outside"),
+        (("results", 0, "ratio", "max"), float("inf"), "$.results[0].ratio.max is inf"),
+        (("results", 0, "speed"), 1, "$.results[0]: Additional properties are not allowed ('speed' was unexpected)"),
     ],
 )
 def test_what_is_wrong_is_found_and_named(document, place, value, message):
@@ -61,7 +61,7 @@ def test_a_missing_part_is_named(document):
     for name in ("suite", "about", "results"):
         partial = copy.deepcopy(document)
         del partial[name]
-        with pytest.raises(ValueError, match=f"the document has no '{name}'"):
+        with pytest.raises(ValueError, match=f"'{name}' is a required property"):
             schema.validate(partial)
 
 
@@ -69,16 +69,7 @@ def test_rows_of_other_suites_may_be_of_their_own_form(document):
     document |= {"suite": "memory", "results": [{"name": "one face", "peak_bytes": 3}]}
     schema.validate(document)
     del document["results"][0]["name"]
-    with pytest.raises(ValueError, match="has no 'name'"):
-        schema.validate(document)
-
-
-def test_a_schema_that_asks_for_more_than_is_checked_is_refused(document, tmp_path, monkeypatch):
-    changed = json.loads(schema.SCHEMA.read_text())
-    changed["$defs"]["row"]["minProperties"] = 2
-    monkeypatch.setattr(schema, "SCHEMA", tmp_path / "schema.json")
-    schema.SCHEMA.write_text(json.dumps(changed))
-    with pytest.raises(NotImplementedError, match="minProperties"):
+    with pytest.raises(ValueError, match="'name' is a required property"):
         schema.validate(document)
 
 
@@ -86,7 +77,7 @@ def test_a_suite_that_writes_another_form_fails_and_loses_nothing(document, tmp_
     path = tmp_path / "faces.json"
     save(path, "faces", [Comparison("one", [2.0], [1.0])], document["about"])
     assert json.loads(path.read_text())["results"][0]["ratio"]["median"] == 2
-    with pytest.raises(ValueError, match=r"about has no 'versions'"):
+    with pytest.raises(ValueError, match="'versions' is a required property"):
         save(
             path,
             "faces",
