@@ -21,23 +21,33 @@ from benchmarks.schema import validate
 from fast_instantid.observe.stages import add_up
 from fast_instantid.recorder import Recorder
 
+SIDES = ("reference", "ours", "limit")
 PAUSE = 0.3  # seconds between runs: onnxruntime's threads spin on after a run, and would slow down the other side's
 
 
 @dataclass
 class Comparison:
-    """Seconds of two ways to do one job, run in turn."""
+    """Seconds of two ways to do one job, run in turn, and of the limit: what neither of them can do without."""
 
     name: str
     reference: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
+    limit: list[float] = field(default_factory=list)
+    """Empty where there is nothing that must be done, or where it was not measured."""
     stages: dict[str, float] = field(default_factory=dict)
     """Where the time of one more run of ours went: stage -> seconds, less those of the stages inside it."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts and bytes that belong to the row."""
 
     @property
     def ratios(self) -> list[float]:
         """reference / ours, pair by pair, so that a machine whose speed drifts slows down both."""
         return [reference / ours for reference, ours in zip(self.reference, self.ours, strict=True)]
+
+    @property
+    def over_limit(self) -> list[float]:
+        """ours / limit, turn by turn."""
+        return [ours / limit for ours, limit in zip(self.ours, self.limit, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,8 +55,15 @@ class Comparison:
             "reference_seconds": spread(self.reference),
             "ours_seconds": spread(self.ours),
             "ratio": spread(self.ratios),
+            **self._of_limit(),
             **({"ours_stages_seconds": self.stages} if self.stages else {}),
+            **self.facts,
         }
+
+    def _of_limit(self) -> dict[str, Any]:
+        if not self.limit:
+            return {}
+        return {"limit_seconds": spread(self.limit), "ours_over_limit": spread(self.over_limit)}
 
 
 def compare(
@@ -56,22 +73,29 @@ def compare(
     runs: int,
     warm_up: int = 1,
     recorder: type[Recorder] | None = Recorder,
+    limit: Callable[[int], object] | None = None,
+    wait: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Time both sides in turn, A B A B; then record one run of ours, which is not counted.
+    """Time the sides in turn, A B A B; then record one run of ours, which is not counted.
 
     Args:
-        reference, ours: get the number of the run, so that they can take an input that was not seen before.
+        reference, ours, limit: get the number of the run, so that they can take an input that was not seen before.
         runs: counted runs of each.
         warm_up: runs of each that are not counted, before them.
         recorder: of the copy of the package that ``ours`` runs; None records nothing.
+        wait: until the device has done what it was told; by default the sides do that themselves.
     """
     comparison = Comparison(name)
+    sides = [(reference, comparison.reference), (ours, comparison.ours)]
+    sides += [] if limit is None else [(limit, comparison.limit)]
     for run in range(-warm_up, runs):
-        for side, times in ((reference, comparison.reference), (ours, comparison.ours)):
+        for side, times in sides:
             gc.collect()
+            wait()
             time.sleep(PAUSE)
             start = time.perf_counter()
             side(run)
+            wait()
             seconds = time.perf_counter() - start
             if run >= 0:
                 times.append(seconds)
@@ -106,22 +130,24 @@ def metadata(packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def print_table(comparisons: Sequence[Comparison], expected: dict[str, float]) -> None:
-    """For people: medians, the ratio with its spread, and where our time goes."""
-    print(f"{'':34}{'reference':>11}{'ours':>11}{'ratio':>9}{'min..max':>16}{'goal':>10}")
+def print_table(comparisons: Sequence[Comparison], expected: Mapping[str, float] | None = None) -> None:
+    """For people: medians, the ratio with its spread and what it must reach, and where our time goes."""
+    heads = ("reference", "ours", "limit", "ratio", "min..max", "must")
+    print(f"{'':38}" + "".join(f"{head:>14}" for head in heads))
     for comparison in comparisons:
         row = comparison.to_json()
-        seconds = [f"{1000 * row[side]['median']:8.0f} ms" for side in ("reference_seconds", "ours_seconds")]
-        ratio, bar = row["ratio"], expected.get(comparison.name)
-        spread = f"{ratio['min']:.3g}..{ratio['max']:.3g}"
-        print(f"{comparison.name:34}{seconds[0]:>11}{seconds[1]:>11}{ratio['median']:>8.3g}x{spread:>16}", end="")
-        print(f"{bar:>9.4g}x" if bar else "")
-    print("\nwhere ours spends it, in one more run that is not counted")
+        sides = [row.get(f"{side}_seconds") for side in SIDES]
+        ratio, must = row["ratio"], (expected or {}).get(comparison.name)
+        cells = [f"{1000 * side['median']:.3f} ms" if side else "" for side in sides]
+        cells += [f"{ratio['median']:.3g}x", f"{ratio['min']:.3g}..{ratio['max']:.3g}", f"{must:.4g}x" if must else ""]
+        print(f"{comparison.name:38}" + "".join(f"{cell:>14}" for cell in cells))
+    if any(comparison.stages for comparison in comparisons):
+        print("\nwhere ours spends it, in one more run that is not counted")
     for comparison in comparisons:
         whole = sum(comparison.stages.values())
         parts = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in comparison.stages.items()]
         if parts:
-            print(f"{comparison.name:34}{', '.join(parts[:5])}")
+            print(f"{comparison.name:38}{', '.join(parts[:5])}")
     print()
 
 

@@ -2,6 +2,9 @@
 
 The networks have antelopev2's architectures and sizes and random weights, so the work is the real work and the faces
 are where the random detector sees them. Its threshold is set so that it sees as many as the case says.
+
+The limit is one run of detector and recogniser for each new picture, on our side's backend. In the row "networks alone"
+onnxruntime is the reference: its sessions of these two networks, with nothing else at work beside them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from insightface.app import FaceAnalysis
 
 from benchmarks.budgets import FACES
 from benchmarks.common import Comparison, compare, median_seconds, metadata, print_table, save
+from benchmarks.limits import BareFaceNetworks
 from examples.tiny_faces import IRESNET_100, SCRFD_10G, write_iresnet, write_landmark_net, write_scrfd
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
 from fast_instantid.faces import find_pack, largest
@@ -36,17 +40,24 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
         print("making networks of antelopev2's sizes with random weights ...", flush=True)
         pack = _write_pack(Path(folder))
         comparisons: list[Comparison] = []
-        for name, images, faces in (
-            ("one new face", 1, 1),
-            ("six new images", 6, 1),
-            ("group of six, one identity", 1, 6),
+        bare = BareFaceNetworks(pack, backend, device)
+        for name, images, new, faces in (
+            ("one new face", 1, 1, 1),
+            ("six new images", 6, 6, 1),
+            ("one of six replaced", 6, 1, 1),
+            ("group of six, one identity", 1, 1, 6),
         ):
             print(f"{name} ...", flush=True)
-            sides = _Sides(pack, picture, images, _threshold(pack, picture, faces), backend, device)
-            comparisons.append(compare(name, sides.reference, sides.ours, runs))
+            sides = _Sides(pack, picture, images, new, _threshold(pack, picture, faces), backend, device)
+            limit = partial(_run_bare, bare, new)
+            comparisons.append(compare(name, sides.reference, sides.ours, runs, limit=limit))
             if images == 1 and faces == 1:
                 comparisons.append(compare("the same face again", sides.reference, sides.ours_again, runs))
                 parts = sides.reference_parts(runs)
+        if backend == "torch":
+            theirs = BareFaceNetworks(pack, "onnxruntime", "cpu")
+            jobs = [partial(_run_bare, networks, 1) for networks in (theirs, bare)]
+            comparisons.append(compare("networks alone", *jobs, runs, recorder=None))
     about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
     about |= {"backend": sides.analyzer.backend, "torch_threads": torch.get_num_threads(), "image": f"{SIDE} x {SIDE}"}
     about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights, fp32"
@@ -60,9 +71,11 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
 class _Sides:
     """The two ways from a batch of images to embeddings and a keypoint picture."""
 
-    def __init__(self, pack: Path, picture: np.ndarray, images: int, threshold: float, backend: str, device: str):
+    def __init__(
+        self, pack: Path, picture: np.ndarray, images: int, new: int, threshold: float, backend: str, device: str
+    ) -> None:
         self.picture = torch.from_numpy(picture).float().div(255)
-        self.images = images
+        self.images, self.new = images, new
         self.analysis = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
         self.analysis.prepare(ctx_id=-1, det_size=(640, 640), det_thresh=threshold)
         found = find_pack(pack)
@@ -104,11 +117,15 @@ class _Sides:
         self.ours(0)
 
     def _batch(self, run: int) -> torch.Tensor:
-        """Pictures that were never seen before, by one pixel; a detector sees the same faces in them."""
+        """Pictures in which the detector sees the same faces; the last ``new`` were never seen before, by one pixel."""
         batch = self.picture.repeat(self.images, 1, 1, 1)
-        batch[:, -1, -1, 0] = (torch.arange(self.images) + self.images * (run + 10)) % 256 / 255
-        batch[:, -1, -1, 1] = run % 7 / 255
+        batch[:, -1, -1, 0] = (torch.arange(self.images) + 0.5) / 255
+        batch[self.images - self.new :, -1, -1, 1] = (run + 10.5) / 255  # clear of the next level in 8 bits
         return batch
+
+
+def _run_bare(networks: BareFaceNetworks, pictures: int, run: int) -> None:
+    networks.run(pictures)
 
 
 def _as_bgr(batch: torch.Tensor) -> np.ndarray:

@@ -40,9 +40,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import Comparison, metadata, save
+from benchmarks.common import SIDES, Comparison, metadata, print_table, save
 from benchmarks.headline_host import REFERENCES, RUNS, SEED, Settings, adapter_name
-from benchmarks.limits import SIDES, LimitedComparison, print_limited
 from benchmarks.workflow import portrait, size_of, unseen, version_of
 from benchmarks.workflow_networks import write_models
 
@@ -90,7 +89,7 @@ def run(
     about |= {"channels": channels, "side": side, "steps": steps, "compiled": compile}
     about |= {"parameters": found["ours"][0].parameters, "differences": about_pictures, "timeline": timeline}
     about["notes"] = " ".join(__doc__.split())
-    print_limited(comparisons)
+    print_table(comparisons)
     save(json_path, "headline", comparisons, about)
 
 
@@ -164,5 +163,5 @@ def rows(found: Mapping[str, list[Outcome]]) -> list[Comparison]:
         if title != SEED:
             nodes = times(SIDES[:2], names, sampling=False)
             comparisons.append(Comparison(f"{title}: before sampling", **nodes))
-        comparisons.append(LimitedComparison(title, **times(SIDES, names, sampling=True)))
+        comparisons.append(Comparison(title, **times(SIDES, names, sampling=True)))
     return comparisons

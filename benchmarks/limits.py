@@ -1,68 +1,31 @@
-"""Rows of three: the reference, ours, and the limit, which is the same networks with nothing of either around them."""
+"""The limit: the networks that a job can't do without, with nothing around them."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from benchmarks.common import Comparison, spread
+import numpy as np
 
-SIDES = ("reference", "ours", "limit")
+from fast_instantid.faces import find_pack
+from fast_instantid.faces.network import load_network
 
-
-@dataclass
-class LimitedComparison(Comparison):
-    """Seconds of two ways to do one job, and of what neither can do without, run in turn."""
-
-    limit: list[float] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Counts and bytes that belong to the row."""
-
-    @property
-    def over_limit(self) -> list[float]:
-        """ours / limit, turn by turn."""
-        return [ours / limit for ours, limit in zip(self.ours, self.limit, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        limit = {"limit_seconds": spread(self.limit), "ours_over_limit": spread(self.over_limit)}
-        return super().to_json() | limit | self.facts
+_DETECTOR_SIDE, _RECOGNISER_SIDE = 640, 112
 
 
-def compare_with_limit(
-    name: str, sides: Mapping[str, Callable[[], object]], runs: int, wait: Callable[[], None], warm_up: int = 1
-) -> LimitedComparison:
-    """Time the sides in turn, A B C A B C.
+class BareFaceNetworks:
+    """Detector and recogniser, once for each picture, fed with 8-bit pictures of the sizes that they work at.
 
-    Args:
-        sides: a job for each of SIDES.
-        wait: until the device has done what it was told.
-        warm_up: turns before those that count.
+    Nobody looks at what they return. Where batches pay, which is on a GPU, all pictures are one batch.
     """
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for run in range(-warm_up, runs):
-        for side in SIDES:
-            gc.collect()
-            wait()
-            start = time.perf_counter()
-            sides[side]()
-            wait()
-            if run >= 0:
-                times[side].append(time.perf_counter() - start)
-    return LimitedComparison(name, **times)
 
+    def __init__(self, pack: Path, backend: str = "torch", device: str = "cpu") -> None:
+        found = find_pack(pack)
+        graphs = {_DETECTOR_SIDE: found.detector, _RECOGNISER_SIDE: found.recognizer}
+        self._networks = {side: load_network(graph, backend, device) for side, graph in graphs.items()}
+        self._noise = np.random.default_rng(0)
 
-def print_limited(comparisons: Sequence[Comparison]) -> None:
-    """For people: medians, and the ratio with its spread. Rows without a limit leave its cells empty."""
-    heads = ("reference", "ours", "limit", "ratio", "min..max", "ours/limit")
-    print(f"{'':38}" + "".join(f"{head:>12}" for head in heads))
-    for comparison in comparisons:
-        row = comparison.to_json()
-        cells = [f"{row[f'{side}_seconds']['median']:.3f} s" if f"{side}_seconds" in row else "" for side in SIDES]
-        ratio = row["ratio"]
-        cells += [f"{ratio['median']:.3g}x", f"{ratio['min']:.3g}..{ratio['max']:.3g}"]
-        cells += [f"{row['ours_over_limit']['median']:.3g}x"] if "ours_over_limit" in row else []
-        print(f"{comparison.name:38}" + "".join(f"{cell:>12}" for cell in cells))
-    print()
+    def run(self, pictures: int = 1) -> None:
+        for side, network in self._networks.items():
+            batch = self._noise.integers(256, size=(pictures, side, side, 3), dtype=np.uint8)
+            for part in np.split(batch, pictures) if network.on_cpu else [batch]:
+                network.run(part, 127.5, 1 / 127.5)

@@ -33,9 +33,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from benchmarks.common import metadata, save
+from benchmarks.common import SIDES, Comparison, compare, metadata, print_table, save
 from benchmarks.instantx import InstantXWay, linear_calls
-from benchmarks.limits import SIDES, LimitedComparison, compare_with_limit, print_limited
 from benchmarks.step_host import IDENTITY_TOKENS, SIZES, TEXT_TOKENS, WEIGHT, Size
 from benchmarks.step_measure import synchronize
 from benchmarks.step_variants import EMBEDDING_DIM, as_our_adapter, random_adapter
@@ -56,7 +55,7 @@ def run(device: str, sizes: list[str], steps: int, runs: int, json_path: Path | 
     print(__doc__, flush=True)
     place = torch.device(device)
     dtype = torch.float16 if place.type == "cuda" else torch.float32
-    comparisons: list[LimitedComparison] = []
+    comparisons: list[Comparison] = []
     about = metadata(["torch", "diffusers", "numpy"]) | {"device": device, "steps": steps}
     about |= {"dtype": str(dtype).removeprefix("torch."), "torch_threads": torch.get_num_threads()}
     about |= {"gpu": torch.cuda.get_device_name(place)} if place.type == "cuda" else {}
@@ -69,7 +68,7 @@ def run(device: str, sizes: list[str], steps: int, runs: int, json_path: Path | 
             about["differences"][name] = bench.difference()
             comparisons += bench.rows(name, runs)
         del bench
-    print_limited(comparisons)
+    print_table(comparisons)
     for comparison in comparisons:
         print(f"{comparison.name}: {json.dumps(comparison.facts)}")
     save(json_path, "pipelines", comparisons, about)
@@ -124,7 +123,7 @@ class Bench:
             )
         return {"effect_of_the_identity": effect, "ours": apart}
 
-    def rows(self, name: str, runs: int) -> list[LimitedComparison]:
+    def rows(self, name: str, runs: int) -> list[Comparison]:
         """A new person, and the same again."""
         sides = {side: self._in_its_pipeline(side) for side in SIDES}
         someone = torch.randn(1, EMBEDDING_DIM)
@@ -137,17 +136,17 @@ class Bench:
             "held_bytes": {"reference": self._theirs.held_bytes, "ours": self._held_by(someone), "limit": 0},
         }
 
-        def new(draw: Callable[..., Tensor]) -> None:
+        def new(draw: Callable[..., Tensor], run: int) -> None:
             draw(torch.randn(1, EMBEDDING_DIM).to(self._device, self._dtype), next(seeds), self._steps)
 
-        def again(draw: Callable[..., Tensor]) -> None:
+        def again(draw: Callable[..., Tensor], run: int) -> None:
             draw(someone.to(self._device, self._dtype), next(seeds), self._steps)
 
         wait = partial(synchronize, self._device)
-        found: list[LimitedComparison] = []
+        found: list[Comparison] = []
         for title, job in (("a new person", new), ("the same person again", again)):
             jobs = {side: partial(job, draw) for side, draw in sides.items()}
-            found.append(compare_with_limit(f"{name}: {title}", jobs, runs, wait))
+            found.append(compare(f"{name}: {title}", **jobs, runs=runs, recorder=None, wait=wait))
             found[-1].facts = facts
         return found
 

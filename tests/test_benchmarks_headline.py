@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.common import SIDES
 from benchmarks.headline import Outcome, agreement, pictures, rows
 from benchmarks.headline_host import COLD, RUNS, SEED
 from benchmarks.headline_watch import Watch
-from benchmarks.limits import SIDES
 from benchmarks.plot_timeline import grouped
 
 RESULTS = sorted((Path(__file__).parent.parent / "benchmarks" / "results").glob("*/headline--*.json"))
