@@ -40,7 +40,7 @@ def run(comfyui: Path | None, reference: Path | None, trials: int, runs: int, js
     about |= {"torch_threads": torch.get_num_threads(), "notes": " ".join(__doc__.split())}
     print()
     for row in rows:
-        print(f"{row.issue:>5}  {row.what:66}" + ", ".join(f"{name} {text(row, v)}" for name, v in row.values.items()))
+        print(f"{row.issue:>5}  {row.name:66}" + ", ".join(f"{side} {text(row, v)}" for side, v in row.values.items()))
     save_rows(json_path, "findings", [asdict(row) for row in rows], about)
 
 

@@ -32,7 +32,7 @@ class Finding:
 
     issue: str
     """Of the report: "1" to "10", or the name of a section."""
-    what: str
+    name: str
     unit: str
     """"count", "bytes", "seconds" or "" for words."""
     values: dict[str, float | str]

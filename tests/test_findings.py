@@ -27,16 +27,16 @@ VERDICTS = ("done", "done otherwise", "refused", "option", "not needed", "not me
 def cells(row: dict) -> str:
     """A row of the document's table of counts."""
     values = [f"{row['values'][side]:,}" for side in ("reference", "ours")]
-    return f"| {row['issue']} | {row['what']} | {' | '.join(values)} |"
+    return f"| {row['issue']} | {row['name']} | {' | '.join(values)} |"
 
 
 def assert_counts_are_those_of_the_document(rows: list[dict], but: tuple[str, ...] = ()) -> None:
     """All that both sides have a count of."""
     rows = [row for row in rows if row["unit"] in ("count", "bytes") and [*row["values"]] == ["reference", "ours"]]
-    missing = [cells(row) for row in rows if row["what"] not in but and cells(row) not in DOCUMENT]
+    missing = [cells(row) for row in rows if row["name"] not in but and cells(row) not in DOCUMENT]
     assert not missing, "docs/findings.md lacks:\n" + "\n".join(missing)
     named = set(re.findall(r"^\| \S+ \| (.+?) \| [\d,]+ \| [\d,]+ \|$", DOCUMENT, re.MULTILINE))
-    assert named == {row["what"] for row in rows}
+    assert named == {row["name"] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def rows(tmp_path_factory) -> dict[str, dict]:
     subprocess.run([*command, "--json", str(path)], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     document = json.loads(path.read_text())
     assert document["about"]["reference"] == "re-implemented"
-    return {row["what"]: row for row in document["results"]}
+    return {row["name"]: row for row in document["results"]}
 
 
 def test_the_counts_are_those_of_the_document(rows):

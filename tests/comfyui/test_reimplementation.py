@@ -34,7 +34,7 @@ def test_the_reimplementation_counts_what_the_pack_counts(of_the_pack, real_host
     reimplemented = counted(real_host, tmp_path)
 
     def counts(rows: list[dict]) -> dict[str, dict]:
-        return {row["what"]: row["values"] for row in rows if row["unit"] in ("count", "bytes")}
+        return {row["name"]: row["values"] for row in rows if row["unit"] in ("count", "bytes")}
 
     expected, found = counts(of_the_pack), counts(reimplemented)
     for each in (expected, found):
