@@ -18,6 +18,7 @@ from ..recorder import stage
 from ..weights import fingerprint
 from .onnx_graph import Graph
 from .onnx_module import check_operators, to_module
+from .packed import can_pack, pack_convolutions
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -87,7 +88,7 @@ def load_network(
 
 
 class TorchNetwork:
-    """The network as a torch module, channels-last.
+    """The network as a torch module, channels-last; on a CPU with its weights packed (packed.py).
 
     It is loaded when it first runs. Where all faces are known already, or only keypoints are wanted, some never are.
 
@@ -124,7 +125,10 @@ class TorchNetwork:
             if self._module is None:
                 with stage("load network"):
                     module = to_module(self._graph).to(self.dtype)
-                    self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
+                    if self.on_cpu and can_pack(self.dtype):
+                        self._module = self.place(pack_convolutions(module))
+                    else:
+                        self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
     def place(self, module: nn.Module) -> nn.Module:
