@@ -48,7 +48,7 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
             ("group of six, one identity", 1, 1, 6),
         ):
             print(f"{name} ...", flush=True)
-            sides = _Sides(pack, picture, images, new, _threshold(pack, picture, faces), backend, device)
+            sides = _Sides(pack, picture, images, new, _threshold(pack, picture, faces), backend, device, runs)
             limit = partial(_run_bare, bare, new)
             comparisons.append(compare(name, sides.reference, sides.ours, runs, limit=limit))
             if images == 1 and faces == 1:
@@ -72,10 +72,19 @@ class _Sides:
     """The two ways from a batch of images to embeddings and a keypoint picture."""
 
     def __init__(
-        self, pack: Path, picture: np.ndarray, images: int, new: int, threshold: float, backend: str, device: str
+        self,
+        pack: Path,
+        picture: np.ndarray,
+        images: int,
+        new: int,
+        threshold: float,
+        backend: str,
+        device: str,
+        runs: int,
     ) -> None:
         self.picture = torch.from_numpy(picture).float().div(255)
         self.images, self.new = images, new
+        self.batches = {run: self._batch(run) for run in range(-1, runs + 1)}  # beforehand: in ComfyUI they are there
         self.analysis = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
         self.analysis.prepare(ctx_id=-1, det_size=(640, 640), det_thresh=threshold)
         found = find_pack(pack)
@@ -87,7 +96,7 @@ class _Sides:
 
     def reference(self, run: int) -> None:
         """Every image through all five networks for every face, and the first one once more for its keypoints."""
-        batch = self._batch(run)
+        batch = self.batches[run]
         embeddings = [_chosen(self.analysis.get(image))["embedding"] for image in _as_bgr(batch)]
         first = _as_bgr(batch[:1])[0]
         draw_keypoints(first.shape[:2], _chosen(self.analysis.get(first))["kps"])
@@ -99,7 +108,7 @@ class _Sides:
         Together they are slower than one by one where cores are few: each has threads of its own, which spin on for a
         while after a run and take the cores from the next network.
         """
-        image = np.ascontiguousarray(_as_bgr(self._batch(0))[0])
+        image = np.ascontiguousarray(_as_bgr(self.batches[0])[0])
         [face] = self.analysis.get(image)
         jobs = {"get": lambda: self.analysis.get(image), "detection": lambda: self.analysis.det_model.detect(image)}
         for task, model in self.analysis.models.items():
@@ -108,12 +117,12 @@ class _Sides:
         return {name: median_seconds(job, runs) for name, job in jobs.items()}
 
     def ours(self, run: int) -> None:
-        batch = self._batch(run)
+        batch = self.batches[run]
         self.analyzer.embed(batch)
         draw_keypoints((SIDE, SIDE), largest(self.analyzer.detect(batch[:1])[0]).kps)
 
     def ours_again(self, run: int) -> None:
-        """As after an edit of weight, range or prompt: the same pictures in a new tensor."""
+        """As after an edit of weight, range or prompt: a picture that was there before."""
         self.ours(0)
 
     def _batch(self, run: int) -> torch.Tensor:
