@@ -69,9 +69,11 @@ def main() -> None:
     plot = suites.add_parser("plot", help="a picture of a result: of headline its timeline, of others their ratios")
     plot.add_argument("result", type=Path, metavar="RESULT.json", help="what another suite has written")
     plot.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
+    page = suites.add_parser("page", help="tables of committed results, written again into a page")
+    page.add_argument("page", type=Path, metavar="PAGE.md", help="what names them, such as docs/speed.md")
     runs = {"headline": 3, "step": 20, "attention": 31}
     for name, suite in suites.choices.items():
-        if name == "plot":
+        if name in ("plot", "page"):
             continue
         if name != "memory":  # whose counts are the same each time
             suite.add_argument("--runs", type=int, default=runs.get(name, 7), help="counted runs of each side")

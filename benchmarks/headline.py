@@ -40,6 +40,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.budgets import HEADLINE
 from benchmarks.common import SIDES, Comparison, metadata, print_table, save
 from benchmarks.headline_host import REFERENCES, RUNS, SEED, Settings, adapter_name
 from benchmarks.workflow import portrait, size_of, unseen, version_of
@@ -89,7 +90,7 @@ def run(
     about |= {"channels": channels, "side": side, "steps": steps, "compiled": compile}
     about |= {"parameters": found["ours"][0].parameters, "differences": about_pictures, "timeline": timeline}
     about["notes"] = " ".join(__doc__.split())
-    print_table(comparisons)
+    print_table(comparisons, HEADLINE)
     save(json_path, "headline", comparisons, about)
 
 

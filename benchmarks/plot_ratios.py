@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.budgets import FACES, WORKFLOW
-from benchmarks.plot_style import BLUE, GRID, INK, QUIET, RED, clean, footer, new_figure, number, title
+from benchmarks.budgets import MUSTS
+from benchmarks.page import number
+from benchmarks.plot_style import BLUE, GRID, INK, QUIET, RED, clean, footer, new_figure, title
 
-_MUSTS = {"faces": FACES, "workflow": {f"{case}: in all": must for case, must in WORKFLOW.items()}, "pipelines": {}}
 _TITLES = {
     "faces": "Faces: how many times as fast as insightface's FaceAnalysis",
     "workflow": "The nodes: how many times as fast as ComfyUI_InstantID's",
@@ -22,7 +22,7 @@ def draw_ratios(document: Mapping[str, Any]) -> Any:
     """A figure. Its axis is logarithmic, because an edit gains a hundred times what a new picture gains."""
     about, suite = document["about"], document["suite"]
     rows = [row for row in document["results"] if not row["name"].endswith(_LEFT_OUT)]
-    musts = _MUSTS[suite]
+    musts = MUSTS.get(suite, {})
     height = 1.55 + 0.30 * len(rows)
     figure = new_figure(height)
     axes = figure.add_axes((0.325, 0.72 / height, 0.645, 1 - 1.45 / height))

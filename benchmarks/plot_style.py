@@ -43,8 +43,3 @@ def footer(figure: Any, about: Mapping[str, Any], height: float, more: str = "")
     text = " · ".join([*parts, about["date"]])
     lines = [*textwrap.wrap(more, 155), text] if more else [text]
     figure.text(0.022, 0.13 / height, "\n".join(lines), fontsize=7.5, color=QUIET, va="bottom", linespacing=1.4)
-
-
-def number(value: float) -> str:
-    """Three digits, and no exponent."""
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.plot_style import BLUE, GREY, GRID, INK, ORANGE, PAPER, QUIET, clean, footer, new_figure, number, title
+from benchmarks.page import number
+from benchmarks.plot_style import BLUE, GREY, GRID, INK, ORANGE, PAPER, QUIET, clean, footer, new_figure, title
 
 PARTS = {
     "load": ("import", "load adapter", "load face networks"),

@@ -1,0 +1,92 @@
+"""Tables of committed results, written into a page of the documentation.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is that of a file under results/, without
+its suffix. A test holds pages to their results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.budgets import IMPORT_SECONDS, MUSTS
+from benchmarks.common import SIDES
+from fast_instantid.files import atomic_write
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_LEFT_OUT = ": evaluation"  # is in ": in all"
+
+
+def run(page: Path) -> None:
+    """Write the page's tables again."""
+    text = filled(page.read_text())
+    with atomic_write(page) as temporary:
+        Path(temporary).write_text(text)
+    print(f"written: {page}")
+
+
+def filled(text: str) -> str:
+    """A page with the tables that its marks name.
+
+    Raises:
+        SystemExit: a mark names no result, or more than one.
+    """
+    return re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", _table_at, text, flags=re.DOTALL)
+
+
+def _table_at(mark: re.Match[str]) -> str:
+    found = [*RESULTS.rglob(f"{mark[2]}.json")]
+    if len(found) != 1:
+        raise SystemExit(f"the page names the result {mark[2]!r}, of which there are {len(found)} in {RESULTS}")
+    return f"{mark[1]}{table(json.loads(found[0].read_text()))}\n{mark[3]}"
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """The rows of a result in Markdown."""
+    rows = [row for row in document["results"] if not row["name"].endswith(_LEFT_OUT)]
+    if document["suite"] == "memory":
+        head = ("", "reference", "ours", "compare with")
+        lines = [_bytes_cells(row) for row in rows]
+    else:
+        head = ("", "reference", "ours", "limit", "ratio (min to max)", "must")
+        musts = MUSTS.get(document["suite"], {})
+        lines = [[*_seconds_cells(row, musts.get(row["name"]))] for row in rows]
+    rule = "| --- |" + " --: |" * (len(head) - 1)
+    return "\n".join([_line(head), rule, *map(_line, lines)])
+
+
+def _seconds_cells(row: Mapping[str, Any], must: float | None) -> Iterator[str]:
+    yield row["name"].replace(": nodes", ", before sampling").replace(": in all", ", with 20 steps")
+    for side in SIDES:
+        yield seconds(row[f"{side}_seconds"]["median"]) if f"{side}_seconds" in row else ""
+    ratio = row.get("ratio")
+    yield f"{number(ratio['median'])}x ({number(ratio['min'])} to {number(ratio['max'])})" if ratio else ""
+    if "import" in row["name"]:
+        goal, is_missed = f"{IMPORT_SECONDS} s", row["ours_seconds"]["median"] > IMPORT_SECONDS
+    else:
+        goal, is_missed = f"{must}x" if must else "", bool(ratio and must and ratio["median"] < must)
+    yield f"**{goal}, missed**" if is_missed else goal
+
+
+def _bytes_cells(row: Mapping[str, Any]) -> list[str]:
+    sides = [f"{row[key] / 1e6:,.2f} MB" if key in row else "" for key in ("reference_bytes", "ours_bytes")]
+    return [row["name"], *sides, f"{row['of']}: {row['of_bytes'] / 1e6:.2f} MB" if "of" in row else ""]
+
+
+def seconds(value: float) -> str:
+    """For people: 4.2 ms, 310 ms, 1.45 s, 12.3 s."""
+    if value < 1:
+        return f"{1000 * value:.1f} ms" if value < 0.01 else f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _line(cells: Any) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)

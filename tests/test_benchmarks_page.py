@@ -1,0 +1,63 @@
+"""Tables of results in the documentation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page
+from benchmarks.common import Comparison
+
+ROOT = Path(__file__).parent.parent
+SPEED = ROOT / "docs" / "speed.md"
+
+
+def test_the_page_has_the_tables_of_the_committed_results():
+    text = SPEED.read_text()
+    assert text.count("<!-- table: ") >= 5
+    assert page.filled(text) == text, "write it again: python -m benchmarks page docs/speed.md"
+
+
+def test_a_table_of_comparisons():
+    rows = [
+        Comparison("weight edited: nodes", [2.0, 2.4], [0.004, 0.004]).to_json(),
+        Comparison("weight edited: evaluation", [1.0], [1.0]).to_json(),
+        Comparison("one of six replaced: in all", [2.0], [1.0], limit=[0.5]).to_json(),
+    ]
+    assert page.table({"suite": "workflow", "results": rows}).splitlines()[2:] == [
+        "| weight edited, before sampling | 2.20 s | 4.0 ms | | 550x (500 to 600) | 100x |",
+        "| one of six replaced, with 20 steps | 2.00 s | 1.00 s | 500 ms | 2x (2 to 2) | **8x, missed** |",
+    ]
+
+
+def test_a_table_of_a_start():
+    rows = [
+        {"name": "import of the package", "ours_seconds": {"median": 0.4, "min": 0.4, "max": 0.4, "runs": 1}},
+        Comparison("all of it", [60.0], [12.0]).to_json(),
+    ]
+    assert page.table({"suite": "startup", "results": rows}).splitlines()[2:] == [
+        "| import of the package | | 400 ms | | | **0.3 s, missed** |",
+        "| all of it | 60.0 s | 12.0 s | | 5x (5 to 5) | 5x |",
+    ]
+
+
+def test_a_table_of_bytes():
+    rows = [{"name": "taken: resampler", "ours_bytes": 3_000_000, "of_bytes": 2_500_000, "of": "its largest layer"}]
+    lines = page.table({"suite": "memory", "results": rows}).splitlines()
+    assert lines[2] == "| taken: resampler | | 3.00 MB | its largest layer: 2.50 MB |"
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    result = {"suite": "faces", "results": [Comparison("one new face", [3.0], [1.0]).to_json()]}
+    (tmp_path / "faces--here.json").write_text(json.dumps(result))
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- table: faces--here -->\nold\n<!-- /table -->\nafter\n")
+    page.run(path)
+    assert "| one new face | 3.00 s | 1.00 s | | 3x (3 to 3) | 2.4x |\n<!-- /table -->\nafter" in path.read_text()
+    path.write_text(before := "<!-- table: faces--there -->\n<!-- /table -->\n")
+    with pytest.raises(SystemExit, match="'faces--there', of which there are 0"):
+        page.run(path)
+    assert path.read_text() == before
