@@ -104,6 +104,7 @@ class TorchNetwork:
         self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
         self._approximate = approximate
+        self._packs = self.on_cpu and can_pack(dtype)
         self._graph = graph
         self._loading = threading.Lock()
         self._module: nn.Module | None = None
@@ -111,7 +112,8 @@ class TorchNetwork:
     @property
     def fingerprint(self) -> str:
         """See :class:`Network`."""
-        suffix = f"/{self._approximate}" if self._approximate else ""
+        suffix = "/packed" if self._packs else ""
+        suffix += f"/{self._approximate}" if self._approximate else ""
         return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
 
     @property
@@ -125,7 +127,7 @@ class TorchNetwork:
             if self._module is None:
                 with stage("load network"):
                     module = to_module(self._graph).to(self.dtype)
-                    if self.on_cpu and can_pack(self.dtype):
+                    if self._packs:
                         self._module = self.place(pack_convolutions(module))
                     else:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]

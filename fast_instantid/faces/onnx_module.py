@@ -133,9 +133,9 @@ def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:
         outputs_first = layer.op == "Conv" or layer.attributes.get("transB", 0) == 1
         per_output = scale.reshape(-1, *[1] * (weight.ndim - 1)) if outputs_first else scale
         names = (f"{norm.outputs[0]}.weight", f"{norm.outputs[0]}.bias")
-        # In float64 and rounded once, a buffer at a time: a float64 copy of it all takes longer than the product.
+        # In fp32, which takes half as long as float64 for a recogniser's 65 million weights; no layer has more bits.
         values[names[0]] = np.multiply(
-            weight, per_output, out=np.empty_like(weight), dtype=np.float64, casting="same_kind"
+            weight, per_output.astype(np.float32), out=np.empty_like(weight), dtype=np.float32, casting="same_kind"
         )
         values[names[1]] = ((bias - mean) * scale + beta).astype(weight.dtype)
         replaced[norm.outputs[0]] = Node(layer.op, (layer.inputs[0], *names), norm.outputs, layer.attributes)
