@@ -36,6 +36,7 @@ def main() -> None:
     suite.add_argument("--side", type=int, default=128, metavar="PIXELS", help="of the picture that is drawn")
     suite.add_argument("--steps", type=int, default=12, help="of the sampler")
     suite.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel, on all sides")
+    suite.add_argument("--no-timeline", dest="timeline", action="store_false", help="leave out the watched sessions")
     suite.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made here for another time")
     suite = suites.add_parser("step", help="a sampling step, against cubiq/ComfyUI_InstantID and against none of both")
     suite.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")

@@ -23,7 +23,10 @@ each layer of the reference waits for the device besides. `python -m benchmarks 
 Text encoders, VAE and the loading of the checkpoint are left out: no pack changes them. The latents of reference and
 ours are compared in all six cases, relative to how far the reference's lie from the limit's; where they do not agree,
 nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says where
-the time goes (`timeline`).
+the time goes (`timeline`); with --no-timeline it is left out.
+
+With --compile the model goes through ComfyUI's TorchCompileModel on all sides, and the first picture waits for torch's
+compiler. So does each edit after which torch compiles again.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +63,7 @@ def run(
     side: int,
     steps: int,
     compile: bool,
+    timeline: bool,
     work: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -81,14 +86,16 @@ def run(
             for name in SIDES:
                 found[name].append(take(settings, packs[name], base))
             about_pictures = agreement({name: outcomes[-1].latents for name, outcomes in found.items()})
-        print("where the time goes ...", flush=True)
-        timeline = {name: take(settings, packs[name], base, detailed=True).runs for name in SIDES}
+        watched: dict[str, Any] = {}
+        if timeline:
+            print("where the time goes ...", flush=True)
+            watched["timeline"] = {name: take(settings, packs[name], base, detailed=True).runs for name in SIDES}
     comparisons = rows(found)
     about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
     about["versions"] |= {"comfyui": found["ours"][0].comfyui, "reference": version_of(packs["reference"])}
     about |= {"dtype": "float32", "torch_threads": torch.get_num_threads(), "image": size_of(portrait())}
     about |= {"channels": channels, "side": side, "steps": steps, "compiled": compile}
-    about |= {"parameters": found["ours"][0].parameters, "differences": about_pictures, "timeline": timeline}
+    about |= {"parameters": found["ours"][0].parameters, "differences": about_pictures, **watched}
     about["notes"] = " ".join(__doc__.split())
     print_table(comparisons, HEADLINE)
     save(json_path, "headline", comparisons, about)

@@ -1,14 +1,14 @@
 """Tables of committed results, written into a page of the documentation.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is that of a file under results/, without
-its suffix. A test holds pages to their results.
+its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only. A test holds pages to their results.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,26 @@ def filled(text: str) -> str:
     """A page with the tables that its marks name.
 
     Raises:
-        SystemExit: a mark names no result, or more than one.
+        SystemExit: a mark names no result, or more than one, or a row that is not in it.
     """
-    return re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)", _table_at, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table: (\S+)(.*?) -->\n).*?(<!-- /table -->)", _table_at, text, flags=re.DOTALL)
 
 
 def _table_at(mark: re.Match[str]) -> str:
     found = [*RESULTS.rglob(f"{mark[2]}.json")]
     if len(found) != 1:
         raise SystemExit(f"the page names the result {mark[2]!r}, of which there are {len(found)} in {RESULTS}")
-    return f"{mark[1]}{table(json.loads(found[0].read_text()))}\n{mark[3]}"
+    document = json.loads(found[0].read_text())
+    wanted = mark[3].split(" | ")[1:]
+    if missing := set(wanted) - {row["name"] for row in document["results"]}:
+        raise SystemExit(f"the result {mark[2]!r} has no row {missing.pop()!r}")
+    return f"{mark[1]}{table(document, wanted)}\n{mark[4]}"
 
 
-def table(document: Mapping[str, Any]) -> str:
-    """The rows of a result in Markdown."""
+def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
+    """Rows of a result in Markdown: those that are wanted, or all."""
     rows = [row for row in document["results"] if not row["name"].endswith(_LEFT_OUT)]
+    rows = [row for row in rows if not wanted or row["name"] in wanted]
     if document["suite"] == "memory":
         head = ("", "reference", "ours", "compare with")
         lines = [_bytes_cells(row) for row in rows]

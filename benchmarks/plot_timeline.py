@@ -55,8 +55,14 @@ def grouped(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def draw_timeline(document: Mapping[str, Any]) -> Any:
-    """A figure: reference above, ours below, and the networks alone, with lines between the same pictures."""
-    about, timeline = document["about"], document["about"]["timeline"]
+    """A figure: reference above, ours below, and the networks alone, with lines between the same pictures.
+
+    Raises:
+        SystemExit: the result has no timeline.
+    """
+    about, timeline = document["about"], document["about"].get("timeline")
+    if timeline is None:
+        raise SystemExit("the result has no timeline: it was made with --no-timeline")
     rows = {row["name"]: row for row in document["results"]}
     figure = new_figure(_HEIGHT)
     axes = figure.add_axes((0.115, 0.235, 0.80, 0.50))

@@ -107,7 +107,7 @@ def test_a_committed_result_has_all_cases_and_agrees(path):
     document = json.loads(path.read_text())
     about, found = document["about"], {row["name"]: row for row in document["results"]}
     assert found.keys() >= {*RUNS, "in all"}
-    assert all(row["ratio"]["runs"] > 1 for row in found.values())
+    assert about["compiled"] or all(row["ratio"]["runs"] > 1 for row in found.values())
     assert all(entry["ours"] <= 1e-3 for entry in about["differences"].values())
-    assert all([*about["timeline"][side]] == [*RUNS] for side in SIDES)
+    assert all([*about.get("timeline", {}).get(side, RUNS)] == [*RUNS] for side in SIDES)
     assert not re.search(r"(^|[\s\"'(])(/|~/|[A-Z]:\\)\w", path.read_text()), "a path of the machine"

@@ -17,7 +17,11 @@ from benchmarks.plot_style import BLUE, GREY, ORANGE, RED
 from benchmarks.plot_timeline import draw_timeline
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-DRAWN = sorted(path for path in RESULTS.rglob("*.json") if path.name.split("--")[0] in plot.DRAWERS)
+DRAWN = sorted(
+    path
+    for path in RESULTS.rglob("*.json")
+    if path.name.split("--")[0] in plot.DRAWERS and "--compiled" not in path.name  # which has no timeline
+)
 
 
 @pytest.fixture

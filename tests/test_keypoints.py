@@ -11,6 +11,7 @@ import pytest
 from fast_instantid import draw_keypoints
 from fast_instantid.faces import keypoint_picture, sdxl_size
 from fast_instantid.faces.align import TEMPLATE
+from fast_instantid.faces.keypoints import drawn_region
 
 
 def as_published(size: tuple[int, int], keypoints: np.ndarray) -> np.ndarray:
@@ -41,6 +42,18 @@ def test_equals_the_published_drawing(seed):
     drawn = draw_keypoints(size, keypoints)
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn, as_published(size, keypoints))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_drawn_outside_of_the_region(seed):
+    random = np.random.default_rng(seed)
+    size = tuple(int(side) for side in random.integers(64, 900, 2))
+    scale = random.choice([3, 40, 400, 2000])  # larger faces reach out of the picture on all sides
+    keypoints = random.uniform(-100, 900, 2) + scale * random.standard_normal((5, 2))
+    picture = draw_keypoints(size, keypoints.astype(np.float32))
+    rest = picture.copy()
+    rest[drawn_region(size, keypoints)] = 0
+    assert not rest.any()
 
 
 def test_several_faces_and_none():

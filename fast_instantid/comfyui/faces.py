@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..faces import Face, FaceAnalyzer, draw_keypoints, largest
-from ..faces.keypoints import COLORS
+from ..faces.keypoints import COLORS, drawn_region
 from ..images import Photo, photos
 
 logger = logging.getLogger("fast_instantid")
@@ -23,12 +23,12 @@ _COLOR_LIST = list(COLORS)
 _AT_ONCE = 4  # pictures between two looks at the Cancel button; on a GPU they are one batch
 
 
-def extract_features(insightface: Any, image: Tensor, extract_kps: bool = False) -> Tensor | None:
+def extract_features(insightface: Any, image: Tensor | list[Photo], extract_kps: bool = False) -> Tensor | None:
     """The embedding, or the keypoint picture, of the largest face of each picture; pictures without one are left out.
 
     Args:
         insightface: a :class:`FaceAnalyzer`, or insightface's ``FaceAnalysis``.
-        image: ``(B, H, W, 3)`` float in 0..1.
+        image: ``(B, H, W, 3)`` float in 0..1, or the photos in it.
         extract_kps: keypoint pictures instead of embeddings.
 
     Returns:
@@ -55,11 +55,18 @@ def extract_features(insightface: Any, image: Tensor, extract_kps: bool = False)
             embeddings = analyzer.embed([picture for picture, _ in found], [face for _, face in found])
             features += torch.from_numpy(embeddings).unsqueeze(1)
         progress.update(len(some))
+    if len(features) == 1:
+        return features[0].unsqueeze(0)  # which copies nothing
     return torch.stack(features) if features else None
 
 
 def _keypoint_picture(picture: Photo, face: Face) -> Tensor:
-    return torch.from_numpy(draw_keypoints(picture.size, face.kps)).float().div(255)
+    """``(H, W, 3)`` float32 in 0..1. Only what was drawn in is converted; the black around it is memory that numpy has
+    asked for and nobody has touched."""
+    drawn = draw_keypoints(picture.size, face.kps)
+    result, region = np.zeros(drawn.shape, np.float32), drawn_region(picture.size, face.kps)
+    np.divide(drawn[region], 255, out=result[region], dtype=np.float32)
+    return torch.from_numpy(result)
 
 
 def draw_kps(image_pil: np.ndarray, kps: Any, color_list: Sequence[tuple[int, int, int]] = _COLOR_LIST) -> Image.Image:

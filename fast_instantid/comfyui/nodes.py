@@ -18,10 +18,10 @@ from torch import Tensor
 from ..errors import ModelFileError, NoFaceError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
+from ..images import Photo, photos
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
-from .faces import draw_kps, tensor_to_image
-from .faces import extract_features as extractFeatures
+from .faces import draw_kps, extract_features, tensor_to_image
 from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
 from .observe import InstantIDDoctor, InstantIDProfile
@@ -30,6 +30,8 @@ __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "ext
 
 logger = logging.getLogger("fast_instantid")
 
+extractFeatures = extract_features
+"""Looked up by this name whenever it is called: other packs replace it."""
 FaceEmbeds = dict[str, Tensor]
 """``cond`` and ``uncond``: the tokens that the IdentityNet sees, ``(M, 16, 2048)`` each."""
 
@@ -149,8 +151,9 @@ class ApplyInstantID:
         combine_embeds: Combine = "average",
         layers: Layers = "reference",
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
-        identity = _identity(instantid, insightface, image, model, combine_embeds, noise)
-        keypoints = extractFeatures(insightface, image[:1] if image_kps is None else image_kps, extract_kps=True)
+        pictures = _hashed_once(image)
+        identity = _identity(instantid, insightface, pictures, model, combine_embeds, noise)
+        keypoints = extractFeatures(insightface, pictures[:1] if image_kps is None else image_kps, extract_kps=True)
         if keypoints is None:
             if image_kps is None:
                 logger.warning("no face found in the first picture of image: the pose is left to the prompt")
@@ -242,8 +245,13 @@ class ApplyInstantIDControlNet:
         )
 
 
+def _hashed_once(image: Tensor) -> Tensor | list[Photo]:
+    """Pictures that remember their content key; the tensor itself for packs that have replaced ``extractFeatures``."""
+    return photos(image) if extractFeatures is extract_features else image
+
+
 def _identity(
-    adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
+    adapter: Adapter, insightface: Any, image: Tensor | list[Photo], model: ModelPatcher, combine: Combine, noise: float
 ) -> Identity:
     check_family(model, adapter.token_width)
     start = time.perf_counter()

@@ -56,6 +56,19 @@ def _draw(size: tuple[int, int], faces: Sequence[np.ndarray], colors: Sequence[t
     return canvas
 
 
+def drawn_region(size: tuple[int, int], keypoints: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns outside of which :func:`draw_keypoints` leaves a picture of this size black.
+
+    A limb is drawn at a whole degree, so its ends may miss their points by a hundredth of its length.
+    """
+    low, high = keypoints.min(axis=0), keypoints.max(axis=0)
+    margin = _DOT_RADIUS + _LIMB_HALF_WIDTH + 2 + 0.01 * float(np.hypot(*(high - low)))
+    height, width = size
+    left, top = np.clip((low - margin).astype(int), 0, (width, height))
+    right, bottom = np.clip((high + margin).astype(int) + 1, 0, (width, height))
+    return slice(top, bottom), slice(left, right)
+
+
 def keypoint_picture(keypoints: np.ndarray, photo: tuple[int, int], size: tuple[int, int] | None = None) -> RGBImage:
     """The keypoint picture for a new picture in which the face lies as in its photo.
 
