@@ -1,7 +1,8 @@
 """Tables of committed results, written into a page of the documentation.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is that of a file under results/, without
-its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only. A test holds pages to their results.
+its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only. With ``stages`` in place of ``table`` the table
+tells where our time goes. A test holds pages to their results.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fast_instantid.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _LEFT_OUT = ": evaluation"  # is in ": in all"
+_LARGEST = 5  # stages
 
 
 def run(page: Path) -> None:
@@ -34,24 +36,28 @@ def filled(text: str) -> str:
     Raises:
         SystemExit: a mark names no result, or more than one, or a row that is not in it.
     """
-    return re.sub(r"(<!-- table: (\S+)(.*?) -->\n).*?(<!-- /table -->)", _table_at, text, flags=re.DOTALL)
+    mark = r"(?P<begin><!-- (?P<kind>table|stages): (?P<name>\S+)(?P<rows>.*?) -->\n).*?(?P<end><!-- /(?P=kind) -->)"
+    return re.sub(mark, _table_at, text, flags=re.DOTALL)
 
 
 def _table_at(mark: re.Match[str]) -> str:
-    found = [*RESULTS.rglob(f"{mark[2]}.json")]
+    name = mark["name"]
+    found = [*RESULTS.rglob(f"{name}.json")]
     if len(found) != 1:
-        raise SystemExit(f"the page names the result {mark[2]!r}, of which there are {len(found)} in {RESULTS}")
+        raise SystemExit(f"the page names the result {name!r}, of which there are {len(found)} in {RESULTS}")
     document = json.loads(found[0].read_text())
-    wanted = mark[3].split(" | ")[1:]
+    if name.count("--") > 2:  # SUITE--MACHINE--DEVICE--FORK: goals are for what cubiq/ComfyUI_InstantID takes
+        document["suite"] = "fork"
+    wanted = mark["rows"].split(" | ")[1:]
     if missing := set(wanted) - {row["name"] for row in document["results"]}:
-        raise SystemExit(f"the result {mark[2]!r} has no row {missing.pop()!r}")
-    return f"{mark[1]}{table(document, wanted)}\n{mark[4]}"
+        raise SystemExit(f"the result {name!r} has no row {missing.pop()!r}")
+    write = {"table": table, "stages": stages}[mark["kind"]]
+    return f"{mark['begin']}{write(document, wanted)}\n{mark['end']}"
 
 
 def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
     """Rows of a result in Markdown: those that are wanted, or all."""
-    rows = [row for row in document["results"] if not row["name"].endswith(_LEFT_OUT)]
-    rows = [row for row in rows if not wanted or row["name"] in wanted]
+    rows = _rows(document, wanted)
     if document["suite"] == "memory":
         head = ("", "reference", "ours", "compare with")
         lines = [_bytes_cells(row) for row in rows]
@@ -63,8 +69,28 @@ def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
     return "\n".join([_line(head), rule, *map(_line, lines)])
 
 
+def stages(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
+    """The largest parts of our time in rows that tell them."""
+    lines = []
+    for row in _rows(document, wanted):
+        parts = row.get("ours_stages_seconds", {})
+        largest = sorted(parts.items(), key=lambda part: -part[1])[:_LARGEST]
+        shares = [f"{name} {100 * share / sum(parts.values()):.0f} %" for name, share in largest]
+        lines += [_line([_title(row), ", ".join(shares)])] if shares else []
+    return "\n".join([_line(("", "where ours spends its time")), "| --- | --- |", *lines])
+
+
+def _rows(document: Mapping[str, Any], wanted: Collection[str]) -> list[Mapping[str, Any]]:
+    rows = [row for row in document["results"] if not row["name"].endswith(_LEFT_OUT)]
+    return [row for row in rows if not wanted or row["name"] in wanted]
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return row["name"].replace(": nodes", ", before sampling").replace(": in all", ", with 20 steps")
+
+
 def _seconds_cells(row: Mapping[str, Any], must: float | None) -> Iterator[str]:
-    yield row["name"].replace(": nodes", ", before sampling").replace(": in all", ", with 20 steps")
+    yield _title(row)
     for side in SIDES:
         yield seconds(row[f"{side}_seconds"]["median"]) if f"{side}_seconds" in row else ""
     ratio = row.get("ratio")

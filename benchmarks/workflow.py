@@ -132,10 +132,12 @@ def group_photo() -> np.ndarray:
 def unseen(picture: np.ndarray, count: int = 1) -> Tensor:
     """``(count, H, W, 3)`` float32 in 0..1: the picture with noise of one level in 255, never the same twice.
 
-    It is all over the picture, because a face that was seen before costs us little whatever else the picture shows.
+    It is all over the picture, because a face that was seen before costs us little whatever else the picture shows. The
+    tensor lies in numpy's memory, as those of ComfyUI's LoadImage do (nodes.py).
     """
     noise = torch.randint(2, (count, *picture.shape), generator=_noise)
-    return (torch.from_numpy(picture) + noise).clamp(max=255).float() / 255
+    eight_bit = (torch.from_numpy(picture) + noise).clamp(max=255).numpy()
+    return torch.from_numpy(eight_bit.astype(np.float32) / np.float32(255))
 
 
 def _cold(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -57,18 +56,22 @@ def identity_attention(
 
 
 def _sum(query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend) -> Tensor:
-    return reduce(torch.add, (_scaled(_attention(query, entry, num_heads, attend), entry) for entry in entries))
+    added = _scaled(_attention(query, entries[0], num_heads, attend), entries[0])
+    for entry in entries[1:]:
+        added = added + _scaled(_attention(query, entry, num_heads, attend), entry)
+    return added
 
 
 def _attention(query: Tensor, entry: IdentityEntry, num_heads: int, attend: Attend) -> Tensor:
     # All images of a chunk share keys and values, so their queries are one long sequence: (G, heads, B / G * N, d).
-    chunks = len(entry.key)
-    attended = attend(*(_split_heads(tensor, chunks, num_heads) for tensor in (query, entry.key, entry.value)))
-    return attended.transpose(1, 2).reshape(query.shape)
-
-
-def _split_heads(tensor: Tensor, chunks: int, num_heads: int) -> Tensor:
-    return tensor.reshape(chunks, -1, num_heads, tensor.shape[-1] // num_heads).transpose(1, 2)
+    shape = query.shape
+    split = len(entry.key), -1, num_heads, shape[2] // num_heads
+    attended = attend(
+        query.reshape(split).transpose(1, 2),
+        entry.key.reshape(split).transpose(1, 2),
+        entry.value.reshape(split).transpose(1, 2),
+    )
+    return attended.transpose(1, 2).reshape(shape)
 
 
 def _scaled(attended: Tensor, entry: IdentityEntry) -> Tensor:

@@ -11,13 +11,23 @@ from benchmarks import page
 from benchmarks.common import Comparison
 
 ROOT = Path(__file__).parent.parent
-SPEED = ROOT / "docs" / "speed.md"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
 
 
-def test_the_page_has_the_tables_of_the_committed_results():
-    text = SPEED.read_text()
-    assert text.count("<!-- table: ") >= 5
-    assert page.filled(text) == text, "write it again: python -m benchmarks page docs/speed.md"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_has_the_tables_of_the_committed_results(path):
+    text = path.read_text()
+    assert "<!-- table: " in text
+    assert page.filled(text) == text, f"write it again: python -m benchmarks page {path.relative_to(ROOT)}"
+
+
+def test_the_time_of_a_layer_is_that_of_the_committed_result():
+    [path] = page.RESULTS.rglob("findings--*.json")
+    [row] = [row for row in json.loads(path.read_text())["results"] if row["name"] == "a patched layer"]
+    text, reference, ours, operators = (1e6 * seconds for seconds in row["values"].values())
+    page_text = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    assert f"{ours - text - operators:.0f} µs for ours beyond" in page_text
+    assert f"The reference takes {reference - text:.0f} µs beyond" in page_text
 
 
 def test_a_table_of_comparisons():
@@ -49,6 +59,13 @@ def test_a_table_of_bytes():
     assert lines[2] == "| taken: resampler | | 3.00 MB | its largest layer: 2.50 MB |"
 
 
+def test_a_table_of_stages():
+    new = Comparison("new image, one face: nodes", [2.0], [1.0], stages={"hash": 0.1, "network": 0.5, "project": 0.4})
+    rows = [new.to_json(), Comparison("new image, one face: in all", [2.0], [1.0]).to_json()]
+    lines = page.stages({"suite": "workflow", "results": rows}).splitlines()
+    assert lines[2:] == ["| new image, one face, before sampling | network 50 %, project 40 %, hash 10 % |"]
+
+
 def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "RESULTS", tmp_path)
     result = {"suite": "faces", "results": [Comparison("one new face", [3.0], [1.0]).to_json()]}
@@ -57,6 +74,9 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_text("before\n<!-- table: faces--here -->\nold\n<!-- /table -->\nafter\n")
     page.run(path)
     assert "| one new face | 3.00 s | 1.00 s | | 3x (3 to 3) | 2.4x |\n<!-- /table -->\nafter" in path.read_text()
+    path.write_text("<!-- table: faces--here | six new images -->\n<!-- /table -->\n")
+    with pytest.raises(SystemExit, match="has no row 'six new images'"):
+        page.run(path)
     path.write_text(before := "<!-- table: faces--there -->\n<!-- /table -->\n")
     with pytest.raises(SystemExit, match="'faces--there', of which there are 0"):
         page.run(path)

@@ -122,3 +122,12 @@ def test_the_commands_are_there():
         described = subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
         for option in re.findall(r"--[a-z-]+", command):
             assert option in described, command
+
+
+def test_the_headline_is_that_of_the_committed_result():
+    [path] = (ROOT / "benchmarks" / "results").rglob("headline--*--cpu.json")
+    rows = {row["name"]: row for row in json.loads(path.read_text())["results"]}
+    before, in_all = rows["in all: before sampling"]["ratio"]["median"], rows["in all"]["ratio"]["median"]
+    most = rows["in all"]["reference_seconds"]["median"] / rows["in all"]["limit_seconds"]["median"]
+    text = " ".join(DOCUMENT.split())
+    assert f"finds {before:.1f}x before sampling and {in_all:.1f}x with it. {most:.1f}x is what" in text

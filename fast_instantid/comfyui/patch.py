@@ -89,7 +89,7 @@ class AttentionPatch:
             # GPU is waited for, at every layer.
             if always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0])):
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
-        return out.to(q.dtype)
+        return out if out.dtype == q.dtype else out.to(q.dtype)
 
     def _in_one_launch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor | None:
         """The same, where there is nothing but one face, and the text attention is that of torch; None elsewhere."""
