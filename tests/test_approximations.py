@@ -23,6 +23,7 @@ from fast_instantid import Adapter, Cache, FaceAnalyzer, cli, miniature
 from fast_instantid.errors import BackendError, FastInstantIDError, NoFaceError
 from fast_instantid.faces import find_pack
 from fast_instantid.faces.network import TorchNetwork, load_network
+from fast_instantid.faces.packed import can_pack
 from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject, generate
 from fast_instantid.pipelines.layout import LaidOutBank
 
@@ -336,12 +337,14 @@ def test_another_dtype_computes_and_is_remembered_apart(pack, sides, astronaut, 
     assert rough.backend == f"torch (cpu, {dtype})"
 
 
-def test_fingerprints_have_the_dtype_and_the_default_has_the_one_it_had(pack):
+def test_fingerprints_have_the_dtype_and_whether_weights_are_packed(pack):
     graph = find_pack(pack).recognizer
-    prints = [load_network(graph, "torch", "cpu", dtype).fingerprint for dtype in ("float32", "bfloat16", "float16")]
-    assert prints[0] == load_network(graph, "torch", "cpu").fingerprint
-    assert prints[0].endswith("/torch/cpu"), "what lies in people's folders stays valid"
-    assert prints[1:] == [f"{prints[0]}/bfloat16", f"{prints[0]}/float16"]
+    prints = {dtype: load_network(graph, "torch", "cpu", dtype).fingerprint for dtype in ("float32", "bfloat16")}
+    assert prints["float32"] == load_network(graph, "torch", "cpu").fingerprint
+    for dtype, suffix in (("float32", ""), ("bfloat16", "/bfloat16")):
+        packed = "/packed" if can_pack(getattr(torch, dtype)) else ""
+        assert prints[dtype] == f"{graph.fingerprint}/torch/cpu{packed}{suffix}"
+    assert load_network(graph, "torch", "cpu", "float16").fingerprint == f"{graph.fingerprint}/torch/cpu/float16"
 
 
 @pytest.mark.parametrize(
