@@ -42,6 +42,13 @@ def test_a_table_of_comparisons():
     ]
 
 
+def test_a_table_of_a_fork_has_no_goals():
+    rows = [Comparison("weight edited: nodes", [2.0], [1.0]).to_json()]
+    lines = page.table({"suite": "workflow", "results": rows}, reference="fork").splitlines()
+    assert lines[0] == "| | fork | ours | limit | ratio (min to max) |"
+    assert lines[2] == "| weight edited, before sampling | 2.00 s | 1.00 s | | 2x (2 to 2) |"
+
+
 def test_a_table_of_a_start():
     rows = [
         {"name": "import of the package", "ours_seconds": {"median": 0.4, "min": 0.4, "max": 0.4, "runs": 1}},
