@@ -13,6 +13,8 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from ..errors import BackendError, FastInstantIDError
+from ..reuse import ReplacedForward
+from .identity_net import silence
 
 _ALWAYS = (0.0, 1.0)
 
@@ -126,8 +128,8 @@ class Steps:
         return part[0] <= step / all_steps and (step + 1) / all_steps <= part[1]
 
 
-class SparseIdentityNet:
-    """Runs an IdentityNet in some steps only, until :meth:`remove`.
+class SparseIdentityNet(ReplacedForward):
+    """Runs an IdentityNet in some steps only, until it is restored.
 
     Holds what it said last: at 1024 x 1024 with guidance and in half precision, 107 MB.
     """
@@ -137,25 +139,19 @@ class SparseIdentityNet:
         self._steps = steps
         self._how = approximations
         self._said: tuple[int, tuple[Any, ...], Any] | None = None  # at which step, to what kind of call, and what
-        self._own = vars(net).get("forward")  # offloading puts one there; else it is the class's
-        self._before: Callable[..., Any] = net.forward
-        self._replaced = self._forward
-        net.forward = self._replaced
+        super().__init__(net, self._sparse)
 
-    def remove(self) -> None:
-        """Leave the network as it was. A ``forward`` that someone else has put there since then stays, and goes on to
-        call the network at every step."""
-        self._how, self._said = EXACT, None
-        if vars(self._net).get("forward") is not self._replaced:
-            return
-        if self._own is None:
-            del self._net.forward
-        else:
-            self._net.forward = self._own
+    def restore(self) -> None:
+        super().restore()
+        self._said = None
+
+    def _sparse(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        self._before = before
+        return self._forward
 
     def _forward(self, sample: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         if not self._steps.are_in(self._how.identity_net_range):
-            down, mid = self._silence(sample)
+            down, mid = silence(self._net, sample)
         else:
             down, mid = self._speak(sample, *args, **kwargs)
         mid = mid.clone()  # pipelines with several ControlNets write into it
@@ -173,13 +169,3 @@ class SparseIdentityNet:
         said = self._before(sample, *args, return_dict=False, **kwargs)
         self._said = (step, call, said) if self._how.identity_net_every > 1 else None
         return said
-
-    def _silence(self, sample: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Zeros: ``(B, 1, 1, 1)`` for each layer, to which they are added, and the middle block's in full."""
-        zero = torch.zeros(len(sample), 1, 1, 1, device=sample.device, dtype=self._net.dtype)
-        height, width = sample.shape[-2:]
-        for block in self._net.down_blocks:
-            if block.downsamplers is not None:
-                height, width = (height + 1) // 2, (width + 1) // 2  # a kernel of 3, a stride of 2 and a padding of 1
-        mid = zero.expand(-1, self._net.controlnet_mid_block.out_channels, height, width)
-        return [zero] * len(self._net.controlnet_down_blocks), mid

@@ -58,7 +58,7 @@ class InstantID:
         self._unet = _unet(pipe)
         self._identity_net = _identity_net(pipe, identity_net)
         self._replaced: list[tuple[Attention, Any, Any]] = []  # (layer, our processor, the one before)
-        self._hooks: list[RemovableHandle | SparseIdentityNet] = []
+        self._hooks: list[RemovableHandle] = []
         self._forwards: list[ReplacedForward] = []
         # Of the UNet and of the IdentityNet
         self._kept, self._kept_by_net = (Reuse(), Reuse()) if reuse else (None, None)
@@ -86,10 +86,11 @@ class InstantID:
             FastInstantIDError: a weight out of range or beside Subjects, or nobody given.
         """
         subjects = as_subjects(who, weight)
-        layers = _cross_attention_layers(self._unet)
+        named_layers = _cross_attention_layers(self._unet)
+        layers = list(named_layers.values())
         for subject in subjects:
             _check_fit(subject.identity, layers, self._identity_net, type(self._pipe).__name__)
-        selected = approximations.selected([name for name, _ in _named_cross_attention_layers(self._unet)])
+        selected = approximations.selected(list(named_layers))
         if approximations.depend_on_steps:
             _refuse_compiled(self._pipe)
         for model in self._models():
@@ -116,7 +117,7 @@ class InstantID:
             self._forwards.append(skip_when_silent(self._identity_net))
             if kept_by_net is not None:
                 self._forwards.append(keep_hint(self._identity_net, kept_by_net))
-                for layer in filter(is_plain, _cross_attention_layers(self._identity_net)):
+                for layer in filter(is_plain, _cross_attention_layers(self._identity_net).values()):
                     self._replace(layer, TextAttnProcessor(kept_by_net))
 
             def replace_prompt(net: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -130,7 +131,7 @@ class InstantID:
         if approximations.depend_on_steps:
             self._hooks.append(self._unet.register_forward_hook(lambda *_: steps.end()))
         if approximations.is_sparse and self._identity_net is not None:
-            self._hooks.append(SparseIdentityNet(self._identity_net, steps, approximations))
+            self._forwards.append(SparseIdentityNet(self._identity_net, steps, approximations))
 
         for model, name in _parts(self._pipe, self._identity_net).items():
             self._hooks += stage_of(model, name)
@@ -142,7 +143,7 @@ class InstantID:
         for layer, ours, before in self._replaced:
             if layer.processor is ours:
                 layer.set_processor(before)
-        for forward in self._forwards:
+        for forward in reversed(self._forwards):
             forward.restore()
         for kept in (self._kept, self._kept_by_net):
             if kept is not None:
@@ -239,14 +240,10 @@ def _parts(pipe: Any, identity_net: Any) -> dict[torch.nn.Module, str]:
     return {model: name for model, name in parts.items() if isinstance(model, torch.nn.Module)}
 
 
-def _cross_attention_layers(unet: Any) -> list[Attention]:
-    """In checkpoint order, which is the order of ``attn_processors``: down, up, middle."""
-    return [layer for _, layer in _named_cross_attention_layers(unet)]
-
-
-def _named_cross_attention_layers(unet: Any) -> list[tuple[str, Attention]]:
+def _cross_attention_layers(unet: Any) -> dict[str, Attention]:
+    """By name, in checkpoint order, which is the order of ``attn_processors``: down, up, middle."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
-    return [(name, unet.get_submodule(name)) for name in names]
+    return {name: unet.get_submodule(name) for name in names}
 
 
 def _refuse_compiled(pipe: Any) -> None:

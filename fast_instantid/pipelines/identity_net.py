@@ -51,15 +51,15 @@ def skip_when_silent(net: ControlNetModel) -> ReplacedForward:
             if not is_silent:
                 inputs = sample, timestep, encoder_hidden_states, controlnet_cond, conditioning_scale, *args
                 return forward(*inputs, **kwargs, return_dict=return_dict)
-            down, mid = _silence(net, sample)
-            return ControlNetOutput(down, mid) if return_dict else (down, mid)  # pyright: ignore[reportArgumentType]
+            down, mid = silence(net, sample)
+            return ControlNetOutput(down, mid) if return_dict else (down, mid)
 
         return forward_unless_silent
 
     return ReplacedForward(net, make)
 
 
-def _silence(net: Any, sample: Tensor) -> tuple[list[Tensor], Tensor]:
+def silence(net: Any, sample: Tensor) -> tuple[Any, Tensor]:
     """Zeros of the shapes that the network returns: ``(B, C, h, w)`` of each layer, and of the middle block."""
     height, width = sample.shape[-2:]
     sizes = [(height, width)]
