@@ -31,7 +31,9 @@ def run(comfyui: Path | None, reference: Path | None, trials: int, runs: int, js
     warnings.simplefilter("ignore")  # of the reference's packages, about what they call
     with tempfile.TemporaryDirectory() as base, torch.inference_mode():
         folder = Path(base)
-        host = StepHost((comfyui or STANDIN).resolve(), folder, SIZES["tiny"], torch.device("cpu"), torch.float32)
+        host = StepHost(
+            (comfyui or STANDIN).resolve(), folder, SIZES["tiny"], torch.device("cpu"), torch.float32, compiles=False
+        )
         sides = Sides(host, reference, folder / "faces")
         rows = [*collect(sides, trials, runs)]
     about = metadata(["torch", "onnxruntime", "insightface", "numpy"])

@@ -25,13 +25,15 @@ ours are compared in all six cases, relative to how far the reference's lie from
 nothing is reported. After the counted sessions each side is watched in one more, which does not count: it says where
 the time goes (`timeline`); with --no-timeline it is left out.
 
-With --compile the model goes through ComfyUI's TorchCompileModel on all sides, and the first picture waits for torch's
-compiler. So does each edit after which torch compiles again.
+With --compile the model goes through ComfyUI's TorchCompileModel on all sides, with the attention that ComfyUI takes
+on a GPU, and the first picture waits for torch's compiler, which has nothing kept from before. So does each edit after
+which torch compiles again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,8 +84,8 @@ def run(
         torch.save(pictures(), base / "pictures.pt")
         found: dict[str, list[Outcome]] = {name: [] for name in SIDES}
         for turn in range(1, runs + 1):
-            print(f"turn {turn} of {runs} ...", flush=True)
             for name in SIDES:
+                print(f"turn {turn} of {runs}: {name} ...", flush=True)
                 found[name].append(take(settings, packs[name], base))
             about_pictures = agreement({name: outcomes[-1].latents for name, outcomes in found.items()})
         watched: dict[str, Any] = {}
@@ -128,7 +130,9 @@ def take(settings: Settings, pack: Path | None, base: Path, detailed: bool = Fal
     options = {"settings": asdict(settings), "pack": None if pack is None else str(pack), "detailed": detailed}
     options |= {"pictures": str(base / "pictures.pt"), "latents": str(latents)}
     command = [sys.executable, "-m", "benchmarks.headline_host", json.dumps(options)]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": compiled}
+        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if finished.returncode:
         name = "the limit" if pack is None else pack.name
         raise SystemExit(

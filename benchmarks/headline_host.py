@@ -78,7 +78,8 @@ class Session:
         torch.manual_seed(0)  # prompts and hints are the same on all sides
         # SDXL's, but for the channels.
         size = Size(settings.channels, 64, token_width=2048, pooled_width=1280, side=settings.side, resampler_dim=1280)
-        self.host = StepHost(Path(settings.comfyui), Path(settings.base), size, torch.device("cpu"), torch.float32)
+        paths = Path(settings.comfyui), Path(settings.base)
+        self.host = StepHost(*paths, size, torch.device("cpu"), torch.float32, settings.compile)
         import comfy.controlnet
         import nodes
 

@@ -127,7 +127,7 @@ def run(
     precision = getattr(torch, dtype or ("float16" if device == "cuda" else "float32"))
     with tempfile.TemporaryDirectory() as base:
         report.tell("making networks with random weights ...")
-        host = StepHost(comfyui.resolve(), Path(base), SIZES[size], place, precision)
+        host = StepHost(comfyui.resolve(), Path(base), SIZES[size], place, precision, compile)
         synchronize(place)
         report.about |= {**_about(host), "size": size, "runs": runs}
         report.tell(f"networks made: {host.parameters}")

@@ -86,15 +86,20 @@ class StepHost:
     Args:
         comfyui: its checkout.
         base: a folder that may stay empty, for what ComfyUI takes for its models.
+        compiles: on a CPU too, take the attention that ComfyUI takes on a GPU. The one for CPUs asks the system for
+            free memory, which breaks each graph.
     """
 
-    def __init__(self, comfyui: Path, base: Path, size: Size, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, comfyui: Path, base: Path, size: Size, device: torch.device, dtype: torch.dtype, compiles: bool
+    ) -> None:
         (base / "models").mkdir(exist_ok=True)
         sys.path.insert(0, str(comfyui))
         from comfy.cli_args import args
 
         args.cpu, args.base_directory = device.type == "cpu", str(base)
         args.fp16_unet = dtype == torch.float16  # the reference asks for it, and not for the model's
+        args.use_pytorch_cross_attention = compiles
         import comfy.cldm.cldm
         import comfy.controlnet
         import comfy.model_patcher

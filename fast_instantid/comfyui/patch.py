@@ -56,12 +56,18 @@ class AttentionPatch:
         copied.callback, copied.kwargs = list(self.callback), list(self.kwargs)
         return copied
 
-    def at(self, sigma: float) -> AttentionPatch | None:
-        """What of it acts at this noise level, as a patch that does not look at it any more; None for nothing."""
+    def at(self, sigma: float, one_graph: bool) -> AttentionPatch | None:
+        """What of it acts at this noise level, as a patch that does not look at it any more; None for nothing.
+
+        Args:
+            one_graph: keep a face that does not act, at no strength, so that all noise levels share a compiled graph.
+        """
         active = AttentionPatch(self.base)
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
             if acts_at(kwargs, sigma):
                 active.add(callback, **{**kwargs, **ALWAYS})
+            elif one_graph and callback is add_identity:
+                active.add(callback, **{**kwargs, **ALWAYS, "strength": kwargs["strength"].off})
         return active if active.base or active.callback else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:

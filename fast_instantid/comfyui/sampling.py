@@ -72,7 +72,10 @@ def _tell_names(executor: Any, x: Tensor, timestep: Tensor, model_options: Any =
 
 
 def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any) -> Any:
-    """Leave only the patches that act at this noise level, which is looked at once, and only if that matters."""
+    """Leave only the patches that act at this noise level, which is looked at once, and only if that matters.
+
+    In a compiled model the others stay, at no strength: an attention costs milliseconds, and a second graph a minute.
+    """
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
     hints: Hints | None = transformer_options.pop(_HINTS, None)
@@ -81,7 +84,8 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
     if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
         # Here the GPU has nothing queued yet, and the host looks at the same number for its ControlNets.
         sigma = float(timestep[0])
-        active = {**patches, **{layer: patch.at(sigma) for layer, patch in ours.items()}}
+        one_graph = _compiled_with(model) is not None
+        active = {**patches, **{layer: patch.at(sigma, one_graph) for layer, patch in ours.items()}}
         active = {layer: patch for layer, patch in active.items() if patch is not None}
         transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
     options = {**options, "transformer_options": transformer_options}
@@ -141,10 +145,14 @@ def _keep_graphs_apart(
 
 
 def _drops_guards(model: Any) -> bool:
-    patcher: ModelPatcher | None = model.current_patcher
-    compiled_with = patcher and patcher.model_options.get("torch_compile_kwargs")
     # The filter is an option, which torch.compile takes out of them; without a filter there are no options at all.
-    return bool(compiled_with) and compiled_with.get("options") is not None
+    return (_compiled_with(model) or {}).get("options") is not None
+
+
+def _compiled_with(model: Any) -> Mapping[str, Any] | None:
+    """What the host compiles this model with; None where it does not."""
+    patcher: ModelPatcher | None = model.current_patcher
+    return None if patcher is None else patcher.model_options.get("torch_compile_kwargs")
 
 
 def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class Strength:
         # For compiled models, which would take a number for granted and compile again when it changes.
         self._weight = torch.tensor(weight, dtype=torch.float32, device=device)
         self._scales: dict[object, Tensor] = {}
+
+    @cached_property
+    def off(self) -> Strength:
+        """The same at no weight, in a compiled model the same graph."""
+        return Strength(0.0, self.mask, self._weight.device)
 
     def scale(self, q: Tensor, batch: int, extra_options: Mapping[str, Any]) -> float | Tensor:
         """For :class:`IdentityEntry`: a number, or ``(1 or batch, N, 1)`` of the query's dtype.
