@@ -48,6 +48,12 @@ def test_pictures_must_agree():
     found = agreement({"reference": reference, "ours": nearly, "limit": latents(1)})
     assert [*found] == [*RUNS]
     assert all(0 < entry["ours"] < 1e-4 for entry in found.values())
+    assert all("compiled_reference" not in entry for entry in found.values())
+
+
+def test_a_compiled_reference_is_told_and_not_judged():
+    sides = {"reference": latents(0), "ours": latents(0), "limit": latents(1), "compiled_reference": latents(1)}
+    assert all(entry["compiled_reference"] == 1 and entry["ours"] == 0 for entry in agreement(sides).values())
 
 
 @pytest.mark.parametrize(
