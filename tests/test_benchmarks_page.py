@@ -30,6 +30,16 @@ def test_the_time_of_a_layer_is_that_of_the_committed_result():
     assert f"The reference takes {reference - text:.0f} µs beyond" in page_text
 
 
+def test_how_far_compiled_pictures_lie_apart_is_that_of_the_committed_result():
+    [path] = page.RESULTS.rglob("headline--*--compiled.json")
+    apart = json.loads(path.read_text())["about"]["differences"].values()
+    reference = sorted(entry["compiled_reference"] for entry in apart)
+    text = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    assert f"{reference[0]:.2f} to {reference[-1]:.2f} of the face's effect away" in text
+    assert "and ours at most 0.0001" in text
+    assert all(entry["ours"] <= 1e-4 for entry in apart)
+
+
 def test_a_table_of_comparisons():
     rows = [
         Comparison("weight edited: nodes", [2.0, 2.4], [0.004, 0.004]).to_json(),
