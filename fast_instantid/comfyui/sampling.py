@@ -74,7 +74,7 @@ def _tell_names(executor: Any, x: Tensor, timestep: Tensor, model_options: Any =
 def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any) -> Any:
     """Leave only the patches that act at this noise level, which is looked at once, and only if that matters.
 
-    In a compiled model the others stay, at no strength: an attention costs milliseconds, and a second graph a minute.
+    In a compiled model the others stay, at no strength: that costs less than it takes to compile a second graph.
     """
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
