@@ -7,7 +7,7 @@ Ways:
 - text alone: torch's scaled_dot_product_attention, the floor.
 - reference: keys and values are projected from the face's tokens in each layer and repeated for each image, then
   attention, product and sum. Without the reading of the noise level, for which the old pack waits in each layer.
-- unfused: keys and values exist; attention, product and sum.
+- unfused: keys and values exist; attention, and a weighted sum.
 - fused: one launch, called as the hosts call it. fused Q/T/W: the kernel alone, in tiles of Q queries and T tokens of
   text with W warps; TILE is the one that people get.
 
@@ -53,7 +53,7 @@ class Layers(NamedTuple):
     text: list[tuple[Tensor, Tensor]]  # (B, 77, C) each
     tokens: Tensor  # (2, 16, 2048)
     weights: list[tuple[Tensor, Tensor]]  # (C, 2048) each
-    entries: list[IdentityEntry]  # (2, 16, C) each
+    entries: list[IdentityEntry]  # (2, heads, 16, HEAD_DIM) each
 
     @property
     def heads(self) -> int:
@@ -94,7 +94,10 @@ def make_layers(
         [(random(batch, TEXT, channels), random(batch, TEXT, channels)) for _ in range(count)],
         tokens,
         weights,
-        [IdentityEntry(F.linear(tokens, key), F.linear(tokens, value), SCALE) for key, value in weights],
+        [
+            IdentityEntry.split(F.linear(tokens, key), F.linear(tokens, value), channels // HEAD_DIM, SCALE)
+            for key, value in weights
+        ],
     )
 
 
@@ -119,7 +122,7 @@ def ways(layers: Layers) -> dict[str, Way]:
         return text(layer) + attend(key, value) * SCALE
 
     def unfused(layer: int) -> Tensor:
-        return text(layer) + identity_attention(layers.query, [layers.entries[layer]], layers.heads)
+        return identity_attention(layers.query, [layers.entries[layer]], onto=text(layer))
 
     found: dict[str, Way] = {"text alone": text, "reference": reference, "unfused": unfused}
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -138,7 +141,7 @@ def ways(layers: Layers) -> dict[str, Way]:
 
 
 def _as_hosts_call_it(layers: Layers, layer: int) -> Tensor:
-    out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]], layers.heads)
+    out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]])
     if out is None:
         raise RuntimeError("the package refuses to run it fused")
     return out
@@ -146,7 +149,7 @@ def _as_hosts_call_it(layers: Layers, layer: int) -> Tensor:
 
 def _fused(kernel: Any, layers: Layers, tile: Any, layer: int) -> Tensor:
     out = torch.empty_like(layers.query)
-    kernel.text_and_identity(layers.query, *layers.text[layer], layers.entries[layer], layers.heads, out, tile)
+    kernel.text_and_identity(layers.query, *layers.text[layer], layers.entries[layer], out, tile)
     return out
 
 
@@ -154,14 +157,16 @@ def exact(layers: Layers, layer: int, image: int, with_face: bool) -> Tensor:
     """One image of one layer in float64, ``(N, C)``."""
     entry = layers.entries[layer]
     chunk = image // (len(layers.query) // CHUNKS)
-    query = layers.query[image].double().unflatten(-1, (layers.heads, -1)).transpose(0, 1)
+    query, *text = (
+        tensor[image].double().unflatten(-1, (layers.heads, -1)).transpose(0, 1)
+        for tensor in (layers.query, *layers.text[layer])
+    )
 
     def attend(key: Tensor, value: Tensor) -> Tensor:
-        key, value = (tensor.double().unflatten(-1, (layers.heads, -1)).transpose(0, 1) for tensor in (key, value))
         return (torch.softmax(query @ key.mT / math.sqrt(HEAD_DIM), dim=-1) @ value).transpose(0, 1).flatten(1)
 
-    text = attend(*(tensor[image] for tensor in layers.text[layer]))
-    return text + SCALE * attend(entry.key[chunk], entry.value[chunk]) if with_face else text
+    out = attend(*text)
+    return out + SCALE * attend(entry.key[chunk].double(), entry.value[chunk].double()) if with_face else out
 
 
 def error_of(name: str, way: Way, layers: Layers) -> float:

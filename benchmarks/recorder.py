@@ -128,7 +128,7 @@ def _jobs(package: str, models: Path) -> dict[str, Callable[[int], Any]]:
     pipe = pipelines.load_pipeline(models / "base", models / "instantid", "cpu", torch.float32)
     portrait = torch.from_numpy(skimage.data.astronaut()).float().div(255)
     query = torch.randn(2, 64, 1280)
-    entry = attention.IdentityEntry(torch.randn(2, 16, 1280), torch.randn(2, 16, 1280), 0.8)
+    entry = attention.IdentityEntry.split(torch.randn(2, 16, 1280), torch.randn(2, 16, 1280), 20, 0.8)
     keypoints = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
 
     def again(_: int) -> None:
@@ -142,7 +142,7 @@ def _jobs(package: str, models: Path) -> dict[str, Callable[[int], Any]]:
     def branch(_: int) -> None:
         with torch.inference_mode():
             for _ in range(60):
-                attention.identity_attention(query, [entry], 20)
+                attention.identity_attention(query, [entry])
 
     def picture(_: int) -> None:
         pipelines.generate(pipe, identity, keypoints, "a man", pipelines.Sampling(steps=2))

@@ -25,60 +25,66 @@ class IdentityEntry(NamedTuple):
     """One face as one layer sees it. All tensors are on the query's device and of its dtype."""
 
     key: Tensor
-    """``(G, T, C)``: one row for each of the G chunks of the batch (cond, uncond, ...), in the batch's order."""
+    """``(G, heads, T, d)``: one row for each of the G chunks of the batch (cond, uncond, ...), in the batch's order."""
     value: Tensor
-    """``(G, T, C)``"""
+    """``(G, heads, T, d)``"""
     scale: float | Tensor = 1.0
     """How much the face acts. A number, or a tensor without dimensions, is its weight everywhere; ``(b, N, 1)`` is its
     weight at every position, where ``b`` is 1 for all images alike, or the number of images of a chunk."""
 
+    @classmethod
+    def split(cls, key: Tensor, value: Tensor, num_heads: int, scale: float | Tensor = 1.0) -> IdentityEntry:
+        """Views of keys and values ``(G, T, C)`` as projections make them, ``C = num_heads * d``."""
+        shape = *key.shape[:2], num_heads, -1
+        return cls(key.reshape(shape).transpose(1, 2), value.reshape(shape).transpose(1, 2), scale)
+
 
 def identity_attention(
-    query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend = F.scaled_dot_product_attention
+    query: Tensor,
+    entries: Sequence[IdentityEntry],
+    attend: Attend = F.scaled_dot_product_attention,
+    *,
+    onto: Tensor | None = None,
 ) -> Tensor:
-    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``, to be added to the text attention.
+    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``.
 
     A pure function: nothing is copied for the sake of the batch, and no tensor's values are looked at.
 
     Args:
         query: ``(B, N, C)``, G equal chunks of ``B / G`` images each.
-        entries: at least one; all have the same G.
-        num_heads: of the layer; ``d = C / num_heads``.
+        entries: at least one; all have the same G and the layer's heads, ``C = heads * d``.
         attend: the host's attention.
+        onto: ``(B, N, C)``, the text attention, to which the sum is added in the same operation. None for nothing.
 
     Returns:
         ``(B, N, C)`` of the query's dtype.
     """
     if not torch.compiler.is_compiling() and is_recording():  # in this order, a graph does not depend on who records
         with stage("identity branch"):
-            return _sum(query, entries, num_heads, attend)
-    return _sum(query, entries, num_heads, attend)
+            return _sum(query, entries, attend, onto)
+    return _sum(query, entries, attend, onto)
 
 
-def _sum(query: Tensor, entries: Sequence[IdentityEntry], num_heads: int, attend: Attend) -> Tensor:
-    added = _scaled(_attention(query, entries[0], num_heads, attend), entries[0])
-    for entry in entries[1:]:
-        added = added + _scaled(_attention(query, entry, num_heads, attend), entry)
-    return added
+def _sum(query: Tensor, entries: Sequence[IdentityEntry], attend: Attend, onto: Tensor | None) -> Tensor:
+    for key, value, scale in entries:
+        # All images of a chunk share keys and values, so their queries are one long sequence: (G, heads, B / G * N, d).
+        chunks, heads, _, dim = key.shape
+        attended = attend(query.reshape(chunks, -1, heads, dim).transpose(1, 2), key, value)
+        # A size that is taken from a tensor is passed on faster than the same in a tuple.
+        onto = _scaled(attended.transpose(1, 2).reshape_as(query), scale, onto)
+    assert onto is not None, "there is at least one face"
+    return onto
 
 
-def _attention(query: Tensor, entry: IdentityEntry, num_heads: int, attend: Attend) -> Tensor:
-    # All images of a chunk share keys and values, so their queries are one long sequence: (G, heads, B / G * N, d).
-    shape = query.shape
-    split = len(entry.key), -1, num_heads, shape[2] // num_heads
-    attended = attend(
-        query.reshape(split).transpose(1, 2),
-        entry.key.reshape(split).transpose(1, 2),
-        entry.value.reshape(split).transpose(1, 2),
-    )
-    return attended.transpose(1, 2).reshape(shape)
-
-
-def _scaled(attended: Tensor, entry: IdentityEntry) -> Tensor:
-    scale = entry.scale
-    if isinstance(scale, Tensor) and scale.ndim:  # its rows recur in every chunk
-        return (attended.unflatten(0, (-1, len(scale))) * scale).flatten(0, 1)
-    return attended * scale
+def _scaled(attended: Tensor, scale: float | Tensor, onto: Tensor | None) -> Tensor:
+    """``onto + attended * scale``"""
+    if not isinstance(scale, Tensor):
+        return attended * scale if onto is None else torch.add(onto, attended, alpha=scale)
+    if scale.ndim:  # its rows recur in every chunk
+        rows = -1, len(scale)
+        attended, onto = attended.unflatten(0, rows), None if onto is None else onto.unflatten(0, rows)
+    scaled = attended * scale if onto is None else torch.addcmul(onto, attended, scale)
+    return scaled.flatten(0, 1) if scale.ndim else scaled
 
 
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:

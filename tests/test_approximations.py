@@ -67,8 +67,8 @@ def counting(pipe, net=None):
     seen = {"net": [], "layers": []}
     attends = LaidOutBank.entries
 
-    def entries(bank, layer, num_tokens):
-        found = attends(bank, layer, num_tokens)
+    def entries(bank, layer, num_tokens, num_heads):
+        found = attends(bank, layer, num_tokens, num_heads)
         if found:
             seen["layers"][-1] += 1
         return found

@@ -18,7 +18,7 @@ HEADS, CHANNELS, TOKENS = 4, 32, 16
 def random_entry(chunks: int, seed: int = 0, tokens: int = TOKENS, **options: Any) -> IdentityEntry:
     generator = torch.Generator().manual_seed(seed)
     key, value = torch.randn(2, chunks, tokens, CHANNELS, generator=generator)
-    return IdentityEntry(key, value, **options)
+    return IdentityEntry.split(key, value, HEADS, **options)
 
 
 def random_query(batch: int, num_tokens: int = 48) -> Tensor:
@@ -34,7 +34,7 @@ def attention_by_hand(query: Tensor, entries: list[IdentityEntry]) -> Tensor:
             key, value = entry.key[b // images].double(), entry.value[b // images].double()
             per_head = [
                 torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
-                for q, k, v in zip(*(t.chunk(HEADS, dim=-1) for t in (image, key, value)), strict=True)
+                for q, k, v in zip(image.chunk(HEADS, dim=-1), key, value, strict=True)
             ]
             scale = torch.as_tensor(entry.scale, dtype=torch.float64)
             out[b] += torch.cat(per_head, dim=-1) * (scale[b % len(scale)] if scale.ndim else scale)
@@ -81,7 +81,7 @@ def test_attention_equals_the_formula(images: int, chunks: int, faces: int) -> N
     query = random_query(chunks * images)
     entries = [random_entry(chunks, seed, scale=0.8 - seed) for seed in range(faces)]
     torch.testing.assert_close(
-        identity_attention(query, entries, HEADS), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
+        identity_attention(query, entries), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
     )
 
 
@@ -96,7 +96,7 @@ def test_masks_for_all_for_each_image_and_for_the_whole_batch(rows: str) -> None
         random_entry(chunks, 2, scale=1 - masks),
     ]
     torch.testing.assert_close(
-        identity_attention(query, entries, HEADS), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
+        identity_attention(query, entries), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
     )
 
 
@@ -104,7 +104,7 @@ def test_tokens_of_several_references_and_of_several_faces_may_differ_in_number(
     query = random_query(2)
     entries = [random_entry(2, 0, tokens=3 * TOKENS), random_entry(2, 1)]
     torch.testing.assert_close(
-        identity_attention(query, entries, HEADS), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
+        identity_attention(query, entries), attention_by_hand(query, entries).float(), rtol=0, atol=1e-5
     )
 
 
@@ -113,13 +113,13 @@ def test_regions_keep_faces_apart() -> None:
     left[:, :24] = 1
     query = random_query(2)
     one, other = random_entry(1, 0), random_entry(1, 1)
-    out = identity_attention(query, [one._replace(scale=left), other._replace(scale=1 - left)], HEADS)
-    assert torch.equal(out[:, :24], identity_attention(query, [one], HEADS)[:, :24])
-    assert torch.equal(out[:, 24:], identity_attention(query, [other], HEADS)[:, 24:])
+    out = identity_attention(query, [one._replace(scale=left), other._replace(scale=1 - left)])
+    assert torch.equal(out[:, :24], identity_attention(query, [one])[:, :24])
+    assert torch.equal(out[:, 24:], identity_attention(query, [other])[:, 24:])
 
 
 def test_weight_zero_adds_nothing() -> None:
-    assert not identity_attention(random_query(2), [random_entry(2, scale=0.0)], HEADS).any()
+    assert not identity_attention(random_query(2), [random_entry(2, scale=0.0)]).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -127,7 +127,7 @@ def test_half_precision_stays_half_and_close(dtype: torch.dtype) -> None:
     query = random_query(4)
     entry = random_entry(2)
     half = IdentityEntry(entry.key.to(dtype), entry.value.to(dtype), 0.8 * torch.rand(1, 48, 1, dtype=dtype))
-    out = identity_attention(query.to(dtype), [half], HEADS)
+    out = identity_attention(query.to(dtype), [half])
     assert out.dtype == dtype
     exact = attention_by_hand(query.to(dtype), [half])
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
@@ -141,8 +141,8 @@ def test_attention_of_the_host_is_used_as_it_is_given() -> None:
         return torch.softmax(query @ key.mT * query.shape[-1] ** -0.5, dim=-1) @ value
 
     query, entries = random_query(6), [random_entry(2, 0), random_entry(2, 1)]
-    out = identity_attention(query, entries, HEADS, attend)
-    torch.testing.assert_close(out, identity_attention(query, entries, HEADS))
+    out = identity_attention(query, entries, attend)
+    torch.testing.assert_close(out, identity_attention(query, entries))
     head_dim = CHANNELS // HEADS
     face = torch.Size([2, HEADS, TOKENS, head_dim])
     assert seen == [(torch.Size([2, HEADS, 3 * 48, head_dim]), face, face)] * 2
@@ -150,23 +150,43 @@ def test_attention_of_the_host_is_used_as_it_is_given() -> None:
 
 @pytest.mark.parametrize("faces", [1, 2, 3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_layer_costs_one_attention_and_one_product_per_face(faces: int, masked: bool) -> None:
+@pytest.mark.parametrize("onto", [False, True])
+def test_a_layer_costs_two_operations_per_face(faces: int, masked: bool, onto: bool) -> None:
+    """An attention, and a product that is a sum as well; alone, the first product is just that."""
     chunks, images, num_tokens = 2, 4, 1024
     query = random_query(chunks * images, num_tokens)
     scale = torch.rand(1, num_tokens, 1) if masked else 0.8
     entries = [random_entry(chunks, seed, scale=scale) for seed in range(faces)]
 
     with OpCounts(size=query.numel()) as counts:
-        identity_attention(query, entries, HEADS)
+        identity_attention(query, entries, onto=query if onto else None)
 
     attentions = {name: calls for name, calls in counts.calls.items() if name.startswith("_scaled_dot_product")}
     assert sum(attentions.values()) == faces
-    assert counts.calls["mul"] == faces
-    assert counts.calls["add"] == faces - 1
-    # Nothing of the size of the result is allocated but the results of these.
-    assert counts.allocated <= faces + faces - 1
+    assert counts.calls["mul"] == 1 - onto
+    assert counts.calls["addcmul" if masked else "add"] == faces - 1 + onto
+    assert counts.allocated <= 2 * faces  # nothing of the size of the result but the results of these
     views = {"view", "_unsafe_view", "transpose", "unsqueeze", "detach", "slice"}
-    assert set(counts.calls) - set(attentions) - views <= {"mul", "add"}
+    assert set(counts.calls) - set(attentions) - views <= {"mul", "add", "addcmul"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "scale",
+    [0.8, -2, torch.tensor(0.7), torch.rand(1, 48, 1), torch.rand(3, 48, 1), torch.rand(6, 48, 1)],
+    ids=["number", "negative", "0-d", "one mask", "of images", "of the batch"],
+)
+def test_what_it_is_added_to_stays_as_it_is(scale: float | Tensor, dtype: torch.dtype) -> None:
+    query, text = random_query(6).to(dtype), torch.randn(6, 48, CHANNELS).to(dtype)
+    scale = scale.to(dtype) if isinstance(scale, Tensor) and scale.ndim else scale  # a weight is in float32
+    entries = [random_entry(2, seed)._replace(scale=scale) for seed in range(2)]
+    entries = [entry._replace(key=entry.key.to(dtype), value=entry.value.to(dtype)) for entry in entries]
+    before = text.clone()
+    out = identity_attention(query, entries, onto=text)
+    assert torch.equal(text, before)
+    assert out.dtype == dtype
+    exact = before.double() + attention_by_hand(query, entries)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=32 * torch.finfo(dtype).eps)
 
 
 def test_no_value_is_looked_at_and_nothing_depends_on_one() -> None:
@@ -175,7 +195,7 @@ def test_no_value_is_looked_at_and_nothing_depends_on_one() -> None:
     mask = torch.rand(1, 48, 1, device="meta")
     entry = random_entry(2)
     entries = [IdentityEntry(entry.key.to("meta"), entry.value.to("meta"), mask)] * 2
-    assert identity_attention(query, entries, HEADS).shape == query.shape
+    assert identity_attention(query, entries).shape == query.shape
     assert region_mask(torch.rand(2, 64, 64, device="meta"), (32, 32), 256, batch=3).shape == (3, 256, 1)
 
 
@@ -190,7 +210,7 @@ def test_one_graph_without_a_break_serves_every_face() -> None:
     query = random_query(4)
     for seed in range(3):
         entry = random_entry(2, seed)
-        torch.testing.assert_close(compiled(query, [entry], HEADS), identity_attention(query, [entry], HEADS))
+        torch.testing.assert_close(compiled(query, [entry]), identity_attention(query, [entry]))
     assert len(graphs) == 1
 
 

@@ -24,9 +24,9 @@ def test_a_page_has_the_tables_of_the_committed_results(path):
 def test_the_time_of_a_layer_is_that_of_the_committed_result():
     [path] = page.RESULTS.rglob("findings--*.json")
     [row] = [row for row in json.loads(path.read_text())["results"] if row["name"] == "a patched layer"]
-    text, reference, ours, operators = (1e6 * seconds for seconds in row["values"].values())
+    text, reference, ours, with_operators = (1e6 * seconds for seconds in row["values"].values())
     page_text = " ".join((ROOT / "docs" / "speed.md").read_text().split())
-    assert f"{ours - text - operators:.0f} µs for ours beyond" in page_text
+    assert f"{ours - with_operators:.0f} µs for ours beyond" in page_text
     assert f"The reference takes {reference - text:.0f} µs beyond" in page_text
 
 

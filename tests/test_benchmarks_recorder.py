@@ -50,8 +50,8 @@ def test_the_copy_without_stages_has_none_and_works(tmp_path):
         f"from {WITHOUT}.images import photos\n"
         "assert len(photos(np.zeros((4, 4, 3), np.uint8))[0].key) == 32\n"
         f"from {WITHOUT}.attention import IdentityEntry, identity_attention\n"
-        "entry = IdentityEntry(torch.ones(2, 16, 8), torch.ones(2, 16, 8))\n"
-        "print(identity_attention(torch.ones(2, 4, 8), [entry], 2).sum().item())\n"
+        "entry = IdentityEntry.split(torch.ones(2, 16, 8), torch.ones(2, 16, 8), 2)\n"
+        "print(identity_attention(torch.ones(2, 4, 8), [entry]).sum().item())\n"
     )
     assert float(subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)) == 64
 

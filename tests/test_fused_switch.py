@@ -57,26 +57,26 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of the kernel, here computed by torch, on the CPU as if it were a GPU that has been measured."""
     calls: list[int] = []
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, num_heads: int, out: Tensor) -> None:
+    def kernel(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, out: Tensor) -> None:
         calls.append(query.shape[1])
-        out.copy_(apart(query, key, value, [entry], num_heads))
+        out.copy_(apart(query, key, value, [entry]))
 
     monkeypatch.setattr(fused, "_wanted", lambda device: True)
     monkeypatch.setattr(fused, "_kernel_function", lambda: kernel)
     return calls
 
 
-def apart(query: Tensor, key: Tensor, value: Tensor, entries: list[IdentityEntry], num_heads: int) -> Tensor:
-    heads = (tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+def apart(query: Tensor, key: Tensor, value: Tensor, entries: list[IdentityEntry]) -> Tensor:
+    heads = (tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in (query, key, value))
     text = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    return text + identity_attention(query, entries, num_heads)
+    return identity_attention(query, entries, onto=text)
 
 
 def layer(dtype: torch.dtype = torch.float16, channels: int = CHANNELS) -> tuple[Any, ...]:
     """Arguments of :func:`fused_attention`."""
     query, key, value = (torch.randn(4, length, channels).to(dtype) for length in (20, 77, 77))
     face = torch.randn(2, 2, 16, channels).to(dtype)
-    return query, key, value, [IdentityEntry(face[0], face[1], 0.8)], HEADS
+    return query, key, value, [IdentityEntry.split(face[0], face[1], HEADS, 0.8)]
 
 
 def test_importing_it_does_not_import_triton():
@@ -130,13 +130,13 @@ def test_one_call_equals_the_two_apart(calls, dtype):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda q, k, v, entries, heads: (q, k, v, entries * 2, heads),
-        lambda q, k, v, entries, heads: (q.float(), k.float(), v.float(), entries, heads),
-        lambda q, k, v, entries, heads: (q, k.float(), v, entries, heads),
-        lambda q, k, v, entries, heads: (q, k, v, entries, 8),
-        lambda q, k, v, entries, heads: (q, k[:1], v[:1], entries, heads),
-        lambda q, k, v, entries, heads: (q.mT.contiguous().mT, k, v, entries, heads),
-        lambda q, k, v, entries, heads: (q.requires_grad_(), k, v, entries, heads),
+        lambda q, k, v, entries: (q, k, v, entries * 2),
+        lambda q, k, v, entries: (q.float(), k.float(), v.float(), entries),
+        lambda q, k, v, entries: (q, k.float(), v, entries),
+        lambda q, k, v, entries: (q, k, v, [IdentityEntry.split(*torch.randn(2, 2, 16, CHANNELS).half(), 8)]),
+        lambda q, k, v, entries: (q, k[:1], v[:1], entries),
+        lambda q, k, v, entries: (q.mT.contiguous().mT, k, v, entries),
+        lambda q, k, v, entries: (q.requires_grad_(), k, v, entries),
     ],
     ids=["two faces", "float32", "mixed types", "narrow heads", "shared text", "strided channels", "gradients"],
 )
@@ -179,12 +179,12 @@ def test_in_a_layer_of_diffusers(calls, masked):
     """Once, where nothing masks the text; the same result either way."""
     attn = Attention(CHANNELS, 48, heads=HEADS, dim_head=CHANNELS // HEADS).half()
     entries = layer()[3]
-    bank = SimpleNamespace(entries=lambda layer, tokens: entries)
+    bank = SimpleNamespace(entries=lambda layer, tokens, heads: entries)
     hidden, text = torch.randn(4, 20, CHANNELS).half(), torch.randn(4, 77, 48).half()
     mask = torch.zeros(4, 1, 77).half() if masked else None
     with torch.inference_mode():
         out = IdentityAttnProcessor(bank, 0)(attn, hidden, text, mask)
         query, key, value = attn.to_q(hidden), attn.to_k(text), attn.to_v(text)
-        expected = attn.to_out[0](apart(query, key, value, entries, HEADS))
+        expected = attn.to_out[0](apart(query, key, value, entries))
     torch.testing.assert_close(out, expected)
     assert len(calls) == (0 if masked else 1)

@@ -183,9 +183,9 @@ def test_a_compiled_branch_is_one_graph_whoever_records():
         return graph.forward
 
     compiled = torch.compile(identity_attention, backend=backend, fullgraph=True)
-    query, entry = torch.randn(2, 4, 8), IdentityEntry(torch.randn(2, 16, 8), torch.randn(2, 16, 8))
-    plain = compiled(query, [entry], 2)
+    query, entry = torch.randn(2, 4, 8), IdentityEntry.split(torch.randn(2, 16, 8), torch.randn(2, 16, 8), 2)
+    plain = compiled(query, [entry])
     with Recorder() as recorder:
-        assert torch.equal(compiled(query, [entry], 2), plain)
+        assert torch.equal(compiled(query, [entry]), plain)
     assert len(graphs) == 1
     assert not recorder.spans

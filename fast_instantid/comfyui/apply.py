@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import FastInstantIDError
 from ..identity import Identity
 from .patch import AttentionPatch, add_identity
+from .rows import LayerFace
 from .sampling import IS_COND, attention_patches, wrap
 from .stages import note_identity_net
 from .strength import Strength, mask_batch
@@ -84,8 +85,8 @@ def apply_to_model(
     if weight == 0:
         return clone
     sampling = model.get_model_object("model_sampling")
-    shared = {
-        "strength": Strength(weight, mask, identity.tokens.device),
+    strength = Strength(weight, mask, identity.tokens.device)
+    acts = {
         "sigma_start": float(sampling.percent_to_sigma(start_at)),
         "sigma_end": float(sampling.percent_to_sigma(end_at)),
     }
@@ -95,7 +96,7 @@ def apply_to_model(
         # A patch of a whole block, under its shorter name, would no longer be found beside ours.
         existing = present.get(layer, present.get(layer[:2]))
         patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
-        patch.add(add_identity, key=key, value=value, **shared)
+        patch.add(add_identity, face=LayerFace(key, value, strength), **acts)
         clone.set_model_attn2_replace(patch, *layer)
     wrap(clone)
     return clone

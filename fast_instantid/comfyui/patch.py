@@ -10,20 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
-from ..attention import IdentityEntry, identity_attention
+from ..attention import identity_attention
 from ..fused import fused_attention, is_on
-from .strength import Strength
+from .rows import LayerFace
 
-ROLES = "fast_instantid_roles"
-"""Where in ``transformer_options`` :mod:`.sampling` says which conditioning is COND and which UNCOND, by place in the
-guider's list. The last one stands for any further."""
-
-UNCOND, COND = 0, 1
-"""Rows of an Identity's keys and values."""
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
 """What the host's ``percent_to_sigma`` makes of 0 and 1."""
 
@@ -67,7 +60,7 @@ class AttentionPatch:
             if acts_at(kwargs, sigma):
                 active.add(callback, **{**kwargs, **ALWAYS})
             elif one_graph and callback is add_identity:
-                active.add(callback, **{**kwargs, **ALWAYS, "strength": kwargs["strength"].off})
+                active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].off})
         return active if active.base or active.callback else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
@@ -76,9 +69,10 @@ class AttentionPatch:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
         """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
-        fused = self._in_one_launch(q, k, v, extra_options)
-        if fused is not None:
-            return fused
+        if is_on(q.device):
+            fused = self._in_one_launch(q, k, v, extra_options)
+            if fused is not None:
+                return fused
         if self.base is None:
             out = optimized_attention(
                 q,
@@ -93,15 +87,18 @@ class AttentionPatch:
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
             # Ranges were decided by ``at``, unless something samples that goes round the host's guiders. Only then the
             # GPU is waited for, at every layer.
-            if always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0])):
+            if not (always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0]))):
+                continue
+            if callback is add_identity:  # what it returns, added in the same operation
+                out = identity_attention(q, [kwargs["face"].entry(q, extra_options)], onto=out)
+            else:
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
 
     def _in_one_launch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor | None:
         """The same, where there is nothing but one face, and the text attention is that of torch; None elsewhere."""
         if (
-            not is_on(q.device)
-            or self.base is not None
+            self.base is not None
             or self.callback != [add_identity]
             or not always_acts(self.kwargs[0])
             or optimized_attention is not attention_pytorch  # the user chose another: SageAttention, xFormers, ...
@@ -109,13 +106,13 @@ class AttentionPatch:
             or extra_options.get("attn_precision") is not None
         ):
             return None
-        entry = _entry(q, extra_options, **self.kwargs[0])
-        return fused_attention(q, k, v, [entry], extra_options["n_heads"])
+        return fused_attention(q, k, v, [self.kwargs[0]["face"].entry(q, extra_options)])
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:
     """Whether a callback acts at every noise level. Other packs leave its range out, or None, for that."""
-    return all(kwargs.get(name) in (None, bound) for name, bound in ALWAYS.items())
+    start, end = kwargs.get("sigma_start"), kwargs.get("sigma_end")
+    return (start is None or start == ALWAYS["sigma_start"]) and (end is None or end == ALWAYS["sigma_end"])
 
 
 def acts_at(kwargs: Mapping[str, Any], sigma: float) -> bool:
@@ -125,45 +122,7 @@ def acts_at(kwargs: Mapping[str, Any], sigma: float) -> bool:
 
 
 def add_identity(
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra_options: ExtraOptions,
-    **kwargs: Any,
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions, *, face: LayerFace, **_: Any
 ) -> Tensor:
     """The callback: the identity branch of one layer, ``(B, N, C)``."""
-    return identity_attention(q, [_entry(q, extra_options, **kwargs)], extra_options["n_heads"])
-
-
-def _entry(
-    q: Tensor, extra_options: ExtraOptions, *, key: Tensor, value: Tensor, strength: Strength, **_: Any
-) -> IdentityEntry:
-    """The face of a callback, as this layer sees it.
-
-    Args:
-        key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
-    """
-    if key.dtype != q.dtype or key.device != q.device:  # a model that computes otherwise than when it was patched
-        key, value = key.to(q.device, q.dtype), value.to(q.device, q.dtype)
-    chunks = chunks_of(extra_options)
-    scale = strength.scale(q, len(q) // len(chunks), extra_options)
-    return IdentityEntry(_rows(key, chunks), _rows(value, chunks), scale)
-
-
-def chunks_of(extra_options: ExtraOptions) -> list[int]:
-    """COND or UNCOND for each chunk of the batch. The host numbers them by their place in the guider's list."""
-    roles = extra_options.get(ROLES, (COND, UNCOND))
-    return [roles[min(index, len(roles) - 1)] for index in extra_options["cond_or_uncond"]]
-
-
-def _rows(tensor: Tensor, chunks: list[int]) -> Tensor:
-    """One row for each chunk, or for as many neighbours as fit: chunks that see the same may count as one."""
-    conds = chunks.count(COND)
-    unconds = len(chunks) - conds
-    if chunks == [UNCOND] * unconds + [COND] * conds:  # the host's order: no copy
-        if conds == unconds:
-            return tensor
-        if not (conds and unconds):
-            return tensor[1:] if conds else tensor[:1]
-    return torch.stack([tensor[chunk] for chunk in chunks])
+    return identity_attention(q, [face.entry(q, extra_options)])

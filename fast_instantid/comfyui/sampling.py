@@ -17,10 +17,10 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..recorder import is_recording, stage
-from .patch import COND, ROLES, UNCOND, AttentionPatch, add_identity, always_acts, chunks_of
+from .patch import AttentionPatch, add_identity, always_acts
 from .reuse import Hints, is_wanted
+from .rows import COND, ROLES, UNCOND, LayerFace, chunks_of
 from .stages import control_net_stages, networks_of
-from .strength import Strength
 
 logger = logging.getLogger("fast_instantid")
 
@@ -190,10 +190,9 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
 
 
 def _shapes(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> Any:
-    key: Tensor = kwargs["key"]
-    strength: Strength = kwargs["strength"]
-    mask = None if strength.mask is None else strength.mask.shape
-    return key.shape, key.dtype, key.device, mask, strength.frames(transformer_options)
+    face: LayerFace = kwargs["face"]
+    mask = None if face.strength.mask is None else face.strength.mask.shape
+    return face.key.shape, face.key.dtype, face.key.device, mask, face.strength.frames(transformer_options)
 
 
 def _own_patches(model: ModelPatcher, clone: ModelPatcher) -> None:

@@ -41,15 +41,14 @@ class Strength:
         """The same at no weight, in a compiled model the same graph."""
         return Strength(0.0, self.mask, self._weight.device)
 
-    def scale(self, q: Tensor, batch: int, extra_options: Mapping[str, Any]) -> float | Tensor:
-        """For :class:`IdentityEntry`: a number, or ``(1 or batch, N, 1)`` of the query's dtype.
+    def scale(self, q: Tensor, extra_options: Mapping[str, Any]) -> float | Tensor:
+        """For :class:`IdentityEntry`: a number, or ``(1, N, 1)`` or ``(images of a chunk, N, 1)`` of the query's dtype.
 
         Args:
             q: ``(B, N, C)``
-            batch: images in a chunk.
         """
         if torch.compiler.is_compiling():  # a graph cannot keep a mask, but makes it in one small kernel
-            return self._weight if self.mask is None else self._on_layer(self.mask, q, batch, extra_options)
+            return self._weight if self.mask is None else self._on_layer(self.mask, q, extra_options)
         if self.mask is None:
             return self.weight
         layout = (
@@ -57,13 +56,13 @@ class Strength:
             q.shape[1],
             q.dtype,
             q.device,
-            batch,
+            len(q) // len(extra_options["cond_or_uncond"]),
             self.frames(extra_options),
         )
         if layout not in self._scales:
             if len(self._scales) >= _MAX_LAYOUTS:
                 self._scales.clear()
-            self._scales[layout] = self._on_layer(self.mask, q, batch, extra_options)
+            self._scales[layout] = self._on_layer(self.mask, q, extra_options)
         return self._scales[layout]
 
     def frames(self, extra_options: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -72,13 +71,14 @@ class Strength:
         one_mask = self.mask is None or len(self.mask) == 1
         return None if frames is None or one_mask else tuple(int(frame) for frame in frames)
 
-    def _on_layer(self, mask: Tensor, q: Tensor, batch: int, extra_options: Mapping[str, Any]) -> Tensor:
+    def _on_layer(self, mask: Tensor, q: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
         height, width = extra_options["original_shape"][-2:]
+        images = len(q) // len(extra_options["cond_or_uncond"])
         mask = mask.to(q.device)
         frames = self.frames(extra_options)
         if frames is not None:
             mask = torch.stack([mask[min(frame, len(mask) - 1)] for frame in frames])
-        return (region_mask(mask, (height, width), q.shape[1], batch) * self._weight.to(q.device)).to(q.dtype)
+        return (region_mask(mask, (height, width), q.shape[1], images) * self._weight.to(q.device)).to(q.dtype)
 
 
 def mask_batch(mask: Tensor) -> Tensor:

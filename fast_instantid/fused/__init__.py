@@ -36,26 +36,23 @@ _HEAD_DIMS = (16, 32, 64, 128)  # a dot product of Triton wants powers of 2 from
 _broken = False
 
 
-def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry], num_heads: int
-) -> Tensor | None:
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry]) -> Tensor | None:
     """``softmax(q K^T / sqrt(d)) V`` of the text, and ``scale`` times that of the face, rounded once.
 
     Args:
         query: ``(B, N, C)``
         key, value: ``(B, T, C)`` of the text, which nothing masks.
         entries: as :func:`..attention.identity_attention` takes them.
-        num_heads: of the layer; ``d = C / num_heads``.
 
     Returns:
         ``(B, N, C)``; None where the caller has to compute the two apart and add them up.
     """
-    if not is_on(query.device) or not _fits(query, key, value, entries, num_heads):
+    if not is_on(query.device) or not _fits(query, key, value, entries):
         return None
     if is_recording():
         with stage("text and identity attention"):
-            return _launch(query, key, value, entries[0], num_heads)
-    return _launch(query, key, value, entries[0], num_heads)
+            return _launch(query, key, value, entries[0])
+    return _launch(query, key, value, entries[0])
 
 
 def is_on(device: torch.device) -> bool:
@@ -75,23 +72,23 @@ def _wanted(device: torch.device) -> bool:
     return capability in MEASURED_FASTER or (asked == "1" and capability >= _OLDEST)
 
 
-def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry], num_heads: int) -> bool:
+def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry]) -> bool:
     """Whether the kernel computes this. What layers and :class:`IdentityEntry` promise is not asked again."""
     return (
         len(entries) == 1
         and query.dtype in _HALVES
         and query.dtype == key.dtype == value.dtype == entries[0].key.dtype
-        and query.shape[2] // num_heads in _HEAD_DIMS
+        and entries[0].key.shape[3] in _HEAD_DIMS
         and query.shape[0] == key.shape[0]
         and query.stride(2) == key.stride(2) == value.stride(2) == 1
         and not (query.requires_grad or key.requires_grad or value.requires_grad)  # it has no backward pass
     )
 
 
-def _launch(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, num_heads: int) -> Tensor | None:
+def _launch(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry) -> Tensor | None:
     out = torch.empty_like(query)  # outside: a host frees memory and retries
     try:
-        _kernel_function()(query, key, value, entry, num_heads, out)
+        _kernel_function()(query, key, value, entry, out)
     except Exception as error:  # no C compiler, no such GPU, ...: Triton has an exception for each
         global _broken
         _broken = True

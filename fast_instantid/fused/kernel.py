@@ -33,19 +33,19 @@ _MAX_IDENTITY = 64  # four references
 
 
 def text_and_identity(
-    query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, num_heads: int, out: Tensor, tile: Tile = TILE
+    query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry, out: Tensor, tile: Tile = TILE
 ) -> None:
     """Write the sum of text attention and identity attention to ``out``.
 
     Args:
-        query: ``(B, N, C)``, of float16, bfloat16 or float32; ``C / num_heads`` is a power of 2 from 16.
+        query: ``(B, N, C)``, of float16, bfloat16 or float32; the width of a head is a power of 2 from 16.
         key, value: ``(B, T, C)`` of the text, of the query's dtype. Channels are contiguous, as they are in the query.
-        entry: its ``(G, T, C)`` are read in place for all ``B / G`` images of a chunk.
+        entry: its ``(G, heads, T, d)`` are read in place for all ``B / G`` images of a chunk.
         out: ``(B, N, C)``, with contiguous channels.
     """
-    batch, num_queries, channels = query.shape
-    head_dim = channels // num_heads
+    batch, num_queries, _ = query.shape
     id_key, id_value, scale = entry.key, entry.value, entry.scale
+    chunks, num_heads, identity, head_dim = id_key.shape
     masked = isinstance(scale, Tensor)
     scale_rows = len(scale) if masked and scale.ndim else 1
     # Every program reads some queries of one head of one image, and all tokens.
@@ -60,23 +60,23 @@ def text_and_identity(
             scale if masked else float(scale),
             out,
             num_queries,
-            batch // len(id_key),
+            batch // chunks,
             scale_rows,
             math.log2(math.e) / math.sqrt(head_dim),
             *query.stride()[:2],
             *key.stride()[:2],
             *value.stride()[:2],
-            *id_key.stride()[:2],
-            *id_value.stride()[:2],
+            *id_key.stride()[:3],
+            *id_value.stride()[:3],
             *(scale.stride()[:2] if masked and scale.ndim else (0, 0)),
             *out.stride()[:2],
             TEXT=key.shape[1],
-            IDENTITY=id_key.shape[1],
+            IDENTITY=identity,
             MASKED=masked,
             HEAD_DIM=head_dim,
             QUERIES=tile.queries,
             TEXT_BLOCK=tile.text,
-            IDENTITY_BLOCK=identity_block(id_key.shape[1]),
+            IDENTITY_BLOCK=identity_block(identity),
             num_warps=tile.warps,
             num_stages=2,  # of a longer prompt; three need more shared memory than consumer GPUs have
         )
@@ -107,8 +107,10 @@ def _text_and_identity(
     value_batch,
     value_row,
     id_key_chunk,
+    id_key_head,
     id_key_row,
     id_value_chunk,
+    id_value_head,
     id_value_row,
     scale_image,
     scale_row,
@@ -123,22 +125,26 @@ def _text_and_identity(
     IDENTITY_BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    columns = tl.program_id(1) * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    head = tl.program_id(1)
+    columns = tl.arange(0, HEAD_DIM)
     image = tl.program_id(2).to(tl.int64)  # a batch may have more than 2^31 elements
     chunk = image // images
     there = rows < num_queries
 
-    q = tl.load(query + image * query_batch + rows[:, None] * query_row + columns[None, :], there[:, None], 0.0)
-    text_key, text_value = key + image * key_batch, value + image * value_batch
+    of_head = head * HEAD_DIM  # but in the face's keys, which are split
+    places = rows[:, None] * query_row + of_head + columns[None, :]
+    q = tl.load(query + image * query_batch + places, there[:, None], 0.0)
+    text_key, text_value = key + image * key_batch + of_head, value + image * value_batch + of_head
     text = _attention(q, text_key, key_row, text_value, value_row, columns, factor, TEXT, TEXT_BLOCK)
-    face_key, face_value = id_key + chunk * id_key_chunk, id_value + chunk * id_value_chunk
+    face_key = id_key + chunk * id_key_chunk + head * id_key_head
+    face_value = id_value + chunk * id_value_chunk + head * id_value_head
     face = _attention(q, face_key, id_key_row, face_value, id_value_row, columns, factor, IDENTITY, IDENTITY_BLOCK)
     if MASKED:
         weights = tl.load(scale + (image % scale_rows) * scale_image + rows * scale_row, there, 0.0)
         face *= weights.to(tl.float32)[:, None]
     else:
         face *= scale
-    to = out + image * out_batch + rows[:, None] * out_row + columns[None, :]
+    to = out + image * out_batch + rows[:, None] * out_row + of_head + columns[None, :]
     tl.store(to, (text + face).to(q.dtype), there[:, None])
 
 

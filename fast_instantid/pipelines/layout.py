@@ -60,17 +60,17 @@ class LaidOutBank:
             self._entries.clear()
             self._scales.clear()
 
-    def entries(self, layer: int, num_tokens: int) -> list[IdentityEntry]:
-        """What a layer attends to whose query has ``num_tokens`` positions; made at the first step of a run. Nothing
-        where the identity branch is off."""
+    def entries(self, layer: int, num_tokens: int, num_heads: int) -> list[IdentityEntry]:
+        """What a layer attends to whose query has ``num_tokens`` positions, in ``num_heads`` heads; made at the first
+        step of a run. Nothing where the identity branch is off."""
         if not self.is_on:
             return []
         if layer not in self._entries:
             assert self._layout is not None, "lay_out comes before the layers"
-            self._entries[layer] = self._make(self._layout, layer, num_tokens)
+            self._entries[layer] = self._make(self._layout, layer, num_tokens, num_heads)
         return self._entries[layer]
 
-    def _make(self, layout: Layout, layer: int, num_tokens: int) -> list[IdentityEntry]:
+    def _make(self, layout: Layout, layer: int, num_tokens: int, num_heads: int) -> list[IdentityEntry]:
         if num_tokens not in self._scales:
             self._scales[num_tokens] = [_scale(subject, layout, num_tokens) for subject in self._subjects]
 
@@ -79,7 +79,7 @@ class LaidOutBank:
 
         banks = [subject.identity.bank for subject in self._subjects]
         return [
-            IdentityEntry(picked(bank.keys[layer]), picked(bank.values[layer]), scale)
+            IdentityEntry.split(picked(bank.keys[layer]), picked(bank.values[layer]), num_heads, scale)
             for bank, scale in zip(banks, self._scales[num_tokens], strict=True)
         ]
 

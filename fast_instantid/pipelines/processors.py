@@ -95,13 +95,13 @@ class IdentityAttnProcessor(TextAttnProcessor):
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Both attentions, ``(B, N, C)``."""
-        entries = self.bank.entries(self.layer, query.shape[1])
+        entries = self.bank.entries(self.layer, query.shape[1], attn.heads)
         can_fuse = bool(entries) and attention_mask is None
-        fused = fused_attention(query, key, value, entries, attn.heads) if can_fuse else None
+        fused = fused_attention(query, key, value, entries) if can_fuse else None
         if fused is not None:
             return fused
         attended = super().attend(attn, query, key, value, attention_mask)
-        return attended + identity_attention(query, entries, attn.heads) if entries else attended
+        return identity_attention(query, entries, onto=attended) if entries else attended
 
 
 class AddIdentityProcessor(nn.Module):
@@ -126,7 +126,7 @@ class AddIdentityProcessor(nn.Module):
         if not self.bank.is_on:
             return attended
         query = attn.to_q(hidden_states)
-        identity = identity_attention(query, self.bank.entries(self.layer, query.shape[1]), attn.heads)
+        identity = identity_attention(query, self.bank.entries(self.layer, query.shape[1], attn.heads))
         projection = attn.to_out[0]
         identity = projection(identity) - projection.bias
         return attended + identity / attn.rescale_output_factor

@@ -39,9 +39,10 @@ def calls(module, monkeypatch) -> list[int]:
     """Of the kernel, here computed by torch, on a GPU that is faster with it."""
     calls: list[int] = []
 
-    def fused(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[Any], num_heads: int) -> Tensor:
+    def fused(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[Any]) -> Tensor:
         calls.append(query.shape[1])
-        return attention_pytorch(query, key, value, num_heads) + module.identity_attention(query, entries, num_heads)
+        text = attention_pytorch(query, key, value, entries[0].key.shape[1])
+        return module.identity_attention(query, entries, onto=text)
 
     monkeypatch.setattr(module, "is_on", lambda device: True)
     monkeypatch.setattr(module, "fused_attention", fused)
@@ -104,7 +105,7 @@ def test_outside_of_its_range_a_face_is_not_computed(patch, calls, model, positi
 
 def test_an_attention_in_another_precision_is_the_hosts(patch, calls, model, module):
     layer = next(iter(patches_of(patch(model)).values()))
-    width = layer.kwargs[0]["key"].shape[-1]
+    width = layer.kwargs[0]["face"].key.shape[-1]
     query, text = torch.randn(2, 16, width), torch.randn(2, 77, width)
     options = {"n_heads": 1, "cond_or_uncond": [1, 0], "sigmas": torch.ones(1), "original_shape": (2, 4, 8, 8)}
     layer(query, text, text, options)

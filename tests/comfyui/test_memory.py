@@ -127,7 +127,7 @@ def test_unloading_all_models_releases_what_was_computed(run, work, part):
     second, *_ = run()
     assert work["networks"] == before + 2
     (key, *_), (again, *_) = (
-        [kwargs["key"] for kwargs in patches_of(model)[("input", 4, 0)].kwargs] for model in (first, second)
+        [kwargs["face"].key for kwargs in patches_of(model)[("input", 4, 0)].kwargs] for model in (first, second)
     )
     assert torch.equal(key, again)
 
