@@ -145,3 +145,45 @@ def test_masks_are_made_once_for_each_size_of_a_layer(patch, model, positive, ne
     monkeypatch.setattr(module, "region_mask", counted)
     tiny.sample(patched, positive, negative, steps=3)
     assert len(made) == len(set(made)) == 2
+
+
+ORDERS = ([1, 0], [0], [1], [0, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0])
+"""COND is 0 and UNCOND 1 in the host's numbers."""
+
+
+def layer_inputs(order: list[int], dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    """Of a layer of 64 channels."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, tokens, 64, generator=generator).to(dtype) for tokens in (256, 77))
+    q, k = q.expand(len(order), -1, -1), k.expand(len(order), -1, -1)
+    options = {"n_heads": 4, "cond_or_uncond": order, "original_shape": [len(order), 4, 32, 32]}
+    return q, k, k, options | {"attn_precision": None, "sigmas": torch.ones(1)}
+
+
+@pytest.mark.parametrize("mask", [None, torch.rand(1, 64, 64)], ids=["everywhere", "masked"])
+def test_a_face_is_laid_out_once_for_each_kind_of_batch(patch, model, mask):
+    """A host short of memory evaluates cond and uncond in turn, which must neither mix them up nor start over."""
+    layer = patches_of(patch(model, mask=mask))[("input", 4, 0)]
+    assert layer.kwargs[0]["face"].key.shape[-1] == 64
+    cond, uncond = (layer(*layer_inputs([number]))[0] for number in (0, 1))
+    assert not torch.equal(cond, uncond)
+    for _ in range(2):
+        for order in ORDERS:
+            wanted = torch.stack([(cond, uncond)[number] for number in order])
+            torch.testing.assert_close(layer(*layer_inputs(order)), wanted, rtol=0, atol=1e-5)
+    for order in ([0], [1]):
+        with Counts() as first:
+            layer(*layer_inputs(order))
+        assert not first.calls["slice"], first.calls
+    assert layer(*layer_inputs([0], torch.float16)).dtype == torch.float16
+
+
+def test_what_is_laid_out_is_no_copy_and_bounded(patch, model, positive, negative):
+    patched = patch(model)
+    held = bytes_held(patched)
+    tiny.sample(patched, positive, negative, steps=2)
+    assert bytes_held(patched) == held
+    layer = patches_of(patched)[("input", 4, 0)]
+    for chunks in range(1, 40):
+        layer(*layer_inputs([1, 0] * chunks))
+    assert bytes_held(patched) <= held + 2 * 8 * 80 * layer.kwargs[0]["face"].key[0].nbytes
