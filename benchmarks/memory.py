@@ -42,6 +42,7 @@ def run(comfyui: Path | None, reference: Path | None, device: str, work: Path | 
     if (comfyui is None) != (reference is None):
         raise SystemExit("what models hold needs both: --comfyui DIR and --reference DIR")
     print(__doc__, flush=True)
+    from benchmarks.workflow_host import ADAPTER
     from benchmarks.workflow_networks import write_adapter, write_models
 
     about = metadata(["torch", "numpy"])
@@ -49,7 +50,7 @@ def run(comfyui: Path | None, reference: Path | None, device: str, work: Path | 
     with tempfile.TemporaryDirectory() as temporary:
         base = (work or Path(temporary)).resolve()
         print("making networks of the published sizes with random weights (2.1 GB) ...", flush=True)
-        path = base / "models" / "instantid" / "ip-adapter.bin"
+        path = base / "models" / "instantid" / ADAPTER
         if comfyui is not None:
             write_models(base)
         elif not path.exists():

@@ -10,7 +10,8 @@ Rows of the nodes, ours against cubiq/ComfyUI_InstantID, in a real ComfyUI that 
 published sizes and random weights: import of the pack, the two loader nodes, Apply InstantID, and their sum. What one
 pack loads in its loader nodes, the other may load in Apply; so compare the sum. In the rows "from disk" the system was
 asked before each start to forget the model files, as after a boot; in the others they are in its memory, as for a
-ComfyUI that was restarted. What is left to the sampler is in the benchmark "workflow".
+ComfyUI that was restarted. In the rows "converted" ours loads the adapter that ``fast-instantid convert`` makes of the
+published file, in fp16. What is left to the sampler is in the benchmark "workflow".
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from benchmarks.budgets import IMPORT_SECONDS, STARTUP
 from benchmarks.common import Comparison, metadata, save_rows, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_COLD_RUNS = 5  # each starts ComfyUI twice
+MOST_COLD_RUNS = 5  # each starts ComfyUI three times
+CONVERTED = "converted"
 
 _PACKAGE = """
 import json, time
@@ -84,20 +86,30 @@ def package_rows(runs: int) -> list[dict[str, Any]]:
 def _nodes(comfyui: Path, reference: Path, runs: int, work: Path | None) -> list[Comparison]:
     # They need more than the package rows do.
     from benchmarks.workflow import cold_outcomes
+    from benchmarks.workflow_host import ADAPTER
     from benchmarks.workflow_networks import write_models
+    from fast_instantid.identity.convert import convert_adapter, converted_path
 
     with tempfile.TemporaryDirectory() as temporary:
         base = (work or Path(temporary)).resolve()
         print("making networks of the published sizes with random weights (2.1 GB) ...", flush=True)
         write_models(base)
+        adapter = base / "models" / "instantid" / ADAPTER
+        converted = converted_path(adapter, "float16")
+        if not converted.exists():
+            convert_adapter(adapter, converted)
+        sides = {"reference": (reference, ADAPTER), "ours": (ROOT, ADAPTER), CONVERTED: (ROOT, converted.name)}
         comparisons: list[Comparison] = []
         places = {"": lambda: None}
         if hasattr(os, "posix_fadvise"):
             places["from disk: "] = lambda: forget(base / "models")
         for prefix, prepare in places.items():
             print(f"cold starts {prefix}...", flush=True)
-            outcomes = cold_outcomes(comfyui, base, (reference, ROOT), runs, prepare)
-            comparisons += compare_parts({s: [o["nodes"] for o in found] for s, found in outcomes.items()}, prefix)
+            outcomes = cold_outcomes(comfyui, base, sides, runs, prepare)
+            starts = {side: [outcome["nodes"] for outcome in found] for side, found in outcomes.items()}
+            with_converted = starts.pop(CONVERTED)
+            comparisons += compare_parts(starts, prefix)
+            comparisons += compare_parts({**starts, "ours": with_converted}, f"{prefix}{CONVERTED}: ")
         return comparisons
 
 

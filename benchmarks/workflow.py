@@ -33,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from torch import Tensor
 from benchmarks.budgets import WORKFLOW
 from benchmarks.common import SIDES, Comparison, compare, held_bytes, median_seconds, metadata, print_table, save
 from benchmarks.limits import BareFaceNetworks
-from benchmarks.workflow_host import Host, Side
+from benchmarks.workflow_host import ADAPTER, Host, Side
 from benchmarks.workflow_networks import write_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +144,8 @@ def _cold(
     comfyui: Path, base: Path, packs: Sequence[Path], runs: int
 ) -> tuple[Comparison, Comparison, dict[str, dict[str, float]]]:
     """Nodes, evaluation, and the median seconds of each part of the nodes; each run in a process of its own."""
-    counted = cold_outcomes(comfyui, base, packs, runs)
+    sides = dict(zip(("reference", "ours"), ((pack, ADAPTER) for pack in packs), strict=True))
+    counted = cold_outcomes(comfyui, base, sides, runs)
     nodes = {side: [sum(outcome["nodes"].values()) for outcome in found] for side, found in counted.items()}
     evaluation = {side: [outcome["evaluation"] for outcome in found] for side, found in counted.items()}
     parts = {
@@ -156,23 +157,28 @@ def _cold(
 
 
 def cold_outcomes(
-    comfyui: Path, base: Path, packs: Sequence[Path], runs: int, prepare: Callable[[], object] = lambda: None
+    comfyui: Path,
+    base: Path,
+    sides: Mapping[str, tuple[Path, str]],
+    runs: int,
+    prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """What ``benchmarks.workflow_host`` prints of each cold start, for "reference" and "ours".
+    """What ``benchmarks.workflow_host`` prints of each cold start, by side.
 
     Args:
-        packs: of the reference and ours.
+        sides: the folder of each pack, and the name of the adapter that it loads.
         runs: counted starts of each, in turn; one more of each before them is not counted.
         prepare: called before each start.
     """
     torch.save(unseen(portrait()), base / "portrait.pt")
-    outcomes: dict[str, list[dict[str, Any]]] = {"reference": [], "ours": []}
+    outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(runs + 1):
-        for pack, found in zip(packs, outcomes.values(), strict=True):
+        for side, (pack, adapter) in sides.items():
             prepare()
-            command = [sys.executable, "-m", "benchmarks.workflow_host", comfyui, base, pack, base / "portrait.pt"]
+            arguments = [comfyui, base, pack, base / "portrait.pt", adapter]
+            command = [sys.executable, "-m", "benchmarks.workflow_host", *arguments]
             printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found.append(json.loads(printed.splitlines()[-1]))
+            outcomes[side].append(json.loads(printed.splitlines()[-1]))
     return {side: found[1:] for side, found in outcomes.items()}
 
 

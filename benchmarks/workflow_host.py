@@ -23,6 +23,8 @@ _DEPTHS |= {("output", block): depth for block, depth in enumerate((10, 10, 10, 
 LAYERS = {(*block, i): 640 if depth == 2 else 1280 for block, depth in _DEPTHS.items() for i in range(depth)}
 """SDXL's 70 cross-attention layers as its UNet calls them, in the adapter's order, and the channels of each."""
 TOKEN_WIDTH = 2048
+ADAPTER = "ip-adapter.bin"
+"""The published one, among a user's models."""
 _HEAD_CHANNELS = 64
 _QUERIES, _TEXT_TOKENS = 64, 77
 TINY_SDXL: dict[str, Any] = {
@@ -124,7 +126,7 @@ class Host:
 class Side:
     """A node pack, loaded as ComfyUI loads custom nodes, and the outputs of its two loader nodes."""
 
-    def __init__(self, host: Host, folder: Path) -> None:
+    def __init__(self, host: Host, folder: Path, adapter: str = ADAPTER) -> None:
         self.host = host
         self.seconds: dict[str, float] = {}
         with self._timed("import of the pack"):
@@ -134,7 +136,7 @@ class Side:
         self.recorder = None if module is None else module.Recorder
         """Of this copy of our pack; None for another pack."""
         with self._timed("Load InstantID Model"):
-            (self.instantid,) = self._call("InstantIDModelLoader", instantid_file="ip-adapter.bin")
+            (self.instantid,) = self._call("InstantIDModelLoader", instantid_file=adapter)
         with self._timed("InstantID Face Analysis"):
             (self.faces,) = self._call("InstantIDFaceAnalysis", provider="CPU")
 
@@ -180,10 +182,10 @@ def load_pack(folder: Path) -> Any:
 
 
 def main() -> None:
-    """``python -m benchmarks.workflow_host COMFYUI BASE PACK IMAGE``: the seconds of one cold start, by part."""
-    comfyui, base, pack, image = map(Path, sys.argv[1:])
+    """``python -m benchmarks.workflow_host COMFYUI BASE PACK IMAGE ADAPTER``: seconds of one cold start, by part."""
+    comfyui, base, pack, image = map(Path, sys.argv[1:5])
     host, picture = Host(comfyui, base), torch.load(image)
-    side = Side(host, pack)
+    side = Side(host, pack, sys.argv[5])
     model = side.apply(picture)
     host.evaluate(model)
     start = time.perf_counter()

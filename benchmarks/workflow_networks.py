@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnx import compose, helper, numpy_helper
 
-from benchmarks.workflow_host import LAYERS, TOKEN_WIDTH
+from benchmarks.workflow_host import ADAPTER, LAYERS, TOKEN_WIDTH
 from examples.tiny_faces import (
     IRESNET_100,
     SCRFD_10G,
@@ -24,7 +24,7 @@ from examples.tiny_faces import (
 from fast_instantid.identity.resampler import Resampler
 
 
-def write_models(base: Path, adapter: str = "ip-adapter.bin", channels: int = 320) -> None:
+def write_models(base: Path, adapter: str = ADAPTER, channels: int = 320) -> None:
     """Fill ``base/models``. Files that are there already stay: they are always the same.
 
     Args:
