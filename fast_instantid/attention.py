@@ -80,11 +80,11 @@ def _scaled(attended: Tensor, scale: float | Tensor, onto: Tensor | None) -> Ten
     """``onto + attended * scale``"""
     if not isinstance(scale, Tensor):
         return attended * scale if onto is None else torch.add(onto, attended, alpha=scale)
-    if scale.ndim:  # its rows recur in every chunk
+    if scale.ndim and len(scale) > 1:  # its rows recur in every chunk: (G, images of a chunk, N, C)
         rows = -1, len(scale)
         attended, onto = attended.unflatten(0, rows), None if onto is None else onto.unflatten(0, rows)
     scaled = attended * scale if onto is None else torch.addcmul(onto, attended, scale)
-    return scaled.flatten(0, 1) if scale.ndim else scaled
+    return scaled.flatten(0, -3)
 
 
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:

@@ -178,6 +178,17 @@ def test_a_face_is_laid_out_once_for_each_kind_of_batch(patch, model, mask):
     assert layer(*layer_inputs([0], torch.float16)).dtype == torch.float16
 
 
+def test_our_callback_returns_what_the_patch_adds(patch, model):
+    """As callbacks of other packs do, which may be called by patches of other packs."""
+    layer = patches_of(patch(model))[("input", 4, 0)]
+    q, k, v, options = layer_inputs([1, 0])
+    text = layer.copy()
+    text.callback, text.kwargs = [], []
+    out = text(q, k, v, options)
+    added = layer.callback[0](out, q, k, v, options, **layer.kwargs[0])
+    torch.testing.assert_close(layer(q, k, v, options), out + added, rtol=0, atol=1e-6)
+
+
 def test_what_is_laid_out_is_no_copy_and_bounded(patch, model, positive, negative):
     patched = patch(model)
     held = bytes_held(patched)
