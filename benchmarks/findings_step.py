@@ -159,7 +159,7 @@ def _ways(sides: Sides, patched: dict[str, Patched]) -> dict[str, Callable[[], o
         ways[name] = lambda layer=layer: layer(q, k, k, options)
     heads = options["n_heads"]
     query, key = (t.unflatten(2, (heads, -1)).transpose(1, 2).contiguous() for t in (q, k[:, :IDENTITY_TOKENS]))
-    ways["and the operators that ours adds"] = lambda: torch.add(
+    ways["text attention and the operators that ours adds"] = lambda: torch.add(
         text(), F.scaled_dot_product_attention(query, key, key).view_as(q), alpha=0.8
     )
     return ways

@@ -92,7 +92,7 @@ def _nodes(comfyui: Path, reference: Path, runs: int, work: Path | None) -> list
 
     with tempfile.TemporaryDirectory() as temporary:
         base = (work or Path(temporary)).resolve()
-        print("making networks of the published sizes with random weights (2.1 GB) ...", flush=True)
+        print("making networks of the published sizes with random weights (2.9 GB) ...", flush=True)
         write_models(base)
         adapter = base / "models" / "instantid" / ADAPTER
         converted = converted_path(adapter, "float16")

@@ -22,12 +22,13 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class IdentityEntry(NamedTuple):
-    """One face as one layer sees it. All tensors are on the query's device and of its dtype."""
+    """One face as one layer sees it, on the query's device. Keys, values and masks have its dtype."""
 
     key: Tensor
-    """``(G, heads, T, d)``: one row for each of the G chunks of the batch (cond, uncond, ...), in the batch's order."""
+    """``(G, heads, T, d)``, contiguous in ``d``: one row for each of the G chunks of the batch (cond, uncond, ...), in
+    the batch's order."""
     value: Tensor
-    """``(G, heads, T, d)``"""
+    """Like ``key``."""
     scale: float | Tensor = 1.0
     """How much the face acts. A number, or a tensor without dimensions, is its weight everywhere; ``(b, N, 1)`` is its
     weight at every position, where ``b`` is 1 for all images alike, or the number of images of a chunk."""
@@ -46,7 +47,7 @@ def identity_attention(
     *,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``.
+    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``, and ``onto``.
 
     A pure function: nothing is copied for the sake of the batch, and no tensor's values are looked at.
 
@@ -54,10 +55,10 @@ def identity_attention(
         query: ``(B, N, C)``, G equal chunks of ``B / G`` images each.
         entries: at least one; all have the same G and the layer's heads, ``C = heads * d``.
         attend: the host's attention.
-        onto: ``(B, N, C)``, the text attention, to which the sum is added in the same operation. None for nothing.
+        onto: ``(B, N, C)``, the text attention, to which each face is added in one operation. None for nothing.
 
     Returns:
-        ``(B, N, C)`` of the query's dtype.
+        ``(B, N, C)`` of the query's dtype, or that of ``onto`` where it has more bits.
     """
     if not torch.compiler.is_compiling() and is_recording():  # in this order, a graph does not depend on who records
         with stage("identity branch"):
@@ -70,21 +71,25 @@ def _sum(query: Tensor, entries: Sequence[IdentityEntry], attend: Attend, onto: 
         # All images of a chunk share keys and values, so their queries are one long sequence: (G, heads, B / G * N, d).
         chunks, heads, _, dim = key.shape
         attended = attend(query.reshape(chunks, -1, heads, dim).transpose(1, 2), key, value)
-        # A size that is taken from a tensor is passed on faster than the same in a tuple.
-        onto = _scaled(attended.transpose(1, 2).reshape_as(query), scale, onto)
+        # reshape_as takes the host less time than reshape(query.shape).
+        onto = _added(onto, attended.transpose(1, 2).reshape_as(query), scale)
     assert onto is not None, "there is at least one face"
     return onto
 
 
-def _scaled(attended: Tensor, scale: float | Tensor, onto: Tensor | None) -> Tensor:
+def _added(onto: Tensor | None, attended: Tensor, scale: float | Tensor) -> Tensor:
     """``onto + attended * scale``"""
-    if not isinstance(scale, Tensor):
-        return attended * scale if onto is None else torch.add(onto, attended, alpha=scale)
-    if scale.ndim and len(scale) > 1:  # its rows recur in every chunk: (G, images of a chunk, N, C)
-        rows = -1, len(scale)
-        attended, onto = attended.unflatten(0, rows), None if onto is None else onto.unflatten(0, rows)
-    scaled = attended * scale if onto is None else torch.addcmul(onto, attended, scale)
-    return scaled.flatten(0, -3)
+    if isinstance(scale, Tensor) and scale.ndim and len(scale) > 1:
+        rows = -1, len(scale)  # the same in every chunk: (G, images of a chunk, N, C)
+        onto = None if onto is None else onto.unflatten(0, rows)
+        return _added(onto, attended.unflatten(0, rows), scale[None]).flatten(0, 1)
+    if onto is None:
+        return attended * scale
+    if torch.compiler.is_compiling():  # which makes one kernel of both, and no other graph for another number
+        return onto + attended * scale
+    if isinstance(scale, Tensor):
+        return torch.addcmul(onto, attended, scale)
+    return torch.add(onto, attended, alpha=scale)
 
 
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_instantid.attention import IdentityEntry, identity_attention, region_mask
@@ -212,6 +213,25 @@ def test_one_graph_without_a_break_serves_every_face() -> None:
         entry = random_entry(2, seed)
         torch.testing.assert_close(compiled(query, [entry]), identity_attention(query, [entry]))
     assert len(graphs) == 1
+
+
+def test_a_graph_serves_every_weight() -> None:
+    """The second one takes any number; ``alpha`` of torch.add would be compiled anew for each."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(identity_attention, backend=backend, fullgraph=True)
+    query, entry = random_query(4), random_entry(2)
+    with torch.no_grad():
+        for weight in (0.1, 0.2, 0.3, 0.4, 0.5):
+            entries = [entry._replace(scale=weight)]
+            expected = identity_attention(query, entries, onto=query)
+            torch.testing.assert_close(compiled(query, entries, onto=query), expected)
+    assert len(graphs) <= 2
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])

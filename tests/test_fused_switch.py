@@ -137,8 +137,18 @@ def test_one_call_equals_the_two_apart(calls, dtype):
         lambda q, k, v, entries: (q, k[:1], v[:1], entries),
         lambda q, k, v, entries: (q.mT.contiguous().mT, k, v, entries),
         lambda q, k, v, entries: (q.requires_grad_(), k, v, entries),
+        lambda q, k, v, entries: (q, k, v, [entries[0]._replace(value=entries[0].value.mT.contiguous().mT)]),
     ],
-    ids=["two faces", "float32", "mixed types", "narrow heads", "shared text", "strided channels", "gradients"],
+    ids=[
+        "two faces",
+        "float32",
+        "mixed types",
+        "narrow heads",
+        "shared text",
+        "strided channels",
+        "gradients",
+        "strided face",
+    ],
 )
 def test_what_the_kernel_does_not_do_is_left_to_the_caller(calls, change):
     assert fused_attention(*change(*layer())) is None
@@ -164,7 +174,7 @@ def test_a_compiled_graph_has_the_two_apart_and_no_break(calls):
 
     arguments = layer(torch.float16)
     compiled = torch.compile(attend, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), apart(*arguments))
+    torch.testing.assert_close(compiled(*arguments), apart(*arguments), rtol=0, atol=2e-3)  # other roundings
     assert not calls
 
 

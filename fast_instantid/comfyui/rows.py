@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ UNCOND, COND = 0, 1
 """Rows of an Identity's keys and values."""
 
 _BY_PLACE = COND, UNCOND
-_MAX_LAYOUTS = 8  # one or two per run, and more only for a model that runs in several dtypes or places
+_MAX_LAYOUTS = 4  # one or two per run; those that are no views take memory
 
 
 class LayerFace:
@@ -34,7 +35,7 @@ class LayerFace:
         self.key, self.value, self.strength = key, value, strength
         self._kept: dict[object, IdentityEntry] = {}
 
-    @property
+    @cached_property
     def off(self) -> LayerFace:
         """The same at no weight."""
         return LayerFace(self.key, self.value, self.strength.off)
@@ -54,11 +55,10 @@ class LayerFace:
         return entry if self.strength.mask is None else entry._replace(scale=self.strength.scale(q, extra_options))
 
     def _laid_out(self, q: Tensor, extra_options: Mapping[str, Any]) -> IdentityEntry:
-        # Another dtype or device: a model that computes otherwise than when it was patched.
-        key, value = self.key.to(q.device, q.dtype), self.value.to(q.device, q.dtype)
         chunks = chunks_of(extra_options)
-        weight, heads = self.strength.weight, extra_options["n_heads"]
-        return IdentityEntry.split(_rows(key, chunks), _rows(value, chunks), heads, weight)
+        # Another dtype or device: a model that computes otherwise than when it was patched.
+        key, value = (_rows(tensor, chunks).to(q.device, q.dtype) for tensor in (self.key, self.value))
+        return IdentityEntry.split(key, value, extra_options["n_heads"], self.strength.weight)
 
 
 def chunks_of(extra_options: Mapping[str, Any]) -> list[int]:

@@ -81,6 +81,7 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityE
         and entries[0].key.shape[3] in _HEAD_DIMS
         and query.shape[0] == key.shape[0]
         and query.stride(2) == key.stride(2) == value.stride(2) == 1
+        and entries[0].key.stride(3) == entries[0].value.stride(3) == 1
         and not (query.requires_grad or key.requires_grad or value.requires_grad)  # it has no backward pass
     )
 

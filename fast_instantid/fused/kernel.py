@@ -40,7 +40,8 @@ def text_and_identity(
     Args:
         query: ``(B, N, C)``, of float16, bfloat16 or float32; the width of a head is a power of 2 from 16.
         key, value: ``(B, T, C)`` of the text, of the query's dtype. Channels are contiguous, as they are in the query.
-        entry: its ``(G, heads, T, d)`` are read in place for all ``B / G`` images of a chunk.
+        entry: its ``(G, heads, T, d)``, ``heads * d = C`` and contiguous in ``d``, are read in place for all ``B / G``
+            images of a chunk.
         out: ``(B, N, C)``, with contiguous channels.
     """
     batch, num_queries, _ = query.shape
@@ -131,7 +132,7 @@ def _text_and_identity(
     chunk = image // images
     there = rows < num_queries
 
-    of_head = head * HEAD_DIM  # but in the face's keys, which are split
+    of_head = head * HEAD_DIM  # the face's keys and values have a stride for heads instead
     places = rows[:, None] * query_row + of_head + columns[None, :]
     q = tl.load(query + image * query_batch + places, there[:, None], 0.0)
     text_key, text_value = key + image * key_batch + of_head, value + image * value_batch + of_head
