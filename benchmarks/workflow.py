@@ -144,7 +144,8 @@ def _cold(
     comfyui: Path, base: Path, packs: Sequence[Path], runs: int
 ) -> tuple[Comparison, Comparison, dict[str, dict[str, float]]]:
     """Nodes, evaluation, and the median seconds of each part of the nodes; each run in a process of its own."""
-    sides = dict(zip(("reference", "ours"), ((pack, ADAPTER) for pack in packs), strict=True))
+    reference, ours = packs
+    sides = {"reference": (reference, ADAPTER), "ours": (ours, ADAPTER)}
     counted = cold_outcomes(comfyui, base, sides, runs)
     nodes = {side: [sum(outcome["nodes"].values()) for outcome in found] for side, found in counted.items()}
     evaluation = {side: [outcome["evaluation"] for outcome in found] for side, found in counted.items()}

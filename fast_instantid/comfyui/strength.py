@@ -59,11 +59,12 @@ class Strength:
             len(q) // len(extra_options["cond_or_uncond"]),
             self.frames(extra_options),
         )
-        if layout not in self._scales:
+        scale = self._scales.get(layout)
+        if scale is None:
             if len(self._scales) >= _MAX_LAYOUTS:
                 self._scales.clear()
-            self._scales[layout] = self._on_layer(self.mask, q, extra_options)
-        return self._scales[layout]
+            scale = self._scales[layout] = self._on_layer(self.mask, q, extra_options)
+        return scale
 
     def frames(self, extra_options: Mapping[str, Any]) -> tuple[int, ...] | None:
         """Which of the masks are meant where AnimateDiff slides a window over an animation; None otherwise."""
