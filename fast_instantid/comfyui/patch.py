@@ -13,9 +13,10 @@ from typing import Any
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
-from ..attention import identity_attention
+from ..attention import IdentityEntry, identity_attention
 from ..fused import fused_attention, is_on
-from .rows import LayerFace
+from ..identity.layout import LayerFace
+from .rows import layout_of
 
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
 """What the host's ``percent_to_sigma`` makes of 0 and 1."""
@@ -60,7 +61,7 @@ class AttentionPatch:
             if acts_at(kwargs, sigma):
                 active.add(callback, **{**kwargs, **ALWAYS})
             elif one_graph and callback is add_identity:
-                active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].off})
+                active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].at_zero()})
         return active if active.base or active.callback else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
@@ -90,7 +91,7 @@ class AttentionPatch:
             if not (always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0]))):
                 continue
             if callback is add_identity:  # what it returns, added in the same operation
-                out = identity_attention(q, [kwargs["face"].entry(q, extra_options)], onto=out)
+                out = identity_attention(q, [_entry(kwargs["face"], q, extra_options)], onto=out)
             else:
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
@@ -106,7 +107,7 @@ class AttentionPatch:
             or extra_options.get("attn_precision") is not None
         ):
             return None
-        return fused_attention(q, k, v, [self.kwargs[0]["face"].entry(q, extra_options)])
+        return fused_attention(q, k, v, [_entry(self.kwargs[0]["face"], q, extra_options)])
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:
@@ -125,4 +126,8 @@ def add_identity(
     out: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions, *, face: LayerFace, **_: Any
 ) -> Tensor:
     """The callback: the identity branch of one layer, ``(B, N, C)``."""
-    return identity_attention(q, [face.entry(q, extra_options)])
+    return identity_attention(q, [_entry(face, q, extra_options)])
+
+
+def _entry(face: LayerFace, q: Tensor, extra_options: ExtraOptions) -> IdentityEntry:
+    return face.entry(q, extra_options["n_heads"], layout_of(extra_options))

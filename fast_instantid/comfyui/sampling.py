@@ -16,10 +16,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .patch import AttentionPatch, add_identity, always_acts
 from .reuse import Hints, is_wanted
-from .rows import COND, ROLES, UNCOND, LayerFace, chunks_of
+from .rows import ROLES, chunks_of, frames_of
 from .stages import control_net_stages, networks_of
 
 logger = logging.getLogger("fast_instantid")
@@ -192,7 +193,7 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
 def _shapes(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> Any:
     face: LayerFace = kwargs["face"]
     mask = None if face.strength.mask is None else face.strength.mask.shape
-    return face.key.shape, face.key.dtype, face.key.device, mask, face.strength.frames(transformer_options)
+    return face.key.shape, face.key.dtype, face.key.device, mask, frames_of(transformer_options)
 
 
 def _own_patches(model: ModelPatcher, clone: ModelPatcher) -> None:

@@ -1,0 +1,142 @@
+"""Rows, strengths and regions of the identity branch: how one batch of the UNet sees a person. Both hosts use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention import IdentityEntry, region_mask
+from ..errors import FastInstantIDError
+
+UNCOND, COND = 0, 1
+"""Rows of an Identity's tokens, keys and values."""
+
+_MAX_LAYOUTS = 4  # one or two per run; those that are no views take memory
+_MAX_SCALES = 16  # two per run, and more only for AnimateDiff's sliding windows
+
+
+class Layout(NamedTuple):
+    """How one batch is made up. It is the same at every step of a run."""
+
+    chunks: tuple[int, ...]
+    """COND or UNCOND of each equal chunk of the batch, in the batch's order."""
+    size: tuple[int, int]
+    """``(h, w)`` of the latent picture."""
+    frames: tuple[int, ...] | None = None
+    """Which of several masks each image of a chunk gets. None: image i gets mask i."""
+
+
+class Strength:
+    """A weight, and a mask scaled to each layer once per run.
+
+    Args:
+        weight: of the person in the attention.
+        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size; None for everywhere. Of several, image i gets mask i.
+        device: the device that samples.
+
+    Raises:
+        FastInstantIDError: a mask without pixels.
+    """
+
+    def __init__(self, weight: float, mask: Tensor | None, device: torch.device) -> None:
+        if mask is not None and not mask.numel():
+            raise FastInstantIDError(f"the mask is empty: it has the shape {list(mask.shape)}")
+        self.weight = weight
+        self.mask = None if mask is None else mask_batch(mask).to(device, torch.float32)
+        # A compiled graph would bake in a number, and be compiled again when it changes.
+        self._weight = torch.tensor(weight, dtype=torch.float32, device=device)
+        self._scales: dict[object, Tensor] = {}
+        self._at_zero: Strength | None = None
+
+    def at_zero(self) -> Strength:
+        """The same mask at weight 0: in a compiled model, the same graph."""
+        if self._at_zero is None:
+            self._at_zero = Strength(0.0, self.mask, self._weight.device)
+        return self._at_zero
+
+    def scale(self, query: Tensor, layout: Layout) -> float | Tensor:
+        """The ``scale`` of an :class:`IdentityEntry` for queries ``(B, N, C)``.
+
+        Returns:
+            a number, a tensor without dimensions, or ``(1, N, 1)`` or ``(images of a chunk, N, 1)`` of the query's
+            dtype.
+        """
+        if torch.compiler.is_compiling():  # a graph cannot keep a mask, but makes it in one small kernel
+            return self._weight.to(query.device) if self.mask is None else self._on_layer(self.mask, query, layout)
+        if self.mask is None:
+            return self.weight
+        key = layout, query.shape[:2], query.dtype, query.device
+        scale = self._scales.get(key)
+        if scale is None:
+            if len(self._scales) >= _MAX_SCALES:
+                self._scales.clear()
+            scale = self._scales[key] = self._on_layer(self.mask, query, layout)
+        return scale
+
+    def _on_layer(self, mask: Tensor, query: Tensor, layout: Layout) -> Tensor:
+        images = len(query) // len(layout.chunks)
+        mask = mask.to(query.device)
+        if layout.frames is not None and len(mask) > 1:
+            mask = torch.stack([mask[min(frame, len(mask) - 1)] for frame in layout.frames])
+        on_layer = region_mask(mask, layout.size, query.shape[1], images)
+        return (on_layer * self._weight.to(query.device)).to(query.dtype)
+
+
+class LayerFace:
+    """A person as one layer sees it. Keys and values are laid out once per kind of batch.
+
+    Args:
+        key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
+        strength: shared by the layers.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
+        self.key, self.value, self.strength = key, value, strength
+        self._kept: dict[object, IdentityEntry] = {}
+        self._at_zero: LayerFace | None = None
+
+    def at_zero(self) -> LayerFace:
+        """The same person at weight 0."""
+        if self._at_zero is None:
+            self._at_zero = LayerFace(self.key, self.value, self.strength.at_zero())
+        return self._at_zero
+
+    def entry(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
+        """Keys, values and scale for queries ``(B, N, C)``."""
+        if torch.compiler.is_compiling():  # a graph must not keep a face, but read it anew
+            entry = self._laid_out(query, heads, layout)
+        else:
+            key = layout.chunks, heads, query.dtype, query.device
+            entry = self._kept.get(key)
+            if entry is None:
+                if len(self._kept) >= _MAX_LAYOUTS:
+                    self._kept.clear()
+                entry = self._kept[key] = self._laid_out(query, heads, layout)
+            if self.strength.mask is None and entry.scale == self.strength.weight:
+                return entry
+        return entry._replace(scale=self.strength.scale(query, layout))
+
+    def _laid_out(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
+        # Another dtype or device: a model that computes otherwise than the identity was made for.
+        key, value = (rows(tensor, layout.chunks).to(query.device, query.dtype) for tensor in (self.key, self.value))
+        return IdentityEntry.split(key, value, heads, self.strength.weight)
+
+
+def rows(tensor: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Pick a row of ``(2, ...)`` for each chunk, or for as many neighbours as fit: equal chunks may count as one."""
+    conds = sum(chunks)
+    unconds = len(chunks) - conds
+    if list(chunks) == [UNCOND] * unconds + [COND] * conds:  # the usual order: no copy
+        if conds == unconds:
+            return tensor
+        if not (conds and unconds):
+            return tensor[1:] if conds else tensor[:1]
+    return torch.stack([tensor[chunk] for chunk in chunks])
+
+
+def mask_batch(mask: Tensor) -> Tensor:
+    """``(M, H, W)`` of a mask with any number of dimensions before ``(H, W)``."""
+    return mask.reshape(-1, *mask.shape[-2:])
