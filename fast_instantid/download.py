@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BackendError, FastInstantIDError, OfflineError
+from .errors import BackendError, FastInstantIDError, ModelFileError, OfflineError
+
+DOWNLOAD_HINT = "'fast-instantid download' gets it"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,41 @@ MODELS = {
 def models_folder() -> Path:
     """Where models are kept: ``$FAST_INSTANTID_MODELS``, else ``~/.cache/fast-instantid``."""
     return Path(os.environ.get("FAST_INSTANTID_MODELS", "~/.cache/fast-instantid")).expanduser()
+
+
+def local_path(source: str | os.PathLike[str], what: str) -> Path:
+    """A file or folder of models, by the one rule for all sources.
+
+    Args:
+        source: a file or folder; else the name of a folder in :func:`models_folder`, or the id of a repository that was
+            downloaded there; else an id in the hub's local cache.
+        what: is expected there, for the error.
+
+    Raises:
+        ModelFileError: none of these.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    name = os.fspath(source)
+    downloaded = models_folder() / next((key for key, files in MODELS.items() if name == files.repository), name)
+    if downloaded.exists():
+        return downloaded
+    cache = "the hub's cache (huggingface_hub is not installed)"
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
+
+        cache = f"the hub's cache ({constants.HF_HUB_CACHE})"
+        return Path(snapshot_download(name, local_files_only=True))
+    except ImportError:
+        pass
+    except (HFValidationError, LocalEntryNotFoundError):
+        pass
+    raise ModelFileError(
+        f"{source}: neither a file, a folder, a name in {models_folder()} nor a repository in {cache}; "
+        f"expected {what} there; {DOWNLOAD_HINT}"
+    )
 
 
 def download(

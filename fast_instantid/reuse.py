@@ -6,6 +6,7 @@ content, address or name. It is dropped with the run, at the latest when that te
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,7 @@ MAX_BYTES = 256 * 2**20
 """Of the results of one network. The keys and values of SDXL's text take 51 MB in half precision, for one picture with
 guidance and 77 tokens; what does not fit is computed at every step, as without."""
 
-Project = Callable[[nn.Module, Tensor], Tensor]
-"""``module(input)``, now or from before."""
-
 _PLAIN = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList)
-
-
-def at_every_step(module: nn.Module, input: Tensor) -> Tensor:
-    """A :data:`Project` that keeps nothing."""
-    return module(input)
 
 
 class Reuse:
@@ -126,30 +119,43 @@ class Reuse:
 
 
 class ReplacedForward:
-    """A module whose ``forward`` is another until ``restore``.
+    """A module whose calls go through a function of ours, until :meth:`restore`.
+
+    A deep copy of the module runs what was there before.
 
     Args:
-        make: gets the ``forward`` that was there, and returns the one to use.
+        module: whose calls.
+        replacement: called as ``replacement(before, *args, **kwargs)``; ``before`` is the ``forward`` that was there.
+        attribute: of the module; ``_compiled_call_impl`` is what ``Module.compile`` sets and calls in place of
+            ``forward``.
     """
 
-    def __init__(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._module = module
-        self._own = vars(module).get("forward")  # offloading puts one there; else it is the class's
-        before, replaced = module.forward, make(module.forward)
+    def __init__(self, module: nn.Module, replacement: Callable[..., Any], attribute: str = "forward") -> None:
+        self._module, self._replacement, self._attribute = module, replacement, attribute
+        self._own = vars(module).get(attribute)  # offloading puts one there; else it is the class's
+        self._before: Callable[..., Any] = getattr(module, attribute)
         self._is_on = True
+        setattr(module, attribute, self._call)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return (replaced if self._is_on else before)(*args, **kwargs)
-
-        self._ours = module.forward = forward
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_on:
+            return self._replacement(self._before, *args, **kwargs)
+        return self._before(*args, **kwargs)
 
     def restore(self) -> None:
-        """As it was. Where somebody has wrapped it since, it does what it did."""
+        """Undo the replacement. Where another wrapper was put around it since, that one stays and calls ``before``."""
         self._is_on = False
-        if vars(self._module).get("forward") is self._ours:
-            del self._module.forward
+        if vars(self._module).get(self._attribute) == self._call:
+            delattr(self._module, self._attribute)
             if self._own is not None:
-                self._module.forward = self._own
+                setattr(self._module, self._attribute, self._own)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReplacedForward:
+        copied = memo[id(self)] = object.__new__(type(self))
+        copied._module, copied._own = copy.deepcopy((self._module, self._own), memo)
+        copied._before, copied._attribute = copy.deepcopy(self._before, memo), self._attribute
+        copied._is_on, copied._replacement = False, None
+        return copied
 
 
 class _Unchanged:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import comfy.cldm.cldm
@@ -53,29 +54,26 @@ class Hints:
         pictures. Not so where hooks change weights between steps."""
         has_hooks = any(entry.get("hooks") is not None for cond in conds for entry in cond or ())
         blocks = [] if has_hooks else [block for network in networks if (block := _hint_block(network)) is not None]
-        replaced = [ReplacedForward(block, lambda forward, block=block: self._once(block, forward)) for block in blocks]
+        replaced = [ReplacedForward(block, partial(self._once, block)) for block in blocks]
         try:
             yield
         finally:
             for forward in reversed(replaced):
                 forward.restore()
 
-    def _once(self, block: nn.Module, forward: Any) -> Any:
-        def forward_once(hint: Tensor, *embedding_and_context: Any) -> Tensor:
-            # Convolutions have no use for what else they are given, and it is new at every step.
-            def compute(hint: Tensor) -> Tensor:
-                return forward(hint, *embedding_and_context)
+    def _once(self, block: nn.Module, forward: Any, hint: Tensor, *embedding_and_context: Any) -> Tensor:
+        # Convolutions have no use for the other arguments, which are new at every step.
+        def compute(hint: Tensor) -> Tensor:
+            return forward(hint, *embedding_and_context)
 
-            self._of = [(of, reuse) for of, reuse in self._of if reuse.nbytes]  # the others' pictures are gone
-            for of, reuse in self._of:
-                if of is block and reuse.is_of_run(hint):
-                    return reuse(block, hint, compute)
-            reuse = Reuse(max(MAX_BYTES - self.nbytes, 0), inference=True, layers=_LAYERS)
-            reuse.begin(hint)
-            self._of.append((block, reuse))
-            return reuse(block, hint, compute)
-
-        return forward_once
+        self._of = [(of, reuse) for of, reuse in self._of if reuse.nbytes]  # the others' pictures are gone
+        for of, reuse in self._of:
+            if of is block and reuse.is_of_run(hint):
+                return reuse(block, hint, compute)
+        reuse = Reuse(max(MAX_BYTES - self.nbytes, 0), inference=True, layers=_LAYERS)
+        reuse.begin(hint)
+        self._of.append((block, reuse))
+        return reuse(block, hint, compute)
 
 
 def _hint_block(network: nn.Module) -> nn.Module | None:

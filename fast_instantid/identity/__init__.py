@@ -1,7 +1,7 @@
 """From an embedding to an identity."""
 
 from .bank import IdentityBank, project_bank
-from .checkpoint import AdapterWeights, read_adapter
+from .checkpoint import AdapterWeights, find_adapter, read_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
 from .identity import Adapter, Identity
 from .resampler import Resampler
@@ -15,6 +15,7 @@ __all__ = [
     "IdentityBank",
     "Resampler",
     "combine_embeddings",
+    "find_adapter",
     "project_bank",
     "read_adapter",
     "unconditional_embedding",

@@ -10,9 +10,11 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..cache import content_key
+from ..download import DOWNLOAD_HINT
 from ..errors import ModelFileError
 from ..recorder import stage
 from ..weights import StateDict, file_version, read_tensors
@@ -45,6 +47,36 @@ class AdapterWeights:
     def nbytes(self) -> int:
         """Bytes of all tensors: 1.69 GB as published."""
         return sum(tensor.nbytes for tensor in (*self.image_proj.values(), *chain.from_iterable(self.layers)))
+
+
+_NAMES = (
+    "ip-adapter.safetensors",
+    "ip-adapter.bin",
+    "ip_adapter.bin",
+    "instantid-ip-adapter.bin",
+    "ip-adapter_instant_id_sdxl.bin",
+)
+_CONVERTED = {torch.float16: "ip-adapter.fp16.safetensors", torch.bfloat16: "ip-adapter.bf16.safetensors"}
+
+
+def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
+    """The adapter in a folder, under the names that people keep it by.
+
+    Args:
+        folder: where to look; a file is taken as it is.
+        dtype: in which identities are computed. What ``fast-instantid convert`` wrote in it is preferred; what it wrote
+            in another is taken where nothing else is there.
+
+    Raises:
+        ModelFileError: the folder has none; says which names were tried.
+    """
+    if folder.is_file():
+        return folder
+    names = dict.fromkeys([*filter(None, [_CONVERTED.get(dtype) if dtype else None]), *_NAMES, *_CONVERTED.values()])
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelFileError(f"{folder}: has none of {', '.join(names)}; {DOWNLOAD_HINT}")
 
 
 def read_adapter(path: str | PathLike[str]) -> AdapterWeights:

@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..cache import Cache, Record, content_key, shared_cache
+from ..download import local_path
 from ..errors import FastInstantIDError, ModelFileError
 from ..placement import Placement
 from ..recorder import stage
 from ..weights import read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
-from .checkpoint import AdapterWeights, read_adapter
+from .checkpoint import AdapterWeights, find_adapter, read_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
 from .resampler import Resampler
 
@@ -134,7 +135,8 @@ class Adapter:
         """Open an adapter file; nothing is read yet but its directory.
 
         Args:
-            path: ``ip-adapter.bin`` or a safetensors file.
+            path: ``ip-adapter.bin`` or a safetensors file; or a folder that holds one, or its name or hub id, see
+                :func:`~fast_instantid.download.local_path`.
             device: where identities are made and stay; the best one by default.
             dtype: of identities and of their computation; fp16 on CUDA and fp32 elsewhere by default.
             cache: the one of this process by default.
@@ -143,7 +145,9 @@ class Adapter:
             ModelFileError: missing, damaged, or another kind of file, which the message names.
             BackendError: a device that is not there.
         """
-        return cls(read_adapter(path), Placement.resolve(device, dtype), shared_cache() if cache is None else cache)
+        placement = Placement.resolve(device, dtype)
+        file = find_adapter(local_path(path, "InstantID's adapter"), placement.dtype)
+        return cls(read_adapter(file), placement, shared_cache() if cache is None else cache)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """An adapter on the same file and cache that makes identities elsewhere; None leaves device or dtype as it is.

@@ -8,8 +8,9 @@ if find_spec("diffusers") is None:
     raise ModuleNotFoundError("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 from .approximations import Approximations
-from .attach import InstantID
-from .generate import InstantIDFiles, Sampling, generate, load_pipeline
+from .generate import Sampling, generate
+from .instantid import InstantID
+from .load import InstantIDFiles, load_pipeline
 from .subject import Subject
 
 __all__ = ["Approximations", "InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]

@@ -5,16 +5,13 @@ Everything else in this package leaves the picture as it is. What is in here doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from ..errors import BackendError, FastInstantIDError
-from ..reuse import ReplacedForward
-from .identity_net import silence
 
 _ALWAYS = (0.0, 1.0)
 
@@ -60,7 +57,7 @@ class Approximations:
 
     @property
     def depend_on_steps(self) -> bool:
-        """Whether a step is not like another."""
+        """Whether steps differ in what they compute."""
         return self.is_sparse or tuple(self.identity_range) != _ALWAYS
 
     @property
@@ -113,7 +110,7 @@ class Steps:
         return self._step
 
     def end(self) -> None:
-        """The UNet has been called."""
+        """Count a call of the UNet."""
         self._step = self.now() + 1
 
     def are_in(self, part: tuple[float, float]) -> bool:
@@ -128,44 +125,30 @@ class Steps:
         return part[0] <= step / all_steps and (step + 1) / all_steps <= part[1]
 
 
-class SparseIdentityNet(ReplacedForward):
-    """Runs an IdentityNet in some steps only, until it is restored.
+class HeldResiduals:
+    """The IdentityNet's output, used again for some steps where :class:`Approximations` say so.
 
-    Holds what it said last: at 1024 x 1024 with guidance and in half precision, 107 MB.
+    Holds the last output: at 1024 x 1024 with guidance and in half precision, 107 MB.
     """
 
-    def __init__(self, net: Any, steps: Steps, approximations: Approximations) -> None:
-        self._net = net
+    def __init__(self, steps: Steps, approximations: Approximations) -> None:
         self._steps = steps
-        self._how = approximations
-        self._said: tuple[int, tuple[Any, ...], Any] | None = None  # at which step, to what kind of call, and what
-        super().__init__(net, self._sparse)
+        self._every = approximations.identity_net_every
+        self._last: tuple[int, tuple[Any, ...], Any] | None = None  # step, kind of call, output
 
-    def restore(self) -> None:
-        super().restore()
-        self._said = None
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._last = None
 
-    def _sparse(self, before: Callable[..., Any]) -> Callable[..., Any]:
-        self._before = before
-        return self._forward
-
-    def _forward(self, sample: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        if not self._steps.are_in(self._how.identity_net_range):
-            down, mid = silence(self._net, sample)
-        else:
-            down, mid = self._speak(sample, *args, **kwargs)
-        mid = mid.clone()  # pipelines with several ControlNets write into it
-        return ControlNetOutput(down, mid) if return_dict else (down, mid)
-
-    def _speak(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, torch.Tensor]:
-        step = self._steps.now()
-        # Pipelines may change the strength within a run, and it is in what the network returns.
-        options = {name: kwargs.get(name) for name in ("conditioning_scale", "guess_mode")}
-        call = (self._steps.run, sample.shape, sample.device, sample.dtype, args[3:], options)
-        if self._said is not None:
-            when, to, said = self._said
-            if to == call and 0 < step - when < self._how.identity_net_every:
-                return said
-        said = self._before(sample, *args, return_dict=False, **kwargs)
-        self._said = (step, call, said) if self._how.identity_net_every > 1 else None
-        return said
+    def __call__(self, run: Callable[[], tuple[Any, torch.Tensor]], kwargs: Mapping[str, Any]) -> Any:
+        """The output of ``run()``, now or from before. ``kwargs`` are those of the call that ``run`` makes."""
+        if self._every == 1:
+            return run()
+        step, sample = self._steps.now(), kwargs["sample"]
+        # Pipelines may change the strength within a run, and it is a part of the output.
+        options = [kwargs.get(name) for name in ("conditioning_scale", "guess_mode")]
+        call = self._steps.run, sample.shape, sample.device, sample.dtype, options
+        if self._last is None or self._last[1] != call or not 0 < step - self._last[0] < self._every:
+            self._last = step, call, run()
+        down, mid = self._last[2]
+        return down, mid.clone()  # pipelines with several ControlNets write into it

@@ -1,74 +1,39 @@
-"""From files on disk to pictures: what a shell or a service needs around a pipeline. Nothing here uses the network."""
+"""Pictures for a shell or a service: seeded, in batches that fit, with progress."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
-    StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
-)
 from PIL import Image
 
-from ..errors import FastInstantIDError, ModelFileError
-from ..identity import Identity
-from ..placement import Placement
+from ..errors import FastInstantIDError
 from ..recorder import stage
 from .approximations import EXACT, Approximations
-from .attach import InstantID
+from .instantid import InstantID, People
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
 
-_ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")
-_DOWNLOAD_HINT = "'fast-instantid download' gets it"
-
-
-@dataclass(frozen=True)
-class InstantIDFiles:
-    """InstantID's published weights, as https://huggingface.co/InstantX/InstantID lays them out."""
-
-    controlnet: Path
-    """The folder ``ControlNetModel``: the IdentityNet."""
-    adapter: Path
-    """``ip-adapter.bin`` or ``ip-adapter.safetensors``, for ``Adapter.load``."""
-
-    @classmethod
-    def find(cls, source: str | os.PathLike[str]) -> InstantIDFiles:
-        """Look into a folder, or into the hub's local cache for an id like ``InstantX/InstantID``.
-
-        Raises:
-            ModelFileError: there is no such folder or cached repository, or a part of it is missing.
-        """
-        folder = _local_folder(source, "InstantID")
-        controlnet = folder / "ControlNetModel"
-        if not (controlnet / "config.json").is_file():
-            raise ModelFileError(
-                f"{controlnet}: no config.json; expected InstantID's ControlNet there; {_DOWNLOAD_HINT}"
-            )
-        for name in _ADAPTER_NAMES:
-            if (folder / name).is_file():
-                return cls(controlnet, folder / name)
-        raise ModelFileError(f"{folder}: has none of {', '.join(_ADAPTER_NAMES)}; {_DOWNLOAD_HINT}")
+_AT_ONCE = 8  # pictures: SDXL at 1024 x 1024 in fp16 takes some 20 GB for them
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a picture is sampled.
+    """How a picture is sampled, in diffusers' words.
 
     Args:
-        weight: of the identity branch in the attention, 0..5. Subjects carry their own.
-        controlnet_strength: of the IdentityNet.
-        guidance: classifier-free guidance scale; 1 or less turns it off.
-        seed: of the first picture, 0 to 2^63; picture i of a run starts from ``seed + i``, on every device alike.
+        negative_prompt: what not to draw.
+        scale: of the identity branch in the attention, 0..5. Subjects carry their own.
+        controlnet_conditioning_scale: of the IdentityNet.
+        num_inference_steps: steps of a run.
+        guidance_scale: of classifier-free guidance; 1 or less turns it off.
+        seed: of the first picture, 0 to 2^63; picture i of a prompt starts from ``seed + i``, on every device alike.
+        num_images_per_prompt: pictures of each prompt.
+        batch_size: pictures that are drawn at once at most. Where memory does not hold them, half as many are tried.
         approximations: what to leave out, for another picture; nothing by default.
 
     Raises:
@@ -76,91 +41,53 @@ class Sampling:
     """
 
     negative_prompt: str = ""
-    weight: float = DEFAULT_WEIGHT
-    controlnet_strength: float = 0.8
-    steps: int = 30
-    guidance: float = 5.0
+    scale: float = DEFAULT_WEIGHT
+    controlnet_conditioning_scale: float = 0.8
+    num_inference_steps: int = 30
+    guidance_scale: float = 5.0
     seed: int = 0
-    num_images: int = 1
+    num_images_per_prompt: int = 1
+    batch_size: int = _AT_ONCE
     approximations: Approximations = EXACT
 
     def __post_init__(self) -> None:
         allowed = {
-            "weight": (0, MAX_WEIGHT),
-            "controlnet_strength": (0, 10),
-            "steps": (1, 1000),
-            "guidance": (0, 100),
+            "scale": (0, MAX_WEIGHT),
+            "controlnet_conditioning_scale": (0, 10),
+            "num_inference_steps": (1, 1000),
+            "guidance_scale": (0, 100),
             "seed": (0, 2**63 - 1000),
-            "num_images": (1, 1000),
+            "num_images_per_prompt": (1, 1000),
+            "batch_size": (1, 1000),
         }
         for name, (low, high) in allowed.items():
             if not low <= (value := getattr(self, name)) <= high:  # also refuses NaN
-                raise FastInstantIDError(f"{name.replace('_', ' ')} {value}: expected {low} to {high}")
-
-
-def load_pipeline(
-    base: str | os.PathLike[str],
-    instantid: str | os.PathLike[str],
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-) -> StableDiffusionXLControlNetPipeline:
-    """An SDXL pipeline with InstantID's IdentityNet, ready for :class:`InstantID`.
-
-    Args:
-        base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or a hub id in the local cache.
-        instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or a hub id in the local cache.
-        device: where it runs; the best one there is by default.
-        dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
-            for float16, and taken where there are no others.
-
-    Raises:
-        ModelFileError: files that are missing, or are not of SDXL; says where it looked.
-        BackendError: a device that is not there.
-    """
-    with stage("load pipeline"):
-        return _load_pipeline(base, instantid, Placement.resolve(device, dtype))
-
-
-def _load_pipeline(
-    base: str | os.PathLike[str], instantid: str | os.PathLike[str], placement: Placement
-) -> StableDiffusionXLControlNetPipeline:
-    options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
-    controlnet = InstantIDFiles.find(instantid).controlnet
-    with _loading(controlnet, "InstantID's ControlNet"):
-        net = ControlNetModel.from_pretrained(controlnet, **options)
-    if os.path.isfile(base):
-        # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
-        with _loading(base, "an SDXL checkpoint"):
-            pipe = StableDiffusionXLControlNetPipeline.from_single_file(os.fspath(base), controlnet=net, **options)
-    else:
-        folder = _sdxl_folder(base)
-        options["variant"] = _variant(folder, placement.dtype)
-        with _loading(folder, "an SDXL model"):
-            pipe = StableDiffusionXLControlNetPipeline.from_pretrained(folder, controlnet=net, **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(placement.device)
+                raise FastInstantIDError(f"{name} {value}: expected {low} to {high}")
 
 
 def generate(
-    pipe: StableDiffusionXLControlNetPipeline,
-    who: Identity | Sequence[Subject],
-    keypoints: Image.Image,
+    pipe: Any,
+    people: People,
+    keypoints: Image.Image | None,
     prompt: str | Sequence[str],
     sampling: Sampling = Sampling(),
     progress: Progress | None = None,
+    **options: Any,
 ) -> list[Image.Image]:
-    """Draw people. The pipeline is left as it was.
+    """Draw people, in as many batches as it takes. The pipeline is left as it was.
 
     Args:
-        pipe: from :func:`load_pipeline`.
-        who: one identity, or Subjects with weights and regions of their own.
-        keypoints: where faces go; the pictures get its size, rounded down to multiples of 8 px.
-        prompt: what to draw; several prompts are drawn at once, each from the same seeds.
+        pipe: an SDXL pipeline, or an InstantID for one.
+        people: whom: one identity, or Subjects with weights and regions of their own.
+        keypoints: where faces go; the pictures get its size, rounded down to multiples of 8 px. None for a pipeline
+            without an IdentityNet, or to let the IdentityNet rest.
+        prompt: what to draw; of several prompts, each is drawn from the same seeds.
         sampling: how.
         progress: called after each step.
+        options: more of the pipeline's own arguments.
 
     Returns:
-        ``sampling.num_images`` RGB pictures for each prompt.
+        ``num_images_per_prompt`` RGB pictures for each prompt, those of a prompt behind one another.
 
     Raises:
         FastInstantIDError: no prompt.
@@ -168,69 +95,64 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise FastInstantIDError("no prompt given: expected at least one")
-
-    def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if progress is not None:
-            progress(step + 1, pipe.num_timesteps)
-        return tensors
-
-    # Seeded on the CPU: other devices draw other numbers from the same seed.
-    seeds = range(sampling.seed, sampling.seed + sampling.num_images)
-    weight = sampling.weight if isinstance(who, Identity) else None
-    with stage("sampling"), InstantID(pipe).attached(who, weight, sampling.approximations):
-        output: Any = pipe(
-            prompt=prompts,
-            negative_prompt=sampling.negative_prompt,
-            image=keypoints,
-            controlnet_conditioning_scale=float(sampling.controlnet_strength),
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            num_images_per_prompt=sampling.num_images,
-            generator=[torch.Generator().manual_seed(seed) for _ in prompts for seed in seeds],
-            callback_on_step_end=report,  # pyright: ignore[reportArgumentType]  # annotated wrongly in diffusers
-        )
-    return output.images
-
-
-@contextmanager
-def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
-    try:
-        with warnings.catch_warnings():
-            # New versions of diffusers want it to be called dtype, which old ones do not know.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
-            yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
-
-
-def _local_folder(source: str | os.PathLike[str], what: str) -> Path:
-    """A folder as it is; a hub id as its snapshot in the local cache."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(os.fspath(source), local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise ModelFileError(
-            f"{source}: neither a folder nor a repository in the hub's cache ({constants.HF_HUB_CACHE}); "
-            f"expected {what} there; {_DOWNLOAD_HINT}"
-        ) from error
+    instantid = pipe if isinstance(pipe, InstantID) else InstantID(pipe)
+    seeds = range(sampling.seed, sampling.seed + sampling.num_images_per_prompt)
+    wanted = [(text, seed) for text in prompts for seed in seeds]
+    report = _Progress(progress, len(wanted), options.pop("callback_on_step_end", None))
+    bare = not any(isinstance(one, Subject) for one in (people if isinstance(people, Sequence) else [people]))
+    options = {
+        "scale": sampling.scale if bare else None,
+        "approximations": sampling.approximations,
+        "keypoints": keypoints,
+        "negative_prompt": sampling.negative_prompt,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "callback_on_step_end": report,
+        **options,
+    }
+    if keypoints is not None:
+        options.setdefault("controlnet_conditioning_scale", sampling.controlnet_conditioning_scale)
+    pictures: list[Image.Image] = []
+    at_once = sampling.batch_size
+    with stage("sampling"):
+        while len(pictures) < len(wanted):
+            batch = wanted[len(pictures) : len(pictures) + at_once]
+            report.begin(len(batch), len(pictures))
+            try:
+                output = instantid(
+                    [text for text, _ in batch],
+                    people,
+                    # Seeded on the CPU: other devices draw other numbers from the same seed.
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                    **options,
+                )
+            except RuntimeError as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                at_once = len(batch) // 2
+                continue
+            pictures += output.images
+    return pictures
 
 
-def _sdxl_folder(base: str | os.PathLike[str]) -> Path:
-    folder = _local_folder(base, "an SDXL model")
-    for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last is SDXL's alone
-        if not (folder / part).is_file():
-            raise ModelFileError(f"{folder}: has no {part}; expected an SDXL base model in diffusers' layout there")
-    return folder
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _variant(folder: Path, dtype: torch.dtype) -> str | None:
-    """``fp16`` if there are such weights and they are what is wanted, or all there is."""
-    weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*.safetensors")]
-    half = [name for name in weights if ".fp16." in name]
-    return "fp16" if half and (dtype == torch.float16 or len(half) == len(weights)) else None
+class _Progress:
+    """Counts the steps of all batches, weighted by their pictures, as those of one run."""
+
+    def __init__(self, progress: Progress | None, pictures: int, inner: Any) -> None:
+        self._progress, self._pictures, self._inner = progress, pictures, inner
+        self._batch = self._done = 0
+
+    def begin(self, batch: int, done: int) -> None:
+        self._batch, self._done = batch, done
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if self._progress is not None:
+            steps = pipe.num_timesteps
+            done = self._done * steps + (step + 1) * self._batch
+            self._progress(round(done / self._pictures), steps)
+        return tensors if self._inner is None else self._inner(pipe, step, timestep, tensors)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from numbers import Real
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 
 from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
+from ..people import Person
 
 DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
@@ -26,7 +29,7 @@ class Subject:
     """One identity of a picture.
 
     Args:
-        identity: who.
+        identity: who: an Identity, or a Person where the InstantID that draws it has an adapter.
         weight: of the identity branch, 0..5; 0 leaves the attention alone.
         region: where the identity branch acts, None for everywhere.
 
@@ -35,13 +38,12 @@ class Subject:
         ImageError: a region that is not ``(H, W)`` or leaves 0..1.
     """
 
-    identity: Identity
+    identity: Identity | Person
     weight: float = DEFAULT_WEIGHT
     region: Region | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, (int, float)) or not 0 <= self.weight <= MAX_WEIGHT:  # also refuses NaN
-            raise FastInstantIDError(f"weight {self.weight} is out of range: expected 0 to {MAX_WEIGHT:g}")
+        object.__setattr__(self, "weight", checked_weight(self.weight))
         mask = self.mask
         if mask is None:
             return
@@ -64,19 +66,45 @@ class Subject:
         return values[None]
 
 
-def as_subjects(who: Identity | Subject | Sequence[Identity | Subject], weight: float | None) -> list[Subject]:
-    """Every form that ``InstantID.attach`` takes; ``weight`` is that of bare Identities.
+def checked_weight(weight: object) -> float:
+    """A weight as a float.
 
     Raises:
-        FastInstantIDError: nobody given, something that is nobody, or a weight beside Subjects that have their own.
+        FastInstantIDError: no number, NaN, or out of 0..5.
     """
-    everybody = [who] if isinstance(who, (Identity, Subject)) or not isinstance(who, Sequence) else list(who)
-    if not everybody:
+    value = float(weight) if isinstance(weight, (Real, np.floating)) and not isinstance(weight, bool) else math.nan
+    if not 0 <= value <= MAX_WEIGHT:
+        raise FastInstantIDError(f"weight {weight} is out of range: expected 0 to {MAX_WEIGHT:g}")
+    return value
+
+
+def as_subjects(
+    people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
+) -> list[Subject]:
+    """Every form that ``InstantID.attach`` takes.
+
+    Args:
+        people: one identity, person or Subject, or several.
+        weight: of all but Subjects.
+        identify: makes the identity of a person; None for what is no person.
+
+    Raises:
+        FastInstantIDError: an empty list, another type, or a weight beside Subjects that have their own.
+    """
+    given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
+    if not given:
         raise FastInstantIDError("nobody to attach: expected an Identity or at least one Subject")
-    for one in everybody:
-        if not isinstance(one, (Identity, Subject)):
-            raise FastInstantIDError(f"cannot attach a {type(one).__name__}: expected an Identity or a Subject")
-    if weight is not None and any(isinstance(one, Subject) for one in everybody):
+    if weight is not None and any(isinstance(one, Subject) for one in given):
         raise FastInstantIDError("Subjects have weights of their own: give Subject(identity, weight=...)")
     default = DEFAULT_WEIGHT if weight is None else weight
-    return [Subject(one, default) if isinstance(one, Identity) else one for one in everybody]
+    return [_as_subject(one, default, identify) for one in given]
+
+
+def _as_subject(one: Any, weight: float, identify: Callable[[Any], Identity | None]) -> Subject:
+    if isinstance(one, Subject) and isinstance(one.identity, Identity):
+        return one
+    who = one.identity if isinstance(one, Subject) else one
+    identity = who if isinstance(who, Identity) else identify(who)
+    if identity is None:
+        raise FastInstantIDError(f"cannot attach a {type(who).__name__}: expected an Identity or a Subject")
+    return replace(one, identity=identity) if isinstance(one, Subject) else Subject(identity, weight)

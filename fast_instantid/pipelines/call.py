@@ -1,0 +1,87 @@
+"""The arguments of a pipeline's call, completed with a keypoint picture at the IdentityNet's place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..errors import FastInstantIDError
+from ..faces import keypoint_picture, sdxl_size
+from ..people import Person
+from .subject import Subject
+
+_SCALE = "controlnet_conditioning_scale"
+
+
+def call_options(
+    instantid: Any, people: Any, keypoints: Image.Image | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What to call the pipeline of an InstantID with.
+
+    Args:
+        people: whom it draws.
+        keypoints: the keypoint picture; by default the face of the first person who has keypoints.
+        given: the caller's arguments, which win.
+
+    Raises:
+        FastInstantIDError: too few or too many pictures for the other ControlNets.
+    """
+    pipe = instantid.pipe
+    takes = inspect.signature(type(pipe).__call__).parameters
+    defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
+    options: dict[str, Any] = {**defaults, **given}
+    person = _posing(people)
+    size = _size(options, pipe, person)
+    _, *identity_net = instantid.networks()
+    if not identity_net:
+        if size is not None and "width" in takes and "width" not in options and "image" not in takes:
+            options |= {"width": size[0], "height": size[1]}
+        return options
+    name = "control_image" if "control_image" in takes else "image"
+    nets = getattr(pipe.controlnet, "nets", [pipe.controlnet])
+    place = next(i for i, net in enumerate(nets) if net is identity_net[0])
+    others = _listed(options.get(name))
+    if keypoints is None and len(others) == len(nets):
+        return {_SCALE: instantid.defaults[_SCALE], **options}  # the caller has put it there
+    if len(others) != len(nets) - 1:
+        raise FastInstantIDError(
+            f"{len(nets)} ControlNets, and {len(others)} pictures in {name}=: give one for each but the IdentityNet"
+        )
+    if keypoints is None and person is not None:
+        keypoints = keypoint_picture(person.face, person.photo_size, size)
+    scale = instantid.defaults[_SCALE]
+    if keypoints is None:  # there is no face to place, so the IdentityNet does not act
+        keypoints, scale = Image.new("RGB", size or (native_side(pipe),) * 2), 0.0
+        options.pop(_SCALE, None)
+    if len(nets) == 1:
+        return {_SCALE: scale, **options, name: keypoints}
+    scales = [scale if i == place else 1.0 for i in range(len(nets))]
+    return {_SCALE: scales, **options, name: [*others[:place], keypoints, *others[place:]]}
+
+
+def native_side(pipe: Any) -> int:
+    """Side in pixels of the square pictures that the pipeline's model was trained on: 1024 for SDXL."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def _size(options: Mapping[str, Any], pipe: Any, person: Person | None) -> tuple[int, int] | None:
+    """``(width, height)`` of the new picture, where it can be told: said, that of the picture to change, the photo's."""
+    if options.get("width") and options.get("height"):
+        return options["width"], options["height"]
+    if "control_image" in inspect.signature(type(pipe).__call__).parameters:
+        image = _listed(options.get("image"))
+        return image[0].size if image and isinstance(image[0], Image.Image) else None
+    return None if person is None else sdxl_size(person.photo_size, native_side(pipe))
+
+
+def _posing(people: Any) -> Person | None:
+    given = people if isinstance(people, Sequence) else [people]
+    who = (one.identity if isinstance(one, Subject) else one for one in given)
+    return next((one for one in who if isinstance(one, Person)), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,226 @@
+"""For whom a pipeline draws: the people, how strongly, where, and what a run of the pipeline has computed of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackendError, FastInstantIDError
+from ..identity.layout import COND, UNCOND, LayerFace, Layout, Strength, rows
+from ..reuse import Reuse
+from .approximations import Approximations, HeldResiduals, Steps
+from .cross_attention import Evaluation
+from .subject import Subject, checked_weight
+
+Crop = tuple[float, float, float, float]
+"""Left, top, right and bottom of the part of the picture that is drawn, each 0..1."""
+
+
+class Drawing:
+    """The people that one attachment adds to a pipeline's pictures.
+
+    Args:
+        owner: the InstantID that attaches. Its pipeline's guidance says how a batch is made up.
+        subjects: the people.
+        layers: indices of the UNet's cross-attention layers that see them, of ``num_layers``.
+        approximations: what to leave out.
+        reuse: whether to compute once per run what is the same at every step.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        subjects: Sequence[Subject],
+        layers: Sequence[int],
+        num_layers: int,
+        approximations: Approximations,
+        reuse: bool,
+    ) -> None:
+        self.owner, self.pipe, self.subjects = owner, owner.pipe, subjects
+        self.block: object = None
+        """The block of code that it is attached for; None until it is detached, for every thread."""
+        self.halves: list[Any] = []
+        """Where it is injected now."""
+        self.thread = threading.get_ident()
+        self.is_over = False
+        self.steps = Steps(self.pipe)
+        self.reuse = (Reuse(), Reuse()) if reuse else (None, None)
+        """Of the UNet and of the IdentityNet."""
+        self._approximations = approximations
+        self._held = HeldResiduals(self.steps, approximations)
+        self._tokens = torch.cat([subject.identity.tokens.cpu() for subject in subjects], dim=1)
+        self._laid_out_tokens: tuple[object, Tensor] | None = None
+        self._weights = [subject.weight for subject in subjects]
+        self._crop: Crop | None = None
+        self._device = torch.device("cpu")
+        self._layers, self._num_layers = layers, num_layers
+        self._faces = [
+            [LayerFace(keys[i], values[i], self._strength(n)) for i in layers]
+            for n, (keys, values) in enumerate((s.identity.bank.keys, s.identity.bank.values) for s in subjects)
+        ]
+        self._on_layers: dict[bool, list[list[LayerFace]]] = {}
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each person now. Setting them takes effect at the next step."""
+        return list(self._weights)
+
+    @weights.setter
+    def weights(self, weights: Sequence[float]) -> None:
+        if len(weights) != len(self._weights):
+            raise FastInstantIDError(f"{len(weights)} scales for {len(self._weights)} people: give one for each")
+        self._weights = [checked_weight(weight) for weight in weights]
+        self._renew()
+
+    def has(self, model: nn.Module) -> bool:
+        """Whether it is injected into this network."""
+        return any(half.model is model for half in self.halves)
+
+    def begin_run(self, crop: Crop | None) -> None:
+        """The pipeline is called, and draws this part of the picture only."""
+        if crop != self._crop:
+            self._crop = crop
+            self._renew()
+
+    def end_run(self) -> None:
+        """Hold nothing of the run."""
+        for reuse in self.reuse:
+            if reuse is not None:
+                reuse.clear()
+        self._held.clear()
+
+    def begin_unet(self, unet: Any, evaluation: Evaluation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Prepare what the layers read in the coming call of the UNet."""
+        sample: Tensor = args[0] if args else kwargs["sample"]
+        if sample.device != self._device:
+            self._device = sample.device
+            self._renew()
+        evaluation.layout, evaluation.thread = self._layout(sample), threading.get_ident()
+        if self.steps.are_in(self._approximations.identity_range):
+            # A compiled graph takes the number of people for granted, so that those of weight 0 stay in it.
+            evaluation.faces = self._seen_by_layers(is_compiled(unet) or is_compiled(self.pipe.unet))
+        evaluation.reuse = self.reuse[0] if evaluation.faces else None
+        if evaluation.reuse is not None:
+            prompt = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
+            evaluation.reuse.begin(prompt, self._timesteps())
+
+    def begin_identity_net(self, net: Any, evaluation: Evaluation, kwargs: dict[str, Any]) -> None:
+        """Put the tokens in place of the prompt in a call of the IdentityNet."""
+        sample: Tensor = kwargs["sample"]
+        # In guess mode diffusers shows ControlNets the cond half of the batch only.
+        layout = self._layout(sample, (COND,) if kwargs.get("guess_mode") else None)
+        kind = layout.chunks, len(sample), sample.device, net.dtype
+        if self._laid_out_tokens is None or self._laid_out_tokens[0] != kind:
+            chunks = rows(self._tokens, layout.chunks).repeat_interleave(len(sample) // len(layout.chunks), dim=0)
+            self._laid_out_tokens = kind, chunks.to(sample.device, net.dtype)
+        tokens = kwargs["encoder_hidden_states"] = self._laid_out_tokens[1]
+        evaluation.reuse = self.reuse[1]
+        if evaluation.reuse is not None:
+            evaluation.reuse.begin(kwargs.get("controlnet_cond"), tokens, self._timesteps())
+
+    def residuals(self, net: Any, run: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The IdentityNet's output: ``(B, C, h, w)`` for each layer, and for the middle block."""
+        sample: Tensor = kwargs["sample"]
+        is_off = not self.steps.are_in(self._approximations.identity_net_range)
+        if is_off or _is_silenced(net, kwargs.get("conditioning_scale", 1.0)):
+            return zero_residuals(net, sample)
+        return self._held(lambda: run(**kwargs, return_dict=False), kwargs)
+
+    def _layout(self, sample: Tensor, chunks: tuple[int, ...] | None = None) -> Layout:
+        """The sample says the device: under offloading the model itself is elsewhere until its forward begins."""
+        chunks = chunks or self._chunks()
+        batch, _, height, width = sample.shape
+        if batch % len(chunks):
+            raise BackendError(
+                f"{type(self.pipe).__name__} works in {len(chunks)} chunks, but a batch of {batch} came: "
+                f"attach to the pipeline that runs"
+            )
+        return Layout(chunks, (height, width))
+
+    def _chunks(self) -> tuple[int, ...]:
+        """How diffusers stacks a batch: [uncond, cond] under guidance, a perturbed cond behind them under PAG."""
+        try:
+            guided = self.pipe.do_classifier_free_guidance
+        except AttributeError as error:
+            raise BackendError(
+                f"{type(self.pipe).__name__} does not know yet whether it uses guidance: "
+                "call the pipeline that InstantID is attached to, and not another one that shares its UNet"
+            ) from error
+        if not guided:
+            return (COND,)
+        if getattr(self.pipe, "do_perturbed_attention_guidance", False):
+            return UNCOND, COND, COND
+        return UNCOND, COND
+
+    def _seen_by_layers(self, with_zeros: bool) -> list[list[LayerFace]]:
+        found = self._on_layers.get(with_zeros)
+        if found is None:
+            seen = [faces for faces, weight in zip(self._faces, self._weights, strict=True) if weight or with_zeros]
+            found = self._on_layers[with_zeros] = [[] for _ in range(self._num_layers)] if seen else []
+            for place, layer in enumerate(self._layers if seen else ()):
+                found[layer] = [faces[place] for faces in seen]
+        return found
+
+    def _renew(self) -> None:
+        """Give the faces their present strengths. Their keys and values stay laid out."""
+        for n, faces in enumerate(self._faces):
+            strength = self._strength(n)
+            for face in faces:
+                face.strength = strength
+        self._on_layers.clear()
+
+    def _strength(self, person: int) -> Strength:
+        mask = self.subjects[person].mask
+        if mask is not None and self._crop is not None:
+            height, width = mask.shape[-2:]
+            left, top, right, bottom = self._crop
+            rows_, columns = _span(top, bottom, height), _span(left, right, width)
+            mask = mask[..., rows_, columns]
+        return Strength(float(self._weights[person]), mask, self._device)
+
+    def _timesteps(self) -> Tensor | None:
+        """A tensor that the scheduler makes anew for each run."""
+        return getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether torch compiles this model, as a wrapper around it or in place."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def zero_residuals(net: Any, sample: Tensor) -> tuple[Any, Tensor]:
+    """Zeros of the shapes that a ControlNet returns: ``(B, C, h, w)`` of each layer, and of the middle block."""
+    height, width = sample.shape[-2:]
+    sizes = [(height, width)]
+    for block in net.down_blocks:
+        sizes += [(height, width)] * len(block.resnets)
+        if block.downsamplers is not None:
+            height, width = (height + 1) // 2, (width + 1) // 2  # a kernel of 3, a stride of 2 and a padding of 1
+            sizes.append((height, width))
+    zero = sample.new_zeros((), dtype=net.dtype)  # takes no memory for its shape, but may not be written to
+    down = [
+        zero.expand(len(sample), convolution.out_channels, *size)
+        for convolution, size in zip(net.controlnet_down_blocks, sizes, strict=True)
+    ]
+    # Several ControlNets are added up in the first one's.
+    mid = zero.expand(len(sample), net.controlnet_mid_block.out_channels, height, width).contiguous()
+    return down, mid
+
+
+def _is_silenced(net: nn.Module, scale: Any) -> bool:
+    """Whether a ControlNet's output would be multiplied by 0, which pipelines do at strength 0 and outside its range.
+
+    What is returned instead is 0 where that product is -0, or NaN where the network overflows.
+    """
+    is_zero = isinstance(scale, (int, float)) and scale == 0
+    return is_zero and not torch.is_grad_enabled() and not net.config["global_pool_conditions"]  # pyright: ignore
+
+
+def _span(start: float, end: float, length: int) -> slice:
+    """At least one of ``length`` pixels."""
+    first = min(int(start * length), length - 1)
+    return slice(first, max(round(end * length), first + 1))

@@ -1,0 +1,144 @@
+"""Pipelines and InstantID from files on this disk. Nothing here uses the network."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+    StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
+    StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from .. import miniature
+from ..download import DOWNLOAD_HINT, local_path
+from ..errors import ModelFileError
+from ..faces import FaceAnalyzer
+from ..identity import Adapter, find_adapter
+from ..placement import Placement
+from ..recorder import stage
+
+
+@dataclass(frozen=True)
+class InstantIDFiles:
+    """InstantID's published weights, as https://huggingface.co/InstantX/InstantID lays them out."""
+
+    controlnet: Path
+    """The folder ``ControlNetModel``: the IdentityNet."""
+    adapter: Path
+    """``ip-adapter.bin`` or ``ip-adapter.safetensors``, for ``Adapter.load``."""
+
+    @classmethod
+    def find(cls, source: str | os.PathLike[str], dtype: torch.dtype | None = None) -> InstantIDFiles:
+        """Look into a folder, or into that of a name or a hub id.
+
+        Args:
+            source: as :func:`~fast_instantid.download.local_path` takes it.
+            dtype: in which identities are computed: an adapter that was converted to it is preferred.
+
+        Raises:
+            ModelFileError: there is no such folder or cached repository, or a part of it is missing.
+        """
+        folder = local_path(source, "InstantID")
+        controlnet = folder / "ControlNetModel"
+        if not (controlnet / "config.json").is_file():
+            raise ModelFileError(
+                f"{controlnet}: no config.json; expected InstantID's ControlNet there; {DOWNLOAD_HINT}"
+            )
+        return cls(controlnet, find_adapter(folder, dtype))
+
+
+def load_instantid(cls: Any, instantid: Any, base: Any, faces: Any, device: Any, dtype: Any) -> Any:
+    """What :meth:`InstantID.from_pretrained` documents."""
+    defaults = None
+    if "miniature" in (instantid, base, faces):
+        files = miniature.files()
+        instantid, base, faces = files.instantid, files.base, files.pack
+        defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
+    place = Placement.resolve(device, dtype)
+    analyzer = FaceAnalyzer.load(faces, device=place.device)
+    adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype)
+    pipe = load_pipeline(base, instantid, place.device, place.dtype)
+    return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
+
+
+def load_pipeline(
+    base: str | os.PathLike[str],
+    instantid: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Any:
+    """An SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
+
+    Args:
+        base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or the name or hub id of a folder
+            that was downloaded.
+        instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or such a name or id. None loads a
+            pipeline without an IdentityNet.
+        device: where it runs; the best one there is by default.
+        dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
+            for float16, and taken where there are no others.
+
+    Returns:
+        a StableDiffusionXLControlNetPipeline, or without ``instantid`` a StableDiffusionXLPipeline.
+
+    Raises:
+        ModelFileError: files that are missing, or are not of SDXL; says where it looked.
+        BackendError: a device that is not there.
+    """
+    with stage("load pipeline"):
+        return _load_pipeline(base, instantid, Placement.resolve(device, dtype))
+
+
+def _load_pipeline(base: Any, instantid: Any, placement: Placement) -> Any:
+    options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
+    kind, parts = StableDiffusionXLPipeline, {}
+    if instantid is not None:
+        controlnet = InstantIDFiles.find(instantid).controlnet
+        with _loading(controlnet, "InstantID's ControlNet"):
+            parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, **options)}
+        kind = StableDiffusionXLControlNetPipeline
+    path = local_path(base, "an SDXL model")
+    if path.is_file():
+        # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
+        with _loading(path, "an SDXL checkpoint"):
+            pipe = kind.from_single_file(os.fspath(path), **parts, **options)
+    else:
+        _check_sdxl(path)
+        options["variant"] = _variant(path, placement.dtype)
+        with _loading(path, "an SDXL model"):
+            pipe = kind.from_pretrained(path, **parts, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(placement.device)
+
+
+@contextmanager
+def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
+    try:
+        with warnings.catch_warnings():
+            # New versions of diffusers want it to be called dtype, which old ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+            yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
+
+
+def _check_sdxl(folder: Path) -> None:
+    for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last is SDXL's alone
+        if not (folder / part).is_file():
+            raise ModelFileError(f"{folder}: has no {part}; expected an SDXL base model in diffusers' layout there")
+
+
+def _variant(folder: Path, dtype: torch.dtype) -> str | None:
+    """``fp16`` if there are such weights and they are what is wanted, or all there is."""
+    weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*.safetensors")]
+    half = [name for name in weights if ".fp16." in name]
+    return "fp16" if half and (dtype == torch.float16 or len(half) == len(weights)) else None
