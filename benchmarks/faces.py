@@ -27,7 +27,7 @@ from examples.tiny_faces import IRESNET_100, SCRFD_10G, write_iresnet, write_lan
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
 from fast_instantid.faces import find_pack, largest
 from fast_instantid.faces.detector import Detector
-from fast_instantid.faces.network import load_network
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
 SIDE = 1024

@@ -17,7 +17,7 @@ from PIL import Image
 from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
 from fast_instantid.errors import ImageError
 from fast_instantid.faces import largest
-from fast_instantid.faces.network import TorchNetwork
+from fast_instantid.faces.onnx.network import TorchNetwork
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_exact_float32_is_for_the_run_only(new_api):
         pytest.skip("this torch has the old interface only")
     code = f"""
 import torch
-from fast_instantid.faces.network import _exact_float32, _precision_settings
+from fast_instantid.faces.onnx.network import _exact_float32, _precision_settings
 matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 if {new_api}:
     matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"

@@ -16,8 +16,8 @@ from fast_instantid import Cache, Face, FaceAnalyzer
 from fast_instantid.faces.align import TEMPLATE, align, similarity
 from fast_instantid.faces.detector import Detector
 from fast_instantid.faces.insightface import most_central
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from fast_instantid import Adapter, Cache, Face, FaceAnalyzer, Identity, miniature
 from fast_instantid.faces import draw_keypoints, largest
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.pipelines import InstantIDFiles, Sampling, Subject, generate, load_pipeline
 from training import report
 from training.data import TEST, person

@@ -23,7 +23,7 @@ from .insightface import (
     most_central,
     photo_of_bgr,
 )
-from .network import load_network
+from .onnx.network import load_network
 from .pack import find_pack
 from .recognizer import Recognizer
 

@@ -15,8 +15,8 @@ import numpy as np
 from ..errors import BackendError, ModelFileError
 from ..images import RGBImage
 from ..recorder import stage
-from .network import Network
-from .onnx_graph import Graph
+from .onnx.graph import Graph
+from .onnx.network import Network
 
 _MEAN, _SCALE = 127.5, 1 / 128
 # A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ModelFileError
 from ..recorder import stage
-from .onnx_graph import Graph, read_graph
+from .onnx.graph import Graph, read_graph
 
 logger = logging.getLogger("fast_instantid")
 

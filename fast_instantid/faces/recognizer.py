@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..images import RGBImage
-from .network import Network
-from .onnx_graph import Graph
+from .onnx.graph import Graph
+from .onnx.network import Network
 
 # One by one on the CPU, where a batch would be somewhat faster but change the last bits of an embedding with the
 # company it is in: a picture must not depend on what was computed before it.

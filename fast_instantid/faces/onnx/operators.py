@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .onnx_graph import DTYPES, Node
+from .builder import Builder
+from .graph import DTYPES, Node
 
-if TYPE_CHECKING:
-    from .onnx_module import Builder
-
-Handler = Callable[["Builder", Node], Any]
+Handler = Callable[[Builder, Node], Any]
 HANDLERS: dict[str, Handler] = {}
 """By the name of the operator."""
 

@@ -18,7 +18,7 @@ _OPERATORS: Any = torch.ops.mkldnn
 _REORDER: Any = getattr(getattr(torch._C, "_nn", None), "mkldnn_reorder_conv2d_weight", None)  # pyright: ignore[reportPrivateUsage]
 
 
-def can_pack(dtype: torch.dtype) -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this CPU and this build of torch have it; tried on x86 only."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
@@ -27,7 +27,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _OPERATORS._is_mkldnn_bf16_supported())
 
 
-def pack_convolutions(module: fx.GraphModule) -> fx.GraphModule:
+def use_onednn(module: fx.GraphModule) -> fx.GraphModule:
     """Replace the convolutions of a network, in place, with packed ones."""
     for node in [*module.graph.nodes]:
         conv = module.get_submodule(node.target) if node.op == "call_module" else None
@@ -37,12 +37,12 @@ def pack_convolutions(module: fx.GraphModule) -> fx.GraphModule:
             if with_relu:
                 readers[0].replace_all_uses_with(node)
                 module.graph.erase_node(readers[0])
-            module.add_module(node.target, PackedConv2d(conv, with_relu))
+            module.add_module(node.target, OneDNNConv2d(conv, with_relu))
     module.recompile()
     return module
 
 
-class PackedConv2d(nn.Module):
+class OneDNNConv2d(nn.Module):
     """``conv`` on a CPU, in inference; with a ReLU, what is positive of it.
 
     The layout is chosen without looking at a picture, so that results don't depend on what size of picture came first.

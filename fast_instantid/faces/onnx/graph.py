@@ -18,9 +18,9 @@ from typing import TypeAlias
 import numpy as np
 import xxhash
 
-from ..errors import ModelFileError
-from ..recorder import stage
-from ..weights import existing_file
+from ...errors import ModelFileError
+from ...recorder import stage
+from ...weights import existing_file
 
 Attribute: TypeAlias = int | float | str | list[int] | list[float] | np.ndarray
 

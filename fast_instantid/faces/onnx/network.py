@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import BackendError, ModelFileError
-from ..placement import Placement
-from ..recorder import stage
-from ..weights import fingerprint
-from .onnx_graph import Graph
-from .onnx_module import check_operators, to_module
-from .packed import can_pack, pack_convolutions
+from ...errors import BackendError, ModelFileError
+from ...placement import Placement
+from ...recorder import stage
+from ...weights import fingerprint
+from .graph import Graph
+from .module import check_operators, to_module
+from .onednn import has_onednn, use_onednn
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -104,7 +104,7 @@ class TorchNetwork:
         self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
         self._approximate = approximate
-        self._packs = self.on_cpu and can_pack(dtype)
+        self._packs = self.on_cpu and has_onednn(dtype)
         self._graph = graph
         self._loading = threading.Lock()
         self._module: nn.Module | None = None
@@ -128,7 +128,7 @@ class TorchNetwork:
                 with stage("load network"):
                     module = to_module(self._graph).to(self.dtype)
                     if self._packs:
-                        self._module = self.place(pack_convolutions(module))
+                        self._module = self.place(use_onednn(module))
                     else:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
