@@ -99,7 +99,7 @@ class _Sides:
         batch = self.batches[run]
         embeddings = [_chosen(self.analysis.get(image))["embedding"] for image in _as_bgr(batch)]
         first = _as_bgr(batch[:1])[0]
-        draw_keypoints(first.shape[:2], _chosen(self.analysis.get(first))["kps"])
+        draw_keypoints(first.shape[1::-1], _chosen(self.analysis.get(first))["kps"])
         assert len(embeddings) == self.images
 
     def reference_parts(self, runs: int) -> dict[str, float]:

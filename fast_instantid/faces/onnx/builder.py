@@ -22,7 +22,7 @@ class Builder:
         self.graph = fx.Graph()
         self.values: dict[str, Any] = dict(graph.initializers)
         self.sizes: set[str] = set()
-        """Names of values that are Python integers or lists of them when the module runs."""
+        """Names of values that are Python integers, or lists of them, at run time."""
 
     def tensor(self, name: str) -> fx.Node:
         """The fx node of a value; a constant becomes a buffer."""

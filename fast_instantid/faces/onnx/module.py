@@ -31,8 +31,6 @@ def to_module(graph: Graph) -> fx.GraphModule:
     check_operators(graph)
     try:
         return _build(graph)
-    except ModelFileError:
-        raise
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelFileError(
             f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"

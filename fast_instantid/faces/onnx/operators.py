@@ -1,8 +1,7 @@
 """The operators of insightface's SCRFD and ArcFace families, one handler each.
 
-A handler gets the builder and a node of the file, and returns the value that the node makes: an fx node, or a numpy
-array where it is constant. Sizes that a network computes from its input (for the upsampling of SCRFD's pyramid) stay
-Python integers.
+A handler gets the builder and a node of the file, and returns the node's value: an fx node, or a numpy array if it is
+constant. Sizes that a network computes from its input (for the upsampling of SCRFD's pyramid) stay Python integers.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .graph import DTYPES, Node
 
 Handler = Callable[[Builder, Node], Any]
 HANDLERS: dict[str, Handler] = {}
-"""By the name of the operator."""
+"""Handlers by the name of the operator."""
 
 
 def _handles(*ops: str) -> Callable[[Handler], Handler]:
@@ -82,7 +81,7 @@ def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None)
 @_handles("BatchNormalization")
 def _batch_norm(b: Builder, node: Node) -> fx.Node:
     scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
-    # Some versions of torch refuse 0. The smallest float is gone when it is added to any variance but 0.
+    # Some versions of torch refuse 0. The smallest float changes no variance but 0.
     epsilon = float(_number(node, "epsilon", 1e-5)) or torch.finfo(torch.float32).tiny
     module = nn.BatchNorm2d(len(mean), eps=epsilon)
     module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)
