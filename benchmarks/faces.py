@@ -27,7 +27,7 @@ from examples.tiny_faces import IRESNET_100, SCRFD_10G, write_iresnet, write_lan
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
 from fast_instantid.faces import find_pack, largest
 from fast_instantid.faces.detector import Detector
-from fast_instantid.faces.network import load_network
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
 SIDE = 1024
@@ -99,7 +99,7 @@ class _Sides:
         batch = self.batches[run]
         embeddings = [_chosen(self.analysis.get(image))["embedding"] for image in _as_bgr(batch)]
         first = _as_bgr(batch[:1])[0]
-        draw_keypoints(first.shape[:2], _chosen(self.analysis.get(first))["kps"])
+        draw_keypoints(first.shape[1::-1], _chosen(self.analysis.get(first))["kps"])
         assert len(embeddings) == self.images
 
     def reference_parts(self, runs: int) -> dict[str, float]:

@@ -23,8 +23,8 @@ from examples.tiny_faces import SCRFD_10G, write_scrfd
 from fast_instantid.errors import FastInstantIDError
 from fast_instantid.faces import FaceAnalyzer, find_pack
 from fast_instantid.faces.detector import Detector
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
 FACE_OF_THE_PORTRAIT = (slice(80, 170), slice(190, 260))

@@ -36,7 +36,7 @@ def extract_features(analysis: Any, image: Tensor, extract_kps: bool = False) ->
             if faces:
                 face = max(faces, key=lambda face: np.prod(face["bbox"][2:] - face["bbox"][:2]))
                 if extract_kps:
-                    found.append(torch.from_numpy(draw_keypoints(picture.shape[:2], face["kps"])).float().div(255))
+                    found.append(torch.from_numpy(draw_keypoints(picture.shape[1::-1], face["kps"])).float().div(255))
                 else:
                     found.append(torch.from_numpy(face["embedding"]).unsqueeze(0))
                 break

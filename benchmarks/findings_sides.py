@@ -22,7 +22,7 @@ from benchmarks.step_host import Patched, StepHost
 from benchmarks.step_variants import Packs
 from examples.tiny_faces import write_landmark_net, write_tiny_pack
 from fast_instantid import Cache, FaceAnalyzer
-from fast_instantid.faces.network import TorchNetwork
+from fast_instantid.faces.onnx.network import TorchNetwork
 from fast_instantid.identity.resampler import Resampler
 
 

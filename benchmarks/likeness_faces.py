@@ -12,8 +12,8 @@ import torch
 from benchmarks.common import spread
 from fast_instantid import Cache, Face, FaceAnalyzer, miniature
 from fast_instantid.faces.detector import Detections, Detector
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from training.evaluate import portrait
 
 ROOT = Path(__file__).resolve().parent.parent

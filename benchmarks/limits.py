@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fast_instantid.faces import find_pack
-from fast_instantid.faces.network import load_network
+from fast_instantid.faces.onnx.network import load_network
 
 _DETECTOR_SIDE, _RECOGNISER_SIDE = 640, 112
 

@@ -1,31 +1,30 @@
-"""What can go wrong at the boundary, one name each.
+"""Errors of this package, one class for each kind of refusal.
 
-Every message says what was found and what to do about it. All of them are ``ValueError`` s, so a caller that does not
-care which one it was needs to know none of these names.
+Every message says what was found and what to do about it.
 """
 
 from __future__ import annotations
 
 
-class FastInstantIDError(ValueError):
-    """Anything this package refuses; the command line shows its text without a traceback."""
+class FastInstantIDError(Exception):
+    """Base class of all errors raised on purpose; the command line prints them without a traceback."""
 
 
-class ImageError(FastInstantIDError):
-    """A picture that cannot be read or used."""
+class ImageError(FastInstantIDError, ValueError):
+    """A picture cannot be read or used."""
 
 
-class NoFaceError(FastInstantIDError):
-    """A picture in which no face was found, where one is needed."""
+class NoFaceError(FastInstantIDError, ValueError):
+    """No face was found in a picture that needs one."""
 
 
 class ModelFileError(FastInstantIDError):
-    """A model file that is missing, damaged or of another kind than the one asked for."""
+    """A model file is missing, damaged or of another kind."""
 
 
 class BackendError(FastInstantIDError):
-    """A backend, device or execution provider that cannot do what was asked of it."""
+    """A backend, device or execution provider is missing or cannot do what was asked."""
 
 
 class OfflineError(FastInstantIDError):
-    """Something that would need the network, which was not allowed."""
+    """The network is needed, but its use was not allowed."""

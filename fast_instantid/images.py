@@ -1,7 +1,7 @@
-"""Pictures in: every form a caller may hold one in becomes a :class:`Photo`.
+"""Pictures from outside: every accepted form becomes a :class:`Photo`.
 
-A Photo is cheap until something is asked of it. Its content key is hashed from the pixels as they came, and the 8-bit
-RGB array that the face networks read is made once, so a cached face costs a hash and nothing more.
+A Photo converts lazily. Its content key is hashed from the pixels as they came. The 8-bit RGB array for the face
+networks is made on first use. A cached face therefore costs one hash.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what undoes it. Pillow's ``exif_transpose`` also writes the other tags anew, and fails where a
-camera wrote one of them badly."""
+"""EXIF orientation -> its inverse. Pillow's ``exif_transpose`` also rewrites other tags, and fails on damaged ones."""
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Photo:
-    """One picture.
+    """One picture and the name that error messages give it.
 
     Args:
         pixels: ``(H, W, 3)``, uint8 RGB array or float tensor in 0..1. It must not be changed afterwards.
-        name: how error messages call it (a file name, ``"image 3"``).
+        name: a file name, or ``"image 3"``.
     """
 
     def __init__(self, pixels: np.ndarray | torch.Tensor, name: str = "image") -> None:
@@ -82,14 +81,22 @@ class Photo:
             return np.ascontiguousarray(eight_bit.cpu().numpy())
 
     @property
+    def width(self) -> int:
+        """In pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return int(self.pixels.shape[0])
+
+    @property
     def size(self) -> tuple[int, int]:
-        """``(height, width)`` in pixels."""
-        height, width = self.pixels.shape[:2]
-        return int(height), int(width)
+        """``(width, height)`` in pixels, as in PIL."""
+        return self.width, self.height
 
     def __repr__(self) -> str:
-        height, width = self.size
-        return f"Photo({self.name!r}, {width} x {height})"
+        return f"Photo({self.name!r}, {self.width} x {self.height})"
 
 
 def photos(images: ImageInput) -> list[Photo]:
@@ -129,10 +136,10 @@ def _read(path: Path) -> RGBImage:
 
 @contextmanager
 def _pillow_errors(name: str) -> Generator[None]:
-    """Whatever opening and decoding raise, as an ImageError about ``name``."""
+    """Turn the errors of opening and decoding into an ImageError about ``name``."""
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
@@ -142,8 +149,8 @@ def _pillow_errors(name: str) -> Generator[None]:
         raise ImageError(f"{name}: {error}; scale the picture down first") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except Exception as error:  # the decoders have no common class for what damaged files do to them
-        if isinstance(error, OSError) and error.errno:  # the system's word, not a decoder's
+    except Exception as error:  # decoders share no base class for the errors of damaged files
+        if isinstance(error, OSError) and error.errno:  # from the system, not from a decoder
             raise ImageError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
         raise ImageError(f"{name}: damaged or truncated picture ({error}); get the file again") from error
 
@@ -203,7 +210,7 @@ def _rgb_pixels(image: Image.Image, name: str) -> RGBImage:
         # Pillow would clip these to 255 instead of scaling them.
         values = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if upright.mode == "F":  # which Pillow would clip too, and whose range nobody knows
+    if upright.mode == "F":  # Pillow would clip these too, and their range is unknown
         raise ImageError(f"{name}: pixels are 32-bit floats of unknown range; save the picture with 8 or 16 bits")
     if upright.mode == "P":  # by way of RGBA, or Pillow warns about palettes with transparency
         upright = upright.convert("RGBA")

@@ -22,8 +22,8 @@ from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identityn
 from fast_instantid import Adapter, Cache, FaceAnalyzer, cli, miniature
 from fast_instantid.errors import BackendError, FastInstantIDError, NoFaceError
 from fast_instantid.faces import find_pack
-from fast_instantid.faces.network import TorchNetwork, load_network
-from fast_instantid.faces.packed import can_pack
+from fast_instantid.faces.onnx.network import TorchNetwork, load_network
+from fast_instantid.faces.onnx.onednn import has_onednn
 from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject, generate
 from fast_instantid.pipelines.layout import LaidOutBank
 
@@ -337,14 +337,14 @@ def test_another_dtype_computes_and_is_remembered_apart(pack, sides, astronaut, 
     assert rough.backend == f"torch (cpu, {dtype})"
 
 
-def test_fingerprints_have_the_dtype_and_whether_weights_are_packed(pack):
+def test_result_ids_name_the_dtype_and_the_layout_of_weights(pack):
     graph = find_pack(pack).recognizer
-    prints = {dtype: load_network(graph, "torch", "cpu", dtype).fingerprint for dtype in ("float32", "bfloat16")}
-    assert prints["float32"] == load_network(graph, "torch", "cpu").fingerprint
+    prints = {dtype: load_network(graph, "torch", "cpu", dtype).result_id for dtype in ("float32", "bfloat16")}
+    assert prints["float32"] == load_network(graph, "torch", "cpu").result_id
     for dtype, suffix in (("float32", ""), ("bfloat16", "/bfloat16")):
-        packed = "/packed" if can_pack(getattr(torch, dtype)) else ""
+        packed = "/onednn" if has_onednn(getattr(torch, dtype)) else ""
         assert prints[dtype] == f"{graph.fingerprint}/torch/cpu{packed}{suffix}"
-    assert load_network(graph, "torch", "cpu", "float16").fingerprint == f"{graph.fingerprint}/torch/cpu/float16"
+    assert load_network(graph, "torch", "cpu", "float16").result_id == f"{graph.fingerprint}/torch/cpu/float16"
 
 
 @pytest.mark.parametrize(

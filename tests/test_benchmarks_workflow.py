@@ -15,8 +15,8 @@ from benchmarks.workflow import TOLERANCE, group_photo, held_bytes, portrait, un
 from benchmarks.workflow import cases as benchmark_cases
 from benchmarks.workflow_networks import write_detector
 from fast_instantid.faces.detector import Detector
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 
 RESULTS = sorted((Path(__file__).parent.parent / "benchmarks" / "results").glob("*/workflow--*.json"))
 PARTS = ("nodes", "evaluation", "in all")

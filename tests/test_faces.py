@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
-from fast_instantid.errors import ImageError
+from fast_instantid.errors import BackendError, ImageError
 from fast_instantid.faces import largest
-from fast_instantid.faces.network import TorchNetwork
+from fast_instantid.faces.onnx.network import TorchNetwork
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_reading_one_embedding_as_other_packs_do_recognises_one_face(analyzer, r
 
 
 def test_a_gpu_gets_batches(analyzer, runs, astronaut, group):
-    for network in (analyzer._networks.detector.network, analyzer._networks.recognizer.network):
+    for network in (analyzer.networks.detector.network, analyzer.networks.recognizer.network):
         network.on_cpu = False
     analyzer.embed([astronaut, group, astronaut[:, ::-1]])
     assert runs == [("detector", 3, 640), ("recogniser", 3, 112)]
@@ -138,6 +138,30 @@ def test_numbers_of_faces_and_pictures_must_agree(analyzer, group):
         analyzer.embed(group, analyzer.detect(group)[0][:1] * 2)
 
 
+def test_embed_takes_a_face_in_every_form(analyzer, astronaut, group):
+    pictures = [astronaut, group]
+    found = analyzer.detect(pictures)
+    chosen = [largest(faces) for faces in found]
+    expected = analyzer.embed(pictures)
+    keypoints = np.stack([face.kps for face in chosen])
+    forms = [chosen, found, [{"kps": points} for points in keypoints], keypoints, [*keypoints], keypoints.tolist()]
+    for faces in [*forms, [found[0], chosen[1]], tuple(chosen)]:
+        np.testing.assert_array_equal(analyzer.embed(pictures, faces), expected)
+    np.testing.assert_array_equal(analyzer.embed(group, keypoints[1]), expected[1:])
+    first = analyzer.embed(pictures, found, choose=lambda faces: faces[0])
+    np.testing.assert_array_equal(first, analyzer.embed(pictures, [faces[0] for faces in found]))
+
+
+def test_embed_says_what_it_wants(analyzer, astronaut):
+    with pytest.raises(NoFaceError, match="no face found in image 1"):
+        analyzer.embed([astronaut, astronaut * 0], analyzer.detect([astronaut, astronaut * 0]))
+    for faces in (7, [None], [{"bbox": 1}], np.zeros((4, 2))):
+        with pytest.raises(ValueError, match=r"expected five points \(5, 2\) in pixels, or a face that has them"):
+            analyzer.embed(astronaut, faces)
+    with pytest.raises(ValueError, match="NaN"):
+        analyzer.embed(astronaut, np.full((5, 2), np.nan))
+
+
 def test_the_largest_of_no_faces_is_an_error():
     with pytest.raises(NoFaceError, match="no face found"):
         largest([])
@@ -162,7 +186,7 @@ def test_one_changed_pixel_another_pack_and_another_option_miss(analyzer, runs, 
     other.mkdir()
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (other / name).write_bytes((pack / name).read_bytes() + (b"\x0a\x00" if name == "glintr100.onnx" else b""))
-    FaceAnalyzer.load(other, device="cpu", cache=analyzer._networks.cache).embed(astronaut)
+    FaceAnalyzer.load(other, device="cpu", cache=analyzer.networks.cache).embed(astronaut)
     assert runs == [DETECT, EMBED] * 2 + [EMBED], "the same detector by content hits, another recogniser misses"
 
     analyzer.det_model.input_size = (320, 320)
@@ -222,7 +246,7 @@ def test_a_detector_of_one_size_runs_once(runs, recognizer_file, best_detector, 
 
 def test_an_analyzer_is_freed_when_nobody_has_it(pack):
     analyzer = FaceAnalyzer.load(pack, device="cpu")
-    networks = weakref.ref(analyzer._networks)
+    networks = weakref.ref(analyzer.networks)
     gc.disable()
     try:
         del analyzer
@@ -239,6 +263,11 @@ def test_faces_have_the_shape_of_insightfaces(analyzer, astronaut):
     assert face.get("gender") is None
     assert dict(face)["det_score"] == face.det_score
     np.testing.assert_array_equal(face["embedding"], face.embedding)
+
+
+def test_sizes_of_detection_may_be_an_array(pack, runs, astronaut):
+    FaceAnalyzer.load(pack, device="cpu", sizes=np.array([320, 640]), cache=Cache()).detect(astronaut * 0)
+    assert [width for _, _, width in runs] == [320, 640]
 
 
 @pytest.mark.parametrize("loaded_in", [True, False])
@@ -260,7 +289,7 @@ def test_exact_float32_is_for_the_run_only(new_api):
         pytest.skip("this torch has the old interface only")
     code = f"""
 import torch
-from fast_instantid.faces.network import _exact_float32, _precision_settings
+from fast_instantid.faces.onnx.network import _exact_float32, _precision_settings
 matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 if {new_api}:
     matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
@@ -295,7 +324,7 @@ def test_the_analyzer_says_what_it_runs_on(pack):
 def test_a_backend_or_device_that_is_not_there_is_refused(pack, backend, device, message):
     if "cuda" in str(device) and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BackendError, match=message):
         FaceAnalyzer.load(pack, backend, device)
 
 

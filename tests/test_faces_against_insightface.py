@@ -13,11 +13,12 @@ from insightface.utils import face_align
 
 from examples.tiny_faces import IRESNET_100, write_iresnet
 from fast_instantid import Cache, Face, FaceAnalyzer
+from fast_instantid.errors import BackendError
 from fast_instantid.faces.align import TEMPLATE, align, similarity
 from fast_instantid.faces.detector import Detector
 from fast_instantid.faces.insightface import most_central
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
 
@@ -144,7 +145,7 @@ def test_max_num_keeps_the_faces_that_insightface_keeps(max_num, pack, group, de
     assert len(found.scores) > 6
     theirs = insightface_detector(detector_file("made_scrfd"))
     boxes, _ = theirs.detect(bgr(group), input_size=(640, 640), max_num=max_num)
-    kept = most_central(found, group.shape[:2], max_num)
+    kept = most_central(found, group.shape[1::-1], max_num)
     np.testing.assert_allclose(kept.boxes, boxes[:, :4], rtol=0, atol=0.01)
     ours = FaceAnalyzer.load(pack, cache=Cache())
     assert len(ours.get(bgr(group), max_num=max_num)) == min(max_num, len(ours.get(bgr(group))))
@@ -171,7 +172,7 @@ def test_an_insightface_object_is_accepted(pack, astronaut, group):
 
 
 def test_an_object_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="insightface FaceAnalysis with a detection model, got dict"):
+    with pytest.raises(BackendError, match="insightface FaceAnalysis with a detection model, got dict"):
         FaceAnalyzer.wrap({})
 
 
@@ -184,3 +185,124 @@ def test_fallback_sizes_reach_an_insightface_detector(pack):
     theirs.det_model.forward = lambda image, threshold: (ran.append(image.shape[:2]), original(image, threshold))[1]
     assert FaceAnalyzer.wrap(theirs, Cache()).detect(np.zeros((300, 300, 3), np.uint8)) == [[]]
     assert ran == [(side, side) for side in range(640, 128, -64)]
+
+
+# Our analyzer in code that was written for insightface's, and the other way round
+
+
+def both(pack: Path) -> tuple[FaceAnalyzer, FaceAnalysis]:
+    theirs = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
+    return FaceAnalyzer.load(pack, "onnxruntime", "cpu", cache=Cache()), theirs
+
+
+def test_scripts_written_for_insightface_run(pack, group):
+    """Each line on both; results agree."""
+    results = []
+    for app in both(pack):
+        app.prepare(ctx_id=-1, det_thresh=0.4, det_size=(320, 320))
+        faces = app.get(bgr(group), max_num=3)
+        boxes, keypoints = app.det_model.detect(bgr(group), input_size=(640, 640), max_num=2, metric="max")
+        face = faces[0]
+        assert set(app.models) >= {"detection", "recognition"}
+        assert app.models["detection"] is app.det_model
+        assert {model.taskname for model in app.models.values()} >= {"detection", "recognition"}
+        embedding = app.models["recognition"].get(bgr(group), face)
+        np.testing.assert_array_equal(face["embedding"], embedding)
+        crop = face_align.norm_crop(bgr(group), face.kps)
+        assert app.models["recognition"].get_feat(crop).shape == (1, 512)
+        assert app.models["recognition"].get_feat([crop, crop]).shape == (2, 512)
+        assert (face.sex, face.age, face.gender, face.landmark_2d_106, face.get("age")) == (None,) * 5
+        assert "kps" in face
+        assert "age" not in face
+        assert "sex" not in face
+        with pytest.raises(KeyError):
+            face["age"]
+        assert {"bbox", "kps", "det_score", "embedding"} == set(face) == set(face.keys()) == set(dict(face))
+        face["gender"], face.age = 1, 30
+        assert (face.sex, face["age"], face.gender) == ("M", 30, 1)
+        assert face.normed_embedding.dtype == np.float32
+        app.prepare(ctx_id=-1, det_thresh=0.9999, det_size=(640, 640))
+        assert app.get(bgr(group)) == []
+        results.append([face.kps, face.bbox, face.embedding_norm, face.det_score, boxes, keypoints, len(faces)])
+        face.kps *= 2  # insightface's arrays are the caller's own
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=0.01)
+
+
+@pytest.mark.parametrize("metric", ["default", "max"])
+def test_det_metric_keeps_the_faces_that_insightface_keeps(metric, detector_file, recognizer_file, tmp_path, group):
+    (tmp_path / "det.onnx").write_bytes(detector_file("made_scrfd").read_bytes())
+    (tmp_path / "rec.onnx").write_bytes(recognizer_file.read_bytes())
+    found = []
+    for app in both(tmp_path):
+        app.prepare(ctx_id=-1, det_size=(640, 640))
+        assert len(app.get(bgr(group))) > 3
+        found.append([face.bbox for face in app.get(bgr(group), max_num=3, det_metric=metric)])
+    np.testing.assert_allclose(*found, rtol=0, atol=0.01)
+
+
+def test_prepare_changes_get_and_not_detect(pack, group):
+    ours, _ = both(pack)
+    found = len(ours.detect(group)[0])
+    ours.prepare(0, det_thresh=0.9999)
+    assert ours.det_model.det_thresh == 0.9999
+    assert ours.get(bgr(group)) == []
+    assert len(ours.detect(group)[0]) == found > 0
+    ours.prepare()
+    assert len(ours.get(bgr(group))) == found
+    with pytest.raises(ValueError, match=r"expected one \(width, height\)"):
+        ours.prepare(0, det_size=[(128, 128), (640, 640)])
+
+
+class ChoosesTheSmallest:
+    """As packs wrap an analyzer to choose the face."""
+
+    def __init__(self, analysis) -> None:
+        self.analysis, self.asked = analysis, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.analysis, name)
+
+    def get(self, img, max_num=0):
+        self.asked += 1
+        return sorted(self.analysis.get(img), key=lambda face: face["bbox"][2] - face["bbox"][0])[:1]
+
+
+class ChoosesTheSmallestBySubclass(FaceAnalysis):
+    asked = 0
+
+    def get(self, *args, **kwargs):
+        self.asked += 1
+        return sorted(super().get(*args, **kwargs), key=lambda face: face.bbox[2] - face.bbox[0])[:1]
+
+
+@pytest.mark.parametrize("kind", ["around ours", "around insightface's", "subclass"])
+def test_a_get_of_its_own_is_asked(kind, pack, group, astronaut):
+    ours, theirs = both(pack)
+    theirs.prepare(ctx_id=-1, det_size=(640, 640))
+    if kind == "subclass":
+        own = ChoosesTheSmallestBySubclass(name=str(pack), providers=["CPUExecutionProvider"])
+        own.prepare(ctx_id=-1, det_size=(640, 640))
+    else:
+        own = ChoosesTheSmallest(ours if kind == "around ours" else theirs)
+    wrapped = FaceAnalyzer.wrap(own, Cache())
+    assert FaceAnalyzer.wrap(wrapped) is wrapped
+    smallest = min(theirs.get(bgr(group)), key=lambda face: face.bbox[2] - face.bbox[0])
+    [[face]] = wrapped.detect(group)
+    np.testing.assert_allclose(face.kps, smallest.kps, rtol=0, atol=0.01)
+    assert own.asked == 1
+    embedding = wrapped.embed(group, face)[0]
+    assert own.asked == 1, "the embedding comes with the face"
+    assert embedding @ smallest.embedding > 0.999 * np.linalg.norm(embedding) * np.linalg.norm(smallest.embedding)
+    np.testing.assert_array_equal(wrapped.embed([group]), embedding[None])
+    assert wrapped.detect(astronaut * 0) == [[]]
+    with pytest.raises(BackendError, match=r"a face without an embedding: .* recognises faces in its get\(\) only"):
+        wrapped.embed(astronaut, Face(face.bbox, face.kps, 0.9))
+
+
+def test_a_get_of_its_own_is_asked_at_smaller_sizes_until_it_finds_a_face(pack, astronaut):
+    ours, _ = both(pack)
+    own = ChoosesTheSmallest(ours)
+    assert FaceAnalyzer.wrap(own).detect(astronaut * 0) == [[]]
+    assert own.asked == 8
+    assert ours.det_model.input_size == (640, 640)

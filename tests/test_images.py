@@ -30,7 +30,8 @@ def rgb(image) -> np.ndarray:
     (photo,) = photos(image)
     assert photo.rgb.dtype == np.uint8
     assert photo.rgb.flags.c_contiguous
-    assert photo.size == photo.rgb.shape[:2]
+    assert (photo.height, photo.width) == photo.rgb.shape[:2]
+    assert photo.size == (photo.width, photo.height)
     return photo.rgb
 
 
@@ -70,7 +71,7 @@ def test_many_pictures_keep_their_order_and_sizes(pixels, tmp_path):
     Image.fromarray(pixels).save(path)
     batch = torch.rand(3, 8, 9, 3)
     made = photos([path, batch, pixels[:5], Photo(pixels, "mine")])
-    assert [photo.size for photo in made] == [(20, 30), (8, 9), (8, 9), (8, 9), (5, 30), (20, 30)]
+    assert [photo.size for photo in made] == [(30, 20), (9, 8), (9, 8), (9, 8), (30, 5), (30, 20)]
     assert [photo.name for photo in made] == [
         str(path), "image 1[0]", "image 1[1]", "image 1[2]", "image 2", "mine",
     ]  # fmt: skip
@@ -359,3 +360,14 @@ def test_the_bad_one_of_many_is_named(pixels):
     nan[1, 2, 2] = torch.nan
     with pytest.raises(ImageError, match=r"^image\[1\]: the picture holds NaN"):
         [photo.rgb for photo in photos(nan)]
+
+
+def test_running_out_of_memory_is_not_a_damaged_picture(tmp_path, monkeypatch, pixels):
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", full)
+    with pytest.raises(MemoryError):
+        photos(tmp_path / "large.png")

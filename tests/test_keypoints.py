@@ -7,17 +7,21 @@ import math
 import cv2
 import numpy as np
 import pytest
+import torch
+from insightface.app.common import Face as InsightFace
+from PIL import Image
 
-from fast_instantid import draw_keypoints
+from fast_instantid import Face, NoFaceError, draw_keypoints
 from fast_instantid.faces import keypoint_picture, sdxl_size
 from fast_instantid.faces.align import TEMPLATE
-from fast_instantid.faces.keypoints import drawn_region
+from fast_instantid.faces.keypoints import COLORS, drawn_region
+from fast_instantid.images import Photo
 
 
 def as_published(size: tuple[int, int], keypoints: np.ndarray) -> np.ndarray:
     """float64 canvas, ellipses filled as polygons, dimmed to 60 %, then dots: as the ControlNet's data was made."""
     colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
-    canvas = np.zeros([*size, 3])
+    canvas = np.zeros([*size[::-1], 3])
     for a, b in np.array([[0, 2], [1, 2], [3, 2], [4, 2]]):
         x, y = keypoints[[a, b]][:, 0], keypoints[[a, b]][:, 1]
         length = ((x[0] - x[1]) ** 2 + (y[0] - y[1]) ** 2) ** 0.5
@@ -58,27 +62,92 @@ def test_nothing_is_drawn_outside_of_the_region(seed):
 
 def test_several_faces_and_none():
     one, other = TEMPLATE + np.float32(20), TEMPLATE + np.float32([200, 20])
-    both = draw_keypoints((200, 400), one, other)
-    np.testing.assert_array_equal(both, draw_keypoints((200, 400), one) | draw_keypoints((200, 400), other))
+    both = draw_keypoints((400, 200), one, other)
+    assert both.shape == (200, 400, 3)
+    np.testing.assert_array_equal(both, draw_keypoints((400, 200), one) | draw_keypoints((400, 200), other))
+    np.testing.assert_array_equal(keypoint_picture([one, other], (400, 200), (400, 200)), both)
     assert both.any()
-    assert not draw_keypoints((200, 400)).any()
+    assert not draw_keypoints((400, 200)).any()
+    with pytest.raises(NoFaceError, match="no face given"):
+        keypoint_picture([], (400, 200))
 
 
 def test_keypoints_of_a_new_picture_cover_it():
     """A photo twice as wide as high, into a square of its double height: scaled by 2, cropped by 100 on both sides."""
     keypoints = TEMPLATE / 2 + np.float32([50, 20])
-    drawn = keypoint_picture(keypoints, (100, 200), (200, 200))
+    drawn = keypoint_picture(keypoints, (200, 100), (200, 200))
     np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), keypoints * 2 - np.float32([100, 0])))
     np.testing.assert_array_equal(
         keypoint_picture(TEMPLATE, (112, 112), (112, 112)), draw_keypoints((112, 112), TEMPLATE)
     )
 
 
+@pytest.mark.parametrize("left", [0, 300])
+def test_a_face_beside_the_middle_is_not_cropped_away(left):
+    drawn = np.array(keypoint_picture(TEMPLATE / 2 + np.float32([left, 20]), (400, 100), (200, 200)))
+    assert all((drawn == color).all(axis=2).sum() > 200 for color in COLORS)
+
+
+def test_a_face_in_the_middle_of_the_crop_does_not_move_it():
+    """Also where a dot is cut by the border."""
+    keypoints = TEMPLATE / 2 + np.float32([32, 20])
+    drawn = keypoint_picture(keypoints, (200, 100), (200, 200))
+    np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), keypoints * 2 - np.float32([100, 0])))
+
+
+def test_faces_too_far_apart_for_the_crop_leave_it_in_the_middle():
+    points = [TEMPLATE / 2 + np.float32([x, 20]) for x in (0, 150, 300)]
+    drawn = keypoint_picture(points, (400, 100), (200, 200))
+    np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), points[1] * 2 - np.float32([300, 0])))
+
+
 def test_the_default_size_is_sdxls_megapixel_in_the_shape_of_the_photo():
     assert sdxl_size((512, 512)) == (1024, 1024)
     for photo in ((3000, 4000), (4000, 3000), (100, 90), (720, 1280)):
-        height, width = sdxl_size(photo)
+        width, height = sdxl_size(photo)
         assert height % 64 == width % 64 == 0
         assert abs(height * width / 1024**2 - 1) < 0.1
-        assert abs(np.log(height / width * photo[1] / photo[0])) < 0.1
-        assert keypoint_picture(TEMPLATE, photo).shape == (height, width, 3)
+        assert abs(np.log(width / height * photo[1] / photo[0])) < 0.1
+        assert keypoint_picture(TEMPLATE, photo).size == (width, height)
+
+
+def test_every_form_of_a_face_and_of_a_size_gives_one_picture():
+    expected = np.array(keypoint_picture(TEMPLATE, (150, 112), (300, 224)))
+    face = Face(np.zeros(4, np.float32), TEMPLATE, 0.9)
+    faces = [TEMPLATE.tolist(), tuple(map(tuple, TEMPLATE)), [*TEMPLATE], torch.from_numpy(TEMPLATE), face, [face]]
+    faces += [{"kps": TEMPLATE}, [{"kps": TEMPLATE}], InsightFace(kps=TEMPLATE), [InsightFace(kps=TEMPLATE)]]
+    faces += [TEMPLATE[None], torch.from_numpy(TEMPLATE)[None]]
+    for form in faces:
+        np.testing.assert_array_equal(keypoint_picture(form, (150, 112), (300, 224)), expected)
+    pixels = np.zeros((112, 150, 3), np.uint8)
+    pictures = [Image.fromarray(pixels), Photo(pixels), pixels, torch.zeros(112, 150, 3), torch.zeros(1, 112, 150, 3)]
+    for photo in [*pictures, [150, 112], np.array([150, 112])]:
+        assert sdxl_size(photo) == sdxl_size((150, 112))
+        np.testing.assert_array_equal(keypoint_picture(TEMPLATE, photo, (300, 224)), expected)
+        assert draw_keypoints(photo).shape == (112, 150, 3)
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "message"),
+    [
+        (
+            TEMPLATE[:4],
+            r"expected five points \(5, 2\) in pixels, or a face that has them, got ndarray of shape \(4, 2\)",
+        ),
+        (TEMPLATE * np.nan, "NaN"),
+        (TEMPLATE.tolist()[:3], r"got list of shape \(3, 2\)"),
+        ({"bbox": 1}, "got none"),
+        (InsightFace(bbox=1), "got none"),
+        ("face.jpg", "got str"),
+        (7, "got int"),
+    ],
+)
+def test_what_is_no_face_is_told_what_is_wanted(keypoints, message):
+    with pytest.raises(ValueError, match=message):
+        draw_keypoints((100, 100), keypoints)
+
+
+@pytest.mark.parametrize("size", [(100,), (100, 0), (100.5, 50), "photo.jpg", 100, None])
+def test_what_is_no_size_is_told_what_is_wanted(size):
+    with pytest.raises(ValueError, match=r"expected \(width, height\) in whole pixels, or a picture"):
+        keypoint_picture(TEMPLATE, size)

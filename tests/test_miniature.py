@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from fast_instantid import Adapter, Cache, Face, FaceAnalyzer, Identity, miniature
 from fast_instantid.faces import draw_keypoints, largest
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.pipelines import InstantIDFiles, Sampling, Subject, generate, load_pipeline
 from training import report
 from training.data import TEST, person
@@ -241,7 +241,7 @@ def test_two_people_in_one_picture(stack, cases, identities, gallery):
     for i in (0, 2, 4):
         people = [Subject(identities[i], region=left), Subject(identities[i + 1], region=1 - left)]
         places = [cases[i].keypoints, cases[i + 1].keypoints + np.float32([SIZE, 0])]
-        control = Image.fromarray(draw_keypoints((SIZE, 2 * SIZE), *places))
+        control = Image.fromarray(draw_keypoints((2 * SIZE, SIZE), *places))
         picture = generate(stack.pipe, people, control, cases[i].scene.caption, SAMPLING)[0]
         assert picture.size == (2 * SIZE, SIZE)
         halves = [picture.crop((x, 0, x + SIZE, SIZE)) for x in (0, SIZE)]

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from examples.tiny_faces import write_iresnet, write_mobile_face_net, write_scrfd
 from fast_instantid.errors import ModelFileError
-from fast_instantid.faces.onnx_graph import read_graph
-from fast_instantid.faces.onnx_module import to_module
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.module import to_module
 
 
 def test_graph_equals_what_the_onnx_package_reads(any_detector):

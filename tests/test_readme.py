@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarra
 
 def test_the_python_example(folder, monkeypatch):
     # What it draws is a megapixel; the tiny networks take a tenth of the time at a tenth of the size.
-    monkeypatch.setattr("fast_instantid.faces.keypoints.sdxl_size", lambda photo: (192, 256))
+    monkeypatch.setattr("fast_instantid.faces.keypoints.sdxl_size", lambda photo: (256, 192))
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})  # noqa: S102
     assert Image.open(folder / "anna.png").size == (256, 192)

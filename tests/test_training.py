@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from fast_instantid import Adapter, Face, FaceAnalyzer, miniature
 from fast_instantid.faces import draw_keypoints
 from fast_instantid.faces.align import align
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 from fast_instantid.pipelines import InstantIDFiles, Sampling, generate, load_pipeline
 from training import autoencoder, recognizer, together

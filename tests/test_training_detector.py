@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fast_instantid import miniature
-from fast_instantid.faces.onnx_graph import read_graph
-from fast_instantid.faces.onnx_module import to_module
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.module import to_module
 from training import detector
 from training.crowds import SHAPES, Crowd, draw_crowd, draw_people
 from training.detector import FILE, Scrfd

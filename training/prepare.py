@@ -95,7 +95,7 @@ def _compute(job: tuple[Path, str, int]) -> np.ndarray:  # arrays cross processe
     drawn = _drawn(folder, name)
     keypoints = drawn.keypoints[start : start + _PART]
     if name.endswith("controls"):
-        size = drawn.pictures.shape[1:3]
+        size = drawn.pictures.shape[2:0:-1]
         return np.stack([draw_keypoints(size, *faces.reshape(-1, 5, 2)) for faces in keypoints])
     analyzer = FaceAnalyzer.load(folder / "antelopev2", device="cpu", cache=Cache(max_bytes=0))
     where = [Face(np.zeros(4, np.float32), np.array(points), 1.0) for points in keypoints]

@@ -144,7 +144,7 @@ def _keypoints(options: argparse.Namespace) -> int:
         say(f"error: {options.photo}: {_NO_FACE}")
         return 1
     shown = faces if options.all else [largest(faces)]
-    save_picture(Image.fromarray(draw_keypoints(photo.size, *(face.kps for face in shown))), options.output)
+    save_picture(Image.fromarray(draw_keypoints(photo.size, *shown)), options.output)
     say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
     return 0
 
@@ -153,8 +153,6 @@ def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     with stage("import"):
-        from PIL import Image
-
         from ..faces import keypoint_picture, largest
         from ..identity import Adapter
         from ..images import photos
@@ -192,7 +190,7 @@ def _generate(options: argparse.Namespace) -> int:
                 raise
             raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
         face = largest(analyzer.detect(references[0])[0])
-        keypoints = Image.fromarray(keypoint_picture(face.kps, references[0].size, options.size))
+        keypoints = keypoint_picture(face, references[0], options.size)
     with timed("identity", seconds):
         adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
         identity = adapter.identity(embeddings, noise=options.noise)

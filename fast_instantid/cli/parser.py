@@ -108,7 +108,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is another picture")
-    height, width = miniature.SIZE
+    width, height = miniature.SIZE
     generate.add_argument(
         "--size",
         type=_size,
@@ -159,11 +159,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def _size(text: str) -> tuple[int, int]:
-    """``1024x768`` (width x height) as height and width."""
+    """``1024x768`` as ``(width, height)``."""
     sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
     if len(sides) != 2 or any(side == 0 or side % 8 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in multiples of 8, such as 1024x1024")
-    return sides[1], sides[0]
+    return sides[0], sides[1]
 
 
 def _model(name: str) -> str:

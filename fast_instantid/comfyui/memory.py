@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..faces.network import TorchNetwork
+from ..faces.onnx.network import TorchNetwork
 from ..identity import Adapter, Identity, Resampler
 
 # Estimates of what running takes beside the weights, in bytes: SCRFD and IResNet hold a few feature maps at a time, of

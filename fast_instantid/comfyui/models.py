@@ -16,7 +16,7 @@ from ..cache import shared_cache
 from ..errors import BackendError, ModelFileError
 from ..faces import FaceAnalyzer
 from ..faces.detector import Detector
-from ..faces.network import TorchNetwork
+from ..faces.onnx.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
 from ..weights import file_version

@@ -18,10 +18,9 @@ from torch import Tensor
 from ..errors import ModelFileError, NoFaceError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
-from ..images import Photo, photos
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
-from .faces import draw_kps, extract_features, tensor_to_image
+from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
 from .observe import InstantIDDoctor, InstantIDProfile
@@ -151,9 +150,8 @@ class ApplyInstantID:
         combine_embeds: Combine = "average",
         layers: Layers = "reference",
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
-        pictures = _hashed_once(image)
-        identity = _identity(instantid, insightface, pictures, model, combine_embeds, noise)
-        keypoints = extractFeatures(insightface, pictures[:1] if image_kps is None else image_kps, extract_kps=True)
+        identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise)
+        keypoints = extractFeatures(insightface, found[:1] if image_kps is None else image_kps, extract_kps=True)
         if keypoints is None:
             if image_kps is None:
                 logger.warning("no face found in the first picture of image: the pose is left to the prompt")
@@ -204,7 +202,7 @@ class InstantIDAttentionPatch:
         noise: float = 0.0,
         mask: Tensor | None = None,
     ) -> tuple[ModelPatcher, FaceEmbeds]:
-        identity = _identity(instantid, insightface, image, model, "average", noise)
+        identity, _ = _identity(instantid, insightface, image, model, "average", noise)
         cond, uncond = _tokens(identity)
         patched = apply_to_model(model, identity, weight, start_at, end_at, mask) if weight else model
         return patched, {"cond": cond, "uncond": uncond}
@@ -245,17 +243,17 @@ class ApplyInstantIDControlNet:
         )
 
 
-def _hashed_once(image: Tensor) -> Tensor | list[Photo]:
-    """Pictures that remember their content key; the tensor itself for packs that have replaced ``extractFeatures``."""
-    return photos(image) if extractFeatures is extract_features else image
-
-
 def _identity(
-    adapter: Adapter, insightface: Any, image: Tensor | list[Photo], model: ModelPatcher, combine: Combine, noise: float
-) -> Identity:
+    adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
+) -> tuple[Identity, Tensor | list[Found]]:
+    """The identity of the pictures, and what else ``extractFeatures`` takes for them.
+
+    Faces are searched once for all uses. Packs that replaced ``extractFeatures`` get the tensor itself.
+    """
     check_family(model, adapter.token_width)
     start = time.perf_counter()
-    embeddings = extractFeatures(insightface, image)
+    found = find_faces(insightface, image) if extractFeatures is extract_features else image
+    embeddings = extractFeatures(insightface, found)
     if embeddings is None:
         raise NoFaceError(
             "Reference Image: No face detected. Use a picture that shows the face upright, uncovered and not too small"
@@ -264,7 +262,7 @@ def _identity(
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
     identity = adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
     logger.info("face ready in %.3f s", time.perf_counter() - start)
-    return identity
+    return identity, found
 
 
 def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:

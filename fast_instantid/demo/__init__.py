@@ -97,7 +97,7 @@ def run(
         with _timed("recognise it", seconds):
             embedding = analyzer.embed(photo, face)
         with _timed("draw its keypoints", seconds):
-            keypoints = Image.fromarray(keypoint_picture(face.kps, photo.size, SIZE))
+            keypoints = keypoint_picture(face, photo, SIZE)
         with _timed("make the identity", seconds):
             identity = adapter.identity(embedding)
         with _timed(f"sample {len(prompts)} pictures, {sampling.steps} steps", seconds):

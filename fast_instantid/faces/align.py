@@ -1,4 +1,4 @@
-"""The crop that a recogniser sees: five keypoints moved onto the template of ArcFace."""
+"""Crops for the recogniser: the five keypoints moved onto ArcFace's template."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CROP_SIZE = 112
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32
 )
-"""``(5, 2)`` pixels: where ArcFace's training put the keypoints (insightface, utils/face_align.py)."""
+"""``(5, 2)`` pixels: keypoints in the crops that ArcFace is trained on (insightface, utils/face_align.py)."""
 
 
 def align(image: RGBImage, keypoints: np.ndarray) -> RGBImage:

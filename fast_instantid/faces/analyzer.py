@@ -1,10 +1,10 @@
-"""Photo → faces → embeddings, each paid for once."""
+"""Photo → faces → embeddings, each computed once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,36 +12,41 @@ import torch
 from ..cache import Cache, shared_cache
 from ..errors import NoFaceError
 from ..images import ImageInput, photos
-from .cached import CachedNetworks, DetectorLike, RecognizerLike
+from .cached import CachedNetworks, DetectorLike, FaceNetworks, RecognizerLike
 from .detector import Detector
-from .face import Face, faces_of, largest
-from .insightface import (
-    AnalyzedFace,
-    DetectorView,
-    InsightFaceDetector,
-    InsightFaceRecognizer,
-    most_central,
-    photo_of_bgr,
-)
-from .network import load_network
+from .face import Face, faces_of, is_face, largest, listed
+from .foreign import AnalysisByGet, InsightFaceDetector, InsightFaceRecognizer, has_own_get
+from .insightface import AnalyzedFace, DetectorView, RecognizerView, photo_of_bgr
+from .onnx.network import load_network
 from .pack import find_pack
 from .recognizer import Recognizer
 
+FaceInput: TypeAlias = Face | Mapping[str, Any] | np.ndarray | torch.Tensor
+"""A face of ours, of insightface's, or its keypoints ``(5, 2)``."""
+
 
 class FaceAnalyzer:
-    """Finds faces and describes them; results are cached by content.
+    """Detects and recognises faces; results are cached by content.
 
-    It also has the shape of insightface's ``FaceAnalysis`` (``get``, ``det_model``), so it can be handed to code that
-    was written for that.
+    It also has insightface's interface (``prepare``, ``get``, ``models``, ``det_model``), for code that was written for
+    a ``FaceAnalysis``.
 
     Args:
         detector, recognizer: the two networks; :meth:`load` and :meth:`wrap` make them.
-        cache: where results are kept; by default the one shared by the whole process.
+        cache: keeps the results; by default the one shared by the whole process.
     """
 
+    networks: FaceNetworks
+    """Detection and recognition below this interface; both take Photos."""
+    det_model: Any
+    models: dict[str, Any]
+    """``detection`` and ``recognition``, as in insightface."""
+
     def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache | None = None) -> None:
-        self._networks = CachedNetworks(detector, recognizer, shared_cache() if cache is None else cache)
-        self.det_model = DetectorView(self._networks)
+        networks = CachedNetworks(detector, recognizer, shared_cache() if cache is None else cache)
+        self.networks = networks
+        self.det_model = DetectorView(networks)
+        self.models = {"detection": self.det_model, "recognition": RecognizerView(networks)}
 
     @classmethod
     def load(
@@ -54,7 +59,7 @@ class FaceAnalyzer:
         sizes: Sequence[int] | None = None,
         cache: Cache | None = None,
     ) -> FaceAnalyzer:
-        """An analyzer on the networks of an insightface model pack.
+        """Load the networks of an insightface model pack.
 
         Args:
             pack: the folder of the pack, or one above it; see :func:`find_pack`.
@@ -64,12 +69,12 @@ class FaceAnalyzer:
             dtype: of both networks, with torch. "bfloat16" and "float16" give another embedding, and so another
                 picture; docs/approximations.md says by how much.
             sizes: sides of the squares to search in, in turn until a face is found: 640, then 576 ... 192 by default.
-                ``[320, 640]`` looks at a quarter of the pixels first; keypoints move, and of a group the small faces
-                may be missed.
+                ``[320, 640]`` searches a quarter of the pixels first: keypoints move, and small faces of a group may be
+                missed.
 
         Raises:
-            ModelFileError: a network is missing, damaged, or not what it should be.
-            BackendError: the backend, device or provider is not there, or cannot compute in ``dtype`` or at ``sizes``.
+            ModelFileError: a network is missing, damaged or of another kind.
+            BackendError: the backend, device or provider is missing, or cannot compute in ``dtype`` or at ``sizes``.
         """
         found = find_pack(pack)
         detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, sizes=sizes)
@@ -78,89 +83,131 @@ class FaceAnalyzer:
 
     @classmethod
     def wrap(cls, analysis: Any, cache: Cache | None = None) -> FaceAnalyzer:
-        """An analyzer on an insightface ``FaceAnalysis`` that the caller already has; ours is returned as it is."""
+        """An analyzer on a face analysis that is loaded already.
+
+        insightface's ``FaceAnalysis`` lends its detector and recogniser. An object with a ``get`` of its own, such as a
+        subclass that chooses the face, is asked through that ``get``; those results are not cached. A FaceAnalyzer is
+        returned unchanged.
+
+        Raises:
+            BackendError: the object is no face analysis.
+        """
         if isinstance(analysis, cls):
             return analysis
-        return cls(InsightFaceDetector(analysis), InsightFaceRecognizer(analysis), cache)
+        if has_own_get(analysis):
+            return _WrappedAnalyzer(analysis, AnalysisByGet(analysis))
+        networks = InsightFaceDetector(analysis), InsightFaceRecognizer(analysis)
+        return _WrappedAnalyzer(analysis, CachedNetworks(*networks, shared_cache() if cache is None else cache))
 
     @property
     def backend(self) -> str:
-        """What really runs, such as ``"torch (cuda:0)"`` or ``"onnxruntime (CPUExecutionProvider)"``."""
-        network = getattr(self._networks.detector, "network", None)
-        return "insightface" if network is None else network.backend
+        """Backend and device in use, such as ``"torch (cuda:0)"`` or ``"onnxruntime (CPUExecutionProvider)"``."""
+        return self.networks.backend
 
     def __repr__(self) -> str:
         return f"FaceAnalyzer({self.backend})"
 
     def detect(self, images: ImageInput) -> list[list[Face]]:
-        """The faces of each picture, by falling score.
+        """Detect the faces of each picture, by falling score.
 
         Args:
             images: one picture or many, of any sizes; see :data:`ImageInput`. A tensor counts as B pictures.
 
         Returns:
-            a list for each picture, empty where no face was found at any size that was tried: 640, then 576 ... 192, or
-            the ``sizes`` of :meth:`load`.
+            a list for each picture; it is empty where no face was found at any size (640, then 576 ... 192, or the
+            ``sizes`` of :meth:`load`).
         """
-        return [faces_of(detections) for detections in self._networks.detect_at_all_sizes(photos(images))]
+        return self.networks.find(photos(images))
 
     def embed(
         self,
         images: ImageInput,
-        faces: Face | Mapping[str, Any] | Sequence[Face | Mapping[str, Any]] | None = None,
+        faces: FaceInput | Sequence[FaceInput] | Sequence[Sequence[FaceInput]] | None = None,
         *,
         choose: Callable[[Sequence[Face]], Face] = largest,
     ) -> np.ndarray:
-        """The embedding of one face of each picture.
+        """Embed one face of each picture.
 
         Args:
             images: N pictures; see :data:`ImageInput`.
-            faces: the N faces meant, ours or insightface's; by default each picture is searched and ``choose`` picks
-                one.
-            choose: picks one of several faces; by default the largest.
+            faces: one face for each picture, or a list of them, as :meth:`detect` returns; by default each picture is
+                searched.
+            choose: picks one face of a list; by default the largest.
 
         Returns:
             ``(N, 512)`` float32, not normalised.
 
         Raises:
-            NoFaceError: a picture without a face; the message says which.
-            ValueError: the number of faces differs from the number of pictures.
+            NoFaceError: pictures without a face, by name.
+            ValueError: the number of faces differs from the number of pictures, or a face has no keypoints.
         """
         pictures = photos(images)
-        if faces is None:
-            found = [faces_of(detections) for detections in self._networks.detect_at_all_sizes(pictures)]
-            empty = [photo.name for photo, candidates in zip(pictures, found, strict=True) if not candidates]
-            if empty:
-                sides = sorted({size[0] for size in self._networks.detector.sizes})
-                raise NoFaceError(
-                    f"no face found in {', '.join(empty)} (searched at {sides[-1]} down to {sides[0]} pixels): "
-                    f"use a picture that shows the face upright and unobstructed"
-                )
-            chosen = [choose(candidates) for candidates in found]
-        else:
-            # insightface's faces are dictionaries, with their items as attributes.
-            chosen: list[Any] = [faces] if isinstance(faces, (Face, Mapping)) else list(faces)
-            if len(chosen) != len(pictures):
-                raise ValueError(f"{len(pictures)} pictures but {len(chosen)} faces: give one face for each picture")
-        return self._networks.embed(pictures, [face.kps for face in chosen])
+        found: list[Any] = self.networks.find(pictures) if faces is None else listed(faces)
+        if len(found) != len(pictures):
+            raise ValueError(f"{len(pictures)} pictures but {len(found)} faces: give one face for each picture")
+        empty = [
+            photo.name
+            for photo, given in zip(pictures, found, strict=True)
+            if isinstance(given, (list, tuple)) and not given
+        ]
+        if empty:
+            sides = sorted({size[0] for size in self.networks.sizes})
+            searched = f" (searched at {sides[-1]} down to {sides[0]} pixels)" if sides else ""
+            raise NoFaceError(
+                f"no face found in {', '.join(empty)}{searched}: "
+                f"use a picture that shows the face upright and unobstructed"
+            )
+        chosen = [given if is_face(given) or not isinstance(given, Sequence) else choose(given) for given in found]
+        return self.networks.embed(pictures, chosen)
 
-    def get(self, image: np.ndarray, max_num: int = 0) -> list[AnalyzedFace]:
-        """insightface's interface: the faces of one picture at the one size ``det_model.input_size``.
+    def prepare(self, ctx_id: int = 0, det_thresh: float = 0.5, det_size: tuple[int, int] | None = None) -> None:
+        """Set size and threshold of :meth:`get` and ``det_model``, as in insightface; :meth:`detect` keeps its own.
 
         Args:
-            image: ``(H, W, 3)`` uint8 in **BGR** order.
-            max_num: keep only so many, the large and central ones; 0 keeps all.
-
-        Returns:
-            faces whose ``embedding`` is computed when first asked for.
+            ctx_id: ignored; the device was chosen at loading.
+            det_thresh: score from which a candidate counts, 0..1.
+            det_size: ``(width, height)``; ``(640, 640)`` by default.
 
         Raises:
-            ImageError: an array that is not such a picture.
+            ValueError: ``det_size`` is not one pair.
         """
-        photo = photo_of_bgr(image)
-        networks = self._networks
-        found = most_central(networks.detect([photo], self.det_model.input_size)[0], photo.size, max_num)
+        self.det_model.prepare(ctx_id, input_size=(0, 0) if det_size is None else det_size, det_thresh=det_thresh)
+
+    def get(self, img: np.ndarray, max_num: int = 0, det_metric: str = "default") -> list[Any]:
+        """The faces of one picture at the single size ``det_model.input_size``, as in insightface.
+
+        Args:
+            img: ``(H, W, 3)`` uint8 in **BGR** order.
+            max_num: keep only so many; 0 keeps all.
+            det_metric: keep the large and central ones ("default") or the largest ("max").
+
+        Returns:
+            faces with insightface's items, which are attributes too; the embedding is computed on first use.
+
+        Raises:
+            ImageError: the array is no such picture.
+        """
+        photo = photo_of_bgr(img)
         return [
-            AnalyzedFace(face.bbox, face.kps, face.det_score, lambda kps: networks.embed([photo], [kps])[0])
-            for face in faces_of(found)
+            AnalyzedFace(
+                {"bbox": face.bbox.copy(), "kps": face.kps.copy(), "det_score": face.det_score},
+                lambda face=face: self.networks.embed([photo], [face])[0],
+            )
+            for face in faces_of(self.det_model.detections(photo, None, max_num, det_metric))
         ]
+
+
+class _WrappedAnalyzer(FaceAnalyzer):
+    """Another library's face analysis behind our interface; its insightface interface stays its own."""
+
+    def __init__(self, analysis: Any, networks: FaceNetworks) -> None:
+        self.networks = networks
+        self._analysis = analysis
+        self.det_model = getattr(analysis, "det_model", None)
+        self.models = getattr(analysis, "models", {})
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        self._analysis.prepare(*args, **kwargs)
+
+    def get(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return self._analysis.get(*args, **kwargs)

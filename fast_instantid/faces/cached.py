@@ -1,9 +1,9 @@
-"""Detector and recogniser behind the cache: each picture and each face is paid for once."""
+"""Detector and recogniser behind the cache: each picture is searched once, and each face recognised once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,22 +13,45 @@ from ..images import Photo, RGBImage
 from ..recorder import stage
 from .align import align
 from .detector import Detections
+from .face import Face, faces_of, keypoints_of
 
 _VERSION = 1
-"""Raise it when results change for the same files and pictures: results of other versions lie in people's folders."""
+"""Version of the results: raise it when they change for equal input, since cache folders outlive releases."""
+
+
+class FaceNetworks(Protocol):
+    """What :class:`FaceAnalyzer` needs of detection and recognition."""
+
+    @property
+    def backend(self) -> str:
+        """Backend and device in use."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """``(width, height)`` to search at, in turn."""
+        ...
+
+    def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
+        """The faces of each picture, found at the first size that shows any."""
+        ...
+
+    def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings of one face in each of N pictures."""
+        ...
 
 
 class DetectorLike(Protocol):
     """Finds faces at one size."""
 
     @property
-    def fingerprint(self) -> str | None:
-        """Identifies the results; None keeps them out of the cache."""
+    def result_id(self) -> str | None:
+        """Identifies the results of equal input; None keeps them out of the cache."""
         ...
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to try in turn."""
+        """``(width, height)`` to search at, in turn."""
         ...
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]: ...
@@ -38,23 +61,32 @@ class RecognizerLike(Protocol):
     """Turns aligned crops into embeddings."""
 
     @property
-    def fingerprint(self) -> str | None:
-        """As for a detector."""
+    def result_id(self) -> str | None:
+        """Identifies the results of equal input; None keeps them out of the cache."""
         ...
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray: ...
 
 
 class CachedNetworks:
-    """The two networks of an analyzer, asked only for what is not known yet."""
+    """The two networks of an analyzer, run only on a cache miss (a :class:`FaceNetworks`)."""
 
     def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache) -> None:
         self.detector = detector
         self.recognizer = recognizer
         self.cache = cache
 
+    @property
+    def backend(self) -> str:
+        network = getattr(self.detector, "network", None)
+        return "insightface" if network is None else network.backend
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        return self.detector.sizes
+
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
-        """Faces at one size, in arrays that cannot be written to."""
+        """Faces at one size, in read-only arrays."""
 
         def compute(missing: list[int]) -> list[Record]:
             found = self.detector.detect([pictures[i].rgb for i in missing], size)
@@ -64,12 +96,11 @@ class CachedNetworks:
             ]
 
         with stage("detect", pictures=len(pictures)):
-            records = self._remember("detect", self.detector.fingerprint, pictures, [size] * len(pictures), compute)
+            records = self._remember("detect", self.detector.result_id, pictures, [size] * len(pictures), compute)
         return [Detections(**{name: _read_only(tensor) for name, tensor in record.items()}) for record in records]
 
-    def detect_at_all_sizes(self, pictures: Sequence[Photo]) -> list[Detections]:
-        """Try the detector's sizes in turn, each only on the pictures in which nothing was found before."""
-        first, *others = self.detector.sizes
+    def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
+        first, *others = self.sizes
         found = self.detect(pictures, first)
         for size in others:
             left = [i for i, detections in enumerate(found) if not len(detections.scores)]
@@ -77,10 +108,10 @@ class CachedNetworks:
                 break
             for i, detections in zip(left, self.detect([pictures[i] for i in left], size), strict=True):
                 found[i] = detections
-        return found
+        return [faces_of(detections) for detections in found]
 
-    def embed(self, pictures: Sequence[Photo], keypoints: Sequence[np.ndarray]) -> np.ndarray:
-        """``(N, 512)``: of the face at these keypoints in each of N pictures."""
+    def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
+        keypoints = [keypoints_of(face).astype(np.float32, copy=False) for face in faces]
 
         def compute(missing: list[int]) -> list[Record]:
             images = [pictures[i].rgb for i in missing]
@@ -89,21 +120,21 @@ class CachedNetworks:
             return [{"embedding": torch.from_numpy(row)} for row in self.recognizer.embed(crops)]
 
         with stage("recognise", faces=len(pictures)):
-            records = self._remember("embed", self.recognizer.fingerprint, pictures, keypoints, compute)
+            records = self._remember("embed", self.recognizer.result_id, pictures, keypoints, compute)
         return np.stack([record["embedding"].numpy() for record in records])
 
     def _remember(
         self,
-        what: str,
-        fingerprint: str | None,
+        task: str,
+        result_id: str | None,
         pictures: Sequence[Photo],
         options: Sequence[object],
         compute: Callable[[list[int]], list[Record]],
     ) -> Sequence[Record]:
-        if fingerprint is None:
+        if result_id is None:
             return compute(list(range(len(pictures))))
         keys = [
-            content_key(what, _VERSION, fingerprint, photo.key, option)
+            content_key(task, _VERSION, result_id, photo.key, option)
             for photo, option in zip(pictures, options, strict=True)
         ]
         return self.cache.get_many(keys, compute)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 from ..errors import BackendError, ModelFileError
 from ..images import RGBImage
 from ..recorder import stage
-from .network import Network
-from .onnx_graph import Graph
+from .onnx.graph import Graph
+from .onnx.network import Network
 
 _MEAN, _SCALE = 127.5, 1 / 128
 # A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.
@@ -47,10 +48,10 @@ class Detector:
 
     Args:
         network: the network, on its backend.
-        graph: its file, for the layout.
+        graph: its file, which gives the layout of the outputs.
         threshold: score from which a candidate counts.
         overlap: intersection over union above which the weaker of two candidates is dropped.
-        sizes: sides of the squares to search at in turn, each only the pictures in which nothing was found before.
+        sizes: sides of the squares to search at in turn, each only where nothing was found before.
 
     Raises:
         ModelFileError: the network's outputs are not SCRFD's with keypoints.
@@ -84,14 +85,15 @@ class Detector:
                 f"detection sizes {list(sizes)}: this detector was exported for {self._fixed_size} alone"
             )
         stride = self.strides[-1]
-        if not sizes or not all(isinstance(side, int) and side > 0 and side % stride == 0 for side in sizes):
-            raise BackendError(f"detection sizes {list(sizes)}: expected multiples of {stride}, such as [320, 640]")
-        return tuple((side, side) for side in sizes)
+        sides = [*sizes]
+        if not sides or not all(isinstance(side, Integral) and side > 0 and side % stride == 0 for side in sides):
+            raise BackendError(f"detection sizes {sides}: expected multiples of {stride}, such as [320, 640]")
+        return tuple((int(side), int(side)) for side in sides)
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies the results at a size, which is in the key itself: network, backend, dtype, both thresholds."""
-        return f"{self.network.fingerprint}/{self.threshold}/{self.overlap}"
+    def result_id(self) -> str:
+        """Identifies the results at a given size: network, backend, dtype and both thresholds."""
+        return f"{self.network.result_id}/{self.threshold}/{self.overlap}"
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
@@ -152,14 +154,14 @@ class Detector:
 
 
 def _fit(image: RGBImage, size: tuple[int, int]) -> tuple[RGBImage, float]:
-    """Scale a picture into the upper left of a black canvas; return it and the factor."""
+    """Scale a picture into the upper left of a black canvas; return the canvas and the factor."""
     (height, width), (canvas_width, canvas_height) = image.shape[:2], size
     if height / width > canvas_height / canvas_width:
         new_height, new_width = canvas_height, int(canvas_height / (height / width))
     else:
         new_width, new_height = canvas_width, int(canvas_width * (height / width))
     canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
-    if new_width and new_height:  # else the picture is a line, which holds no face
+    if new_width and new_height:  # else the picture is too thin to hold a face
         canvas[:new_height, :new_width] = cv2.resize(image, (new_width, new_height))
     return canvas, max(new_height, 1) / height
 

@@ -1,31 +1,35 @@
-"""A face, and which of several is meant."""
+"""A face, in our form and in those that other libraries use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..errors import NoFaceError
 from .detector import Detections
 
+AnyFace = TypeVar("AnyFace")
+
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """Where a face is, in pixels of its picture. Fields have insightface's names and can be read as items too."""
+    """Position of a face, in pixels of its picture; fields have insightface's names and can be read as items."""
 
     bbox: np.ndarray
     """``(4,)`` float32: left, top, right, bottom."""
     kps: np.ndarray
     """``(5, 2)`` float32: left eye, right eye, nose, left and right corner of the mouth, as the viewer sees them."""
     det_score: float
-    """How sure the detector is, 0..1."""
+    """Confidence of the detector, 0..1."""
 
     @property
     def area(self) -> float:
-        """Of the box, in square pixels."""
+        """Area of the box, in square pixels."""
         left, top, right, bottom = self.bbox
         return (right - left) * (bottom - top)
 
@@ -46,12 +50,59 @@ def faces_of(detections: Detections) -> list[Face]:
     return faces
 
 
-def largest(faces: Sequence[Face]) -> Face:
-    """The face with the largest box; of equal ones the last, as in ComfyUI_InstantID (``sorted(...)[-1]``).
+def largest(faces: Sequence[AnyFace]) -> AnyFace:
+    """The face with the largest box, ours or insightface's.
+
+    Of equal ones it is the last, as in ComfyUI_InstantID (``sorted(...)[-1]``).
 
     Raises:
-        NoFaceError: there is none.
+        NoFaceError: the sequence is empty.
     """
-    if not faces:
+    if not len(faces):
         raise NoFaceError("no face found: use a picture that shows the face upright and unobstructed")
-    return sorted(faces, key=lambda face: face.area)[-1]
+
+    def area(face: Any) -> float:
+        left, top, right, bottom = field(face, "bbox")
+        return (right - left) * (bottom - top)
+
+    return sorted(faces, key=area)[-1]
+
+
+def field(face: Any, name: str) -> Any:
+    """A field of our face, of insightface's, or of any other with items or attributes; None where it has none."""
+    return face.get(name) if isinstance(face, Mapping) else getattr(face, name, None)
+
+
+def is_face(value: Any) -> bool:
+    """Whether a value is one face, or the keypoints of one."""
+    if isinstance(value, (list, tuple)):
+        return (
+            bool(value)
+            and isinstance(value[0], (list, tuple, np.ndarray))
+            and all(isinstance(x, Real) for x in value[0])
+        )
+    return isinstance(value, Mapping) or hasattr(value, "kps") or getattr(value, "ndim", 0) == 2
+
+
+def listed(faces: Any) -> list[Any]:
+    """One face or several, as a list."""
+    return [faces] if is_face(faces) or not isinstance(faces, Iterable) else [*faces]
+
+
+def keypoints_of(face: Any) -> np.ndarray:
+    """The keypoints ``(5, 2)`` of a face, or of the array, list or tensor that they are given as.
+
+    Raises:
+        ValueError: there are not five finite points.
+    """
+    given = field(face, "kps") if isinstance(face, Mapping) or hasattr(face, "kps") else face
+    try:
+        points = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
+    except (TypeError, ValueError):  # lists of uneven length, tensors of a dtype that numpy lacks
+        points = np.empty(0)
+    if points.shape != (5, 2) or points.dtype.kind not in "iuf":
+        found = "none" if given is None else f"{type(given).__name__} of shape {points.shape}"
+        raise ValueError(f"keypoints: expected five points (5, 2) in pixels, or a face that has them, got {found}")
+    if not np.isfinite(points).all():
+        raise ValueError("keypoints hold NaN or infinity: detect the face again")
+    return points

@@ -1,144 +1,175 @@
-"""insightface's shape, in both directions: ours for code that expects theirs, and theirs where ours is expected.
-
-Nothing here imports insightface; its objects are recognised by what they can do.
-"""
+"""insightface's interface on our networks, for code that was written for its ``FaceAnalysis``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError
-from ..images import Photo, RGBImage, photos
-from ..weights import fingerprint
+from ..images import Photo, photos
+from .align import CROP_SIZE
 from .cached import CachedNetworks
 from .detector import DETECTION_SIZES, Detections
-from .face import Face
+
+_PENDING = object()
 
 
-@dataclass(frozen=True, eq=False)
-class AnalyzedFace(Face, Mapping[str, Any]):
-    """A face as ``FaceAnalysis.get`` returns it: attributes are items too. Only its embedding is computed when it is
-    first asked for."""
+class AnalyzedFace(MutableMapping[str, Any]):
+    """A face as ``FaceAnalysis.get`` returns it.
 
-    _embed: Callable[[np.ndarray], np.ndarray]
+    Items are attributes too, and an attribute that is not there is None. The embedding is computed on first use.
+
+    Args:
+        items: the items except ``embedding``.
+        embed: computes the embedding ``(512,)``.
+    """
+
+    _items: dict[str, Any]
+    _embed: Callable[[], np.ndarray]
+
+    def __init__(self, items: Mapping[str, Any], embed: Callable[[], np.ndarray]) -> None:
+        vars(self).update(_items={**items, "embedding": _PENDING}, _embed=embed)
+
+    def __getitem__(self, name: str) -> Any:
+        if self._items[name] is _PENDING:
+            self._items[name] = self._embed()
+        return self._items[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._items[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._items[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("bbox", "kps", "det_score", "embedding"))
+        return iter(self._items)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._items)
 
-    @cached_property
-    def embedding(self) -> np.ndarray:
-        """``(512,)`` float32, not normalised."""
-        return self._embed(self.kps)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.get(name)
 
-    @cached_property
+    __setattr__ = __setitem__
+    __eq__ = object.__eq__  # items are arrays, whose comparison has no single truth value
+    __hash__ = object.__hash__
+
+    @property
+    def embedding_norm(self) -> float:
+        """Euclidean length of the embedding."""
+        return np.linalg.norm(self["embedding"])
+
+    @property
     def normed_embedding(self) -> np.ndarray:
         """``(512,)`` float32 of length 1."""
-        return self.embedding / np.linalg.norm(self.embedding)
+        return self["embedding"] / self.embedding_norm
+
+    @property
+    def sex(self) -> str | None:
+        """``"M"`` or ``"F"`` once something has set ``gender``, which our networks don't."""
+        return None if self.gender is None else "M" if self.gender == 1 else "F"
 
 
 class DetectorView:
-    """What other code reads and sets on ``FaceAnalysis.det_model``."""
+    """``FaceAnalysis.det_model``: the detector at one size, with a threshold of its own."""
 
     taskname = "detection"
 
     def __init__(self, networks: CachedNetworks) -> None:
         self._networks = networks
-        self.input_size = (640, 640)
+        self.input_size = DETECTION_SIZES[0]
         """``(width, height)`` at which ``get`` searches; other packs lower it when they find nothing."""
 
+    @property
+    def det_thresh(self) -> float:
+        """Score from which a candidate counts."""
+        return self._networks.detector.threshold  # pyright: ignore[reportAttributeAccessIssue]
+
+    @det_thresh.setter
+    def det_thresh(self, value: float) -> None:
+        # On a copy: the detector itself is shared with :meth:`FaceAnalyzer.detect`.
+        detector: Any = copy.copy(self._networks.detector)
+        detector.threshold = float(value)
+        self._networks = CachedNetworks(detector, self._networks.recognizer, self._networks.cache)
+
+    def prepare(self, ctx_id: int = 0, *, input_size: Any = None, det_thresh: float | None = None) -> None:
+        """Set size and threshold; the device was chosen at loading.
+
+        Raises:
+            ValueError: ``input_size`` is not one ``(width, height)``.
+        """
+        if input_size is not None and np.shape(input_size) != (2,):
+            raise ValueError(f"detection size {input_size!r}: expected one (width, height), such as (640, 640)")
+        if input_size is not None:
+            width, height = (int(side) for side in input_size)
+            self.input_size = (width, height) if width or height else DETECTION_SIZES[0]  # (0, 0): automatic
+        if det_thresh is not None:
+            self.det_thresh = det_thresh
+
     def detect(
-        self, img: np.ndarray, input_size: tuple[int, int] | None = None, max_num: int = 0
+        self,
+        img: np.ndarray,
+        input_size: tuple[int, int] | None = None,
+        max_num: int = 0,
+        metric: str = "default",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores ``(n, 5)`` and keypoints ``(n, 5, 2)`` of a BGR picture."""
-        photo = photo_of_bgr(img)
-        found = self._networks.detect([photo], input_size or self.input_size)[0]
-        found = most_central(found, photo.size, max_num)
+        found = self.detections(photo_of_bgr(img), input_size, max_num, metric)
         return np.column_stack([found.boxes, found.scores]), found.keypoints.copy()
 
-
-class InsightFaceDetector:
-    """The detector of a ``FaceAnalysis``, asked for one size at a time.
-
-    The size goes in as an argument: since insightface 1.0, assigning ``input_size`` changes nothing.
-    """
-
-    def __init__(self, analysis: Any) -> None:
-        self._model = _model(analysis, "detection")
-        self._content = _content(self._model)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """With the thresholds of this moment, which ``prepare`` may change at any time."""
-        thresholds = [getattr(self._model, name, None) for name in ("det_thresh", "nms_thresh")]
-        return self._content and f"{self._content}/{thresholds}"
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """One only, if the network was exported for one."""
-        fixed = getattr(self._model, "static_input_size", None)
-        return DETECTION_SIZES if fixed is None else (tuple(fixed),)
-
-    def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]:
-        """As :meth:`Detector.detect`."""
-        found: list[Detections] = []
-        for image in images:
-            boxes, keypoints = self._model.detect(np.ascontiguousarray(image[..., ::-1]), input_size=size)
-            found.append(Detections(boxes[:, :4], keypoints, boxes[:, 4]))
-        return found
+    def detections(self, photo: Photo, input_size: tuple[int, int] | None, max_num: int, metric: str) -> Detections:
+        """:meth:`detect` for a Photo."""
+        found = self._networks.detect([photo], input_size or self.input_size)[0]
+        return most_central(found, photo.size, max_num, metric)
 
 
-class InsightFaceRecognizer:
-    """The recogniser of a ``FaceAnalysis``."""
+class RecognizerView:
+    """``FaceAnalysis.models["recognition"]``."""
 
-    def __init__(self, analysis: Any) -> None:
-        self._model = _model(analysis, "recognition")
-        self.fingerprint = _content(self._model)
+    taskname = "recognition"
+    input_size = (CROP_SIZE, CROP_SIZE)
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        """As :meth:`Recognizer.embed`; one by one, as insightface does."""
-        return np.concatenate([self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops])
+    def __init__(self, networks: CachedNetworks) -> None:
+        self._networks = networks
+
+    def prepare(self, ctx_id: int = 0) -> None:
+        """Does nothing: the device was chosen at loading."""
+
+    def get(self, img: np.ndarray, face: Any) -> np.ndarray:
+        """Set and return the embedding ``(512,)`` of a face of a BGR picture."""
+        face["embedding"] = self._networks.embed([photo_of_bgr(img)], [face])[0]
+        return face["embedding"]
+
+    def get_feat(self, imgs: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """``(N, 512)`` embeddings of aligned BGR crops ``(112, 112, 3)``, or of a single one."""
+        crops = [imgs] if isinstance(imgs, np.ndarray) else imgs
+        return self._networks.recognizer.embed([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
 
 
 def photo_of_bgr(image: np.ndarray) -> Photo:
-    """A Photo that holds a copy, so that what refers to it cannot change."""
+    """A Photo of a copy, so that later writes to ``image`` cannot change it."""
     return photos(np.array(image[..., 2::-1] if image.ndim == 3 else image))[0]
 
 
-def most_central(found: Detections, size: tuple[int, int], max_num: int) -> Detections:
-    """The ``max_num`` faces that are largest after a penalty of twice their squared distance from the middle, largest
-    first, as insightface's ``detect`` picks them; all for 0.
+def most_central(found: Detections, size: tuple[int, int], max_num: int, metric: str = "default") -> Detections:
+    """The ``max_num`` most important faces, most important first; all of them for 0.
+
+    A face counts by the area of its box, less twice its squared distance from the middle of the picture; by the area
+    alone if ``metric`` is "max" (insightface, model_zoo/scrfd.py, ``detect``).
 
     Args:
-        size: ``(height, width)`` of the picture.
+        size: ``(width, height)`` of the picture.
     """
     if not 0 < max_num < len(found.scores):
         return found
     left, top, right, bottom = found.boxes.T
-    distance = ((left + right) / 2 - size[1] // 2) ** 2 + ((top + bottom) / 2 - size[0] // 2) ** 2
-    order = np.argsort((right - left) * (bottom - top) - 2.0 * distance)[::-1][:max_num]
+    importance = (right - left) * (bottom - top)
+    if metric != "max":
+        distance = ((left + right) / 2 - size[0] // 2) ** 2 + ((top + bottom) / 2 - size[1] // 2) ** 2
+        importance = importance - 2.0 * distance
+    order = np.argsort(importance)[::-1][:max_num]
     return Detections(found.boxes[order], found.keypoints[order], found.scores[order])
-
-
-def _model(analysis: Any, task: str) -> Any:
-    models = getattr(analysis, "models", None)
-    if not isinstance(models, dict) or task not in models:
-        raise BackendError(
-            f"expected a FaceAnalyzer or an insightface FaceAnalysis with a {task} model, "
-            f"got {type(analysis).__name__} with {sorted(models) if isinstance(models, dict) else 'no models'}"
-        )
-    return models[task]
-
-
-def _content(model: Any) -> str | None:
-    """The file's content and the providers that run it; None, which keeps results uncached, where there is no file."""
-    path = getattr(model, "model_file", None)
-    providers = getattr(getattr(model, "session", None), "get_providers", list)()
-    return path and f"{fingerprint(path)}/insightface/{providers}"

@@ -1,15 +1,27 @@
-"""The keypoint picture that the IdentityNet is steered by."""
+"""The keypoint picture, which tells the IdentityNet where a face is.
+
+Sizes are ``(width, height)`` in pixels, as in PIL. Where a size is expected, a picture may stand for its own.
+A face may be a :class:`Face`, a face of insightface, or its keypoints ``(5, 2)`` as an array, a list or a tensor.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
+import torch
+from PIL import Image
 
-from ..images import RGBImage
+from ..errors import NoFaceError
+from ..images import Photo, RGBImage, photos
 from ..recorder import stage
+from .face import keypoints_of, listed
+
+Size: TypeAlias = tuple[int, int] | Sequence[int] | Image.Image | Photo | np.ndarray | torch.Tensor
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of left eye, right eye, nose, and left and right corner of the mouth."""
@@ -18,29 +30,31 @@ _LIMB_HALF_WIDTH = 4  # pixels
 _DOT_RADIUS = 10  # pixels
 
 
-def draw_keypoints(
-    size: tuple[int, int], *faces: np.ndarray, colors: Sequence[tuple[int, int, int]] = COLORS
-) -> RGBImage:
+def draw_keypoints(size: Size, *faces: Any, colors: Sequence[tuple[int, int, int]] = COLORS) -> RGBImage:
     """Draw five coloured dots and four darker limbs for each face, on black.
 
     The pixels are those of InstantID's own ``draw_kps`` (InstantX, pipeline_stable_diffusion_xl_instantid.py), which
-    its ControlNet was trained on. Line width and radius are fixed, so it matters at which size is drawn:
+    its ControlNet was trained on. Line width and radius are fixed, so the size matters:
     :func:`keypoint_picture` draws at that of the new picture.
 
     Args:
-        size: ``(height, width)`` in pixels.
-        faces: keypoints ``(5, 2)`` in pixels, one array for each face; none gives a black picture.
-        colors: RGB of the five points; the ControlNet knows only these.
+        size: ``(width, height)`` of the drawing.
+        faces: keypoints in pixels of the drawing; without any, the drawing is black.
+        colors: RGB of the five points; the ControlNet knows only the default.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        ValueError: not five finite keypoints, or not a size.
     """
+    width, height = _size(size)
+    points = [keypoints_of(face) for face in faces]
     with stage("draw keypoints"):
-        return _draw(size, faces, colors)
+        return _draw(np.zeros((height, width, 3), np.uint8), points, colors)
 
 
-def _draw(size: tuple[int, int], faces: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> RGBImage:
-    canvas = np.zeros((*size, 3), np.uint8)
+def _draw(canvas: RGBImage, faces: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> RGBImage:
     for keypoints in faces:
         for start, end in _LIMBS:
             points = keypoints[[start, end]]
@@ -57,39 +71,71 @@ def _draw(size: tuple[int, int], faces: Sequence[np.ndarray], colors: Sequence[t
 
 
 def drawn_region(size: tuple[int, int], keypoints: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns outside of which :func:`draw_keypoints` leaves a picture of this size black.
+    """Rows and columns outside of which :func:`draw_keypoints` leaves a drawing of this size black.
 
     A limb is drawn at a whole degree, so its ends may miss their points by a hundredth of its length.
     """
     low, high = keypoints.min(axis=0), keypoints.max(axis=0)
     margin = _DOT_RADIUS + _LIMB_HALF_WIDTH + 2 + 0.01 * float(np.hypot(*(high - low)))
-    height, width = size
-    left, top = np.clip((low - margin).astype(int), 0, (width, height))
-    right, bottom = np.clip((high + margin).astype(int) + 1, 0, (width, height))
+    left, top = np.clip((low - margin).astype(int), 0, size)
+    right, bottom = np.clip((high + margin).astype(int) + 1, 0, size)
     return slice(top, bottom), slice(left, right)
 
 
-def keypoint_picture(keypoints: np.ndarray, photo: tuple[int, int], size: tuple[int, int] | None = None) -> RGBImage:
-    """The keypoint picture for a new picture in which the face lies as in its photo.
+def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image.Image:
+    """The IdentityNet's input for a new picture in which the face lies as in its photo.
+
+    A photo of another shape is scaled to cover the new picture and cropped to its middle. Where that would cut off a
+    keypoint, the crop is moved to hold all of them if they fit.
 
     Args:
-        keypoints: ``(5, 2)`` in pixels of the photo.
-        photo: ``(height, width)`` of the photo.
-        size: of the new picture; :func:`sdxl_size` of the photo by default. A photo of another shape is scaled to cover
-            it and cropped to its middle.
+        faces: one face, or a sequence of faces of the same photo; keypoints are in pixels of the photo.
+        photo: the photo, or its ``(width, height)``.
+        size: ``(width, height)`` of the new picture; :func:`sdxl_size` of the photo by default.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB.
+        an RGB image, for ``pipe(image=...)``.
+
+    Raises:
+        ValueError: not five finite keypoints, or not a size.
     """
-    size = size or sdxl_size(photo)
-    scale = max(size[0] / photo[0], size[1] / photo[1])
-    shift = [(size[1] - photo[1] * scale) / 2, (size[0] - photo[0] * scale) / 2]
-    return draw_keypoints(size, (keypoints * scale + shift).astype(keypoints.dtype))
+    given = np.array(_size(photo))
+    target = np.array(sdxl_size(photo) if size is None else _size(size))
+    scale = float(max(target / given))
+    scaled = [keypoints_of(face) * scale for face in listed(faces)]
+    if not scaled:
+        raise NoFaceError("no face given: a keypoint picture needs at least one")
+    shift = (target - given * scale) / 2
+    low, high = np.concatenate(scaled).min(axis=0), np.concatenate(scaled).max(axis=0)
+    is_cut = (low + shift < 0) | (high + shift >= target)
+    fits = high - low + 2 * _DOT_RADIUS <= target
+    moved = np.clip(np.clip(shift, _DOT_RADIUS - low, target - _DOT_RADIUS - high), target - given * scale, 0)
+    shift = np.where(is_cut & fits, moved, shift)
+    return Image.fromarray(
+        draw_keypoints(target.tolist(), *((points + shift).astype(points.dtype) for points in scaled))
+    )
 
 
-def sdxl_size(photo: tuple[int, int]) -> tuple[int, int]:
-    """``(height, width)`` in the shape of a photo with about the one megapixel that SDXL was trained at (Podell et al.
-    2023), in multiples of 64."""
-    scale = (1024 * 1024 / (photo[0] * photo[1])) ** 0.5
-    height, width = (max(64, round(side * scale / 64) * 64) for side in photo)
-    return height, width
+def sdxl_size(photo: Size) -> tuple[int, int]:
+    """``(width, height)`` for a new picture: the shape of the photo, about one megapixel, multiples of 64.
+
+    SDXL was trained at 1024 x 1024 pixels and other shapes of that area (Podell et al. 2023).
+    """
+    width, height = _size(photo)
+    scale = (1024 * 1024 / (width * height)) ** 0.5
+    width, height = (max(64, round(side * scale / 64) * 64) for side in (width, height))
+    return width, height
+
+
+def _size(picture: Size) -> tuple[int, int]:
+    """``(width, height)`` of a picture, or of such a pair."""
+    if isinstance(picture, (np.ndarray, torch.Tensor)) and picture.ndim > 1:
+        picture = photos(picture)[0]
+    sides = picture.size if isinstance(picture, (Image.Image, Photo)) else picture
+    try:
+        width, height = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        width = height = 0
+    if width <= 0 or height <= 0:
+        raise ValueError(f"size {sides!r}: expected (width, height) in whole pixels, or a picture")
+    return width, height

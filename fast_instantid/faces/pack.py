@@ -1,4 +1,4 @@
-"""Finding the two networks we need in a folder that people unzipped in their own way."""
+"""Search for the detector and the recogniser of a model pack, below any folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ..errors import ModelFileError
 from ..recorder import stage
-from .onnx_graph import Graph, read_graph
+from .onnx.graph import Graph, read_graph
 
 logger = logging.getLogger("fast_instantid")
 
-# Looked at first, in this order, so that the landmark and gender networks of a usual pack are never opened. What a file
-# is decides its content.
+# Opened first, in this order, so that the landmark and gender networks of a usual pack never are. The content decides
+# the kind of a network, not the name.
 _USUAL_NAMES = (
     "scrfd_10g_bnkps.onnx",
     "glintr100.onnx",
@@ -23,7 +23,7 @@ _USUAL_NAMES = (
     "det_500m.onnx",
     "w600k_mbf.onnx",
 )
-_OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints on three or five levels
+_OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
 _MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
 
@@ -38,7 +38,7 @@ class Pack:
 
 
 def find_pack(folder: str | os.PathLike[str]) -> Pack:
-    """What :func:`look_for_pack` finds.
+    """Find a model pack in ``folder`` or below it; see :func:`look_for_pack`.
 
     Raises:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
@@ -50,10 +50,11 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
 
 
 def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
-    """The pack in ``folder`` or below it: antelopev2 where there are several, else the one nearest to the top.
+    """The pack in ``folder`` or below it, or the reason why there is none.
 
-    ``folder`` may be the pack itself, one that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``,
-    its ``models``, or ComfyUI itself. Where there is none: why not, with the folders tried and what is missing in each.
+    Of several packs, antelopev2 is preferred, then the one nearest to the top. ``folder`` may be the pack itself, one
+    that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``, its ``models``, or ComfyUI itself. The
+    reason lists the folders tried and what is missing in each.
     """
     with stage("find networks"):
         return _look_for_pack(Path(folder).expanduser())
@@ -83,7 +84,7 @@ def _look_for_pack(folder: Path) -> Pack | str:
 
 
 def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
-    """Folders that hold .onnx files, nearest first; and those that could not be looked into, with the reason."""
+    """Folders that hold .onnx files, nearest first; and unreadable folders, with the reason."""
     found: list[Path] = []
     unreadable: list[str] = []
     level = [start]
@@ -126,12 +127,15 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
 
 
 def _is_detector(graph: Graph) -> bool:
-    """Many outputs from one picture of free size, or of a size fixed to that of a whole picture."""
+    """Whether a graph has SCRFD's outputs, with or without keypoints, and one picture as its input."""
     return len(graph.inputs) == 1 and _channels(graph) == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
 
 
 def _is_recognizer(graph: Graph) -> bool:
-    """One vector of at least 128 numbers from a 112 x 112 crop; landmark nets read 192 x 192, gender nets 96 x 96."""
+    """Whether a graph makes a vector of 128 numbers or more from a 112 x 112 crop.
+
+    Landmark networks read 192 x 192 pixels, gender networks 96 x 96.
+    """
     if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.inputs[0].shape[2:] != (112, 112):
         return False
     width = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
@@ -144,7 +148,7 @@ def _channels(graph: Graph) -> int | None:
 
 
 def is_of_buffalo(recognizer: Graph) -> bool:
-    """Whether a recogniser is called as those of insightface's buffalo packs, whose embeddings InstantID cannot use."""
+    """Whether a recogniser has the name of a buffalo pack's, whose embeddings InstantID cannot use."""
     name, folder = recognizer.path.name, recognizer.path.parent.name
     return name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx")
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..images import RGBImage
-from .network import Network
-from .onnx_graph import Graph
+from .onnx.graph import Graph
+from .onnx.network import Network
 
-# One by one on the CPU, where a batch would be somewhat faster but change the last bits of an embedding with the
-# company it is in: a picture must not depend on what was computed before it.
+# One by one on the CPU: a batch is somewhat faster, but changes the last bits of an embedding with the other faces in
+# the batch, so a picture would depend on earlier ones.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
 
 
@@ -20,19 +20,19 @@ class Recognizer:
 
     Args:
         network: the network, on its backend.
-        graph: its file, which tells how the pictures are to be scaled.
+        graph: its file, which tells how to scale the pictures.
     """
 
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network = network
-        # Networks that came from MXNet subtract and multiply themselves, at their start.
+        # Networks exported from MXNet start with a subtraction and a multiplication of their own.
         normalises_itself = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]}
         self._mean, self._scale = (0.0, 1.0) if normalises_itself else (127.5, 1 / 127.5)
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies the results: network, backend and dtype."""
-        return self.network.fingerprint
+    def result_id(self) -> str:
+        """Identifies the results of equal crops: network, backend and dtype."""
+        return self.network.result_id
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import ModelFileError
 
 SIZE = (128, 128)
-"""``(height, width)`` of the pictures that it was trained on, in pixels."""
+"""``(width, height)`` of the pictures that it was trained on, in pixels."""
 STEPS = 20
 """Sampling steps that suit it."""
 GUIDANCE = 2.0

@@ -19,7 +19,7 @@ from tests.comfyui.test_composition import patches_of
 
 @pytest.fixture(scope="session")
 def part(our_pack: ModuleType):
-    """``part("faces.network")``: a module of the package as it lies in ``custom_nodes``."""
+    """``part("faces.onnx.network")``: a module of the package as it lies in ``custom_nodes``."""
     return lambda name: importlib.import_module(f"{our_pack.__name__}.fast_instantid.{name}")
 
 
@@ -37,7 +37,7 @@ def work(part, monkeypatch) -> Iterator[Counter[str]]:
 
         monkeypatch.setattr(owner, method, counting)
 
-    count(part("faces.network").TorchNetwork, "run", "networks")
+    count(part("faces.onnx.network").TorchNetwork, "run", "networks")
     count(part("identity").Adapter, "project", "identities")
     part("comfyui.models").release()
     yield counted
@@ -136,7 +136,7 @@ def test_face_networks_are_models_of_the_host(part, face_pack, portraits):
     """On the CPU there is nowhere to move them; that they are asked for and let go is the same."""
     pack = part("faces.pack").look_for_pack(face_pack)
     managed = part("comfyui.memory").ManagedNetwork(pack.recognizer, torch.device("cpu"))
-    plain = part("faces.network").TorchNetwork(pack.recognizer, torch.device("cpu"))
+    plain = part("faces.onnx.network").TorchNetwork(pack.recognizer, torch.device("cpu"))
     loaded = len(host.current_loaded_models)
     crops = (portraits[:2, :112, :112] * 255).to(torch.uint8).numpy()
     assert (managed.run(crops, 127.5, 1 / 127.5)[0] == plain.run(crops, 127.5, 1 / 127.5)[0]).all()

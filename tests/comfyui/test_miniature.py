@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fast_instantid import miniature
 from fast_instantid.images import load_image
@@ -218,7 +217,7 @@ def test_a_picture_equals_that_of_diffusers(ours: dict[str, type], loaded: Simpl
         twin = pipe(
             prompt,
             negative_prompt="",
-            image=Image.fromarray(keypoint_picture(face.kps, miniature.SIZE, miniature.SIZE)),
+            image=keypoint_picture(face, photo, miniature.SIZE),
             controlnet_conditioning_scale=0.8,
             num_inference_steps=steps,
             guidance_scale=guidance,

@@ -16,7 +16,7 @@ from .places import Places
 from .report import Finding
 
 if TYPE_CHECKING:
-    from ...faces.onnx_graph import Graph
+    from ...faces.onnx.graph import Graph
     from ...faces.pack import Pack
 
 # Convolutions of an IResNet: one at the start, two in each block, one where a block halves the picture
@@ -135,7 +135,7 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
 
 def _readable(path: Path) -> Graph | str:
     """The network in a file, or what the file is instead."""
-    from ...faces.onnx_graph import read_graph
+    from ...faces.onnx.graph import read_graph
 
     try:
         with open(path, "rb") as file:

@@ -93,7 +93,7 @@ def _onnxruntime(device: str, use_torch: str) -> Iterator[Finding]:
     import numpy as np
 
     from ...errors import BackendError
-    from ...faces.network import OnnxRuntimeNetwork
+    from ...faces.onnx.network import OnnxRuntimeNetwork
 
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +138,7 @@ def _explained(device: str, use_torch: str) -> tuple[str, str]:
     """Why onnxruntime has not got the provider of ``device``, and what to do."""
     import torch
 
-    from ...faces.network import PROVIDERS
+    from ...faces.onnx.network import PROVIDERS
 
     builds = sorted(name for name in installed() if is_onnxruntime(name))
     provider = PROVIDERS.get(device.partition(":")[0].lower(), device)

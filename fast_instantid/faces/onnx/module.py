@@ -7,16 +7,15 @@ compiles.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import fx, nn
+from torch import fx
 
-from ..errors import ModelFileError
-from .onnx_graph import Graph, Node
-from .onnx_operators import HANDLERS
+from ...errors import ModelFileError
+from .builder import Builder
+from .graph import Graph, Node
+from .operators import HANDLERS
 
 
 def to_module(graph: Graph) -> fx.GraphModule:
@@ -31,9 +30,7 @@ def to_module(graph: Graph) -> fx.GraphModule:
     """
     check_operators(graph)
     try:
-        return Builder(graph).build()
-    except ModelFileError:
-        raise
+        return _build(graph)
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelFileError(
             f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"
@@ -56,58 +53,17 @@ def check_operators(graph: Graph) -> None:
         raise ModelFileError(f"{graph.path}: expected a network with one input, found {len(graph.inputs)}")
 
 
-class Builder:
-    """Translates node by node. A value is an fx node, or a numpy array as long as it is constant."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.source = graph
-        self.root = nn.Module()
-        self.graph = fx.Graph()
-        self.values: dict[str, Any] = dict(graph.initializers)
-        self.sizes: set[str] = set()
-        """Names of values that are Python integers or lists of them when the module runs."""
-
-    def build(self) -> fx.GraphModule:
-        self.values[self.source.inputs[0].name] = self.graph.placeholder("images")
-        for node in self.source.nodes:
-            if node.op == "Cast" and node.inputs[0] in self.source.initializers:  # weights kept as float16
-                self.values[node.outputs[0]] = HANDLERS["Cast"](self, node)
-        for node in fold_batch_norms(self.source, self.values):
-            self.values[node.outputs[0]] = HANDLERS[node.op](self, node)
-        self.graph.output(tuple(self.tensor(value.name) for value in self.source.outputs))
-        self.graph.lint()
-        return fx.GraphModule(self.root, self.graph).eval().requires_grad_(False)
-
-    def tensor(self, name: str) -> fx.Node:
-        """The fx node of a value; a constant becomes a buffer."""
-        value = self.values[name]
-        if isinstance(value, fx.Node):
-            return value
-        buffer = f"constant_{len(self.graph.nodes)}"
-        self.root.register_buffer(buffer, torch.from_numpy(value))
-        return self.graph.get_attr(buffer)
-
-    def constant(self, node: Node, index: int) -> Any:
-        """The constant input of a node, a numpy array."""
-        value = self.values[node.inputs[index]]
-        if isinstance(value, fx.Node):
-            raise self.unsupported(node, f"whose input {index} is computed")
-        return value
-
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.graph.call_function(function, args, kwargs)
-
-    def layer(self, module: nn.Module, x: fx.Node, **parameters: np.ndarray | None) -> fx.Node:
-        """Add a module that holds its weights in the file's mapping, and call it."""
-        for name, array in parameters.items():
-            if array is not None:
-                setattr(module, name, nn.Parameter(torch.from_numpy(array), requires_grad=False))
-        name = f"{type(module).__name__.lower()}_{len(self.graph.nodes)}"
-        self.root.add_module(name, module)
-        return self.graph.call_module(name, (x,))
-
-    def unsupported(self, node: Node, what: str) -> ModelFileError:
-        return ModelFileError(f"{self.source.path}: operator {node.op} {what} is not supported by the torch backend")
+def _build(graph: Graph) -> fx.GraphModule:
+    builder = Builder(graph)
+    builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
+    for node in graph.nodes:
+        if node.op == "Cast" and node.inputs[0] in graph.initializers:  # weights kept as float16
+            builder.values[node.outputs[0]] = HANDLERS["Cast"](builder, node)
+    for node in fold_batch_norms(graph, builder.values):
+        builder.values[node.outputs[0]] = HANDLERS[node.op](builder, node)
+    builder.graph.output(tuple(builder.tensor(value.name) for value in graph.outputs))
+    builder.graph.lint()
+    return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
 
 
 def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:

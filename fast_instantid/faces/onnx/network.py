@@ -1,4 +1,4 @@
-"""A face network that can be run: the same few lines of use for torch and for onnxruntime."""
+"""Runnable face networks, with one interface for torch and onnxruntime."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import BackendError, ModelFileError
-from ..placement import Placement
-from ..recorder import stage
-from ..weights import fingerprint
-from .onnx_graph import Graph
-from .onnx_module import check_operators, to_module
-from .packed import can_pack, pack_convolutions
+from ...errors import BackendError, ModelFileError
+from ...placement import Placement
+from ...recorder import stage
+from ...weights import fingerprint
+from .graph import Graph
+from .module import check_operators, to_module
+from .onednn import has_onednn, use_onednn
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# What a device is called to what onnxruntime calls the provider that runs on it.
+# Name of a device -> onnxruntime's provider for it.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -34,19 +34,19 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-_INDEXED = {"cuda", "tensorrt", "rocm", "migraphx", "directml"}  # several of them can be in one machine
+_INDEXED = {"cuda", "tensorrt", "rocm", "migraphx", "directml"}  # a machine can have several of them
 
 
 class Network(Protocol):
-    """What detector and recogniser need of a backend."""
+    """A face network on some backend."""
 
     backend: str
-    """Backend and device or provider really in use, such as ``"torch (cuda:0)"``."""
+    """Backend and device or provider in use, such as ``"torch (cuda:0)"``."""
     on_cpu: bool
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies the results: the content of the file that was opened, and the kind of arithmetic that runs it."""
+    def result_id(self) -> str:
+        """Identifies the results of equal input: the file's fingerprint, backend, device type and dtype."""
         ...
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
@@ -65,15 +65,15 @@ class Network(Protocol):
 def load_network(
     graph: Graph, backend: str, device: str | torch.device | None, dtype: str | torch.dtype = torch.float32
 ) -> Network:
-    """A network on ``backend`` ("torch" or "onnxruntime").
+    """Make a network runnable.
 
     Args:
-        dtype: what torch computes in; onnxruntime computes in that of the file.
+        backend: "torch" or "onnxruntime".
+        dtype: of the computation in torch; onnxruntime computes in that of the file.
 
     Raises:
-        BackendError: an unknown backend, one that is not installed, a device or provider that is not there, or a dtype
-            that the backend cannot compute in.
-        ModelFileError: an operator that the torch backend does not know.
+        BackendError: the backend, device or provider is unknown or missing, or cannot compute in ``dtype``.
+        ModelFileError: the torch backend does not know an operator.
     """
     if backend == "torch":
         placement = Placement.resolve(device, dtype)
@@ -88,12 +88,12 @@ def load_network(
 
 
 class TorchNetwork:
-    """The network as a torch module, channels-last; on a CPU with its weights packed (packed.py).
+    """The network as a torch module, channels-last; on a CPU in oneDNN's layout (onednn.py).
 
-    It is loaded when it first runs. Where all faces are known already, or only keypoints are wanted, some never are.
+    It is loaded on first use: known faces need no network, and keypoints alone no recogniser.
 
     Args:
-        dtype: of weights and computation. What goes in is scaled in fp32, and what comes out is fp32, whatever it is.
+        dtype: of weights and computation. Input is scaled in fp32, and outputs are fp32, for any dtype.
     """
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -104,15 +104,15 @@ class TorchNetwork:
         self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
         self._approximate = approximate
-        self._packs = self.on_cpu and can_pack(dtype)
+        self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
         self._loading = threading.Lock()
         self._module: nn.Module | None = None
 
     @property
-    def fingerprint(self) -> str:
+    def result_id(self) -> str:
         """See :class:`Network`."""
-        suffix = "/packed" if self._packs else ""
+        suffix = "/onednn" if self._uses_onednn else ""
         suffix += f"/{self._approximate}" if self._approximate else ""
         return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
 
@@ -127,34 +127,34 @@ class TorchNetwork:
             if self._module is None:
                 with stage("load network"):
                     module = to_module(self._graph).to(self.dtype)
-                    if self._packs:
-                        self._module = self.place(pack_convolutions(module))
+                    if self._uses_onednn:
+                        self._module = self.place(use_onednn(module))
                     else:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Where the weights are kept: on the device, from now on."""
+        """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         module = self.module
-        device = next(module.parameters()).device  # whoever ``place`` left the weights to may have moved them
+        device = next(module.parameters()).device  # ComfyUI may have moved the weights
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
-            batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels-last as it lies
+            batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
             outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
             return [output.float().cpu().numpy() for output in outputs]
 
 
 class OnnxRuntimeNetwork:
-    """The network in an onnxruntime session on exactly the provider asked for."""
+    """The network in an onnxruntime session, on the requested provider and no other."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.provider, index = _provider(device)
         self.backend = f"onnxruntime ({self.provider}{'' if index is None else f', device {index}'})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
         with stage("load network"):
-            self.fingerprint = f"{fingerprint(path)}/onnxruntime/{self.provider}"
+            self.result_id = f"{fingerprint(path)}/onnxruntime/{self.provider}"
             self._session = _session(path, self.provider, {} if index is None else {"device_id": index})
         self._input = self._session.get_inputs()[0].name
 
@@ -169,8 +169,9 @@ _precision_lock = threading.Lock()
 
 @contextmanager
 def _exact_float32(device: torch.device) -> Generator[None]:
-    """No TF32 on CUDA: it would move boxes and embeddings by 1e-3, and with them the noise that is seeded by the sum of
-    an embedding. The setting is one for the whole process, so one thread at a time has it."""
+    """Disable TF32 on CUDA, which would move boxes and embeddings by 1e-3, and so the noise seeded by an embedding.
+
+    torch has no such setting for one thread. Meanwhile, other threads' fp32 work runs exactly too, and slower."""
     if device.type != "cuda":
         yield
         return
@@ -187,7 +188,7 @@ def _exact_float32(device: torch.device) -> Generator[None]:
 
 
 def _precision_settings() -> list[tuple[Any, str, Any]]:
-    """Where torch keeps it, and what means exact. The old names may not be touched where the new ones are in use."""
+    """Owner, name and exact value of each setting; torch refuses the old names where the new ones are in use."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):
         return [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
@@ -195,7 +196,7 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
 
 
 def _provider(device: str) -> tuple[str, int | None]:
-    """The provider, and the index of the device if one was named, of ``"cuda:1"``."""
+    """Provider and device index (None without one) of a name such as ``"cuda:1"``."""
     name, _, index = device.partition(":")
     provider = PROVIDERS.get(name.lower(), name)
     if provider not in PROVIDERS.values():
@@ -208,7 +209,7 @@ def _provider(device: str) -> tuple[str, int | None]:
 
 
 def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
-    """A session that runs any batch size, or an error where onnxruntime would quietly fall back to the CPU."""
+    """A session that runs any batch size; an error where onnxruntime would fall back to the CPU."""
     try:
         import onnx
         import onnxruntime
@@ -225,20 +226,20 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Each session has threads of its own. Spinning on after a run, the detector's would take the cores from the
-    # recogniser; "python -m benchmarks faces" shows what that costs insightface.
+    # Each session has its own threads. If the detector's kept spinning after a run, they would take cores from the
+    # recogniser; "python -m benchmarks faces" measures the cost for insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source: str | bytes = str(path)
     model: Any = onnx.load(source, load_external_data=False)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.dim_value == 1:
-        # SCRFD was exported with its batch labelled 1, though nothing in the graph depends on it.
+        # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
         batch.dim_param = "batch"
         source = model.SerializeToString()
     del model
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
-    except Exception as error:  # onnxruntime's own exceptions share no base but this
+    except Exception as error:  # onnxruntime's exceptions share no other base
         raise ModelFileError(f"{path}: onnxruntime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(

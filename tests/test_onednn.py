@@ -11,12 +11,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from examples.tiny_faces import write_iresnet, write_scrfd
-from fast_instantid.faces.network import TorchNetwork, load_network
-from fast_instantid.faces.onnx_graph import Graph, read_graph
-from fast_instantid.faces.onnx_module import to_module
-from fast_instantid.faces.packed import PackedConv2d, can_pack, pack_convolutions
+from fast_instantid.faces.onnx.graph import Graph, read_graph
+from fast_instantid.faces.onnx.module import to_module
+from fast_instantid.faces.onnx.network import TorchNetwork, load_network
+from fast_instantid.faces.onnx.onednn import OneDNNConv2d, has_onednn, use_onednn
 
-needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
+needs_packing = pytest.mark.skipif(not has_onednn(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
 
 
 @pytest.fixture(params=[write_scrfd, write_iresnet], ids=["detector", "recogniser"])
@@ -27,10 +27,10 @@ def graph(request, tmp_path: Path) -> Graph:
 @needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_equals_plain(graph, dtype):
-    if not can_pack(dtype):
+    if not has_onednn(dtype):
         pytest.skip(f"this CPU has no {dtype}")
     plain = to_module(graph).to(dtype)
-    packed = pack_convolutions(copy.deepcopy(plain))
+    packed = use_onednn(copy.deepcopy(plain))
     side = graph.inputs[0].shape[2] or 64
     for batch, size in ((1, side), (3, side), (1, side if graph.inputs[0].shape[2] else 96)):
         images = torch.randn(batch, 3, size, size).to(dtype).to(memory_format=torch.channels_last)
@@ -45,7 +45,7 @@ def test_packed_equals_plain(graph, dtype):
 def test_every_convolution_is_packed_and_its_relu_with_it(graph):
     network = TorchNetwork(graph, torch.device("cpu"))
     layers = [*network.module.modules()]
-    assert any(isinstance(layer, PackedConv2d) for layer in layers)
+    assert any(isinstance(layer, OneDNNConv2d) for layer in layers)
     assert not any(isinstance(layer, nn.Conv2d) for layer in layers)
     assert isinstance(network.module, fx.GraphModule)
     relus = [node for node in network.module.graph.nodes if node.target is F.relu]
@@ -59,7 +59,7 @@ def test_results_do_not_depend_on_the_size_that_came_first(tmp_path):
     orders = [(small, large), (large, small)]
     outputs = []
     for first, second in orders:
-        network = pack_convolutions(to_module(graph))
+        network = use_onednn(to_module(graph))
         with torch.inference_mode():
             found = {len(images[0, 0]): network(images) for images in (first, second)}
         outputs.append(found)
@@ -68,6 +68,6 @@ def test_results_do_not_depend_on_the_size_that_came_first(tmp_path):
 
 
 def test_without_packing_the_layers_are_torchs_own(graph, monkeypatch):
-    monkeypatch.setattr("fast_instantid.faces.network.can_pack", lambda dtype: False)
+    monkeypatch.setattr("fast_instantid.faces.onnx.network.has_onednn", lambda dtype: False)
     module = load_network(graph, "torch", "cpu").module
     assert any(isinstance(layer, nn.Conv2d) for layer in module.modules())

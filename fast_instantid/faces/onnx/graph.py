@@ -1,8 +1,7 @@
 """ONNX files, read without the onnx package: the graph as dataclasses, the weights still in the memory-mapped file.
 
-Reading is a walk over the protobuf wire format (protobuf.dev, "Encoding") with the few field numbers of onnx.proto that
-face networks use. It saves users a dependency with a protobuf of its own, and looking at what a file is costs its
-header instead of its 260 MB.
+The reader walks over the protobuf wire format (protobuf.dev, "Encoding") with the few field numbers of onnx.proto that
+face networks use. It saves a dependency, and identifying a file reads its header instead of its 260 MB.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import TypeAlias
 import numpy as np
 import xxhash
 
-from ..errors import ModelFileError
-from ..recorder import stage
-from ..weights import existing_file
+from ...errors import ModelFileError
+from ...recorder import stage
+from ...weights import existing_file
 
 Attribute: TypeAlias = int | float | str | list[int] | list[float] | np.ndarray
 
@@ -36,13 +35,13 @@ DTYPES = {
     10: np.float16,
     11: np.float64,
 }
-"""By the number that onnx.proto has for them."""
+"""numpy dtypes by their number in onnx.proto."""
 _TYPED_DATA_FIELDS = {4: "<f4", 10: "<f8"}  # float_data, double_data; the integer fields hold varints
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation: names of the values it reads and makes."""
+    """One operation, with the names of its inputs and outputs."""
 
     op: str
     inputs: Sequence[str]
@@ -52,7 +51,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of the graph; None stands for a dimension left free."""
+    """An input or output of the graph; a free dimension is None."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -60,26 +59,26 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A network as the file has it, nodes in an order in which they can run."""
+    """A network as stored in its file, nodes in topological order."""
 
     path: Path
     nodes: tuple[Node, ...]
     initializers: dict[str, np.ndarray]
-    """Weights by name: read-only in effect, since a write would go to a private copy of the page."""
+    """Weights by name, copy-on-write: a write never reaches the file."""
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     content: memoryview
-    """The whole file, mapped: it stays what it was even if another file takes its place."""
+    """The whole file, memory-mapped; it stays valid if the file is replaced."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the content, as :func:`fast_instantid.weights.fingerprint`. Asking for it reads the file."""
+        """Hash of the file's content, as :func:`fast_instantid.weights.fingerprint`; computing it reads the file."""
         with stage("fingerprint", nbytes=len(self.content)):
             return xxhash.xxh3_128(self.content).hexdigest()
 
 
 def read_graph(path: str | Path) -> Graph:
-    """The graph of an ONNX file.
+    """Read the graph of an ONNX file; weights stay in the file until they are used.
 
     Raises:
         ModelFileError: missing, empty, truncated, not ONNX, or with its weights in a second file.

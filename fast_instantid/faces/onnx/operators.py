@@ -1,29 +1,26 @@
 """The operators of insightface's SCRFD and ArcFace families, one handler each.
 
-A handler gets the builder and a node of the file, and returns the value that the node makes: an fx node, or a numpy
-array where it is constant. Sizes that a network computes from its input (for the upsampling of SCRFD's pyramid) stay
-Python integers.
+A handler gets the builder and a node of the file, and returns the node's value: an fx node, or a numpy array if it is
+constant. Sizes that a network computes from its input (for the upsampling of SCRFD's pyramid) stay Python integers.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .onnx_graph import DTYPES, Node
+from .builder import Builder
+from .graph import DTYPES, Node
 
-if TYPE_CHECKING:
-    from .onnx_module import Builder
-
-Handler = Callable[["Builder", Node], Any]
+Handler = Callable[[Builder, Node], Any]
 HANDLERS: dict[str, Handler] = {}
-"""By the name of the operator."""
+"""Handlers by the name of the operator."""
 
 
 def _handles(*ops: str) -> Callable[[Handler], Handler]:
@@ -84,7 +81,7 @@ def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None)
 @_handles("BatchNormalization")
 def _batch_norm(b: Builder, node: Node) -> fx.Node:
     scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
-    # Some versions of torch refuse 0. The smallest float is gone when it is added to any variance but 0.
+    # Some versions of torch refuse 0. The smallest float changes no variance but 0.
     epsilon = float(_number(node, "epsilon", 1e-5)) or torch.finfo(torch.float32).tiny
     module = nn.BatchNorm2d(len(mean), eps=epsilon)
     module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)

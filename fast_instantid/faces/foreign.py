@@ -1,0 +1,140 @@
+"""Face analyses of other libraries behind our interface.
+
+Nothing here imports insightface; its objects are recognised by their attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError
+from ..images import Photo, RGBImage
+from ..weights import fingerprint
+from .detector import DETECTION_SIZES, Detections
+from .face import Face, field
+
+
+def has_own_get(analysis: Any) -> bool:
+    """Whether an analysis has a ``get`` other than that of insightface's ``FaceAnalysis``.
+
+    Packs override it to choose the face, so its answer counts, not that of the networks inside.
+    """
+    get = getattr(analysis, "get", None)
+    return callable(get) and not isinstance(analysis, dict) and not str(get.__module__).startswith("insightface.")
+
+
+@dataclass(frozen=True, eq=False)
+class _FaceFromGet(Face):
+    source: Any
+    """The face as ``get`` returned it."""
+
+
+class AnalysisByGet:
+    """A face analysis that is asked through its ``get`` alone, without a cache (a :class:`FaceNetworks`)."""
+
+    def __init__(self, analysis: Any) -> None:
+        self._analysis = analysis
+        self.backend = type(analysis).__name__
+        # Detectors of insightface 1.0 and newer have ``input_sizes`` and ignore ``input_size``.
+        model = getattr(analysis, "det_model", None)
+        self.sizes = DETECTION_SIZES if hasattr(model, "input_size") and not hasattr(model, "input_sizes") else ()
+
+    def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
+        return [self._find(np.ascontiguousarray(photo.rgb[..., ::-1])) for photo in pictures]
+
+    def _find(self, bgr: np.ndarray) -> list[Face]:
+        for size in self.sizes or (None,):
+            with _searching_at(size, getattr(self._analysis, "det_model", None)):
+                found = self._analysis.get(bgr)
+            if found:
+                return [
+                    _FaceFromGet(field(face, "bbox"), field(face, "kps"), float(field(face, "det_score") or 0), face)
+                    for face in found
+                ]
+        return []
+
+    def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
+        embeddings = [field(getattr(face, "source", face), "embedding") for face in faces]
+        if any(embedding is None for embedding in embeddings):
+            raise BackendError(
+                f"a face without an embedding: {self.backend} recognises faces in its get() only; give faces of its own"
+            )
+        return np.stack([np.asarray(embedding, np.float32).reshape(-1) for embedding in embeddings])
+
+
+@contextmanager
+def _searching_at(size: tuple[int, int] | None, model: Any) -> Generator[None]:
+    if size is None:
+        yield
+        return
+    before = model.input_size
+    model.input_size = size
+    try:
+        yield
+    finally:
+        model.input_size = before
+
+
+class InsightFaceDetector:
+    """The detector of a ``FaceAnalysis``, at one size per call.
+
+    The size goes in as an argument: since insightface 1.0, assigning ``input_size`` changes nothing.
+    """
+
+    def __init__(self, analysis: Any) -> None:
+        self._model = _model(analysis, "detection")
+        self._content = _content(self._model)
+
+    @property
+    def result_id(self) -> str | None:
+        """Identifies the results, with the current thresholds, which ``prepare`` may change at any time."""
+        thresholds = [getattr(self._model, name, None) for name in ("det_thresh", "nms_thresh")]
+        return self._content and f"{self._content}/{thresholds}"
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """``(width, height)`` to search at in turn; a single one if the network was exported for it."""
+        fixed = getattr(self._model, "static_input_size", None)
+        return DETECTION_SIZES if fixed is None else (tuple(fixed),)
+
+    def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]:
+        """As :meth:`Detector.detect`."""
+        found: list[Detections] = []
+        for image in images:
+            boxes, keypoints = self._model.detect(np.ascontiguousarray(image[..., ::-1]), input_size=size)
+            found.append(Detections(boxes[:, :4], keypoints, boxes[:, 4]))
+        return found
+
+
+class InsightFaceRecognizer:
+    """The recogniser of a ``FaceAnalysis``."""
+
+    def __init__(self, analysis: Any) -> None:
+        self._model = _model(analysis, "recognition")
+        self.result_id = _content(self._model)
+
+    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
+        """As :meth:`Recognizer.embed`; one by one, as insightface does."""
+        return np.concatenate([self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops])
+
+
+def _model(analysis: Any, task: str) -> Any:
+    models = getattr(analysis, "models", None)
+    if not isinstance(models, dict) or task not in models:
+        raise BackendError(
+            f"expected a FaceAnalyzer or an insightface FaceAnalysis with a {task} model, "
+            f"got {type(analysis).__name__} with {sorted(models) if isinstance(models, dict) else 'no models'}"
+        )
+    return models[task]
+
+
+def _content(model: Any) -> str | None:
+    """The fingerprint of a model's file and its providers; None, which disables caching, without a file."""
+    path = getattr(model, "model_file", None)
+    providers = getattr(getattr(model, "session", None), "get_providers", list)()
+    return path and f"{fingerprint(path)}/insightface/{providers}"

@@ -1,0 +1,1 @@
+"""ONNX files of face networks, read and run without the onnx package."""
