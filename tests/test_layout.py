@@ -16,23 +16,23 @@ PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "files", "images", "cache", "weights", "placement", "recorder"}
+GROUND = {"errors", "files", "images", "cache", "weights", "placement", "recorder", "download"}
 # Each part may import itself, the ground, and these.
 ALLOWED = {
     **{name: set() for name in GROUND},
     "faces": set(),
-    "identity": set(),
+    "identity": {"attention"},
     "attention": set(),
     "fused": {"attention"},
     "reuse": set(),
-    "": {"faces", "identity", "attention"},
+    "": {"faces", "identity", "attention", "people", "pipelines"},
+    "people": {"faces", "identity"},
     "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
-    "pipelines": {"", "faces", "identity", "attention", "fused", "reuse"},
-    "download": set(),
+    "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
     "miniature": set(),
-    "demo": {"faces", "identity", "pipelines", "miniature"},
-    "observe": {"", "faces", "identity", "download"},
-    "cli": {"", "faces", "identity", "attention", "pipelines", "download", "observe", "demo", "miniature"},
+    "demo": {"faces", "people", "pipelines", "miniature"},
+    "observe": {"", "faces", "identity"},
+    "cli": {"", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {

@@ -116,14 +116,18 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     )
 
 
-def sdxl_size(photo: Size) -> tuple[int, int]:
+def sdxl_size(photo: Size, side: int = 1024) -> tuple[int, int]:
     """``(width, height)`` for a new picture: the shape of the photo, about one megapixel, multiples of 64.
 
     SDXL was trained at 1024 x 1024 pixels and other shapes of that area (Podell et al. 2023).
+
+    Args:
+        photo: the photo, or its ``(width, height)``.
+        side: of the square with the wanted area, in pixels.
     """
     width, height = _size(photo)
-    scale = (1024 * 1024 / (width * height)) ** 0.5
-    width, height = (max(64, round(side * scale / 64) * 64) for side in (width, height))
+    scale = side / (width * height) ** 0.5
+    width, height = (max(64, round(length * scale / 64) * 64) for length in (width, height))
     return width, height
 
 

@@ -2,8 +2,8 @@
 
 While people are attached to a pipeline, its class is a subclass made for it alone (torch.nn.utils.parametrize does the
 same to modules). The subclass's ``__call__`` finds the innermost attachment of the calling thread or task; the networks
-ask for it when they run. A pipeline of diffusers cannot serve two calls at once, and pipelines of one UNet often share a
-scheduler, so calls of attached pipelines that share a UNet wait for each other.
+ask for it when they run. A pipeline of diffusers cannot serve two calls at once, and pipelines of one UNet often share
+a scheduler. So calls of attached pipelines that share a UNet wait for each other.
 """
 
 from __future__ import annotations
@@ -66,10 +66,7 @@ class Attachments:
             return own[-1]
         with _lock:
             lasting = [drawing for drawing in self.drawings if drawing.block is None]
-            if (
-                len({(drawing.thread, drawing.owner) for drawing in lasting}) == 1
-                or len({d.owner for d in lasting}) == 1
-            ):
+            if 1 in (len({drawing.thread for drawing in lasting}), len({drawing.owner for drawing in lasting})):
                 return lasting[-1]
             if not self.drawings:  # detached a moment ago
                 return None

@@ -68,7 +68,7 @@ def native_side(pipe: Any) -> int:
 
 
 def _size(options: Mapping[str, Any], pipe: Any, person: Person | None) -> tuple[int, int] | None:
-    """``(width, height)`` of the new picture, where it can be told: said, that of the picture to change, the photo's."""
+    """``(width, height)`` of the new picture: as said, or that of the picture to change, or the shape of the photo."""
     if options.get("width") and options.get("height"):
         return options["width"], options["height"]
     if "control_image" in inspect.signature(type(pipe).__call__).parameters:

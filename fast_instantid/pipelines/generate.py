@@ -137,7 +137,7 @@ def generate(
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 class _Progress:
