@@ -82,6 +82,25 @@ def own_pipe(files):
     return quiet(StableDiffusionXLControlNetPipeline.from_pretrained(files.base, controlnet=net))
 
 
+@pytest.fixture
+def shallow_pipe(own_pipe):
+    """``own_pipe`` with 7 cross-attention layers instead of 70, so that torch.compile traces it in seconds."""
+    shallow = {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)}
+    unet, net = own_pipe.unet, own_pipe.controlnet
+    own_pipe.register_modules(
+        unet=type(unet).from_config(unet.config, **shallow), controlnet=type(net).from_config(net.config, **shallow)
+    )
+    return own_pipe
+
+
+@pytest.fixture
+def shallow_identity(tmp_path):
+    """An identity for the layers of ``shallow_pipe``."""
+    channels = [16, 32] + [32] * 2 + [16] * 2 + [32]
+    path = write_tiny_adapter(tmp_path / "ip-adapter.bin", channels=channels, token_width=TOKEN_WIDTH)
+    return Adapter.load(path, "cpu", torch.float32).identity(torch.ones(1, 512))
+
+
 def make(pipeline, components, **more):
     return quiet(pipeline(**components, **more))
 
