@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Threads that wait for each other by spinning make a busy machine ten times slower. Read when torch is loaded.
+# Tiny networks gain nothing from a second thread, and processes that share the cores lose much to it. Read when torch
+# is loaded, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for each other by spinning make a busy machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
@@ -16,6 +19,8 @@ import torch
 from insightface.data import get_image
 
 from examples.tiny_faces import write_iresnet, write_scrfd, write_skin_detector
+
+pytest.register_assert_rewrite("tests.tiny_pipelines")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Real SCRFD detectors, which may not be redistributed. Without them the tests run on the detectors made here.

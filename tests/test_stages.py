@@ -15,6 +15,9 @@ from fast_instantid.faces import draw_keypoints, largest
 from fast_instantid.images import photos
 from fast_instantid.pipelines import InstantID, Sampling, generate, load_pipeline
 from fast_instantid.recorder import Recorder, Span
+from tests.tiny_pipelines import sample
+
+pytest_plugins = ["tests.tiny_pipelines"]
 
 STEPS, LAYERS = 2, 70
 
@@ -142,8 +145,7 @@ def test_an_identity_net_that_a_pipeline_has_twice_is_one_stage_per_call(folders
     assert not any("IdentityNet > " in path for path in calls(recorder))
 
 
-@pytest.mark.slow
-def test_a_compiled_unet_is_not_compiled_again_when_somebody_records(folders):
+def test_a_compiled_unet_is_not_compiled_again_when_somebody_records(shallow_pipe, shallow_identity):
     torch._dynamo.reset()
     graphs = []
 
@@ -151,15 +153,13 @@ def test_a_compiled_unet_is_not_compiled_again_when_somebody_records(folders):
         graphs.append(graph)
         return graph.forward
 
-    identity = Adapter.load(folders[1] / "ip-adapter.bin", "cpu").identity(torch.randn(512))
-    pipe = load_pipeline(*folders, "cpu", torch.float32)
-    pipe.unet.compile(backend=backend, fullgraph=True)
-    with InstantID(pipe).attached(identity):
+    shallow_pipe.unet.compile(backend=backend, fullgraph=True)
+    with InstantID(shallow_pipe).attached(shallow_identity):
         for _ in range(2):
-            pipe("a man", image=Image.new("RGB", (64, 64)), num_inference_steps=1)
+            sample(shallow_pipe)
         compiled = len(graphs)
         with Recorder() as recorder:
-            pipe("a man", image=Image.new("RGB", (64, 64)), num_inference_steps=1)
+            sample(shallow_pipe)
     assert len(graphs) == compiled
     assert not {"UNet", "identity branch"} & {span.name for span in recorder.spans}, "which would be of the tracing"
     assert "IdentityNet" in calls(recorder)
