@@ -95,7 +95,7 @@ def local_path(source: str | os.PathLike[str], what: str) -> Path:
     except (HFValidationError, LocalEntryNotFoundError):
         pass
     raise ModelFileError(
-        f"{source}: neither a file, a folder, a name in {models_folder()} nor a repository in {cache}; "
+        f"{source}: neither a file nor a folder, nor a name in {models_folder()}, nor a repository in {cache}; "
         f"expected {what} there; {DOWNLOAD_HINT}"
     )
 

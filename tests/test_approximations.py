@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
 )
+from fast_instantid.pipelines.layout import LaidOutBank
 from PIL import Image
 
 from examples.tiny_adapter import write_tiny_adapter
@@ -25,7 +26,6 @@ from fast_instantid.faces import find_pack
 from fast_instantid.faces.onnx.network import TorchNetwork, load_network
 from fast_instantid.faces.onnx.onednn import has_onednn
 from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject, generate
-from fast_instantid.pipelines.layout import LaidOutBank
 
 KEYPOINTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 STEPS = 5
@@ -227,7 +227,7 @@ def test_without_a_controlnet_the_identity_has_its_range(pipe, identity):
 
 
 def test_generate_passes_them_on(pipe, identity):
-    sampling = Sampling(steps=3, approximations=Approximations(["mid_block"], identity_net_every=3))
+    sampling = Sampling(num_inference_steps=3, approximations=Approximations(["mid_block"], identity_net_every=3))
     with counting(pipe, pipe.controlnet) as seen:
         generate(pipe, identity, KEYPOINTS, "a man", sampling)
     assert seen == {"net": [0], "layers": [10] * 3}

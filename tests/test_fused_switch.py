@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from fast_instantid.pipelines.processors import IdentityAttnProcessor
 from torch import Tensor
 
 from fast_instantid import fused
 from fast_instantid.attention import IdentityEntry, identity_attention
 from fast_instantid.fused import MEASURED_FASTER, SWITCH, fused_attention, is_on
-from fast_instantid.pipelines.processors import IdentityAttnProcessor
 from fast_instantid.recorder import Recorder
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"

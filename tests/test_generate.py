@@ -49,8 +49,10 @@ def copies(folders, tmp_path):
 
 
 def test_pictures_have_the_size_of_the_keypoints_and_start_from_seeds_in_a_row(pipe, identity):
-    both = generate(pipe, identity, KEYPOINTS, "a man", Sampling(steps=2, seed=4, num_images=2))
-    second = generate(pipe, identity, KEYPOINTS, "a man", Sampling(steps=2, seed=5))
+    both = generate(
+        pipe, identity, KEYPOINTS, "a man", Sampling(num_inference_steps=2, seed=4, num_images_per_prompt=2)
+    )
+    second = generate(pipe, identity, KEYPOINTS, "a man", Sampling(num_inference_steps=2, seed=5))
     assert [image.size for image in both] == [KEYPOINTS.size] * 2
     difference = np.asarray(both[1], np.int16) - np.asarray(second[0], np.int16)
     assert np.abs(difference).max() <= 1  # of 255: rounding
@@ -58,7 +60,10 @@ def test_pictures_have_the_size_of_the_keypoints_and_start_from_seeds_in_a_row(p
 
 
 def test_several_prompts_are_drawn_at_once_and_as_each_would_be_alone(pipe, identity):
-    sampling, prompts = Sampling(steps=2, seed=4, num_images=2), ["a man", "a dog in a field of red flowers"]
+    sampling, prompts = (
+        Sampling(num_inference_steps=2, seed=4, num_images_per_prompt=2),
+        ["a man", "a dog in a field of red flowers"],
+    )
     at_once = generate(pipe, identity, KEYPOINTS, prompts, sampling)
     alone = [image for prompt in prompts for image in generate(pipe, identity, KEYPOINTS, prompt, sampling)]
     assert len(at_once) == 4
@@ -72,29 +77,45 @@ def test_several_prompts_are_drawn_at_once_and_as_each_would_be_alone(pipe, iden
 @pytest.mark.parametrize(
     "other",
     [
-        Sampling(steps=3),
-        Sampling(steps=2, weight=0.2),
-        Sampling(steps=2, controlnet_strength=0),
-        Sampling(steps=2, guidance=1),
-        Sampling(steps=2, seed=1),
-        Sampling(steps=2, negative_prompt="blurry"),
+        Sampling(num_inference_steps=3),
+        Sampling(num_inference_steps=2, scale=0.2),
+        Sampling(num_inference_steps=2, controlnet_conditioning_scale=0),
+        Sampling(num_inference_steps=2, guidance_scale=1),
+        Sampling(num_inference_steps=2, seed=1),
+        Sampling(num_inference_steps=2, negative_prompt="blurry"),
     ],
 )
 def test_every_setting_has_an_effect(pipe, identity, other):
     usual, changed = (
-        generate(pipe, identity, KEYPOINTS, "a man", sampling)[0] for sampling in (Sampling(steps=2), other)
+        generate(pipe, identity, KEYPOINTS, "a man", sampling)[0]
+        for sampling in (Sampling(num_inference_steps=2), other)
     )
     assert usual.tobytes() != changed.tobytes()
 
 
 def test_progress_counts_the_steps(pipe, identity):
     seen = []
-    generate(pipe, identity, KEYPOINTS, "a man", Sampling(steps=3), lambda done, total: seen.append((done, total)))
+    generate(
+        pipe,
+        identity,
+        KEYPOINTS,
+        "a man",
+        Sampling(num_inference_steps=3),
+        lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight": 9}, {"steps": 0}, {"guidance": float("nan")}, {"seed": -1}, {"num_images": 0}], ids=str
+    "options",
+    [
+        {"scale": 9},
+        {"num_inference_steps": 0},
+        {"guidance_scale": float("nan")},
+        {"seed": -1},
+        {"num_images_per_prompt": 0},
+    ],
+    ids=str,
 )
 def test_what_cannot_be_sampled_is_refused(options):
     with pytest.raises(FastInstantIDError, match="expected"):
@@ -103,13 +124,13 @@ def test_what_cannot_be_sampled_is_refused(options):
 
 def test_the_pipeline_is_left_as_it_was(pipe, identity):
     before = pipe.unet.attn_processors
-    generate(pipe, [Subject(identity, region=torch.ones(3, 4))], KEYPOINTS, "a man", Sampling(steps=1))
+    generate(pipe, [Subject(identity, region=torch.ones(3, 4))], KEYPOINTS, "a man", Sampling(num_inference_steps=1))
 
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(pipe, identity, KEYPOINTS, "a man", Sampling(steps=1), interrupt)
+        generate(pipe, identity, KEYPOINTS, "a man", Sampling(num_inference_steps=1), interrupt)
     assert all(pipe.unet.attn_processors[name] is before[name] for name in before)
     assert not pipe.controlnet._forward_pre_hooks
 
@@ -123,13 +144,17 @@ def test_the_hub_id_of_a_cached_repository_is_found(folders, tmp_path, monkeypat
         shutil.copytree(folder, repository / "snapshots" / "0123")
     pipe = load_pipeline("somebody/sdxl", "somebody/InstantID", "cpu", torch.float32)
     assert pipe.unet.config.cross_attention_dim == TOKEN_WIDTH
-    with pytest.raises(ModelFileError, match=r"somebody/else: neither a folder.*hub's cache.*fast-instantid download"):
+    with pytest.raises(
+        ModelFileError, match=r"somebody/else: neither a file nor a folder.*hub's cache.*fast-instantid download"
+    ):
         load_pipeline("somebody/sdxl", "somebody/else", "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "no such folder", "somebody/nothing"])
 def test_what_is_neither_a_folder_nor_cached_is_named(folders, name):
-    with pytest.raises(ModelFileError, match=rf"{name}: neither a folder nor .*an SDXL model.*fast-instantid download"):
+    with pytest.raises(
+        ModelFileError, match=rf"{name}: neither a file nor a folder.*an SDXL model.*fast-instantid download"
+    ):
         load_pipeline(name, folders[1], "cpu", torch.float32)
 
 

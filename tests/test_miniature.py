@@ -29,7 +29,7 @@ from training.data import TEST, person
 from training.world import COLORS, SIZE, Portrait, Pose, Scene, draw
 
 PEOPLE, CANDIDATES = 12, 50
-SAMPLING = Sampling(steps=miniature.STEPS, guidance=miniature.GUIDANCE)
+SAMPLING = Sampling(num_inference_steps=miniature.STEPS, guidance_scale=miniature.GUIDANCE)
 # Background and clothes: every colour is asked for, in both places.
 SCENES = [
     Scene(background, "plain", "shirt", clothes, "flat")
@@ -189,7 +189,9 @@ def test_the_pictures_show_the_person(stack, drawn, gallery):
 
 def test_without_the_identity_they_show_somebody(stack, cases, gallery):
     """The test above can fail: nothing tells here who it is, neither the adapter nor the IdentityNet's tokens."""
-    sampling = Sampling(steps=SAMPLING.steps, guidance=SAMPLING.guidance, num_images=PEOPLE)
+    sampling = Sampling(
+        num_inference_steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance, num_images_per_prompt=PEOPLE
+    )
     subject = Subject(stack.nobody, weight=0)
     pictures = generate(stack.pipe, [subject], cases[0].control, cases[0].scene.caption, sampling)
     alike = likeness(stack, pictures, gallery)
@@ -222,7 +224,7 @@ def test_more_weight_is_more_likeness(stack, cases, identities, drawn, gallery):
     few = 4
     means = []
     for weight in (0.0, 0.4):
-        sampling = Sampling(steps=SAMPLING.steps, guidance=SAMPLING.guidance, weight=weight)
+        sampling = Sampling(num_inference_steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance, scale=weight)
         pictures = [
             generate(stack.pipe, identity, case.control, case.scene.caption, sampling)[0]
             for case, identity in zip(cases[:few], identities[:few], strict=True)

@@ -108,9 +108,9 @@ def test_a_picture_is_sampled_in_these_stages_and_is_the_same_picture(folders, p
     pipe = load_pipeline(*folders, "cpu", torch.float32)
     parts = (pipe.unet, pipe.controlnet, pipe.vae.decoder, pipe.text_encoder)
     hooks_before = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts]
-    plain = generate(pipe, identity, keypoints, "a man", Sampling(steps=STEPS))[0]
+    plain = generate(pipe, identity, keypoints, "a man", Sampling(num_inference_steps=STEPS))[0]
     with Recorder() as recorder:
-        recorded = generate(pipe, identity, keypoints, "a man", Sampling(steps=STEPS))[0]
+        recorded = generate(pipe, identity, keypoints, "a man", Sampling(num_inference_steps=STEPS))[0]
     seen = calls(recorder)
     expected = {
         "sampling": 1,

@@ -227,7 +227,7 @@ def test_what_is_exported_is_read_by_production(trained, portraits, tmp_path):
     face = analyzer.detect(portraits.pictures[0])[0][0]
     identity = adapter.identity(analyzer.embed(portraits.pictures[0], face))
     control = Image.fromarray(draw_keypoints((SIZE, SIZE), face.kps))
-    [picture] = generate(pipe, identity, control, portraits.scenes[0].caption, Sampling(steps=2))
+    [picture] = generate(pipe, identity, control, portraits.scenes[0].caption, Sampling(num_inference_steps=2))
     assert picture.size == (SIZE, SIZE)
     trained_unet = together.averaged(trained).unet
     for name, value in pipe.unet.state_dict().items():

@@ -155,7 +155,7 @@ def _drawings(weights: Path, start: int, people: int, with_identity: bool, proce
         points = control(number)
         random = np.random.default_rng([TEST, number, 5])
         scenes = [Scene.random(random) for _ in range(2)]
-        sampling = Sampling(steps=STEPS, guidance=GUIDANCE, seed=number)
+        sampling = Sampling(num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=number)
         keypoints = Image.fromarray(draw_keypoints((SIZE, SIZE), points))
         drawn = generate(pipe, [who], keypoints, [scene.caption for scene in scenes], sampling)
         for scene, picture in zip(scenes, drawn, strict=True):

@@ -30,7 +30,7 @@ PROMPTS = (
     "soft portrait, hilly green background, white jumper",
     "flat portrait, striped pink background, black jacket",
 )
-SAMPLING = Sampling(steps=STEPS, guidance=GUIDANCE)
+SAMPLING = Sampling(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def run(
             keypoints = keypoint_picture(face, photo, SIZE)
         with _timed("make the identity", seconds):
             identity = adapter.identity(embedding)
-        with _timed(f"sample {len(prompts)} pictures, {sampling.steps} steps", seconds):
+        with _timed(f"sample {len(prompts)} pictures, {sampling.num_inference_steps} steps", seconds):
             images = generate(pipe, identity, keypoints, prompts, sampling, progress)
 
     others = [other for other in photos(files.portraits) if other.key != photo.key]

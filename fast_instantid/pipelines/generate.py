@@ -111,7 +111,7 @@ def generate(
         **options,
     }
     if keypoints is not None:
-        options.setdefault("controlnet_conditioning_scale", sampling.controlnet_conditioning_scale)
+        options.setdefault("controlnet_conditioning_scale", float(sampling.controlnet_conditioning_scale))
     pictures: list[Image.Image] = []
     at_once = sampling.batch_size
     with stage("sampling"):
