@@ -15,7 +15,6 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
 )
-from fast_instantid.pipelines.layout import LaidOutBank
 from PIL import Image
 
 from examples.tiny_adapter import write_tiny_adapter
@@ -26,6 +25,7 @@ from fast_instantid.faces import find_pack
 from fast_instantid.faces.onnx.network import TorchNetwork, load_network
 from fast_instantid.faces.onnx.onednn import has_onednn
 from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject, generate
+from fast_instantid.pipelines.cross_attention import CrossAttention
 
 KEYPOINTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 STEPS = 5
@@ -65,20 +65,18 @@ def sample(pipe, steps=STEPS, **more) -> torch.Tensor:
 def counting(pipe, net=None):
     """What runs: at which steps the IdentityNet, and for each step the layers with an identity branch."""
     seen = {"net": [], "layers": []}
-    attends = LaidOutBank.entries
+    attends = CrossAttention._entries
 
-    def entries(bank, layer, num_tokens, num_heads):
-        found = attends(bank, layer, num_tokens, num_heads)
-        if found:
-            seen["layers"][-1] += 1
-        return found
+    def entries(layer, query, faces):
+        seen["layers"][-1] += 1
+        return attends(layer, query, faces)
 
     handles = [pipe.unet.register_forward_pre_hook(lambda *_: seen["layers"].append(0), prepend=True)]
     if net is not None:
         block = net.controlnet_mid_block  # which runs if, and only if, all of it does
         handles.append(block.register_forward_hook(lambda *_: seen["net"].append(len(seen["layers"]))))
     patch = pytest.MonkeyPatch()
-    patch.setattr(LaidOutBank, "entries", entries)
+    patch.setattr(CrossAttention, "_entries", entries)
     try:
         yield seen
     finally:

@@ -6,21 +6,22 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from fast_instantid.pipelines.processors import IdentityAttnProcessor
 from torch import Tensor
 
 from fast_instantid import fused
 from fast_instantid.attention import IdentityEntry, identity_attention
 from fast_instantid.fused import MEASURED_FASTER, SWITCH, fused_attention, is_on
+from fast_instantid.identity.layout import COND, UNCOND, LayerFace, Layout, Strength
+from fast_instantid.pipelines.cross_attention import CrossAttention, Evaluation
 from fast_instantid.recorder import Recorder
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
@@ -188,12 +189,14 @@ def test_a_recording_says_that_it_ran(calls):
 def test_in_a_layer_of_diffusers(calls, masked):
     """Once, where nothing masks the text; the same result either way."""
     attn = Attention(CHANNELS, 48, heads=HEADS, dim_head=CHANNELS // HEADS).half()
-    entries = layer()[3]
-    bank = SimpleNamespace(entries=lambda layer, tokens, heads: entries)
+    face = torch.randn(2, 2, 16, CHANNELS).half()
+    faces = [[LayerFace(face[0], face[1], Strength(0.8, None, CPU))]]
+    seen = Evaluation(faces, Layout((UNCOND, COND), (4, 5)), threading.get_ident())
+    entries = [IdentityEntry.split(face[0], face[1], HEADS, 0.8)]
     hidden, text = torch.randn(4, 20, CHANNELS).half(), torch.randn(4, 77, 48).half()
     mask = torch.zeros(4, 1, 77).half() if masked else None
     with torch.inference_mode():
-        out = IdentityAttnProcessor(bank, 0)(attn, hidden, text, mask)
+        out = CrossAttention(attn, 0, seen).forward(attn.forward, hidden, text, mask)
         query, key, value = attn.to_q(hidden), attn.to_k(text), attn.to_v(text)
         expected = attn.to_out[0](apart(query, key, value, entries))
     torch.testing.assert_close(out, expected)

@@ -12,7 +12,7 @@ import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -43,11 +43,11 @@ _INSTANTX = {
 class Attachments:
     """All that is attached to one pipeline. The pipeline's class holds it, so it goes with the pipeline."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, networks: Collection[Any]) -> None:
         self._pipe = weakref.ref(pipe)
         self.drawings: list[Drawing] = []
-        parts = _parts(pipe)
-        self._hooks: list[RemovableHandle] = [hook for part, name in parts.items() for hook in stage_of(part, name)]
+        others = {part: name for part, name in _parts(pipe).items() if part not in networks}
+        self._hooks: list[RemovableHandle] = [hook for part, name in others.items() for hook in stage_of(part, name)]
 
     @classmethod
     def of(cls, pipe: Any) -> Attachments | None:
@@ -84,7 +84,7 @@ def attach(drawing: Drawing) -> None:
     """Have the pipeline draw these people, for this thread or task and, where it is for no block, for all others."""
     pipe = drawing.pipe
     with _lock:
-        attachments = Attachments.of(pipe) or _wrap(pipe)
+        attachments = Attachments.of(pipe) or _wrap(pipe, drawing.owner.networks())
         attachments.drawings.append(drawing)
         try:
             _inject(drawing)
@@ -136,7 +136,7 @@ def _alive() -> tuple[weakref.ref[Drawing], ...]:
     return tuple(ref for ref in _own.get() if (drawing := ref()) is not None and not drawing.is_over)
 
 
-def _wrap(pipe: Any) -> Attachments:
+def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
     base = type(pipe)
 
     @functools.wraps(base.__call__)
@@ -151,7 +151,7 @@ def _wrap(pipe: Any) -> Attachments:
         with _turn_of(self), _run(drawing):
             return base.__call__(self, *args, **kwargs)
 
-    attachments = Attachments(pipe)
+    attachments = Attachments(pipe, networks)
     members = {"__call__": call, "__module__": base.__module__, "__qualname__": base.__qualname__}
     pipe.__class__ = type(base.__name__, (base,), {**members, "_fast_instantid": attachments})
     return attachments
