@@ -1,9 +1,8 @@
-"""One place where results are kept: content-addressed, bounded in bytes, each computed once.
+"""Content-addressed cache of results, bounded in bytes; each result is computed once.
 
-A key is a hash of everything that shaped the value: the pixels, and the fingerprint of every model and option.
-Addresses, ids and names alone never enter it, so a picture edited in place or a new one at a reused address is a miss.
-A value is a record, ``name -> tensor``; that makes its size known and lets it live on disk as a safetensors file,
-without pickle.
+A key is a hash of all that determines the value: the pixels, and the fingerprint of every model and option. It holds no
+address, id or name alone: a picture edited in-place, or a new one at a reused address, is a miss. A value is a record,
+``name -> tensor``. Its size is therefore known, and it can be a safetensors file on disk, without pickle.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from .weights import write_safetensors
 logger = logging.getLogger("fast_instantid")
 
 Record = Mapping[str, torch.Tensor]
-"""What the cache holds. Shared between callers: never change the tensors of one."""
+"""A cached value. It is shared between callers: never change its tensors in-place."""
 
-_OVERHEAD = 1024  # bytes of the objects around a tensor; without it, records of no faces would pile up without end
+_OVERHEAD = 1024  # bytes of the Python objects around a tensor; counting them bounds empty records too
 
 
 def content_key(*parts: object) -> str:
-    """``xxh3_128`` over the type, shape and content of every part, as 32 hex digits.
+    """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
 
     Args:
         parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
 
     Raises:
-        TypeError: a part of another type, whose content this cannot know.
+        TypeError: a part is of another type.
     """
     digest = xxhash.xxh3_128()
     for part in parts:
@@ -73,10 +72,10 @@ def _feed(digest: xxhash.xxh3_128, part: object) -> None:
 
 @dataclass
 class CacheStats:
-    """Counts since the cache was made, and what it holds now."""
+    """Counts since the cache was made, and its current content."""
 
     hits: int = 0
-    """Found in memory, or computed meanwhile by another thread."""
+    """Records found in memory, or computed meanwhile by another thread."""
     disk_hits: int = 0
     misses: int = 0
     entries: int = 0
@@ -88,8 +87,8 @@ class Cache:
 
     Args:
         max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
-        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk. Where it
-            cannot be read or written, a warning is logged and nothing else is lost.
+        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk. If it cannot
+            be read or written, a warning is logged and results are computed.
         max_disk_bytes: bound of the disk tier, as a whole and for each record. Every further process that writes at the
             same time may exceed it by a sixteenth.
     """
@@ -105,17 +104,17 @@ class Cache:
         self._stats = CacheStats()
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
-        """The record of ``key``, computed if it is not here; of several threads asking at once, one computes."""
+        """The record of ``key``, computed on a miss; of several threads that ask at once, one computes."""
         return self.get_many([key], lambda _: [compute()])[0]
 
     def get_many(self, keys: Sequence[str], compute: Callable[[list[int]], Sequence[Record]]) -> list[Record]:
-        """The records of ``keys``, in order, with all that are missing computed in one call.
+        """The records of ``keys``, in order; all misses are computed in one call.
 
         Args:
             keys: content keys; equal ones are computed once.
-            compute: gets the positions (in ``keys``) of what is missing and returns one record for each. What it
-                raises is raised here, and nothing is kept; threads that waited for it then compute for themselves. It
-                must not ask this cache for the same keys, for which it would wait forever.
+            compute: gets the positions (in ``keys``) of the misses and returns one record for each. Its exceptions
+                pass through, and nothing is kept; waiting threads then compute for themselves. Asking this cache for
+                the same keys inside it would deadlock.
         """
         found: dict[str, Record] = {}
         while True:
@@ -133,17 +132,17 @@ class Cache:
 
     @property
     def persistent(self) -> bool:
-        """Whether other processes may find what is kept here: their keys can only be made of content."""
+        """Whether records outlive the process; their keys must then be made of content alone."""
         return self._disk is not None
 
     @property
     def stats(self) -> CacheStats:
-        """A snapshot."""
+        """Snapshot of the counts."""
         with self._lock:
             return CacheStats(**vars(self._stats))
 
     def clear(self) -> None:
-        """Forget the memory tier. Files of the disk tier stay."""
+        """Empty the memory tier; files of the disk tier stay."""
         with self._lock:
             self._records.clear()
             self._stats.entries = self._stats.bytes = 0
@@ -151,7 +150,7 @@ class Cache:
     def _claim(
         self, keys: Sequence[str], found: dict[str, Record]
     ) -> tuple[dict[str, Future[Record]], dict[str, Future[Record]]]:
-        """Take what is in memory into ``found``; return the keys this thread must fill and those others are filling."""
+        """Copy hits into ``found``; return the keys this thread must compute, and those that other threads compute."""
         mine: dict[str, Future[Record]] = {}
         theirs: dict[str, Future[Record]] = {}
         with self._lock:
@@ -177,7 +176,7 @@ class Cache:
         found: dict[str, Record],
     ) -> None:
         try:
-            # Values outlive the caller's mode: a tensor made under inference_mode could not be used outside it.
+            # A tensor made under the caller's inference_mode could not be used outside it.
             with torch.inference_mode(False), torch.no_grad():
                 computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
                 missing = [keys.index(key) for key in mine if key not in computed]
@@ -216,12 +215,12 @@ class Cache:
 
 
 def record_bytes(record: Record) -> int:
-    """Bytes that a record takes: all its tensors, and about 1 KB for each of them."""
+    """Size of a record in bytes: its tensors, and about 1 KB of overhead for each."""
     return sum(tensor.nbytes + _OVERHEAD for tensor in record.values())
 
 
 def _owned(record: Record) -> Record:
-    """The record in tensors that work in every mode, and that keep no more alive than the bytes they count."""
+    """The record in tensors that work outside inference mode and own no more storage than they count."""
     return {
         name: tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
         for name, tensor in record.items()
@@ -229,19 +228,19 @@ def _owned(record: Record) -> Record:
 
 
 class _DiskTier:
-    """Safetensors files named by key. Losing one, or failing to write one, costs a computation and nothing else."""
+    """Safetensors files named by key; a lost or unwritable file costs only a computation."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
-        self._room = 0  # bytes to write before the folder is looked at again
+        self._room = 0  # bytes to write before the next scan of the folder
         self._lock = threading.Lock()
 
     def read(self, key: str) -> Record | None:
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                # Copied out of the mapping, so that another process may evict the file meanwhile.
+                # Copied out of the mapping: another process may evict the file meanwhile.
                 record = {name: file.get_tensor(name).clone() for name in file.keys()}
                 checksum = (file.metadata() or {}).get("checksum")
             if checksum != _checksum(key, record):
@@ -251,8 +250,8 @@ class _DiskTier:
         except (OSError, SafetensorError) as error:
             logger.warning("cache file %s cannot be used (%s): computing again", path, error)
             return None
-        with suppress(OSError):  # what may not be written may still be read
-            os.utime(path)  # the time of the last reading, by which files are evicted
+        with suppress(OSError):  # a read-only folder can still be read
+            os.utime(path)  # time of the last read, for eviction
         return record
 
     def write(self, key: str, record: Record) -> None:
@@ -270,9 +269,9 @@ class _DiskTier:
             logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
 
     def _evict(self) -> int:
-        """Remove the files read longest ago if the folder exceeds its bound; return how much to write until next time.
+        """Remove the least recently read files above the bound; return the bytes to write before the next scan.
 
-        Looking takes a scan, so a tenth is made free at once; other processes write too, so it is not put off for long.
+        A scan is slow, so a tenth is freed at once. Other processes write too, so the next scan comes soon.
         """
         files = []
         for path in self.directory.glob("*/*.safetensors"):
@@ -300,7 +299,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_cache() -> Cache:
-    """The cache of this process, used wherever none is given. It keeps nothing on disk."""
+    """The default cache of this process; it keeps nothing on disk."""
     global _shared
     with _shared_lock:
         if _shared is None:

@@ -1,4 +1,4 @@
-"""The model files, and the only code that fetches them."""
+"""Download of the model files; the only code that uses the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ModelFiles:
     license: str
 
     def missing_from(self, folder: Path) -> list[str]:
-        """The files that are not in ``folder`` yet."""
+        """Names of the files that ``folder`` lacks."""
         return [name for name in self.files if not (folder / name).is_file()]
 
 
@@ -57,11 +57,11 @@ MODELS = {
         "CreativeML Open RAIL++-M",
     ),
 }
-"""What there is, by the name of its folder."""
+"""All models, by the name of their folder."""
 
 
 def models_folder() -> Path:
-    """Where models are kept: ``$FAST_INSTANTID_MODELS``, else ``~/.cache/fast-instantid``."""
+    """The models folder: ``$FAST_INSTANTID_MODELS``, else ``~/.cache/fast-instantid``."""
     return Path(os.environ.get("FAST_INSTANTID_MODELS", "~/.cache/fast-instantid")).expanduser()
 
 
@@ -103,33 +103,33 @@ def local_path(source: str | os.PathLike[str], what: str) -> Path:
 def download(
     names: Sequence[str], folder: Path, *, offline: bool = False, report: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Fetch what is missing into ``folder/NAME``; interrupted downloads go on where they stopped.
+    """Download missing files into ``folder/NAME``; interrupted downloads resume.
 
     Args:
         names: keys of :data:`MODELS`.
         folder: the models folder.
-        offline: refuse instead of using the network.
-        report: is told of each file before it is fetched.
+        offline: raise instead of using the network.
+        report: called with a description of each file before it is downloaded.
 
     Raises:
-        OfflineError: something is missing and ``offline`` is set.
+        OfflineError: files are missing and ``offline`` is set.
         BackendError: huggingface_hub is not installed.
-        FastInstantIDError: the hub cannot be reached or refuses; what was fetched so far stays.
-        OSError: the folder cannot be written to.
+        FastInstantIDError: the hub cannot be reached or refuses; complete files stay.
+        OSError: the folder is not writable.
     """
     missing = [(name, file) for name in names for file in MODELS[name].missing_from(folder / name)]
     if not missing:
         return
     if offline:
         listed = "".join(f"\n  {name}/{file}" for name, file in missing)
-        raise OfflineError(f"--offline forbids fetching what {folder} lacks:{listed}")
+        raise OfflineError(f"--offline forbids downloading the files that {folder} lacks:{listed}")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise BackendError("downloading needs huggingface_hub: pip install 'fast-instantid[download]'") from error
     for name, file in missing:
-        (folder / name).mkdir(parents=True, exist_ok=True)  # refused here, it is no fault of the hub's
+        (folder / name).mkdir(parents=True, exist_ok=True)  # outside the try: an OSError here is not the hub's
         report(f"{name}/{file} from {MODELS[name].repository} ({MODELS[name].license})")
         try:
             hf_hub_download(MODELS[name].repository, file, local_dir=folder / name)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and refused before the work that would fill them."""
+"""Atomic writing of files, and early checks of their folders."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .errors import FastInstantIDError
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file that could not be written later.
+    """Check, before the work, that a file can be written into its folder.
 
     Raises:
-        FastInstantIDError: its folder is not there, or may not be written to.
+        FastInstantIDError: the folder of ``path`` is missing or not writable.
     """
     if not path.parent.is_dir():
         raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise FastInstantIDError(f"{path}: the folder {path.parent} may not be written to; choose another with -o")
+        raise FastInstantIDError(f"{path}: the folder {path.parent} is not writable; choose another with -o")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place at the end, or is removed if anything fails."""
+    """Yield a temporary path beside ``path``; it replaces ``path`` on success and is removed on failure."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        yield path  # /dev/null or a pipe: written, never replaced. A folder fails there.
+        yield path  # /dev/null or a pipe is written, never replaced; writing to a folder fails
         return
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
@@ -37,5 +37,5 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is not None:
-            error.filename = os.fspath(path)  # the name that people know
+            error.filename = os.fspath(path)  # the caller's name, not the temporary one
         raise

@@ -1,4 +1,4 @@
-"""Where tensors live. The only module that asks what hardware there is."""
+"""Device and dtype of tensors; the only module that queries the hardware."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Placement:
-    """A device and a floating dtype, both decided."""
+    """A device and a floating dtype."""
 
     device: torch.device
     dtype: torch.dtype
 
     @classmethod
     def resolve(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
-        """Fill in what was not said: the best device present, and fp16 on CUDA or fp32 elsewhere.
+        """Complete a choice: by default the best device, with fp16 on CUDA and fp32 elsewhere.
 
         Raises:
-            BackendError: a device that is not there, or a dtype that is none of ``DTYPES``.
+            BackendError: the device is missing, or the dtype is not in ``DTYPES``.
         """
         resolved = best_device() if device is None else _checked(device)
         if dtype is None:
@@ -35,7 +35,7 @@ class Placement:
 
 
 def best_device() -> torch.device:
-    """CUDA (which is also what ROCm builds call themselves), else XPU, else MPS, else the CPU."""
+    """The best device present: CUDA (which includes ROCm), else XPU, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if _has_xpu():

@@ -1,4 +1,4 @@
-"""Files of weights: read without copying, told apart by content, written whole or not at all."""
+"""Files of weights: memory-mapped reading, fingerprints of content, atomic writing."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _fingerprints_lock = threading.Lock()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> StateDict:
-    """All tensors of a ``.safetensors`` file or a torch pickle, memory-mapped: nothing is read before it is used.
+    """Map all tensors of a ``.safetensors`` file or a torch pickle; data is read on first use.
 
     A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
 
     Raises:
-        ModelFileError: missing, unreadable, empty, truncated, or no weights at all; the message says what the file is.
+        ModelFileError: missing, unreadable, empty, truncated, or no weights; the message says what the file is.
     """
     path = existing_file(path, "weights")
     try:
-        # Weights outlive the caller's mode: ComfyUI loads under inference_mode, and its tensors are of no use outside.
+        # ComfyUI loads under inference_mode, whose tensors could not be used outside it.
         with torch.inference_mode(False):
             if _looks_like_safetensors(path):
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
             else:
                 tensors = dict(_flatten(_load_pickle(path)))
-    except Exception as error:  # torch's unpickler fails in all kinds of ways on bytes that are no weights
+    except Exception as error:  # torch's unpickler raises anything on other bytes
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
     if not tensors:
         raise ModelFileError(f"{path}: holds no named tensors; a file of weights is needed")
@@ -54,10 +54,13 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """``path`` as a Path.
+    """Check that a file exists and is readable; return its Path.
+
+    Args:
+        what: the expected content, for the message.
 
     Raises:
-        ModelFileError: it is not there, is a folder, is empty, or may not be read.
+        ModelFileError: missing, a folder, empty or unreadable.
     """
     path = Path(path)
     try:
@@ -75,13 +78,13 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def file_version(path: str | os.PathLike[str]) -> str:
-    """What tells this state of a file from any other on this machine, without reading it.
+    """Path, size, modification time and change time of a file, as one key; the file is not read.
 
-    It is made of path, size, and the times of modification and change. The last of them no program can set, so that
-    content replaced by as many bytes, with the old time put back, is noticed too (not on Windows).
+    Programs cannot set the change time. New content of equal size with the old modification time is therefore noticed
+    too, except on Windows.
 
     Raises:
-        OSError: as the system says.
+        OSError: the file cannot be examined.
     """
     path = Path(path).resolve()
     stat = path.stat()
@@ -89,10 +92,10 @@ def file_version(path: str | os.PathLike[str]) -> str:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """``xxh3_128`` of a file's content, read once per :func:`file_version` and process.
+    """Hash (``xxh3_128``) of a file's content, computed once per :func:`file_version` and process.
 
     Raises:
-        OSError: as the system says.
+        OSError: the file cannot be read.
     """
     version = file_version(path)
     with _fingerprints_lock:
@@ -110,17 +113,17 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all.
+    """Write a safetensors file atomically.
 
     Raises:
-        OSError: as the system says; the folder is then as it was before.
+        OSError: the file cannot be written; the folder is unchanged.
     """
     # Copied, because safetensors refuses tensors that share memory.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     with atomic_write(path) as temporary:
-        # safetensors' own save_file would make the file readable for nobody but its owner.
+        # safetensors' own save_file would make the file readable by its owner only.
         temporary.write_bytes(save(copies, dict(metadata)))
 
 
@@ -131,17 +134,17 @@ def stream_safetensors(
     convert: Callable[[str, torch.Tensor], torch.Tensor],
     report: Callable[[int, int], None],
 ) -> None:
-    """Write a safetensors file of one dtype, whole or not at all, with never more than one of its tensors in memory.
+    """Write a safetensors file of one dtype atomically, with one tensor in memory at a time.
 
-    Its layout is a header (8 bytes of length, little-endian, then JSON) and the tensors one after another, as the
-    safetensors package describes it, whose own writer needs them all at once.
+    The layout is a header (8 bytes of length, little-endian, then JSON) and the tensors one after another, as the
+    safetensors package documents. Its own writer needs all tensors at once.
 
     Args:
         convert: called with each name and tensor; returns it in ``dtype``.
         report: called with the bytes written and their total.
 
     Raises:
-        OSError: as the system says; the folder is then as it was before.
+        OSError: the file cannot be written; the folder is unchanged.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
@@ -163,7 +166,7 @@ def stream_safetensors(
 def _load_pickle(path: Path) -> Any:
     with open(path, "rb") as file:
         if file.read(4) != _ZIP or path.suffix == ".safetensors":
-            # The format of torch < 1.6 cannot be mapped, and a name that says safetensors misleads torch.
+            # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
@@ -180,14 +183,14 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """A safetensors file starts with the length of its header (8 bytes, little-endian, at most 100 MB) and a ``{``."""
+    """Whether a file starts as safetensors: header length (8 bytes, little-endian, at most 100 MB), then ``{``."""
     with open(path, "rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
 
 
 def _diagnose(path: Path, error: Exception) -> str:
-    """What a file that could not be read as weights seems to be. torch's own words would advise to let it run code."""
+    """Explain why a file is no readable file of weights; torch's own message would advise to let it run code."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)

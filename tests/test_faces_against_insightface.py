@@ -276,13 +276,40 @@ class ChoosesTheSmallestBySubclass(FaceAnalysis):
         return sorted(super().get(*args, **kwargs), key=lambda face: face.bbox[2] - face.bbox[0])[:1]
 
 
-@pytest.mark.parametrize("kind", ["around ours", "around insightface's", "subclass"])
+class ChoosesTheSmallestOfOurs(FaceAnalyzer):
+    asked = 0
+
+    def get(self, *args, **kwargs):
+        self.asked += 1
+        return sorted(super().get(*args, **kwargs), key=lambda face: face.bbox[2] - face.bbox[0])[:1]
+
+
+class Proxy:
+    """Around an analyzer, without a ``get`` of its own."""
+
+    def __init__(self, analysis) -> None:
+        self.analysis = analysis
+
+    def __getattr__(self, name: str):
+        return getattr(self.analysis, name)
+
+
+def test_a_proxy_gives_the_faces_of_its_analysis(pack, group):
+    for analysis in both(pack):
+        np.testing.assert_array_equal(
+            FaceAnalyzer.wrap(Proxy(analysis), Cache()).embed(group), FaceAnalyzer.wrap(analysis, Cache()).embed(group)
+        )
+
+
+@pytest.mark.parametrize("kind", ["around ours", "around insightface's", "subclass", "subclass of ours"])
 def test_a_get_of_its_own_is_asked(kind, pack, group, astronaut):
     ours, theirs = both(pack)
     theirs.prepare(ctx_id=-1, det_size=(640, 640))
     if kind == "subclass":
         own = ChoosesTheSmallestBySubclass(name=str(pack), providers=["CPUExecutionProvider"])
         own.prepare(ctx_id=-1, det_size=(640, 640))
+    elif kind == "subclass of ours":
+        own = ChoosesTheSmallestOfOurs.load(pack, "onnxruntime", "cpu", cache=Cache())
     else:
         own = ChoosesTheSmallest(ours if kind == "around ours" else theirs)
     wrapped = FaceAnalyzer.wrap(own, Cache())

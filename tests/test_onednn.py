@@ -1,4 +1,4 @@
-"""Face networks on a CPU compute with packed weights what torch's own layers compute."""
+"""Face networks in oneDNN's layout compute the same as with torch's own layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fast_instantid.faces.onnx.module import to_module
 from fast_instantid.faces.onnx.network import TorchNetwork, load_network
 from fast_instantid.faces.onnx.onednn import OneDNNConv2d, has_onednn, use_onednn
 
-needs_packing = pytest.mark.skipif(not has_onednn(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
+needs_onednn = pytest.mark.skipif(not has_onednn(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
 
 
 @pytest.fixture(params=[write_scrfd, write_iresnet], ids=["detector", "recogniser"])
@@ -24,25 +24,25 @@ def graph(request, tmp_path: Path) -> Graph:
     return read_graph(request.param(tmp_path / "network.onnx"))
 
 
-@needs_packing
+@needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_equals_plain(graph, dtype):
+def test_onednn_equals_plain(graph, dtype):
     if not has_onednn(dtype):
         pytest.skip(f"this CPU has no {dtype}")
     plain = to_module(graph).to(dtype)
-    packed = use_onednn(copy.deepcopy(plain))
+    converted = use_onednn(copy.deepcopy(plain))
     side = graph.inputs[0].shape[2] or 64
     for batch, size in ((1, side), (3, side), (1, side if graph.inputs[0].shape[2] else 96)):
         images = torch.randn(batch, 3, size, size).to(dtype).to(memory_format=torch.channels_last)
         with torch.inference_mode():
-            for expected, found in zip(plain(images), packed(images), strict=True):
+            for expected, found in zip(plain(images), converted(images), strict=True):
                 assert found.abs().max() > 0
                 # Where torch has a kernel of its own for a layer this small, last bits differ.
                 torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 0.1, atol=1e-6)
 
 
-@needs_packing
-def test_every_convolution_is_packed_and_its_relu_with_it(graph):
+@needs_onednn
+def test_every_convolution_is_converted_and_its_relu_with_it(graph):
     network = TorchNetwork(graph, torch.device("cpu"))
     layers = [*network.module.modules()]
     assert any(isinstance(layer, OneDNNConv2d) for layer in layers)
@@ -52,7 +52,7 @@ def test_every_convolution_is_packed_and_its_relu_with_it(graph):
     assert not any(node.args[0].op == "call_module" and len(node.args[0].users) == 1 for node in relus)
 
 
-@needs_packing
+@needs_onednn
 def test_results_do_not_depend_on_the_size_that_came_first(tmp_path):
     graph = read_graph(write_scrfd(tmp_path / "network.onnx"))
     small, large = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 160, 160)
@@ -67,7 +67,7 @@ def test_results_do_not_depend_on_the_size_that_came_first(tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(outputs[0][side], outputs[1][side], strict=True))
 
 
-def test_without_packing_the_layers_are_torchs_own(graph, monkeypatch):
+def test_without_onednn_the_layers_are_torchs_own(graph, monkeypatch):
     monkeypatch.setattr("fast_instantid.faces.onnx.network.has_onednn", lambda dtype: False)
     module = load_network(graph, "torch", "cpu").module
     assert any(isinstance(layer, nn.Conv2d) for layer in module.modules())

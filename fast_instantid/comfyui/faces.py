@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..faces import Face, FaceAnalyzer, draw_keypoints, largest
+from ..faces.face import keypoints_of
 from ..faces.keypoints import COLORS, drawn_region
 from ..images import Photo, photos
 
@@ -94,7 +95,7 @@ def _groups(items: list[Item]) -> Iterator[list[Item]]:
 def _keypoint_picture(picture: Photo, face: Face) -> Tensor:
     """``(H, W, 3)`` float32 in 0..1; only the drawn region is written, and the rest stays untouched zero pages."""
     drawn = draw_keypoints(picture, face)
-    result, region = np.zeros(drawn.shape, np.float32), drawn_region(picture.size, face.kps)
+    result, region = np.zeros(drawn.shape, np.float32), drawn_region(picture.size, keypoints_of(face))
     np.divide(drawn[region], 255, out=result[region], dtype=np.float32)
     return torch.from_numpy(result)
 

@@ -12,7 +12,7 @@ import torch
 from ..cache import Cache, shared_cache
 from ..errors import NoFaceError
 from ..images import ImageInput, photos
-from .cached import CachedNetworks, DetectorLike, FaceNetworks, RecognizerLike
+from .cached import CachedNetworks
 from .detector import Detector
 from .face import Face, faces_of, is_face, largest, listed
 from .foreign import AnalysisByGet, InsightFaceDetector, InsightFaceRecognizer, has_own_get
@@ -36,13 +36,13 @@ class FaceAnalyzer:
         cache: keeps the results; by default the one shared by the whole process.
     """
 
-    networks: FaceNetworks
+    networks: CachedNetworks | AnalysisByGet
     """Detection and recognition below this interface; both take Photos."""
     det_model: Any
     models: dict[str, Any]
     """``detection`` and ``recognition``, as in insightface."""
 
-    def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache | None = None) -> None:
+    def __init__(self, detector: Detector, recognizer: Recognizer, cache: Cache | None = None) -> None:
         networks = CachedNetworks(detector, recognizer, shared_cache() if cache is None else cache)
         self.networks = networks
         self.det_model = DetectorView(networks)
@@ -92,10 +92,10 @@ class FaceAnalyzer:
         Raises:
             BackendError: the object is no face analysis.
         """
-        if isinstance(analysis, cls):
-            return analysis
         if has_own_get(analysis):
             return _WrappedAnalyzer(analysis, AnalysisByGet(analysis))
+        if isinstance(analysis, FaceAnalyzer):
+            return analysis
         networks = InsightFaceDetector(analysis), InsightFaceRecognizer(analysis)
         return _WrappedAnalyzer(analysis, CachedNetworks(*networks, shared_cache() if cache is None else cache))
 
@@ -200,7 +200,7 @@ class FaceAnalyzer:
 class _WrappedAnalyzer(FaceAnalyzer):
     """Another library's face analysis behind our interface; its insightface interface stays its own."""
 
-    def __init__(self, analysis: Any, networks: FaceNetworks) -> None:
+    def __init__(self, analysis: Any, networks: CachedNetworks | AnalysisByGet) -> None:
         self.networks = networks
         self._analysis = analysis
         self.det_model = getattr(analysis, "det_model", None)

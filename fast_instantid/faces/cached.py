@@ -3,86 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..cache import Cache, Record, content_key
-from ..images import Photo, RGBImage
+from ..images import Photo
 from ..recorder import stage
 from .align import align
-from .detector import Detections
+from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
+from .foreign import InsightFaceDetector, InsightFaceRecognizer
+from .recognizer import Recognizer
 
 _VERSION = 1
 """Version of the results: raise it when they change for equal input, since cache folders outlive releases."""
 
 
-class FaceNetworks(Protocol):
-    """What :class:`FaceAnalyzer` needs of detection and recognition."""
-
-    @property
-    def backend(self) -> str:
-        """Backend and device in use."""
-        ...
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to search at, in turn."""
-        ...
-
-    def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
-        """The faces of each picture, found at the first size that shows any."""
-        ...
-
-    def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
-        """``(N, 512)`` float32 embeddings of one face in each of N pictures."""
-        ...
-
-
-class DetectorLike(Protocol):
-    """Finds faces at one size."""
-
-    @property
-    def result_id(self) -> str | None:
-        """Identifies the results of equal input; None keeps them out of the cache."""
-        ...
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to search at, in turn."""
-        ...
-
-    def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]: ...
-
-
-class RecognizerLike(Protocol):
-    """Turns aligned crops into embeddings."""
-
-    @property
-    def result_id(self) -> str | None:
-        """Identifies the results of equal input; None keeps them out of the cache."""
-        ...
-
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray: ...
-
-
 class CachedNetworks:
-    """The two networks of an analyzer, run only on a cache miss (a :class:`FaceNetworks`)."""
+    """The two networks of an analyzer, run only on a cache miss."""
 
-    def __init__(self, detector: DetectorLike, recognizer: RecognizerLike, cache: Cache) -> None:
+    def __init__(
+        self, detector: Detector | InsightFaceDetector, recognizer: Recognizer | InsightFaceRecognizer, cache: Cache
+    ) -> None:
         self.detector = detector
         self.recognizer = recognizer
         self.cache = cache
 
     @property
     def backend(self) -> str:
+        """Backend and device in use."""
         network = getattr(self.detector, "network", None)
         return "insightface" if network is None else network.backend
 
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
+        """``(width, height)`` to search at, in turn."""
         return self.detector.sizes
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
@@ -100,6 +57,7 @@ class CachedNetworks:
         return [Detections(**{name: _read_only(tensor) for name, tensor in record.items()}) for record in records]
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
+        """The faces of each picture, found at the first size that shows any."""
         first, *others = self.sizes
         found = self.detect(pictures, first)
         for size in others:
@@ -111,6 +69,7 @@ class CachedNetworks:
         return [faces_of(detections) for detections in found]
 
     def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings of one face in each of N pictures."""
         keypoints = [keypoints_of(face).astype(np.float32, copy=False) for face in faces]
 
         def compute(missing: list[int]) -> list[Record]:

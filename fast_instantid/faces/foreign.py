@@ -5,8 +5,7 @@ Nothing here imports insightface; its objects are recognised by their attributes
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,13 @@ from .face import Face, field
 
 
 def has_own_get(analysis: Any) -> bool:
-    """Whether an analysis has a ``get`` other than that of insightface's ``FaceAnalysis``.
+    """Whether an analysis has a ``get`` other than insightface's and ours.
 
     Packs override it to choose the face, so its answer counts, not that of the networks inside.
     """
     get = getattr(analysis, "get", None)
-    return callable(get) and not isinstance(analysis, dict) and not str(get.__module__).startswith("insightface.")
+    home = str(getattr(get, "__module__", ""))
+    return callable(get) and not isinstance(analysis, dict) and not home.startswith(("insightface.", f"{__package__}."))
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class _FaceFromGet(Face):
 
 
 class AnalysisByGet:
-    """A face analysis that is asked through its ``get`` alone, without a cache (a :class:`FaceNetworks`)."""
+    """A face analysis that is asked through its ``get`` alone, without a cache."""
 
     def __init__(self, analysis: Any) -> None:
         self._analysis = analysis
@@ -45,39 +45,35 @@ class AnalysisByGet:
         self.sizes = DETECTION_SIZES if hasattr(model, "input_size") and not hasattr(model, "input_sizes") else ()
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
+        """As :meth:`CachedNetworks.find`."""
         return [self._find(np.ascontiguousarray(photo.rgb[..., ::-1])) for photo in pictures]
 
-    def _find(self, bgr: np.ndarray) -> list[Face]:
-        for size in self.sizes or (None,):
-            with _searching_at(size, getattr(self._analysis, "det_model", None)):
-                found = self._analysis.get(bgr)
-            if found:
-                return [
-                    _FaceFromGet(field(face, "bbox"), field(face, "kps"), float(field(face, "det_score") or 0), face)
-                    for face in found
-                ]
-        return []
+    def _find(self, bgr: RGBImage) -> list[Face]:
+        model = getattr(self._analysis, "det_model", None)
+        before = getattr(model, "input_size", None)
+        found: Sequence[Any] = ()
+        try:
+            for size in self.sizes or (None,):
+                if size is not None:
+                    model.input_size = size  # pyright: ignore[reportOptionalMemberAccess]
+                if found := self._analysis.get(bgr):
+                    break
+        finally:
+            if self.sizes:
+                model.input_size = before  # pyright: ignore[reportOptionalMemberAccess]
+        return [
+            _FaceFromGet(field(face, "bbox"), field(face, "kps"), float(field(face, "det_score") or 0), face)
+            for face in found
+        ]
 
     def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
+        """As :meth:`CachedNetworks.embed`, for faces that :meth:`find` or ``get`` returned."""
         embeddings = [field(getattr(face, "source", face), "embedding") for face in faces]
         if any(embedding is None for embedding in embeddings):
             raise BackendError(
                 f"a face without an embedding: {self.backend} recognises faces in its get() only; give faces of its own"
             )
         return np.stack([np.asarray(embedding, np.float32).reshape(-1) for embedding in embeddings])
-
-
-@contextmanager
-def _searching_at(size: tuple[int, int] | None, model: Any) -> Generator[None]:
-    if size is None:
-        yield
-        return
-    before = model.input_size
-    model.input_size = size
-    try:
-        yield
-    finally:
-        model.input_size = before
 
 
 class InsightFaceDetector:

@@ -56,12 +56,12 @@ class AnalyzedFace(MutableMapping[str, Any]):
 
     __setattr__ = __setitem__
     __eq__ = object.__eq__  # items are arrays, whose comparison has no single truth value
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     @property
     def embedding_norm(self) -> float:
         """Euclidean length of the embedding."""
-        return np.linalg.norm(self["embedding"])
+        return float(np.linalg.norm(self["embedding"]))
 
     @property
     def normed_embedding(self) -> np.ndarray:

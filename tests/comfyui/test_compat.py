@@ -153,6 +153,25 @@ def test_a_replaced_extractor_that_finds_nothing_is_no_face(IID: ModuleType, inp
         tiny.call(hashing_node(IID, lambda features: None), **inputs)
 
 
+def test_a_foreign_analysis_without_a_cache_looks_at_each_photo_once(registered, inputs):
+    """Also one whose ``get`` chooses the face, and whose results nothing identifies."""
+    faces = inputs["insightface"]
+
+    class Chooses:
+        asked = 0
+
+        def get(self, img):
+            type(self).asked += 1
+            return faces.get(img)[:1]
+
+    plain = tiny.call(registered["ApplyInstantID"], **inputs)
+    result = tiny.call(registered["ApplyInstantID"], **{**inputs, "insightface": Chooses()})
+    assert Chooses.asked == len(inputs["image"]) == 2
+    torch.testing.assert_close(tokens(result), tokens(plain))
+    control, expected = (found[1][0][1]["control"].cond_hint_original for found in (result, plain))
+    assert torch.equal(control, expected)
+
+
 def test_the_advanced_node_is_called_by_the_references_names(IID: ModuleType, inputs):
     """By position too, in the reference's order."""
     order = ("instantid", "insightface", "control_net", "image", "model", "positive", "negative", "start_at", "end_at")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,6 @@ DTYPES = {
     11: np.float64,
 }
 """numpy dtypes by their number in onnx.proto."""
-_TYPED_DATA_FIELDS = {4: "<f4", 10: "<f8"}  # float_data, double_data; the integer fields hold varints
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def read_graph(path: str | Path) -> Graph:
         graphs = [value for field, value in _fields(buffer) if field == 7]
         if len(graphs) != 1:
             raise _Malformed("it holds no graph")
-        return _graph(path, _submessage(graphs[0]), buffer)
+        return _graph(path, graphs[0], buffer)
     except (_Malformed, struct.error, KeyError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
@@ -102,120 +102,75 @@ class _Malformed(Exception):
     pass
 
 
-def _graph(path: Path, message: memoryview, content: memoryview) -> Graph:
-    nodes: list[Node] = []
-    initializers: dict[str, np.ndarray] = {}
-    inputs: list[Value] = []
-    outputs: list[Value] = []
-    for field, value in _fields(message):
-        if field == 1:
-            nodes.append(_node(_submessage(value)))
-        elif field == 5:
-            name, array = _tensor(_submessage(value))
-            initializers[name] = array
-        elif field == 11:
-            inputs.append(_value(_submessage(value)))
-        elif field == 12:
-            outputs.append(_value(_submessage(value)))
+def _graph(path: Path, graph: int | memoryview, content: memoryview) -> Graph:
+    fields = _message(graph)
+    initializers = dict(map(_tensor, fields[5]))
     # Older exporters list the weights among the inputs too.
-    inputs = [value for value in inputs if value.name not in initializers]
-    return Graph(path, tuple(nodes), initializers, tuple(inputs), tuple(outputs), content)
+    inputs = tuple(value for value in map(_value, fields[11]) if value.name not in initializers)
+    return Graph(path, tuple(map(_node, fields[1])), initializers, inputs, tuple(map(_value, fields[12])), content)
 
 
-def _node(message: memoryview) -> Node:
-    op = ""
-    inputs: list[str] = []
-    outputs: list[str] = []
-    attributes: dict[str, Attribute] = {}
-    for field, value in _fields(message):
-        if field == 1:
-            inputs.append(_text(value))
-        elif field == 2:
-            outputs.append(_text(value))
-        elif field == 4:
-            op = _text(value)
-        elif field == 5:
-            name, attribute = _attribute(_submessage(value))
-            attributes[name] = attribute
-    return Node(op, tuple(inputs), tuple(outputs), attributes)
+def _node(node: int | memoryview) -> Node:
+    fields = _message(node)
+    inputs, outputs = tuple(map(_text, fields[1])), tuple(map(_text, fields[2]))
+    return Node(_name(fields[4]), inputs, outputs, dict(map(_attribute, fields[5])))
 
 
-def _attribute(message: memoryview) -> tuple[str, Attribute]:
-    name = ""
-    single: Attribute = 0
-    floats: list[float] = []
-    ints: list[int] = []
-    kind = 0
-    for field, value in _fields(message):
-        if field == 1:
-            name = _text(value)
-        elif field == 2:
-            single = struct.unpack("<f", _submessage(value))[0]
-        elif field == 3:
-            single = _signed(value)
-        elif field == 4:
-            single = bytes(_submessage(value)).decode("utf-8", "replace")
-        elif field == 5:
-            single = _tensor(_submessage(value))[1]
-        elif field == 7:
-            data = _submessage(value)
-            floats.extend(struct.unpack(f"<{len(data) // 4}f", data))
-        elif field == 8:
-            ints.extend(_varints(value))
-        elif field == 20:
-            kind = _signed(value)
-    return name, floats if kind == 6 else ints if kind == 7 else single
+def _attribute(attribute: int | memoryview) -> tuple[str, Attribute]:
+    fields = _message(attribute)
+    name, kind = _name(fields[1]), _integers(fields[20])
+    if kind == [6]:
+        return name, [number for data in fields[7] for number in np.frombuffer(_submessage(data), "<f4").tolist()]
+    if kind == [7]:
+        return name, _integers(fields[8])
+    if fields[2]:
+        return name, struct.unpack("<f", _submessage(fields[2][-1]))[0]
+    if fields[4]:
+        return name, bytes(_submessage(fields[4][-1])).decode("utf-8", "replace")
+    if fields[5]:
+        return name, _tensor(fields[5][-1])[1]
+    return name, [0, *_integers(fields[3])][-1]
 
 
-def _tensor(message: memoryview) -> tuple[str, np.ndarray]:
-    name = ""
-    dims: list[int] = []
-    dtype = 0
-    raw: memoryview | None = None
-    integers: list[int] = []
-    typed: list[np.ndarray] = []
-    for field, value in _fields(message):
-        if field == 1:
-            dims.extend(_varints(value))
-        elif field == 2:
-            dtype = _signed(value)
-        elif field in _TYPED_DATA_FIELDS:
-            typed.append(np.frombuffer(_submessage(value), _TYPED_DATA_FIELDS[field]))
-        elif field in (5, 7):
-            integers.extend(_varints(value))
-        elif field == 8:
-            name = _text(value)
-        elif field == 9:
-            raw = _submessage(value)
-        elif field == 13:
-            raise _Malformed("it keeps its weights in a second file, which is not supported")
-    if dtype not in DTYPES:
-        raise _Malformed(f"tensor {name!r} has an unknown element type {dtype}")
-    if raw is not None:
-        array = np.frombuffer(raw, DTYPES[dtype])
-    elif integers:
-        array = np.array(integers, DTYPES[dtype])
-    else:
-        array = np.concatenate(typed).astype(DTYPES[dtype]) if typed else np.empty(0, DTYPES[dtype])
-    count = int(np.prod(dims, dtype=np.int64))
-    if array.size != count:
+def _tensor(tensor: int | memoryview) -> tuple[str, np.ndarray]:
+    fields = _message(tensor)
+    name, dims, element = _name(fields[8]), _integers(fields[1]), [0, *_integers(fields[2])][-1]
+    if fields[13]:
+        raise _Malformed("it keeps its weights in a second file, which is not supported")
+    if element not in DTYPES:
+        raise _Malformed(f"tensor {name!r} has an unknown element type {element}")
+    dtype = DTYPES[element]
+    if fields[9]:  # raw_data
+        array = np.frombuffer(_submessage(fields[9][-1]), dtype)
+    elif fields[5] or fields[7]:  # int32_data, int64_data
+        array = np.array(_integers(fields[5] + fields[7]), dtype)
+    else:  # float_data, double_data
+        parts = [np.frombuffer(_submessage(data), "<f4") for data in fields[4]]
+        parts += [np.frombuffer(_submessage(data), "<f8") for data in fields[10]]
+        array = np.concatenate(parts or [np.empty(0)]).astype(dtype)
+    if array.size != int(np.prod(dims, dtype=np.int64)):
         raise _Malformed(f"tensor {name!r} of shape {dims} has {array.size} values")
     return name, array.reshape(dims)
 
 
-def _value(message: memoryview) -> Value:
-    name = ""
+def _value(value: int | memoryview) -> Value:
+    fields = _message(value)
     shape: list[int | None] = []
-    for field, value in _fields(message):
-        if field == 1:
-            name = _text(value)
-        elif field == 2:  # TypeProto . tensor_type . shape . dim . dim_value
-            for tensor_type in _children(_submessage(value), 1):
-                for dims in _children(tensor_type, 2):
-                    for dim in _children(dims, 1):
-                        sizes = [_signed(size) for number, size in _fields(dim) if number == 1]
-                        shape.append(sizes[0] if sizes and sizes[0] > 0 else None)
-    return Value(name, tuple(shape))
+    for kind in fields[2]:  # TypeProto . tensor_type . shape . dim . dim_value
+        for tensor_type in _message(kind)[1]:
+            for dims in _message(tensor_type)[2]:
+                for dim in _message(dims)[1]:
+                    size = _integers(_message(dim)[1])
+                    shape.append(size[0] if size and size[0] > 0 else None)
+    return Value(_name(fields[1]), tuple(shape))
+
+
+def _message(message: int | memoryview) -> defaultdict[int, list[int | memoryview]]:
+    """The values of a message by field number."""
+    fields: defaultdict[int, list[int | memoryview]] = defaultdict(list)
+    for number, value in _fields(_submessage(message)):
+        fields[number].append(value)
+    return fields
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -253,10 +208,6 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _children(message: memoryview, field: int) -> Iterator[memoryview]:
-    return (_submessage(value) for number, value in _fields(message) if number == field)
-
-
 def _submessage(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
         raise _Malformed("a number stands where a message should")
@@ -267,19 +218,19 @@ def _text(value: int | memoryview) -> str:
     return bytes(_submessage(value)).decode("utf-8")
 
 
-def _varints(value: int | memoryview) -> list[int]:
+def _name(values: Sequence[int | memoryview]) -> str:
+    return _text(values[-1]) if values else ""
+
+
+def _integers(values: Sequence[int | memoryview]) -> list[int]:
     """A repeated integer field, in its packed or its one-by-one form."""
-    if isinstance(value, int):
-        return [_signed(value)]
     numbers: list[int] = []
-    position = 0
-    while position < len(value):
-        number, position = _varint(value, position)
-        numbers.append(_signed(number))
-    return numbers
-
-
-def _signed(value: int | memoryview) -> int:
-    if not isinstance(value, int):
-        raise _Malformed("bytes stand where a number should")
-    return value - (1 << 64) if value >= 1 << 63 else value
+    for value in values:
+        if isinstance(value, int):
+            numbers.append(value)
+            continue
+        position = 0
+        while position < len(value):
+            number, position = _varint(value, position)
+            numbers.append(number)
+    return [number - (1 << 64) if number >= 1 << 63 else number for number in numbers]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -37,34 +37,9 @@ PROVIDERS = {
 _INDEXED = {"cuda", "tensorrt", "rocm", "migraphx", "directml"}  # a machine can have several of them
 
 
-class Network(Protocol):
-    """A face network on some backend."""
-
-    backend: str
-    """Backend and device or provider in use, such as ``"torch (cuda:0)"``."""
-    on_cpu: bool
-
-    @property
-    def result_id(self) -> str:
-        """Identifies the results of equal input: the file's fingerprint, backend, device type and dtype."""
-        ...
-
-    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        """Run a batch.
-
-        Args:
-            images: ``(N, H, W, 3)`` uint8 RGB.
-            mean, scale: the network sees ``(images - mean) * scale``, in float32.
-
-        Returns:
-            the outputs in the file's order, float32.
-        """
-        ...
-
-
 def load_network(
     graph: Graph, backend: str, device: str | torch.device | None, dtype: str | torch.dtype = torch.float32
-) -> Network:
+) -> TorchNetwork | OnnxRuntimeNetwork:
     """Make a network runnable.
 
     Args:
@@ -111,7 +86,7 @@ class TorchNetwork:
 
     @property
     def result_id(self) -> str:
-        """See :class:`Network`."""
+        """Identifies the results of equal input: the file's fingerprint, backend, device type and dtype."""
         suffix = "/onednn" if self._uses_onednn else ""
         suffix += f"/{self._approximate}" if self._approximate else ""
         return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
@@ -138,6 +113,15 @@ class TorchNetwork:
         return module.to(self.device)
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        """Run a batch.
+
+        Args:
+            images: ``(N, H, W, 3)`` uint8 RGB.
+            mean, scale: the network reads ``(images - mean) * scale``, in float32.
+
+        Returns:
+            the outputs in the file's order, float32.
+        """
         module = self.module
         device = next(module.parameters()).device  # ComfyUI may have moved the weights
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
@@ -159,10 +143,13 @@ class OnnxRuntimeNetwork:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+        """As :meth:`TorchNetwork.run`."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
             return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
 
+
+Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
 
 _precision_lock = threading.Lock()
 

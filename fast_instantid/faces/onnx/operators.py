@@ -97,35 +97,30 @@ def _prelu(b: Builder, node: Node) -> fx.Node:
 # --- layers without weights ------------------------------------------------------------------------------------------
 
 
-@_handles("Relu")
-def _relu(b: Builder, node: Node) -> fx.Node:
-    return b.call(F.relu, b.tensor(node.inputs[0]))
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Relu": F.relu,
+    "Sigmoid": torch.sigmoid,
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.truediv,
+}
 
 
-@_handles("Sigmoid")
-def _sigmoid(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.sigmoid, b.tensor(node.inputs[0]))
+@_handles(*_FUNCTIONS)
+def _elementwise(b: Builder, node: Node) -> fx.Node:
+    return b.call(_FUNCTIONS[node.op], *(b.tensor(name) for name in node.inputs))
 
 
-@_handles("Add", "Sub", "Mul", "Div")
-def _arithmetic(b: Builder, node: Node) -> fx.Node:
-    function = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.truediv}[node.op]
-    return b.call(function, b.tensor(node.inputs[0]), b.tensor(node.inputs[1]))
-
-
-@_handles("MaxPool")
-def _max_pool(b: Builder, node: Node) -> fx.Node:
+@_handles("MaxPool", "AveragePool")
+def _pool(b: Builder, node: Node) -> fx.Node:
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    kernel, stride = _pair(node, "kernel_shape", 1), _pair(node, "strides", 1)
-    return b.call(F.max_pool2d, x, kernel, stride, padding, ceil_mode=bool(_int(node, "ceil_mode", 0)))
-
-
-@_handles("AveragePool")
-def _average_pool(b: Builder, node: Node) -> fx.Node:
-    x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    kernel, stride = _pair(node, "kernel_shape", 1), _pair(node, "strides", 1)
-    ceil, include = bool(_int(node, "ceil_mode", 0)), bool(_int(node, "count_include_pad", 0))
-    return b.call(F.avg_pool2d, x, kernel, stride, padding, ceil_mode=ceil, count_include_pad=include)
+    arguments = (x, _pair(node, "kernel_shape", 1), _pair(node, "strides", 1), padding)
+    ceil = bool(_int(node, "ceil_mode", 0))
+    if node.op == "MaxPool":
+        return b.call(F.max_pool2d, *arguments, ceil_mode=ceil)
+    include = bool(_int(node, "count_include_pad", 0))
+    return b.call(F.avg_pool2d, *arguments, ceil_mode=ceil, count_include_pad=include)
 
 
 @_handles("GlobalAveragePool")
