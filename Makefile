@@ -6,21 +6,21 @@ RESULTS ?= benchmarks/results/here
 
 .PHONY: demo test test-comfyui lint bench bench-comfyui clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
 
-test: $(VENV)/installed
-	$(RUN) -m pytest
+test: $(VENV)/with-dev
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-comfyui:  # COMFYUI_PATH=... names the checkout of ComfyUI
 	.ci/comfyui -m pytest tests/comfyui
 
-lint: $(VENV)/installed
+lint: $(VENV)/with-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
-bench: $(VENV)/installed  # RESULTS=... names the folder for the results
+bench: $(VENV)/with-dev  # RESULTS=... names the folder for the results
 	for suite in faces pipelines findings startup memory; do \
 		$(RUN) -m benchmarks $$suite --json $(RESULTS)/$$suite.json || exit; done
 
@@ -29,10 +29,13 @@ bench-comfyui:  # beside the old pack: REFERENCE_PATH=... names its checkout, an
 		.ci/comfyui -m benchmarks $$suite --comfyui "$(COMFYUI_PATH)" --reference "$(REFERENCE_PATH)" \
 			--json $(RESULTS)/$$suite.json || exit; done
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# One environment, and a mark in it for each set of extras that was installed; dev includes diffusers.
+$(VENV)/with-%: pyproject.toml constraints.txt | $(RUN)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@ $(if $(filter dev,$*),$(VENV)/with-diffusers)
+
+$(RUN):
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-comfyui fast-instantid-demo.png

@@ -144,8 +144,8 @@ def _draw(job: tuple[int, int, int, int]) -> list[Result]:
         keypoints = Image.fromarray(draw_keypoints((SIZE, SIZE), points))
         for name, variant in VARIANTS.items():
             sampling = Sampling(
-                steps=steps,
-                guidance=miniature.GUIDANCE,
+                num_inference_steps=steps,
+                guidance_scale=miniature.GUIDANCE,
                 seed=number,
                 approximations=Approximations(**variant.approximations),
             )

@@ -145,7 +145,7 @@ def _jobs(package: str, models: Path) -> dict[str, Callable[[int], Any]]:
                 attention.identity_attention(query, [entry])
 
     def picture(_: int) -> None:
-        pipelines.generate(pipe, identity, keypoints, "a man", pipelines.Sampling(steps=2))
+        pipelines.generate(pipe, identity, keypoints, "a man", pipelines.Sampling(num_inference_steps=2))
 
     return {"the same face again": again, "a new face": new, "identity branch, 60 calls": branch, "a picture": picture}
 

@@ -186,6 +186,7 @@ def drawn() -> str:
 
 def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "nothing"))
+    monkeypatch.setattr(miniature, "STEPS", 3)
     prompt = "flat portrait, plain blue background, red shirt"
     generate = ["generate", "--photo", drawn, "--prompt", prompt, "--device", "cpu", "--json"]
     files = miniature.files()
@@ -418,7 +419,9 @@ def test_a_hub_that_refuses_is_reported(hub, tmp_path):
 
 def test_a_hub_that_cannot_be_reached_is_reported_once(tmp_path):
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
-    result = shell("download", "antelopev2", "--to", str(tmp_path / "to"), env=environment)
+    impatient = "import sys, time; time.sleep = lambda _: None; from fast_instantid.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", impatient, "download", "antelopev2", "--to", str(tmp_path / "to")]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: antelopev2/scrfd_10g_bnkps.onnx: could not be fetched")
     assert "refused" in result.stderr.splitlines()[-1].lower()

@@ -171,8 +171,3 @@ def test_requirements_cannot_replace_what_comfyui_ships():
     assert not {"torch", "torchvision", "torchaudio", "numpy", "onnxruntime", "onnxruntime-gpu"} & set(names)
     project = (ROOT / "pyproject.toml").read_text()
     assert all(f'"{line}"' in project for line in lines), "requirements.txt must be a part of pyproject's dependencies"
-
-
-def test_no_file_is_too_long_to_read():
-    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
-    assert not long

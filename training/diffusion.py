@@ -224,7 +224,7 @@ class Losses:
     """Of timesteps above 700: where text, face and keypoints show whether they are understood."""
 
 
-def pretrain_resampler(stack: Stack, embeddings: Tensor, attributes: Tensor, steps: int = 600) -> float:
+def pretrain_resampler(stack: Stack, embeddings: Tensor, attributes: Tensor, steps: int) -> float:
     """Teach the resampler to keep what an embedding says of a face; returns the last error.
 
     Args:

@@ -86,7 +86,7 @@ def train(folder: Path, portraits: Portraits, steps: int = 300) -> None:
     parts = {"model": model, "naming": naming, "optimizer": optimizer}
     run = Run(folder / "recognizer.pt", steps, parts)
     random = np.random.default_rng([run.step, 7])
-    people = batches(random, len(portraits.attributes), _PEOPLE)
+    people = batches(random, len(portraits.attributes), min(_PEOPLE, len(portraits.attributes)))
     for _ in run:
         who = next(people)
         views = np.stack([random.permutation(portraits.each)[:2] for _ in who])

@@ -36,6 +36,7 @@ class Plan:
         batch: pictures per step and process.
         processes: each with one thread; on a GPU there is one.
         device: of torch, "cpu" or "cuda".
+        resampler_steps: of pretraining the resampler, before all else.
     """
 
     steps: int = 6000
@@ -43,6 +44,7 @@ class Plan:
     processes: int = 2
     device: str = "cpu"
     seed: int = 0
+    resampler_steps: int = 600
 
 
 def train(folder: Path, plan: Plan) -> Stack:
@@ -123,7 +125,7 @@ def _train(folder: Path, plan: Plan, rank: int = 0) -> None:
     if run.step == 0 and not (folder / "start").exists():
         portraits = Portraits.load(folder / "train")
         attributes = torch.tensor(portraits.attributes).repeat_interleave(portraits.each, 0).to(device)
-        error = pretrain_resampler(stack, conditions.embeddings, attributes)
+        error = pretrain_resampler(stack, conditions.embeddings, attributes, plan.resampler_steps)
         if rank == 0:
             print(f"resampler: reads attributes with a mean squared error of {error:.4f}", flush=True)
         average = parts["average"] = Average(stack)
