@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,4 +78,3 @@ def test_a_committed_result_is_complete(path):
     assert len(document["results"]) == 4
     for row in document["results"]:
         assert {"text alone", "reference", "unfused", "fused"} <= row["ways"].keys()
-    assert not re.search(r"(^|[\s\"'(])(/|~/|[A-Z]:\\)\w", path.read_text()), "a path of the machine"
