@@ -60,7 +60,6 @@ def main() -> None:
     made.add_argument("--dtype", choices=("float32", "float16"), help="float16 on a GPU and float32 elsewhere")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 4], metavar="N", help="pictures at once")
     made.add_argument("--variants", nargs="+", metavar="NAME", help="measure these only")
-    made.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
     made = suite("attention", "SDXL's cross-attention layers with a face, against the old pack's way", runs=31)
     made.add_argument("--device", default="cpu")
     made = suite("pipelines", "a pipeline of diffusers, against InstantX's attention processors")

@@ -7,8 +7,7 @@ queries, 60 of 1280 with 1024. Weights, keys and values are each layer's own, as
 - reference: keys and values are projected from the face's tokens in each layer and repeated for each image, then
   attention, product and sum. The read of the noise level, for which the old pack waits in each layer, is left out.
 - unfused: keys and values exist; attention, and a weighted sum.
-- fused: one launch, called as the hosts call it. fused Q/T/W: the kernel alone, in tiles of Q queries and T tokens of
-  text with W warps; TILE is the default.
+- fused: one launch of the Triton kernel, called as the hosts call it; on a GPU only.
 
 Before it is timed, each way's first layer is checked against float64. On a GPU three times are taken of each: of the
 GPU alone (a replayed CUDA graph), of the host until it has queued everything, and of both until all is done.
@@ -40,7 +39,6 @@ TOKEN_WIDTH, HEAD_DIM, SCALE = 2048, 64, 0.8
 CHUNKS = 2  # cond and uncond
 LAYERS = {(640, 4096): 10, (1280, 1024): 60}  # (channels, queries) -> layers in an evaluation
 ROWS = (2, 8)  # of a batch: 1 image and 4
-TILES = ((64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 32, 4), (128, 32, 4))
 TOLERANCE = 16  # of the largest number, in steps of the type at 1: rounding, in each layer's own order of summing
 
 Way = Callable[[int], Tensor]
@@ -130,65 +128,35 @@ def ways(layers: Layers) -> dict[str, Way]:
     def unfused(layer: int) -> Tensor:
         return identity_attention(layers.query, [layers.entries[layer]], onto=text(layer))
 
+    def fused(layer: int) -> Tensor:
+        out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]])
+        if out is None:
+            raise RuntimeError("the package refuses to run it fused")
+        return out
+
     found: dict[str, Way] = {"text alone": text, "reference": reference, "unfused": unfused}
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if layers.query.device.type != "cuda" and not interpreted:
-        return found
-    try:
-        from fast_instantid.fused import kernel
-    except ImportError as error:
-        print(f"nothing fused is measured: {error}", flush=True)
-        return found
-    if not interpreted:
-        found["fused"] = functools.partial(_as_hosts_call_it, layers)
-    for tile in TILES:
-        found["fused {}/{}/{}".format(*tile)] = functools.partial(_fused, kernel, layers, kernel.Tile(*tile))
+    if layers.query.device.type == "cuda":
+        found["fused"] = fused
     return found
 
 
-def _as_hosts_call_it(layers: Layers, layer: int) -> Tensor:
-    out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]])
-    if out is None:
-        raise RuntimeError("the package refuses to run it fused")
-    return out
-
-
-def _fused(kernel: Any, layers: Layers, tile: Any, layer: int) -> Tensor:
-    out = torch.empty_like(layers.query)
-    kernel.text_and_identity(layers.query, *layers.text[layer], layers.entries[layer], out, tile)
-    return out
-
-
-def exact(layers: Layers, layer: int, image: int, with_face: bool) -> Tensor:
-    """One image of one layer in float64, ``(N, C)``."""
-    entry = layers.entries[layer]
-    chunk = image // (len(layers.query) // CHUNKS)
-    query, *text = (
-        tensor[image].double().unflatten(-1, (layers.heads, -1)).transpose(0, 1)
-        for tensor in (layers.query, *layers.text[layer])
-    )
-
-    def attend(key: Tensor, value: Tensor) -> Tensor:
-        return (torch.softmax(query @ key.mT / math.sqrt(HEAD_DIM), dim=-1) @ value).transpose(0, 1).flatten(1)
-
-    out = attend(*text)
-    return out + SCALE * attend(entry.key[chunk].double(), entry.value[chunk].double()) if with_face else out
-
-
 def error_of(name: str, way: Way, layers: Layers) -> float:
-    """The largest difference from float64 in the first and the last image, by the size of the largest number.
+    """The largest difference of the first layer from float64, relative to the largest number.
 
     Raises:
-        ArithmeticError: where it is too large to be rounding.
+        ArithmeticError: the difference is too large to be rounding.
     """
-    out = way(0)
-    errors: list[float] = []
-    for image in (0, len(layers.query) - 1):
-        expected = exact(layers, 0, image, with_face=name != "text alone")
-        errors.append(((out[image].double() - expected).abs().max() / expected.abs().max()).item())
-    if not all(error <= TOLERANCE * torch.finfo(out.dtype).eps for error in errors):  # not: some may be NaN
-        raise ArithmeticError(f"off by {errors}")
-    return max(errors)
+    first = Layers(*(part[:1] if isinstance(part, list) else part for part in layers))
+    exact = Layers(first.query.double(), *(_double(part) for part in first[1:4]), first.entries)
+    out, expected = way(0), ways(exact)["text alone" if name == "text alone" else "reference"](0)
+    error = float((out.double() - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE * torch.finfo(out.dtype).eps:  # also where it is NaN
+        raise ArithmeticError(f"off by {error}")
+    return error
+
+
+def _double(part: Any) -> Any:
+    return part.double() if isinstance(part, Tensor) else [tuple(tensor.double() for tensor in pair) for pair in part]
 
 
 def measure(layers: Layers, runs: int) -> dict[str, dict[str, Any]]:

@@ -36,23 +36,11 @@ class Size:
     @property
     def unet(self) -> dict[str, Any]:
         """Arguments of ComfyUI's UNet and ControlNet."""
-        return {
-            "image_size": 32,
-            "in_channels": 4,
-            "model_channels": self.channels,
-            "num_res_blocks": [2, 2, 2],
-            "channel_mult": [1, 2, 4],
-            "transformer_depth": [0, 0, 2, 2, 10, 10],
-            "transformer_depth_middle": 10,
-            "context_dim": self.token_width,
-            "num_classes": "sequential",
-            "adm_in_channels": self.pooled_width + 6 * 256,
-            "use_spatial_transformer": True,
-            "use_linear_in_transformer": True,
-            "use_temporal_attention": False,
-            "use_checkpoint": False,
-            "legacy": False,
-        }
+        sizes = {"image_size": 32, "in_channels": 4, "model_channels": self.channels, "context_dim": self.token_width}
+        sizes |= {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "adm_in_channels": self.pooled_width + 1536}
+        depths = {"transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10}
+        kinds = {"num_classes": "sequential", "use_spatial_transformer": True, "use_linear_in_transformer": True}
+        return sizes | depths | kinds | dict.fromkeys(("use_temporal_attention", "use_checkpoint", "legacy"), False)
 
 
 SIZES = {

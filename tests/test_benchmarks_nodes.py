@@ -13,12 +13,12 @@ import torch
 from benchmarks import common
 from benchmarks.common import SIDES, compare, held_bytes
 from benchmarks.goals import GOALS
-from benchmarks.networks import write_detector
 from benchmarks.nodes import startup, workflow
 from benchmarks.nodes.harness import group_photo, portrait, unseen
 from benchmarks.nodes.headline import Outcome, agreement, pictures, rows
 from benchmarks.nodes.session import COLD, RUNS, SEED
 from benchmarks.nodes.watch import Watch
+from examples.seeing_detector import write_seeing_detector
 from fast_instantid.faces.detector import Detector
 from fast_instantid.faces.network import load_network
 from fast_instantid.faces.onnx_graph import read_graph
@@ -134,7 +134,7 @@ def test_a_comparison_knows_where_our_time_went(monkeypatch):
 
 def test_the_detector_sees_the_faces_of_the_pictures(tmp_path):
     path = tmp_path / "detector.onnx"
-    write_detector(path)
+    write_seeing_detector(path)
     graph = read_graph(path)
     detector = Detector(load_network(graph, "torch", "cpu"), graph)
     one, six = detector.detect(

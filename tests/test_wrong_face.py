@@ -19,7 +19,7 @@ from fast_instantid import Cache, FaceAnalyzer
 FACE = (slice(90, 190), slice(170, 270))
 """Rows and columns of the astronaut's face."""
 SAMPLES = 10_000
-TRIALS = 4
+TRIALS = 5
 Embed = Callable[[Tensor], np.ndarray]
 
 
@@ -99,7 +99,7 @@ def test_ours_never_gives_a_wrong_face_and_other_keys_do(pack, astronaut, pictur
         trials += before is not None and not np.array_equal(truth, before)
         before = truth
         del image
-    assert trials == TRIALS, "pictures that give the face of the one before prove nothing"
+    assert trials >= TRIALS - 1, "pictures that give the face of the one before prove nothing"
     assert wrong["ours"] == 0
     if wrong_key is not None:  # whether an address is reused is up to the allocator
-        assert wrong[wrong_key] >= TRIALS - 1
+        assert wrong[wrong_key] >= TRIALS - 2

@@ -14,6 +14,7 @@ from fast_instantid import Cache, Face, FaceAnalyzer, miniature
 from fast_instantid.faces.detector import Detections, Detector
 from fast_instantid.faces.network import load_network
 from fast_instantid.faces.onnx_graph import read_graph
+from training.detector_report import overlap
 from training.evaluate import portrait
 
 MODELS = Path(os.environ.get("FAST_INSTANTID_TEST_MODELS", ROOT.parent / "shared" / "models"))
@@ -97,19 +98,12 @@ def _same(boxes: np.ndarray, others: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of boxes that overlap by half or more, each box in one pair at most."""
     pairs, left = [], set(range(len(others)))
     for i, box in enumerate(boxes):
-        overlaps = {j: _overlap(box, others[j]) for j in left}
+        overlaps = {j: overlap(box, others[j]) for j in left}
         best = max(overlaps, key=lambda j: overlaps[j], default=None)
         if best is not None and overlaps[best] >= 0.5:
             pairs.append((i, best))
             left.remove(best)
     return pairs
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    width, height = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = max(0.0, float(width)) * max(0.0, float(height))
-    return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
 
 def _photographs() -> list[np.ndarray]:

@@ -1,13 +1,10 @@
 """Likeness with each approximation, on the miniature: the same people are drawn by default, and with each of them.
 
-People, prompts, keypoints and seeds are the same each time, so that pictures are compared one by one. The miniature was
-not trained on these people, and a picture has another person's keypoints. The judge is the miniature's own recogniser,
-in fp32 and with the default search. It compares the picture with another portrait of the person and those of 49 others.
-Work is counted, and no time is measured. A change of likeness here is a reason to measure it with real models; it
-predicts nothing certain about them.
-
-"change" is the likeness minus that of the default, picture by picture. Its standard error is over people, whose two
-pictures count as one. "no identity" is the control: the numbers of pictures without the person.
+People, prompts, keypoints and seeds are the same each time. The miniature was not trained on these people, and a
+picture has another person's keypoints. The judge is the miniature's own recogniser in fp32, which compares a picture
+with another portrait of the person and those of 49 others. Work is counted, and no time is measured. A change here
+predicts nothing certain about real models. "change" is the likeness minus that of the default, picture by picture; its
+standard error is over people. "no identity" is the control.
 """
 
 from __future__ import annotations
@@ -95,15 +92,8 @@ def run(people: int, steps: int, processes: int, json_path: Path | None, picture
     rows = [_row(name, results) for name in VARIANTS]
     faces = face_rows(people)
     about = metadata(["torch", "diffusers", "numpy"])
-    about |= {
-        "networks": "the miniature, fp32 on the CPU",
-        "people": people,
-        "pictures": people * _PROMPTS,
-        "steps": steps,
-        "guidance": miniature.GUIDANCE,
-        "candidates": CANDIDATES,
-        "notes": notes(__doc__),
-    }
+    about |= {"networks": "the miniature, fp32 on the CPU", "people": people, "pictures": people * _PROMPTS}
+    about |= {"steps": steps, "guidance": miniature.GUIDANCE, "candidates": CANDIDATES, "notes": notes(__doc__)}
     document = {"suite": "likeness", "about": about, "results": [*rows, *faces]}
     print("\n\n".join(table(document, [kind]) for kind in ("pictures", "recogniser", "detector")))
     if picture is not None:
@@ -133,12 +123,8 @@ def _draw(job: tuple[int, int, int, int]) -> list[Result]:
         scenes = [Scene.random(random) for _ in range(_PROMPTS)]
         keypoints = Image.fromarray(draw_keypoints((SIZE, SIZE), points))
         for name, variant in VARIANTS.items():
-            sampling = Sampling(
-                steps=steps,
-                guidance=miniature.GUIDANCE,
-                seed=number,
-                approximations=Approximations(**variant.approximations),
-            )
+            leave_out = Approximations(**variant.approximations)
+            sampling = Sampling(steps=steps, guidance=miniature.GUIDANCE, seed=number, approximations=leave_out)
             evaluations: list[int] = []
             block: Any = pipe.controlnet.controlnet_mid_block  # runs if, and only if, the IdentityNet does
             handle = block.register_forward_hook(lambda *_, seen=evaluations: seen.append(1))

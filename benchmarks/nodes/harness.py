@@ -104,7 +104,3 @@ def version_of(pack: Path) -> str:
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(pack.glob("*.py"))))
     [number] = re.findall(r'^version = "(.+)"', (pack / "pyproject.toml").read_text(), re.MULTILINE)
     return f"{number}, code {code.hexdigest()[:16]}"
-
-
-def size_of(picture: np.ndarray) -> str:
-    return f"{picture.shape[1]} x {picture.shape[0]}"

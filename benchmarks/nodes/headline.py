@@ -1,31 +1,19 @@
 """A whole ComfyUI workflow with both packs: a first picture, then five edits, each until the latent picture is there.
 
 Six reference pictures in a batch, one for the pose, two ControlNets and a KSampler, as in
-example_workflows/instantid_many_references.json. The user edits the weight, the prompt, the range, replaces one of the
-six pictures, and edits the seed. Three sides take turns, each session in a ComfyUI of its own:
+example_workflows/instantid_many_references.json. Three sides take turns, each session in a ComfyUI of its own:
+reference (cubiq/ComfyUI_InstantID), ours, and the limit, which is the same workflow without InstantID: the IdentityNet
+gets tokens of zeros, the UNet is not patched, no face is looked for, nothing is loaded.
 
-- reference: the nodes of cubiq/ComfyUI_InstantID.
-- ours.
-- limit: the same workflow without InstantID. The IdentityNet gets tokens of zeros, the UNet is not patched, no face
-  is looked for, nothing is loaded.
-
-Each case has two rows. "before sampling" is the nodes, in the cold case with the import of the pack and both loaders;
-a new seed executes none of them. The other row adds the sampling. "in all" is the sum of the six cases, and "the five
-edits" is that without the first.
-
-Sizes: face networks, tokens and resampler have the published sizes. At --size small, UNet, ControlNets and the
-adapter's projections have SDXL's 70 layers with 64 of its 320 channels, and the picture is 128 pixels wide. So a row
+Rows "before sampling" are the nodes, in the cold case with the import of the pack and both loaders. The others add the
+sampling. Face networks, tokens and resampler have the published sizes. At --size small, UNet, ControlNets and the
+adapter's projections have SDXL's 70 layers with 64 of its 320 channels, and the picture is 128 pixels wide, so a row
 with sampling is not the time of an SDXL picture. --size full has SDXL's real UNet (2.567 billion parameters) and
-ControlNet (1.251 billion), a picture of 256 pixels and few steps. It takes 24 GB in fp32. Nothing here says anything
-about a GPU: `python -m benchmarks step` does.
+ControlNet (1.251 billion), 256 pixels and few steps, in 24 GB. Nothing here says anything about a GPU.
 
-Text encoders, VAE and the loading of the checkpoint are left out: no pack changes them. The latents of reference and
-ours are compared in all six cases, relative to how far the reference's lie from the limit's. Where they differ,
-nothing is reported. After the counted sessions each side is watched in one more, which does not count (`timeline`).
-
-With --compile the model goes through ComfyUI's TorchCompileModel on all sides, and the first picture waits for torch's
-compiler. Ours is then compared with the reference in a model that is not compiled. The distance of the compiled
-reference from that is reported beside it (`compiled_reference`), and not judged.
+Text encoders, VAE and the loading of the checkpoint are left out. The latents of reference and ours are compared in all
+cases; where they differ, nothing is reported. With --compile the model goes through ComfyUI's TorchCompileModel, and
+ours is compared with the reference in a model that is not compiled (`compiled_reference` is reported, not judged).
 """
 
 from __future__ import annotations
@@ -40,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import ROOT, SIDES, Comparison, metadata, notes, report
-from benchmarks.nodes.harness import Bench, bench, portrait, size_of, unseen, version_of
+from benchmarks.nodes.harness import Bench, bench, portrait, unseen, version_of
 from benchmarks.nodes.session import REFERENCES, RUNS, SEED
 from benchmarks.sizes import SIZES
 
@@ -87,7 +75,7 @@ def run(
             watched["timeline"] = {name: take(made, packs[name], **options, detailed=True).runs for name in SIDES}
     about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
     about["versions"] |= {"comfyui": found["ours"][0].comfyui, "reference": version_of(packs["reference"])}
-    about |= {"dtype": "float32", "image": size_of(portrait())}
+    about |= {"dtype": "float32", "image": "1024 x 1024"}
     about |= {"channels": made.size.channels, "side": made.size.side, "steps": options["steps"], "compiled": compile}
     about |= {"parameters": found["ours"][0].parameters, "differences": differences, **watched}
     report(json_path, "headline", rows(found), about | {"notes": notes(__doc__)})

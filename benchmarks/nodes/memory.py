@@ -2,9 +2,8 @@
 
 - held: tensors reachable from the options of a patched model, each storage once; with clones of it; and after it was
   evaluated with more pictures at once. On the CPU in fp32; in fp16, as on most GPUs, both are half.
-- left by the adapter: bytes of it that are on the device after an identity was made, at fp16. The reference moves its
-  whole adapter there, unknown to ComfyUI; on the CPU, where nothing moves, the row counts all that would. Ours keeps
-  none: tests/test_identity.py counts the bytes alive while an identity is made.
+- left by the adapter: its bytes on the device after an identity was made, at fp16. The reference moves its whole
+  adapter there, unknown to ComfyUI; on the CPU the row counts all that would move. Ours keeps none.
 
 Everything has the published sizes and random weights. Counts are the same in every run.
 """

@@ -33,8 +33,9 @@ EDITS: dict[str, dict[str, Any]] = {
 """Runs of the headline in this order. Each edit is made to what the one before has left."""
 RUNS = tuple(EDITS)
 REFERENCES = 6
-_SECOND_STRENGTH, _SECOND_END, _NOISE = 0.5, 0.7, 0.3  # as in example_workflows/instantid_many_references.json
-_CFG, _SAMPLER, _SCHEDULER = 4.5, "dpmpp_2m", "karras"
+_SECOND = {"strength": 0.5, "start_percent": 0.0, "end_percent": 0.7}  # as in the example workflow
+_NOISE = 0.3
+_SAMPLING = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
 class Headline:
@@ -94,16 +95,9 @@ class Headline:
                 noise=_NOISE,
                 combine_embeds="average",
             )
-        positive, negative = call(
-            self._nodes.ControlNetApplyAdvanced,
-            positive=positive,
-            negative=negative,
-            control_net=self._second_net,
-            image=self._host.image,
-            strength=_SECOND_STRENGTH,
-            start_percent=0.0,
-            end_percent=_SECOND_END,
-        )
+        prompts = {"positive": positive, "negative": negative}
+        how = {"control_net": self._second_net, "image": self._host.image} | _SECOND
+        positive, negative = call(self._nodes.ControlNetApplyAdvanced, **prompts, **how)
         if self._options["compile"]:
             from comfy_extras.nodes_torch_compile import TorchCompileModel
 
@@ -113,17 +107,8 @@ class Headline:
     def _sample(self, seed: int) -> Tensor:
         side = self._host.size.side // 8
         with self._watch.part("sample"):
-            [drawn] = call(
-                self._nodes.KSampler,
-                seed=seed,
-                steps=self._options["steps"],
-                cfg=_CFG,
-                sampler_name=_SAMPLER,
-                scheduler=_SCHEDULER,
-                latent_image={"samples": torch.zeros(1, 4, side, side)},
-                denoise=1.0,
-                **self._applied,
-            )
+            how = {"steps": self._options["steps"], "seed": seed, "denoise": 1.0} | _SAMPLING | self._applied
+            [drawn] = call(self._nodes.KSampler, latent_image={"samples": torch.zeros(1, 4, side, side)}, **how)
         return drawn["samples"]
 
 

@@ -1,16 +1,10 @@
 """Time before the first picture: imports, loader nodes and the first Apply, each in fresh processes, in turn.
 
-Rows of the package alone:
-
-- import of the package: all public names, in a process that has imported torch and numpy.
-- first identity: from there to the identity of a face on the miniature, which is what our code and torch do once per
-  process.
-
-Rows of the nodes, ours against cubiq/ComfyUI_InstantID, in a real ComfyUI just started, with networks of the published
-sizes and random weights: import of the pack, the two loader nodes, Apply InstantID, and their sum. One pack may load in
-Apply what the other loads in its loader nodes, so compare the sum. In the rows "from disk" the system is asked to
-forget the model files before each start, as after a boot; in the others they are in memory. In the rows "converted"
-ours loads the fp16 adapter that ``fast-instantid convert`` makes.
+Rows of the package alone: its import, in a process that has imported torch and numpy, and the first identity on the
+miniature. Rows of the nodes, ours against cubiq/ComfyUI_InstantID, in a real ComfyUI just started, with networks of the
+published sizes. One pack may load in Apply what the other loads in its loader nodes, so compare the sum. In the rows
+"from disk" the system is asked to forget the model files before each start. In the rows "converted" ours loads the fp16
+adapter that ``fast-instantid convert`` makes.
 """
 
 from __future__ import annotations

@@ -1,21 +1,16 @@
 """The ComfyUI nodes of both packs in one real ComfyUI, and the layers that they patch. No UNet is evaluated.
 
-The reference's Apply stores tokens, and each patched layer projects them to keys and values at every evaluation. Ours
-projects them once, in Apply. The time of Apply alone would hide what is left to the sampler, so each case has three
-rows:
+The reference's Apply stores tokens, which each patched layer projects to keys and values at every evaluation. Ours
+projects them once, in Apply. So each case has three rows:
 
-- nodes: Apply InstantID. A cold start has more to do, see the suite "startup".
+- nodes: Apply InstantID. The suite "startup" has cold starts.
 - evaluation: the 60 patched layers of one evaluation of SDXL's UNet, with 64 queries and 77 text tokens for cond and
-  uncond each. Both sides leave the text attention to ComfyUI, and it is in this row.
-- in all: nodes and STEPS evaluations of these layers. It is the cost of InstantID on a CPU, not the time of a picture:
-  UNet, ControlNet and VAE are in none of the rows.
+  uncond each, text attention included.
+- in all: nodes and STEPS evaluations of these layers, without UNet, ControlNet and VAE: not the time of a picture.
 
-The limit of the nodes is one run of detector and recogniser for each new picture, of the resampler, and of the
-projections. The limit of an evaluation is ComfyUI's text attention alone.
-
-Everything is fp32 on the CPU. Face networks and adapter have the published sizes and random weights; the detector finds
-the faces of real photographs. Each new picture shows a face that was not seen before, by a little noise. Where both
-sides' layers give different results, nothing is reported.
+The limit of the nodes is one run of detector and recogniser for each new picture, of the resampler and of the
+projections. The limit of an evaluation is ComfyUI's text attention alone. Networks have the published sizes and random
+weights, fp32 on the CPU. Where both sides' layers give different results, nothing is reported.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ import torch
 
 from benchmarks.common import ROOT, SIDES, Comparison, compare, metadata, notes, report
 from benchmarks.networks import FACES, BareFaceNetworks
-from benchmarks.nodes.harness import bench, group_photo, portrait, size_of, unseen, version_of
+from benchmarks.nodes.harness import bench, group_photo, portrait, unseen, version_of
 from benchmarks.nodes.host import Host
 from benchmarks.nodes.pack import Layers, Pack
 
@@ -59,7 +54,7 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
         about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
         about["versions"] |= {"comfyui": host.version, "reference": version_of(reference)}
         about |= {"dtype": "float32", "steps": steps}
-        about |= {"image": size_of(portrait()), "group_photo": size_of(group_photo())}
+        about |= {"image": "1024 x 1024", "group_photo": "1290 x 860"}
     about["largest_difference"] = max(differences)
     report(json_path, "workflow", comparisons, about | {"notes": notes(__doc__)})
 

@@ -1,18 +1,14 @@
 """InstantID in diffusers: ours attached to a pipeline, beside InstantX's attention processors, and without an identity.
 
-All sides draw latent pictures with one StableDiffusionXLControlNetPipeline. Prompts are encoded before, the VAE is left
-out:
+All sides draw latent pictures with one StableDiffusionXLControlNetPipeline, prompts encoded before, VAE left out:
 
-- reference: InstantX's way (instantx.py). The adapter's projections are in the attention processors and run in all 70
-  layers at every step; the resampler runs for every picture. The time to set the processors is not counted.
+- reference: InstantX's way (instantx.py). All 70 layers project the face's tokens at every step.
 - ours: InstantID(pipe).attached(identity). The identity is made once and cached; attaching and detaching counts.
-- limit: the plain pipeline without InstantID. Its ControlNet reads the prompt.
+- limit: the plain pipeline without InstantID.
 
-Rows: a new person (an embedding not seen before), and the same person again with another seed. Weights are random; UNet
-and ControlNet have SDXL's 70 layers with 32 (tiny), 64 (middle) or all (full) of its 320 channels. `linear_calls` are
-those of one step more. `held_bytes` is what each side keeps for one person: the modules, or the identity. Before times
-are taken, the pictures of reference and ours are compared, relative to what the identity does to them. Where they
-differ, nothing is reported.
+Weights are random; UNet and ControlNet have SDXL's 70 layers with 32 (tiny), 64 (middle) or all (full) of its 320
+channels. `linear_calls` are those of one step more; `held_bytes` is what each side keeps for one person. Where the
+pictures of reference and ours differ, nothing is reported.
 """
 
 from __future__ import annotations
@@ -200,16 +196,9 @@ def make_pipeline(size: Size, device: torch.device, dtype: torch.dtype) -> Any:
     outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
     for output in outputs:  # they start as zeros
         nn.init.normal_(output.weight, std=0.1 / output.weight[0].numel() ** 0.5)
-    pipe = StableDiffusionXLControlNetPipeline(
-        vae=vae,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=unet,
-        controlnet=net,
-        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        add_watermarker=False,
-    )
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts = {"vae": vae, "unet": unet, "controlnet": net, "scheduler": scheduler, "add_watermarker": False}
+    parts |= dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = StableDiffusionXLControlNetPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -56,18 +56,15 @@ class Report:
         return document
 
     def to_json(self, row: Row) -> dict[str, Any]:
-        """With the ratios by turn to "plain" and "reference", and of compiled rows to the same variant uncompiled."""
+        """With the ratios by turn to "plain" and "reference"."""
         found: dict[str, Any] = {"name": f"{row.case}: {row.variant}", "case": row.case, "variant": row.variant}
         if row.seconds:
             found |= {"seconds": spread(row.seconds), "host_seconds": spread(row.host_seconds)}
-        bases = ["plain", "reference"]
-        if row.variant.endswith(", compiled"):
-            bases += ["plain, compiled", row.variant.removesuffix(", compiled")]
-        for base in bases:
+        for base in ("plain", "reference"):
             other = self.rows.get((row.case, base))
             if other is not None and other is not row and row.seconds and other.seconds:
                 ratios = [one / another for one, another in zip(row.seconds, other.seconds, strict=False)]
-                found[f"over_{base.replace(', ', '_')}"] = spread(ratios)
+                found[f"over_{base}"] = spread(ratios)
         return found | row.numbers | ({} if row.error is None else {"error": row.error})
 
 
@@ -117,14 +114,10 @@ def counts(step: Step, device: torch.device) -> dict[str, float]:
         if on_device and not name.startswith(("Memcpy", "Memset", "gpu_", "aten::")):
             found["kernels"] += event.count
             kernel_microseconds += event.self_device_time_total
-        elif on_device:
-            found["copies and fills"] += event.count
         elif name == "aten::_local_scalar_dense":
             found["scalar_reads"] += event.count
         elif "LaunchKernel" in name:
             found["launches"] += event.count
-        elif name.startswith("cudaMemcpy"):
-            found["memcpy_calls"] += event.count
         elif "Synchronize" in name:
             found["synchronize_calls"] += event.count
     return {**found, **({"kernel_seconds": round(kernel_microseconds / 1e6, 6)} if on_gpu else {})}

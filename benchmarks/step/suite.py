@@ -1,21 +1,17 @@
 """One sampling step in ComfyUI: plain, with the reference pack, cubiq/ComfyUI_InstantID, and with ours.
 
-A step is one call of the host's guider, as its sampler makes it, wrappers included: cond and uncond in one batch
-through ControlNet and UNet. All variants stand before the same step of one ComfyUI at once and take turns, A B C A B C.
+A step is one call of the host's guider, wrappers included: cond and uncond in one batch through ControlNet and UNet.
+All variants stand before the same step of one ComfyUI at once and take turns.
 
 - plain: SDXL and a ControlNet with as many tokens as an IdentityNet, without a pack.
-- reference: its Apply InstantID. Each of its layers projects the tokens, and waits for the GPU to read the noise level.
+- reference: its Apply InstantID. Each layer projects the tokens, and waits for the GPU to read the noise level.
 - reference, no syncs: the same, but its layers find the noise level on the CPU, so that none of them waits.
-- ours: our Apply InstantID, with nothing kept from one step for the next.
-- ours, caches: our Apply InstantID as it is.
+- ours: our Apply InstantID without its caches for the next step; "ours, caches" is the node as it is.
 
-seconds are those until the GPU is done, host_seconds those until the call returns, over_plain and over_reference the
-ratios of seconds, turn by turn. step_bytes is the most that a step adds on the GPU at once, held_bytes what the model's
-options keep alive besides the model. Weights are random and of the published sizes. A stand-in for the face networks,
-which have no part in a step, sees one face.
-
-Before times are taken, ours and the reference are compared: the largest difference of their predictions, relative to
-the largest difference that the face makes. Beside it stands that of the reference and itself, in another run.
+seconds are those until the GPU is done, host_seconds those until the call returns. step_bytes is the most that a step
+adds on the GPU at once, held_bytes what the model's options keep alive. Weights are random and of the published sizes,
+and a stand-in sees one face. First the predictions of ours and the reference are compared, relative to what the face
+does to them.
 """
 
 from __future__ import annotations
@@ -38,7 +34,7 @@ from benchmarks.nodes.host import Evaluation, Host, Patched
 from benchmarks.report.tables import table
 from benchmarks.sizes import SIZES
 from benchmarks.step.measure import Report, Row, allocated_by, counts, synchronize, take
-from benchmarks.step.variants import COMPILED, VARIANTS, Packs, compiled
+from benchmarks.step.variants import VARIANTS, Packs
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05}
 """How far ours and the reference may lie apart, relative to what the face does to the prediction: a UNet of 2.6 billion
@@ -56,7 +52,6 @@ def run(
     dtype: str | None,
     batches: Sequence[int],
     variants: Sequence[str] | None,
-    compile: bool,
     runs: int,
     json_path: Path | None,
 ) -> None:
@@ -67,7 +62,7 @@ def run(
     precision = getattr(torch, dtype or ("float16" if device == "cuda" else "float32"))
     with tempfile.TemporaryDirectory() as base:
         print("making networks with random weights ...", flush=True)
-        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision, compile)
+        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision)
         report.about |= metadata(["torch", "numpy"], place) | {"parameters": host.parameters, "size": size}
         report.about |= {"dtype": str(precision).removeprefix("torch."), "side": host.size.side, "runs": runs}
         report.about["versions"]["comfyui"] = host.version
@@ -77,12 +72,8 @@ def run(
         turns = partial(_take_turns, runs=runs)
         for batch in batches:
             measure(report, host, f"batch {batch}", builders, batch, turns)
-        # After the times: a profiler leaves traces in the process, and compilation takes minutes.
+        # After the times: a profiler leaves traces in the process.
         measure(report, host, f"batch {batches[0]}", builders, batches[0], _count)
-        if compile:
-            made = {name: builders[name] for name in COMPILED if name in builders}
-            made |= {f"{name}, compiled": lambda build=build: compiled(build()) for name, build in made.items()}
-            measure(report, host, f"batch {batches[0]}, compiled", made, batches[0], turns)
     document = report.save()
     print(table(document), f"\ndifferences: {json.dumps(report.about.get('differences'))}")
     save(json_path, document)

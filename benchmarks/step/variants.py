@@ -124,19 +124,6 @@ VARIANTS: dict[str, Callable[[Packs], Patched]] = {
 }
 """In the order in which they take turns. Each is compared with "plain" and "reference": name those too where only some
 are named."""
-COMPILED = ("plain", "ours")
-
-
-def compiled(patched: Patched) -> Patched:
-    """The same with the UNet compiled, as ComfyUI's TorchCompileModel node does it."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    def without_transformer_options(guards: Any) -> list[bool]:
-        return [guard.name.find("transformer_options") < 0 for guard in guards]
-
-    model = patched.model.clone()
-    set_torch_compile_wrapper(model, backend="inductor", options={"guard_filter_fn": without_transformer_options})
-    return Patched(model, patched.positive, patched.negative)
 
 
 class _OneFace:
