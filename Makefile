@@ -21,11 +21,11 @@ lint: $(VENV)/with-dev
 	$(RUN) -m pyright
 
 bench: $(VENV)/with-dev  # RESULTS=... names the folder for the results
-	for suite in faces pipelines findings startup memory; do \
+	for suite in faces pipelines startup; do \
 		$(RUN) -m benchmarks $$suite --json $(RESULTS)/$$suite.json || exit; done
 
 bench-comfyui:  # beside the old pack: REFERENCE_PATH=... names its checkout, and COMFYUI_PATH=... that of ComfyUI
-	for suite in workflow headline startup memory findings; do \
+	for suite in workflow headline startup memory; do \
 		.ci/comfyui -m benchmarks $$suite --comfyui "$(COMFYUI_PATH)" --reference "$(REFERENCE_PATH)" \
 			--json $(RESULTS)/$$suite.json || exit; done
 

@@ -1,15 +1,13 @@
-"""The cross-attention of SDXL's layers with a face: the old pack's way, ours in two launches, ours in one.
+"""SDXL's cross-attention layers with a face: the old pack's way, ours in two launches, ours in one.
 
-A run is all layers of one kind in one evaluation of the model: 10 of 640 channels with 4096 queries, 60 of 1280 with
-1024, which is 1024 x 1024 pixels. Weights, keys and values are each layer's own, as in the model; queries are shared.
-Ways:
+A run is all layers of one kind in one evaluation of the model at 1024 x 1024 pixels: 10 of 640 channels with 4096
+queries, 60 of 1280 with 1024. Weights, keys and values are each layer's own, as in the model; queries are shared. Ways:
 
 - text alone: torch's scaled_dot_product_attention, the floor.
 - reference: keys and values are projected from the face's tokens in each layer and repeated for each image, then
-  attention, product and sum. Without the reading of the noise level, for which the old pack waits in each layer.
+  attention, product and sum. The read of the noise level, for which the old pack waits in each layer, is left out.
 - unfused: keys and values exist; attention, and a weighted sum.
-- fused: one launch, called as the hosts call it. fused Q/T/W: the kernel alone, in tiles of Q queries and T tokens of
-  text with W warps; TILE is the one that people get.
+- fused: one launch of the Triton kernel, called as the hosts call it; on a GPU only.
 
 Before it is timed, each way's first layer is checked against float64. On a GPU three times are taken of each: of the
 GPU alone (a replayed CUDA graph), of the host until it has queued everything, and of both until all is done.
@@ -18,12 +16,12 @@ GPU alone (a replayed CUDA graph), of the host until it has queued everything, a
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
-import statistics
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +29,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import metadata, save_rows
+from benchmarks.common import metadata, notes, save, spread
+from benchmarks.sizes import IDENTITY_TOKENS as FACE
+from benchmarks.sizes import TEXT_TOKENS as TEXT
 from fast_instantid.attention import IdentityEntry, identity_attention
 from fast_instantid.fused import SWITCH, fused_attention
 
-TEXT, FACE, TOKEN_WIDTH, HEAD_DIM, SCALE = 77, 16, 2048, 64, 0.8
+TOKEN_WIDTH, HEAD_DIM, SCALE = 2048, 64, 0.8
 CHUNKS = 2  # cond and uncond
 LAYERS = {(640, 4096): 10, (1280, 1024): 60}  # (channels, queries) -> layers in an evaluation
 ROWS = (2, 8)  # of a batch: 1 image and 4
-TILES = ((64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 32, 4), (128, 32, 4))
 TOLERANCE = 16  # of the largest number, in steps of the type at 1: rounding, in each layer's own order of summing
 
 Way = Callable[[int], Tensor]
@@ -67,17 +66,22 @@ def run(runs: int, json_path: Path | None, device: str) -> None:
     place = torch.device(device)
     dtype = torch.float16 if place.type == "cuda" else torch.float32
     rows: list[dict[str, Any]] = []
-    start = time.perf_counter()
     with torch.inference_mode():
         for (channels, queries), count in LAYERS.items():
             for batch in ROWS:
                 layers = make_layers(batch, queries, channels, count if place.type == "cuda" else 1, place, dtype)
                 name = f"{channels} channels, {queries} queries, {batch} rows"
                 rows.append({"name": name, "layers": count, "ways": measure(layers, runs)})
-                print_row(rows[-1])
-    about = {**metadata(["torch"]), **about_device(place), "dtype": str(dtype).removeprefix("torch.")}
-    about |= {"notes": " ".join(__doc__.split()), "seconds": round(time.perf_counter() - start, 1)}
-    save_rows(json_path, "attention", rows, about)
+                print(f"\n{name}: microseconds per layer, and how many times as fast as the reference")
+                for way, found in rows[-1]["ways"].items():
+                    medians = {key: value["median"] for key, value in found.items() if isinstance(value, dict)}
+                    print(f"{way:20}{medians or found}", flush=True)
+    about = metadata(["torch"], place) | {"dtype": str(dtype).removeprefix("torch."), "notes": notes(__doc__)}
+    if place.type == "cuda" and importlib.util.find_spec("triton"):
+        from fast_instantid.fused.kernel import TILE
+
+        about |= {"triton": version("triton"), "TILE": "{}/{}/{}".format(*TILE)}
+    save(json_path, {"suite": "attention", "about": about, "results": rows})
 
 
 def make_layers(
@@ -124,79 +128,48 @@ def ways(layers: Layers) -> dict[str, Way]:
     def unfused(layer: int) -> Tensor:
         return identity_attention(layers.query, [layers.entries[layer]], onto=text(layer))
 
+    def fused(layer: int) -> Tensor:
+        out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]])
+        if out is None:
+            raise RuntimeError("the package refuses to run it fused")
+        return out
+
     found: dict[str, Way] = {"text alone": text, "reference": reference, "unfused": unfused}
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if layers.query.device.type != "cuda" and not interpreted:
-        return found
-    try:
-        from fast_instantid.fused import kernel
-    except ImportError as error:
-        print(f"nothing fused is measured: {error}", flush=True)
-        return found
-    if not interpreted:
-        found["fused"] = functools.partial(_as_hosts_call_it, layers)
-    for tile in TILES:
-        found["fused {}/{}/{}".format(*tile)] = functools.partial(_fused, kernel, layers, kernel.Tile(*tile))
+    if layers.query.device.type == "cuda":
+        found["fused"] = fused
     return found
 
 
-def _as_hosts_call_it(layers: Layers, layer: int) -> Tensor:
-    out = fused_attention(layers.query, *layers.text[layer], [layers.entries[layer]])
-    if out is None:
-        raise RuntimeError("the package refuses to run it fused")
-    return out
-
-
-def _fused(kernel: Any, layers: Layers, tile: Any, layer: int) -> Tensor:
-    out = torch.empty_like(layers.query)
-    kernel.text_and_identity(layers.query, *layers.text[layer], layers.entries[layer], out, tile)
-    return out
-
-
-def exact(layers: Layers, layer: int, image: int, with_face: bool) -> Tensor:
-    """One image of one layer in float64, ``(N, C)``."""
-    entry = layers.entries[layer]
-    chunk = image // (len(layers.query) // CHUNKS)
-    query, *text = (
-        tensor[image].double().unflatten(-1, (layers.heads, -1)).transpose(0, 1)
-        for tensor in (layers.query, *layers.text[layer])
-    )
-
-    def attend(key: Tensor, value: Tensor) -> Tensor:
-        return (torch.softmax(query @ key.mT / math.sqrt(HEAD_DIM), dim=-1) @ value).transpose(0, 1).flatten(1)
-
-    out = attend(*text)
-    return out + SCALE * attend(entry.key[chunk].double(), entry.value[chunk].double()) if with_face else out
-
-
 def error_of(name: str, way: Way, layers: Layers) -> float:
-    """The largest difference from float64 in the first and the last image, by the size of the largest number.
+    """The largest difference of the first layer from float64, relative to the largest number.
 
     Raises:
-        ArithmeticError: where it is too large to be rounding.
+        ArithmeticError: the difference is too large to be rounding.
     """
-    out = way(0)
-    errors: list[float] = []
-    for image in (0, len(layers.query) - 1):
-        expected = exact(layers, 0, image, with_face=name != "text alone")
-        errors.append(((out[image].double() - expected).abs().max() / expected.abs().max()).item())
-    if not all(error <= TOLERANCE * torch.finfo(out.dtype).eps for error in errors):  # not: some may be NaN
-        raise ArithmeticError(f"off by {errors}")
-    return max(errors)
+    first = Layers(*(part[:1] if isinstance(part, list) else part for part in layers))
+    exact = Layers(first.query.double(), *(_double(part) for part in first[1:4]), first.entries)
+    out, expected = way(0), ways(exact)["text alone" if name == "text alone" else "reference"](0)
+    error = float((out.double() - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE * torch.finfo(out.dtype).eps:  # also where it is NaN
+        raise ArithmeticError(f"off by {error}")
+    return error
+
+
+def _double(part: Any) -> Any:
+    return part.double() if isinstance(part, Tensor) else [tuple(tensor.double() for tensor in pair) for pair in part]
 
 
 def measure(layers: Layers, runs: int) -> dict[str, dict[str, Any]]:
-    """Times of all ways that work, in turn; of the others, what went wrong."""
+    """Times of all ways that work, in turn; the errors of the others."""
     result: dict[str, dict[str, Any]] = {}
     jobs: dict[str, Callable[[], dict[str, float]]] = {}
     for name, way in ways(layers).items():
         try:
             result[name] = {"error": error_of(name, way, layers)}
-            jobs[name] = timer(way, len(layers.text), layers.query.device)
-            jobs[name]()  # warm-up
+            job = timer(way, len(layers.text), layers.query.device)
+            job()  # warm-up
+            jobs[name] = job
         except Exception as error:
-            traceback.print_exc()
-            jobs.pop(name, None)
             result[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
     for _ in range(runs):
@@ -204,10 +177,10 @@ def measure(layers: Layers, runs: int) -> dict[str, dict[str, Any]]:
             times[name].append(job())
     for name, taken in times.items():
         for kind in taken[0]:
-            result[name][f"{kind}_us_per_layer"] = _spread([1e6 * run[kind] / len(layers.text) for run in taken])
+            result[name][f"{kind}_us_per_layer"] = spread([1e6 * run[kind] / len(layers.text) for run in taken])
             if "reference" in times:
                 ratios = [other[kind] / run[kind] for other, run in zip(times["reference"], taken, strict=True)]
-                result[name][f"{kind}_ratio"] = _spread(ratios)
+                result[name][f"{kind}_ratio"] = spread(ratios)
     return result
 
 
@@ -251,43 +224,3 @@ def timer(way: Way, count: int, device: torch.device) -> Callable[[], dict[str, 
         return {"gpu": events[0].elapsed_time(events[1]) / 1000, "host": queued - start, "both": done - start}
 
     return on_gpu
-
-
-def print_row(row: dict[str, Any]) -> None:
-    """For people: medians per layer, and how many times as fast as the reference."""
-    print(f"\n{row['name']} ({row['layers']} layers in an evaluation), microseconds per layer")
-    for name, way in row["ways"].items():
-        parts = [
-            f"{kind} {way[f'{kind}_us_per_layer']['median']:8.1f}"
-            for kind in ("gpu", "host", "both")
-            if f"{kind}_us_per_layer" in way
-        ]
-        parts += [
-            f"{kind} {way[f'{kind}_ratio']['median']:6.2f}x" for kind in ("gpu", "both") if f"{kind}_ratio" in way
-        ]
-        print(f"{name:20}{'  '.join(parts)}  {way.get('failed') or 'error {:.1e}'.format(way['error'])}", flush=True)
-
-
-def about_device(device: torch.device) -> dict[str, Any]:
-    """What else the numbers depend on."""
-    if device.type != "cuda":
-        return {"device": device.type, "torch_threads": torch.get_num_threads()}
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device),
-        "capability": list(torch.cuda.get_device_capability(device)),
-        "cuda": torch.version.cuda,
-    }
-    try:
-        import triton
-
-        from fast_instantid.fused.kernel import TILE
-
-        found |= {"triton": triton.__version__, "TILE": "{}/{}/{}".format(*TILE)}
-    except ImportError:
-        pass
-    return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    spread = {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
-    return {name: round(value, 4) for name, value in spread.items()}

@@ -1,4 +1,4 @@
-"""The contract of every benchmark here, after kornia's: see README.md beside this file."""
+"""The contract of every suite: two sides in turn, medians with their spread, one JSON document. See README.md."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from benchmarks.report.tables import stages, table
 from benchmarks.schema import validate
-from fast_instantid.observe.stages import add_up
 from fast_instantid.recorder import Recorder
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("reference", "ours", "limit")
-PAUSE = 0.3  # seconds between runs: onnxruntime's threads spin on after a run, and would slow down the other side's
+PAUSE = 0.3  # seconds between runs: onnxruntime's threads spin on after a run and would slow down the other side
 
 
 @dataclass
 class Comparison:
-    """Seconds of two ways to do one job, run in turn, and of the limit: what neither of them can do without."""
+    """Seconds of two ways to do one job, run in turn, and of the limit: the same job without InstantID."""
 
     name: str
     reference: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
-    """Empty where there is nothing that must be done, or where it was not measured."""
+    """Empty where it was not measured."""
     stages: dict[str, float] = field(default_factory=dict)
-    """Where the time of one more run of ours went: stage -> seconds, less those of the stages inside it."""
+    """Stage -> seconds of one more run of ours, without the stages inside it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts and bytes that belong to the row."""
 
@@ -44,26 +46,15 @@ class Comparison:
         """reference / ours, pair by pair, so that a machine whose speed drifts slows down both."""
         return [reference / ours for reference, ours in zip(self.reference, self.ours, strict=True)]
 
-    @property
-    def over_limit(self) -> list[float]:
-        """ours / limit, turn by turn."""
-        return [ours / limit for ours, limit in zip(self.ours, self.limit, strict=True)]
-
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "reference_seconds": spread(self.reference),
-            "ours_seconds": spread(self.ours),
-            "ratio": spread(self.ratios),
-            **self._of_limit(),
-            **({"ours_stages_seconds": self.stages} if self.stages else {}),
-            **self.facts,
-        }
-
-    def _of_limit(self) -> dict[str, Any]:
-        if not self.limit:
-            return {}
-        return {"limit_seconds": spread(self.limit), "ours_over_limit": spread(self.over_limit)}
+        row: dict[str, Any] = {"name": self.name, "reference_seconds": spread(self.reference)}
+        row |= {"ours_seconds": spread(self.ours), "ratio": spread(self.ratios)}
+        if self.limit:
+            over = [ours / limit for ours, limit in zip(self.ours, self.limit, strict=True)]
+            row |= {"limit_seconds": spread(self.limit), "ours_over_limit": spread(over)}
+        if self.stages:
+            row["ours_stages_seconds"] = self.stages
+        return row | self.facts
 
 
 def compare(
@@ -71,24 +62,22 @@ def compare(
     reference: Callable[[int], object],
     ours: Callable[[int], object],
     runs: int,
-    warm_up: int = 1,
     recorder: type[Recorder] | None = Recorder,
     limit: Callable[[int], object] | None = None,
     wait: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Time the sides in turn, A B A B; then record one run of ours, which is not counted.
+    """Time the sides in turn, A B A B, after one warm-up; then record one run of ours, which is not counted.
 
     Args:
-        reference, ours, limit: get the number of the run, so that they can take an input that was not seen before.
-        runs: counted runs of each.
-        warm_up: runs of each that are not counted, before them.
+        reference, ours, limit: get the number of the run (-1 is the warm-up), to take an input not seen before.
+        runs: counted runs of each side.
         recorder: of the copy of the package that ``ours`` runs; None records nothing.
-        wait: until the device has done what it was told; by default the sides do that themselves.
+        wait: returns when the device is done; by default the sides wait themselves.
     """
     comparison = Comparison(name)
     sides = [(reference, comparison.reference), (ours, comparison.ours)]
     sides += [] if limit is None else [(limit, comparison.limit)]
-    for run in range(-warm_up, runs):
+    for run in range(-1, runs):
         for side, times in sides:
             gc.collect()
             wait()
@@ -102,63 +91,51 @@ def compare(
     if recorder is not None:
         with recorder() as recorded:
             ours(runs)
-        stages = add_up(recorded.spans, recorded.duration).by_name()
-        comparison.stages = {name: round(total.self_time / 1e9, 9) for name, total in stages.items()}
+        comparison.stages = stage_seconds(recorded)
     return comparison
 
 
-def median_seconds(job: Callable[[], object], runs: int) -> float:
-    """Of a job alone, each run after a pause, one more before them not counted."""
-    times: list[float] = []
-    for _ in range(runs + 1):
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times[1:]), 6)
+def stage_seconds(recorded: Recorder) -> dict[str, float]:
+    """Stage -> seconds without the stages inside it; together they make up the recording."""
+    seconds = {"not inside any stage": recorded.duration / 1e9}
+    for span in recorded.spans:
+        seconds[span.name] = seconds.get(span.name, 0.0) + span.duration / 1e9
+        outer = recorded.spans[span.parent].name if span.parent >= 0 else "not inside any stage"
+        seconds[outer] -= span.duration / 1e9
+    return {name: round(value, 9) for name, value in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
-def metadata(packages: Sequence[str]) -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-    }
+def metadata(packages: Sequence[str], device: torch.device | None = None) -> dict[str, Any]:
+    """The date, the machine, its GPU and the versions that the numbers depend on."""
+    about = {"date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "processor": _processor()}
+    about |= {"cores": os.cpu_count(), "python": platform.python_version(), "torch_threads": torch.get_num_threads()}
+    about |= {"versions": {package: version(package) for package in packages}}
+    if device is not None:
+        about["device"] = str(device)
+    if device is not None and device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        about |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        about["capability"] = [properties.major, properties.minor]
+    return about
 
 
-def print_table(comparisons: Sequence[Comparison], expected: Mapping[str, float] | None = None) -> None:
-    """For people: medians, the ratio with its spread and what it must reach, and where our time goes."""
-    heads = ("reference", "ours", "limit", "ratio", "min..max", "must")
-    print(f"{'':38}" + "".join(f"{head:>14}" for head in heads))
-    for comparison in comparisons:
-        row = comparison.to_json()
-        sides = [row.get(f"{side}_seconds") for side in SIDES]
-        ratio, must = row["ratio"], (expected or {}).get(comparison.name)
-        cells = [f"{1000 * side['median']:.3f} ms" if side else "" for side in sides]
-        cells += [f"{ratio['median']:.3g}x", f"{ratio['min']:.3g}..{ratio['max']:.3g}", f"{must:.4g}x" if must else ""]
-        print(f"{comparison.name:38}" + "".join(f"{cell:>14}" for cell in cells))
-    if any(comparison.stages for comparison in comparisons):
-        print("\nwhere ours spends it, in one more run that is not counted")
-    for comparison in comparisons:
-        whole = sum(comparison.stages.values())
-        parts = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in comparison.stages.items()]
-        if parts:
-            print(f"{comparison.name:38}{', '.join(parts[:5])}")
-    print()
+def notes(doc: str | None) -> str:
+    """The docstring of a suite in one line, for ``about["notes"]``."""
+    return " ".join((doc or "").split())
 
 
-def save(path: Path | None, suite: str, comparisons: Sequence[Comparison], about: dict[str, Any]) -> None:
-    """For machines: the last line printed, and the file if one is named, hold the same JSON document."""
-    save_rows(path, suite, [comparison.to_json() for comparison in comparisons], about)
+def report(path: Path | None, suite: str, rows: Sequence[Comparison | dict[str, Any]], about: dict[str, Any]) -> None:
+    """Print the result as tables, then save it."""
+    found = [row.to_json() if isinstance(row, Comparison) else row for row in rows]
+    document = {"suite": suite, "about": about, "results": found}
+    print(f"\n{table(document)}\n")
+    if any("ours_stages_seconds" in row for row in found):
+        print(f"{stages(document)}\n")
+    save(path, document)
 
 
-def save_rows(path: Path | None, suite: str, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
-    """As :func:`save`, for suites whose rows are no comparisons of two."""
-    document = {"suite": suite, "about": about, "results": rows}
+def save(path: Path | None, document: dict[str, Any]) -> None:
+    """Print the JSON document as the last line, write it to the file if one is named, and check its form."""
     write(path, document)
     text = json.dumps(document)
     print(text)
@@ -169,7 +146,7 @@ def save_rows(path: Path | None, suite: str, rows: Sequence[dict[str, Any]], abo
 
 
 def write(path: Path | None, document: dict[str, Any]) -> None:
-    """The JSON document, where a file is named; what was there before is replaced at once or not at all."""
+    """Replace the file, if one is named, at once or not at all."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.unfinished")
@@ -178,7 +155,7 @@ def write(path: Path | None, document: dict[str, Any]) -> None:
 
 
 def held_bytes(*models: Any) -> int:
-    """Bytes of the tensors that the options of these models keep alive, each counted once."""
+    """Bytes of the tensors that the options of these models keep alive, each storage counted once."""
     found: dict[int, int] = {}
     seen: set[int] = set()
     left: list[Any] = [model.model_options for model in models]
@@ -199,18 +176,13 @@ def held_bytes(*models: Any) -> int:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 6),
-        "min": round(min(values), 6),
-        "max": round(max(values), 6),
-        "runs": len(values),
-    }
+    """Median, smallest and largest of the runs."""
+    low, high = round(min(values), 6), round(max(values), 6)
+    return {"median": round(statistics.median(values), 6), "min": low, "max": high, "runs": len(values)}
 
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

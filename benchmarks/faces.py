@@ -1,10 +1,14 @@
 """The face stage: ours against insightface's ``FaceAnalysis``, used as ComfyUI_InstantID uses it.
 
-The networks have antelopev2's architectures and sizes and random weights, so the work is the real work and the faces
-are where the random detector sees them. Its threshold is set so that it sees as many as the case says.
+For one Apply the reference calls ``get`` on each picture, and once more on the first for its keypoints. ``get`` runs
+five networks: the detector, and for each face the recogniser, two landmark nets and a gender net. The last three are
+stand-ins of similar cost, since their architectures are not published.
+
+The networks have antelopev2's sizes and random weights, so the work is the real work, and faces are wherever the random
+detector sees them. Its threshold is set so that it sees as many as the case says.
 
 The limit is one run of detector and recogniser for each new picture, on our side's backend. In the row "networks alone"
-onnxruntime is the reference: its sessions of these two networks, with nothing else at work beside them.
+the reference is onnxruntime with these two networks and nothing else at work.
 """
 
 from __future__ import annotations
@@ -20,10 +24,9 @@ import skimage.data
 import torch
 from insightface.app import FaceAnalysis
 
-from benchmarks.budgets import FACES
-from benchmarks.common import Comparison, compare, median_seconds, metadata, print_table, save
-from benchmarks.limits import BareFaceNetworks
-from examples.tiny_faces import IRESNET_100, SCRFD_10G, write_iresnet, write_landmark_net, write_scrfd
+from benchmarks.common import Comparison, compare, metadata, notes, report
+from benchmarks.networks import BareFaceNetworks, write_faces
+from examples.tiny_faces import SCRFD_10G, write_scrfd
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
 from fast_instantid.faces import find_pack, largest
 from fast_instantid.faces.detector import Detector
@@ -38,7 +41,8 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
     picture = cv2.resize(skimage.data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     with tempfile.TemporaryDirectory() as folder:
         print("making networks of antelopev2's sizes with random weights ...", flush=True)
-        pack = _write_pack(Path(folder))
+        pack = Path(folder)
+        write_faces(pack, partial(write_scrfd, **SCRFD_10G))
         comparisons: list[Comparison] = []
         bare = BareFaceNetworks(pack, backend, device)
         for name, images, new, faces in (
@@ -48,40 +52,28 @@ def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
             ("group of six, one identity", 1, 1, 6),
         ):
             print(f"{name} ...", flush=True)
-            sides = _Sides(pack, picture, images, new, _threshold(pack, picture, faces), backend, device, runs)
-            limit = partial(_run_bare, bare, new)
+            sides = _Sides(pack, picture, images, new, faces, backend, device, runs)
+            limit = lambda run, new=new: bare.run(new)  # noqa: E731
             comparisons.append(compare(name, sides.reference, sides.ours, runs, limit=limit))
             if images == 1 and faces == 1:
                 comparisons.append(compare("the same face again", sides.reference, sides.ours_again, runs))
-                parts = sides.reference_parts(runs)
         if backend == "torch":
             theirs = BareFaceNetworks(pack, "onnxruntime", "cpu")
-            jobs = [partial(_run_bare, networks, 1) for networks in (theirs, bare)]
+            jobs = (lambda run, networks=networks: networks.run() for networks in (theirs, bare))
             comparisons.append(compare("networks alone", *jobs, runs, recorder=None))
     about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
-    about |= {"backend": sides.analyzer.backend, "torch_threads": torch.get_num_threads(), "image": f"{SIDE} x {SIDE}"}
+    about |= {"backend": sides.analyzer.backend, "image": f"{SIDE} x {SIDE}"}
     about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights, fp32"
-    about["reference_parts_seconds"] = parts
-    print_table(comparisons, FACES)
-    alone = sum(seconds for name, seconds in parts.items() if name != "get")
-    print(f"one get of the reference: {1000 * parts['get']:.0f} ms, its five networks apart: {1000 * alone:.0f} ms")
-    save(json_path, "faces", comparisons, about)
+    report(json_path, "faces", comparisons, about | {"notes": notes(__doc__)})
 
 
 class _Sides:
     """The two ways from a batch of images to embeddings and a keypoint picture."""
 
     def __init__(
-        self,
-        pack: Path,
-        picture: np.ndarray,
-        images: int,
-        new: int,
-        threshold: float,
-        backend: str,
-        device: str,
-        runs: int,
+        self, pack: Path, picture: np.ndarray, images: int, new: int, faces: int, backend: str, device: str, runs: int
     ) -> None:
+        threshold = _threshold(pack, picture, faces)
         self.picture = torch.from_numpy(picture).float().div(255)
         self.images, self.new = images, new
         self.batches = {run: self._batch(run) for run in range(-1, runs + 1)}  # beforehand: in ComfyUI they are there
@@ -102,20 +94,6 @@ class _Sides:
         draw_keypoints(first.shape[1::-1], _chosen(self.analysis.get(first))["kps"])
         assert len(embeddings) == self.images
 
-    def reference_parts(self, runs: int) -> dict[str, float]:
-        """Median seconds of one ``get``, and of each of its networks with a pause before it.
-
-        Together they are slower than one by one where cores are few: each has threads of its own, which spin on for a
-        while after a run and take the cores from the next network.
-        """
-        image = np.ascontiguousarray(_as_bgr(self.batches[0])[0])
-        [face] = self.analysis.get(image)
-        jobs = {"get": lambda: self.analysis.get(image), "detection": lambda: self.analysis.det_model.detect(image)}
-        for task, model in self.analysis.models.items():
-            if task != "detection":
-                jobs[task] = partial(model.get, image, face)
-        return {name: median_seconds(job, runs) for name, job in jobs.items()}
-
     def ours(self, run: int) -> None:
         batch = self.batches[run]
         self.analyzer.embed(batch)
@@ -133,25 +111,12 @@ class _Sides:
         return batch
 
 
-def _run_bare(networks: BareFaceNetworks, pictures: int, run: int) -> None:
-    networks.run(pictures)
-
-
 def _as_bgr(batch: torch.Tensor) -> np.ndarray:
     return batch.mul(255).clamp(0, 255).byte().numpy()[..., ::-1]
 
 
 def _chosen(faces: Sequence) -> dict:
     return sorted(faces, key=lambda face: np.prod(face["bbox"][2:] - face["bbox"][:2]))[-1]
-
-
-def _write_pack(folder: Path) -> Path:
-    write_scrfd(folder / "scrfd_10g_bnkps.onnx", **SCRFD_10G)
-    write_iresnet(folder / "glintr100.onnx", **IRESNET_100)
-    write_landmark_net(folder / "1k3d68.onnx", 3309)
-    write_landmark_net(folder / "2d106det.onnx", 212, width=12)
-    write_landmark_net(folder / "genderage.onnx", 3, width=6, size=96)
-    return folder
 
 
 def _threshold(pack: Path, picture: np.ndarray, faces: int) -> float:

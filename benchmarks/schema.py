@@ -1,4 +1,4 @@
-"""What a result document looks like: schema.json, and what JSON Schema can't say."""
+"""The form of a result document: schema.json, and what JSON Schema cannot say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def validate(document: Any) -> None:
     """Check a result document.
 
     Raises:
-        ValueError: it is none; the message says where and why.
+        ValueError: the document has another form; the message says where and why.
         ImportError: the package jsonschema, of the extra ``dev``, is not installed.
     """
     from jsonschema import Draft202012Validator

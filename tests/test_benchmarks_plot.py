@@ -1,4 +1,4 @@
-"""Pictures of results: drawn, and of what the numbers say."""
+"""The picture of a headline result: drawn, and of what the numbers say."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from benchmarks import plot
-from benchmarks.budgets import FACES
-from benchmarks.headline_host import RUNS
-from benchmarks.plot_ratios import draw_ratios
-from benchmarks.plot_style import BLUE, GREY, ORANGE, RED
-from benchmarks.plot_timeline import draw_timeline
+from benchmarks.nodes.session import RUNS
+from benchmarks.report import plot
+from benchmarks.report.timeline import BLUE, GREY, ORANGE, draw_timeline, grouped
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-DRAWN = sorted(
-    path
-    for path in RESULTS.rglob("*.json")
-    if path.name.split("--")[0] in plot.DRAWERS and "--compiled" not in path.name  # which has no timeline
-)
 
 
 @pytest.fixture
@@ -58,51 +50,30 @@ def test_the_timeline_shows_each_part_as_long_as_it_took(headline, tmp_path):
     # 12 s, 3 s and 0.5 s in bars of the same height, and a square of each colour beside its word.
     assert faces / projected == pytest.approx(4, rel=0.15)
     assert projected / loaded == pytest.approx(6, rel=0.35)
-    words = [text.get_text() for text in draw_timeline(headline).texts]
-    assert any("2.66x" in text for text in words)
-    assert any("2.5x to 2.75x in 2 sessions" in text for text in words)
 
 
-@pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
-def test_committed_results_can_be_drawn(path, tmp_path):
-    plot.run(path, tmp_path / "picture.png")
-    drawn = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
-    assert pixels_of(drawn, BLUE) > 1000
+def test_the_timeline_says_how_much_of_sdxl_was_run(headline):
+    words = " ".join(text.get_text() for text in draw_timeline(headline).texts)
+    assert "2.66x" in words
+    assert "2.5x to 2.75x in 2 sessions" in words
+    assert "UNet of 64 of SDXL's 320 channels, 128 x 128 px, 12 steps: not an SDXL picture's time" in words
+    headline["about"]["channels"] = 320
+    assert "SDXL's full UNet" in " ".join(text.get_text() for text in draw_timeline(headline).texts)
 
 
-def test_ratios_show_what_they_must_reach():
-    document = json.loads(next(RESULTS.rglob("faces--*.json")).read_text())
-    figure = draw_ratios(document)
-    axes = figure.axes[0]
-    shown = [text.get_text() for text in axes.texts]
-    assert shown == [f"{row['ratio']['median']:.3g}x" for row in document["results"]]
-    red = [lines for lines in axes.collections if lines.get_color()[0][:3] == pytest.approx(as_fractions(RED))]
-    assert sorted(float(lines.get_segments()[0][0][0]) for lines in red) == sorted(
-        FACES[row["name"]] for row in document["results"] if row["name"] in FACES
-    )
+def test_a_part_of_no_known_purpose_is_not_drawn():
+    assert grouped({"detect": 1.0, "recognise": 2.0, "UNet": 4.0})["finding and recognising faces"] == 3
+    with pytest.raises(ValueError, match="lunch"):
+        grouped({"lunch": 1.0})
 
 
-def as_fractions(color: str) -> list[float]:
-    return [channel / 255 for channel in ImageColor.getrgb(color)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "cannot be drawn"),
-        ('{"suite": "faces"}', "'about' is a required property"),
-        (None, "cannot be drawn"),
-    ],
-)
-def test_what_is_no_result_is_refused(text, message, tmp_path):
+def test_what_has_no_timeline_is_refused(tmp_path):
     source = tmp_path / "result.json"
-    if text is not None:
-        source.write_text(text)
-    with pytest.raises(SystemExit, match=message):
-        plot.run(source, tmp_path / "picture.png")
+    result = next(RESULTS.rglob("faces--*.json")).read_text()
+    for text, message in (("{", "cannot be drawn"), (result, "has no timeline"), (None, "cannot be drawn")):
+        source.unlink(missing_ok=True)
+        if text is not None:
+            source.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            plot.run(source, tmp_path / "picture.png")
     assert not (tmp_path / "picture.png").exists()
-
-
-def test_a_suite_without_a_picture_is_named():
-    with pytest.raises(SystemExit, match="no picture for the suite 'recorder'"):
-        plot.run(next(RESULTS.rglob("recorder--*.json")), Path("never.png"))

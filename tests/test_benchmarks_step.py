@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.step import Report, _measure
-from benchmarks.step_measure import Row
-from benchmarks.step_variants import VARIANTS
+from benchmarks.step.measure import Report
+from benchmarks.step.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = ROOT / "tests" / "comfyui" / "standin"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/step--*.json"))
-TINY = ("--device", "cpu", "--size", "tiny", "--runs", "2", "--batches", "1")
+TINY = ("--device", "cpu", "--size", "tiny", "--runs", "1", "--batches", "1")
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +39,13 @@ def test_a_step_is_measured(document):
     plain, _, ours = document["results"]
     assert [row["variant"] for row in (plain, ours)] == ["plain", "ours"]
     for row in (plain, ours):
-        assert row["seconds"]["runs"] == row["host_seconds"]["runs"] == 2
+        assert row["seconds"]["runs"] == row["host_seconds"]["runs"] == 1
         assert 0 < row["host_seconds"]["median"] <= row["seconds"]["median"]
         assert "error" not in row
-    assert ours["over_plain"]["runs"] == 2
+    assert ours["over_plain"]["runs"] == 1
     assert plain["held_bytes"] == 0 < ours["held_bytes"]
     assert ours["counts"]["scalar_reads"] == plain["counts"]["scalar_reads"], "no layer waits for the GPU"
     assert document["about"]["differences"]["batch 1"]["finite"]
-    assert document["about"]["not_measured"] == []
 
 
 def test_a_variant_that_fails_is_a_row_and_the_others_go_on(document):
@@ -58,17 +55,12 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(document):
     assert "seconds" not in reference
 
 
-def test_nothing_new_is_started_when_the_time_is_spent(tmp_path):
-    path = tmp_path / "step.json"
-    report = Report(path, seconds=0)
-    _measure(report, None, "batch 4", dict.fromkeys(VARIANTS), 4, None)
-    assert report.rows == []
-    assert json.loads(path.read_text())["about"]["not_measured"] == [f"batch 4: {name}" for name in VARIANTS]
-
-
 def test_ratios_are_taken_turn_by_turn():
-    plain, ours = Row("batch 1", "plain", [1.0, 2.0, 4.0], [0.5] * 3), Row("batch 1", "ours", [2.0, 2.0], [0.5] * 2)
-    row = ours.to_json({"plain": plain, "ours": ours})
+    report = Report(None)
+    for variant, seconds in (("plain", [1.0, 2.0, 4.0]), ("ours", [2.0, 2.0])):
+        report.row("batch 1", variant).seconds += seconds
+        report.row("batch 1", variant).host_seconds += seconds
+    row = report.to_json(report.row("batch 1", "ours"))
     assert row["over_plain"] == {"median": 1.5, "min": 1.0, "max": 2.0, "runs": 2}
     assert "over_ours" not in row
 
@@ -80,4 +72,3 @@ def test_a_committed_result_has_results_that_agree(path):
     measured = {row["variant"]: row for row in document["results"] if row["case"] == "batch 1"}
     assert measured.keys() >= VARIANTS.keys()
     assert all(row["seconds"]["runs"] > 1 for row in measured.values())
-    assert not re.search(r"(^|[\s\"'(])(/|~/|[A-Z]:\\)\w", path.read_text()), "a path of the machine"

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.live_bytes import LiveBytes
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.cache import Cache
 from fast_instantid.errors import FastInstantIDError, ModelFileError
@@ -27,6 +26,7 @@ from fast_instantid.identity import (
     unconditional_embedding,
 )
 from fast_instantid.recorder import Recorder
+from tests.live_bytes import LiveBytes
 
 CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
 SDXL_CHANNELS = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10

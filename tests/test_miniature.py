@@ -29,7 +29,9 @@ from training.data import TEST, person
 from training.world import COLORS, SIZE, Portrait, Pose, Scene, draw
 
 PEOPLE, CANDIDATES = 12, 50
-SAMPLING = Sampling(num_inference_steps=6, guidance_scale=miniature.GUIDANCE)  # as good as miniature.STEPS for these claims
+SAMPLING = Sampling(
+    num_inference_steps=6, guidance_scale=miniature.GUIDANCE
+)  # as good as miniature.STEPS for these claims
 # Background and clothes: every colour is asked for, in both places.
 SCENES = [
     Scene(background, "plain", "shirt", clothes, "flat")

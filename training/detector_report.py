@@ -35,7 +35,7 @@ class Counts:
         self.found += len(boxes)
         left = list(range(len(crowd.boxes)))
         for box, points in zip(boxes, keypoints, strict=True):
-            overlaps = {i: _overlap(box, crowd.boxes[i]) for i in left}
+            overlaps = {i: overlap(box, crowd.boxes[i]) for i in left}
             best = max(left, key=lambda i: overlaps[i], default=None)
             if best is None or overlaps[best] < _MATCH:
                 continue
@@ -73,7 +73,7 @@ def measure_on(pack: Path, crowds: Iterable[Crowd]) -> dict[str, float]:
     return counts.result()
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     shared = float(np.prod(sides.clip(min=0)))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from benchmarks.operations import Counts
 from fast_instantid.attention import region_mask
 from tests.comfyui import tiny
+from tests.comfyui.operations import Counts
 from tests.comfyui.test_composition import bytes_held, patches_of
 
 LAYERS = 60

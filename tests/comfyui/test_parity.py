@@ -7,6 +7,7 @@ the largest one.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from tests.comfyui import tiny
+from tests.comfyui.operations import Counts
 from tests.comfyui.tiny import distance
 
 TOLERANCE = 1e-5
@@ -366,3 +368,30 @@ def test_each_with_its_own_face_networks(packs):
         (faces,) = pack.run("InstantIDFaceAnalysis", provider="CPU")
         pictures.append(tiny.sample(*apply(insightface=faces)(pack)))
     assert distance(*pictures) <= 1e-4
+
+
+def test_each_step_of_the_reference_does_what_ours_does_once(packs, model):
+    """The counts of docs/findings.md: what an evaluation of the patched model adds to one without the patch."""
+    ours, reference = (_added_by_the_patch(pack, model) for pack in packs)
+    names = ("_local_scalar_dense", "linear", "mm", "addmm", "repeat", "cat")
+    assert {name: ours[name] for name in names} == dict.fromkeys(names, 0)
+    assert reference["_local_scalar_dense"] == 60
+    assert reference["linear"] + reference["mm"] + reference["addmm"] == reference["repeat"] == 240
+    assert reference["cat"] == 120
+
+
+def _added_by_the_patch(pack: Pack, model: Any) -> Counter[str]:
+    """Operators of one evaluation; those of two runs differ by what is done once."""
+    patched, positive, negative = apply(end_at=1.0, start_at=0.0)(pack)
+    counted: dict[str, Counter[str]] = {}
+    for name, sampled in (("plain", model), ("patched", patched)):
+        of_steps: list[Counter[str]] = []
+        for steps in (1, 2):
+            tiny.sample(sampled, positive, negative, steps=steps)
+            with Counts() as counts:
+                tiny.sample(sampled, positive, negative, steps=steps)
+            of_steps.append(counts.calls)
+        of_steps[1].subtract(of_steps[0])
+        counted[name] = of_steps[1]
+    counted["patched"].subtract(counted["plain"])
+    return counted["patched"]
