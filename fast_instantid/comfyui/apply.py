@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import FastInstantIDError
 from ..identity import Identity
+from .observe.networks import note_identity_net
 from .patch import AttentionPatch, add_identity
 from .rows import LayerFace
 from .sampling import IS_COND, attention_patches, wrap
-from .stages import note_identity_net
 from .strength import Strength, mask_batch
 
 Conditioning: TypeAlias = "list[list[Any]]"

@@ -17,10 +17,10 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..recorder import is_recording, stage
+from .observe.networks import control_net_stages, networks_of
 from .patch import AttentionPatch, add_identity, always_acts
 from .reuse import Hints, is_wanted
 from .rows import COND, ROLES, UNCOND, LayerFace, chunks_of
-from .stages import control_net_stages, networks_of
 
 logger = logging.getLogger("fast_instantid")
 
