@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import FastInstantIDError
@@ -258,7 +257,7 @@ class _Open:
     def __enter__(self) -> None:
         self._index = self._recorder.enter(self._name, self._facts)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._recorder.leave(self._index)
 
 

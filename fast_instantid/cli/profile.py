@@ -17,7 +17,6 @@ from ..files import check_folder
 from ..recorder import Recorder
 
 _COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
-_IN_ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "µ": "u"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,9 +90,6 @@ def _output(wanted: Path | None) -> Path:
 
 
 def _print(text: str, to: TextIO) -> None:
-    """Print; in ASCII if the terminal cannot show the lines of the tree."""
-    try:
-        text.encode(to.encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_IN_ASCII).encode("ascii", "backslashreplace").decode()
+    """Print; with "?" for what the terminal cannot show, such as the lines of the tree."""
+    text = text.encode(to.encoding or "utf-8", "replace").decode(to.encoding or "utf-8")
     print(text, file=to)

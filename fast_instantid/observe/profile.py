@@ -6,9 +6,11 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +19,8 @@ from typing import Any
 from ..errors import FastInstantIDError
 from ..files import atomic_write
 from ..recorder import Recorder, Span
-from .stages import Totals, add_up
-from .table import cache_words, format_time, printable, stage_table
+from .stages import StageTotal, add_up
+from .table import cache_words, printable, stage_table
 
 _FORMAT, _VERSION = "fast-instantid profile", 1
 _HOST, _DEVICE = 1, 2  # the "processes" of the trace, each with one lane per thread
@@ -62,15 +64,15 @@ class Profile:
         return cls(title, spans, *given, ended_early, _machine())
 
     @cached_property
-    def totals(self) -> Totals:
-        """The spans added up by stage."""
+    def whole(self) -> StageTotal:
+        """The run and its stages, added up."""
         return add_up(self.spans, self.duration)
 
     def tree(self) -> str:
         """Format the stages as a table with notes, for a terminal."""
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at))
         about = ", ".join([date, *(f"{name} {value}".strip() for name, value in self.about.items())])
-        return "\n".join([printable(self.title), printable(about), "", stage_table(self.totals), *self._notes()])
+        return "\n".join([printable(self.title), printable(about), "", stage_table(self.whole), *self._notes()])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the Chrome trace, atomically. ui.perfetto.dev, chrome://tracing and :meth:`load` read it.
@@ -120,28 +122,18 @@ class Profile:
 
     def _notes(self) -> list[str]:
         """Return sentences that explain the numbers."""
-        whole, found = self.totals.whole, []
-        if self.ended_early:
-            found.append(f"The run ended early ({printable(self.ended_early)}); the table shows it up to then.")
-        if not self.spans:
-            found.append("No stage was recorded: no code of fast_instantid ran in this process.")
-        if words := cache_words(whole.facts):
-            from_disk = whole.facts.get("disk_hits", 0)
-            disk = f" ({from_disk:.0f} from disk)" if from_disk else ""
-            found.append(f"The cache had {words} results{disk}.")
-        if any(span.device_start is not None for span in self.spans):
-            found.append("'on GPU' is the time of the work on the GPU; 'time' is mostly the time to queue it.")
-        if self.totals.overlap:
-            found.append(
-                f"{self.totals.threads} threads worked at the same time: the outermost stages add up to "
-                f"{format_time(self.totals.overlap)} more than the whole run."
-            )
-        if self.dropped:
-            found.append(
-                f"{self.dropped:,} stages beyond the first {len(self.spans):,} were not kept; their time counts for "
-                "the stages around them."
-            )
-        return found
+        words, spans = cache_words(self.whole.facts), self.spans
+        notes = {
+            f"The run ended early ({printable(self.ended_early)}); the table shows it up to then.": self.ended_early,
+            "No stage was recorded: no code of fast_instantid ran in this process.": not spans,
+            f"The cache had {words} results.": words,
+            "'on GPU' is the time of the work there; 'time' is mostly the time to queue it.": any(
+                span.device_start is not None for span in spans
+            ),
+            "Several threads worked: their stages may add up to more than the run.": len(self.threads) > 1,
+            f"{self.dropped:,} further stages were not kept; their time is in the stages around them.": self.dropped,
+        }
+        return [note for note, holds in notes.items() if holds]
 
     def _events(self) -> Iterator[dict[str, Any]]:
         """Yield the events of Chrome's "Trace Event Format"."""
@@ -204,10 +196,10 @@ def _machine() -> dict[str, str]:
     from .. import __version__
 
     processor = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    found = {"": f"{platform.system()} {platform.machine()}", "processor": f"{processor} ({os.cpu_count()} cores)"}
+    with suppress(OSError, AttributeError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8")
+        processor = re.search(r"model name\s*: (.*)", lines)[1]
+    found = {"": f"{platform.system()}, {processor} ({os.cpu_count()} cores)"}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["GPU"] = torch.cuda.get_device_name()

@@ -19,7 +19,7 @@ class StageTotal:
     time: int = 0
     """Host time of all calls."""
     self_time: int = 0
-    """The part of ``time`` outside of inner stages."""
+    """``time`` without inner stages."""
     device_time: int | None = None
     """Time between the start and end events in the device's queue; None if the device was not used."""
     facts: dict[str, float] = field(default_factory=dict[str, float])
@@ -39,20 +39,11 @@ class StageTotal:
             todo += reversed(total.inner.values())
 
 
-@dataclass(frozen=True)
-class Totals:
-    """The sums of a whole run. Its outermost stages take ``whole.time + overlap`` together."""
+def add_up(spans: Sequence[Span], duration: int) -> StageTotal:
+    """Sum the spans of a recording by stage, and return the whole run.
 
-    whole: StageTotal
-    """The run. Its last inner stage is ``OUTSIDE``, the time in which no thread was in a stage."""
-    overlap: int
-    """Nanoseconds that threads spent in stages at the same time as another thread; 0 with one thread."""
-    threads: int
-    """How many threads were in stages."""
-
-
-def add_up(spans: Sequence[Span], duration: int) -> Totals:
-    """Sum the spans of a recording by stage.
+    Its last inner stage is ``OUTSIDE``, the time in which no thread was in a stage. With several threads the inner
+    stages may take longer together than the run.
 
     Args:
         spans: ordered by start, outer before inner, as in ``Recorder.spans``.
@@ -75,8 +66,7 @@ def add_up(spans: Sequence[Span], duration: int) -> Totals:
         for name, number in total.facts.items():
             outer.facts[name] = outer.facts.get(name, 0) + number
     covered = end = 0
-    outermost = [span for span in spans if span.parent < 0]
-    for span in outermost:
+    for span in (span for span in spans if span.parent < 0):
         covered += max(0, span.start + span.duration - max(end, span.start))
         end = max(end, span.start + span.duration)
     outside = whole.inner.setdefault(OUTSIDE, StageTotal(OUTSIDE))
@@ -84,8 +74,7 @@ def add_up(spans: Sequence[Span], duration: int) -> Totals:
     outside.time += duration - covered
     outside.self_time += duration - covered
     whole.self_time = 0
-    overlap = sum(span.duration for span in outermost) - covered
-    return Totals(whole, overlap, len({span.thread for span in spans}))
+    return whole
 
 
 def _add(total: StageTotal, span: Span) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .stages import StageTotal, Totals
+from .stages import StageTotal
 
 _WIDEST_NAME = 60
 
@@ -37,9 +37,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def stage_table(totals: Totals) -> str:
+def stage_table(whole: StageTotal) -> str:
     """Format one line per stage. Columns without a value are left out."""
-    whole = totals.whole
     rows = [["stage", "time", "share", "itself", "calls", "a call", "on GPU", "bytes", "in cache", "allocated"]]
     for name, total in _branches(whole):
         rows.append(

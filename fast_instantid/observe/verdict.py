@@ -32,7 +32,7 @@ TURNOVER = 1.5
 SHORTEST, FEWEST = 2.0, 10
 """Seconds and samples below which there is no answer."""
 COARSE, PAUSE = 0.5, 2.0
-"""Seconds between samples: too far apart to be certain, and the most that a sample stands for."""
+"""Seconds between samples: too far apart to be certain, and a gap that is left out, as when the machine slept."""
 GIB, GB = 1 << 30, 1e9
 
 AGAIN = "watch several pictures in a row: loads come with the first one, swapping comes with each"
@@ -73,7 +73,7 @@ class Verdict:
 
 def judge(samples: Sequence[Sample]) -> Verdict:
     """Judge the samples of one GPU, which are ordered by time."""
-    steps = [min(after.time - before.time, PAUSE) for before, after in pairwise(samples)]
+    steps = [step if (step := after.time - before.time) <= PAUSE else 0.0 for before, after in pairwise(samples)]
     seconds = sum(steps)
     if seconds < SHORTEST or len(samples) < FEWEST:
         return Verdict("cannot tell", f"{len(samples)} samples in {seconds:.1f} s are too few: watch for longer")

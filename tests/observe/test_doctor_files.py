@@ -14,7 +14,6 @@ import torch
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_iresnet, write_landmark_net
 from fast_instantid.observe.doctor import Places, instantid_files
-from fast_instantid.observe.doctor.files import duplicates
 from fast_instantid.observe.doctor.headers import files_below
 from fast_instantid.pipelines.generate import _ADAPTER_NAMES
 from tests.observe.doctor_models import (
@@ -255,7 +254,7 @@ def test_an_identitynet_of_another_width(models: Path):
     ("name", "content", "word"),
     [
         ("config.json", None, "config.json"),
-        ("config.json", b"{", "no configuration"),
+        ("config.json", b"{", "not a configuration"),
         ("config.json", json.dumps({"_class_name": "UNet2DConditionModel"}).encode(), "UNet2DConditionModel"),
         ("diffusion_pytorch_model.safetensors", None, "weights"),
         ("diffusion_pytorch_model.safetensors", LFS, "Git LFS"),
@@ -305,38 +304,7 @@ def test_the_adapter_beside_the_identitynet_as_the_hub_has_them(comfyui: Path):
     assert "this is InstantID's adapter" in found.found
 
 
-# Copies
-
-
-def test_copies_cost_room(comfyui: Path, tmp_path: Path):
-    extra = tmp_path / "shared"
-    extra.mkdir()
-    shutil.copy(comfyui / "models" / "instantid" / "ip-adapter.bin", extra / "ip-adapter (2).bin")
-    (extra / "link.bin").symlink_to(extra / "ip-adapter (2).bin")
-    (comfyui / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {tmp_path}\n  instantid: shared\n")
-    found = trouble(Places.of_comfyui(comfyui))
-    assert found.level == "note"
-    assert found.found.startswith("2 files")
-    assert "ip-adapter (2).bin" in found.found
-    assert "MB" in found.why
-
-
-def test_files_of_one_size_are_no_copies(models: Path):
-    path = models / "instantid" / "ip-adapter.bin"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    (models / "instantid" / "other.onnx").write_bytes(content)
-    assert not troubles(Places.of_shell(models))
-
-
-@pytest.mark.parametrize("where", [0, 150_000, 299_999])
-def test_files_that_differ_somewhere_are_no_copies(comfyui: Path, where: int):
-    for place in (None, where):
-        content = bytearray(300_000)
-        if place is not None:
-            content[place] = 1
-        (comfyui / "models" / "insightface" / f"{place}.bin").write_bytes(content)
-    assert not list(duplicates(Places.of_comfyui(comfyui)))
+# Folders
 
 
 def test_hidden_folders_are_left_out(models: Path):
@@ -358,4 +326,4 @@ def test_too_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for free, said in ((5 * 10**9, True), (50 * 10**9, False)):
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
-        assert ("There are 5.00 GB free" in trouble(Places.of_shell(tmp_path)).why) == said
+        assert ("The disk has 5.0 GB free" in trouble(Places.of_shell(tmp_path)).why) == said

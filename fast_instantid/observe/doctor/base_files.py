@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,8 @@ def _in_hub_cache(path: Path) -> Path | None:
     """Return the cached folder of a hub id such as ``stabilityai/stable-diffusion-xl-base-1.0``; None without one."""
     if path.is_absolute() or len(path.parts) != 2:
         return None
-    try:
+    with suppress(Exception):  # not installed, no such id, or not cached: the model is missing
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(path.as_posix(), local_files_only=True))
-    except Exception:  # not installed, no such id, or not cached: the model is missing
-        return None
+    return None

@@ -50,21 +50,7 @@ def backend(places: Places) -> Iterator[Finding]:
         yield Finding("broken", text, "A small convolution was tried.", "free memory there, or run them on cpu")
 
 
-def several_onnxruntimes(places: Places) -> Iterator[Finding]:
-    """Check that one package brings the module ``onnxruntime``."""
-    builds = _builds()
-    if len(builds) > 1:
-        keep = next((name for name in builds if name != "onnxruntime"), "onnxruntime")
-        yield Finding(
-            "warning" if places.backend == "onnxruntime" else "note",
-            f"{len(builds)} builds of onnxruntime are installed: {', '.join(builds)}",
-            "They overwrite each other's files. Usually the one for the CPU is left, and runs without a word. The "
-            "backend torch does not need it; other packs may be slow.",
-            f"{pip('uninstall', *builds)}, then: {pip('install', keep)}",
-        )
-
-
-CHECKS = (backend, several_onnxruntimes)
+CHECKS = (backend,)
 
 
 def _builds() -> list[str]:

@@ -121,19 +121,7 @@ def bounds(places: Places) -> Iterator[Finding]:
         yield Finding("note", f"not installed, for optional extras: {each}", "", do)
 
 
-def several_opencvs(places: Places) -> Iterator[Finding]:
-    """Check that one package brings the module ``cv2``."""
-    there = {name: version for name, version in installed().items() if name.startswith("opencv-") and "python" in name}
-    if len(there) > 1:
-        yield Finding(
-            "note" if len(set(there.values())) == 1 else "warning",
-            f"{len(there)} packages bring the module cv2: {', '.join(map(' '.join, there.items()))}",
-            "They overwrite each other's files. That works while they have the same version.",
-            f"{pip('uninstall', *there)}, then: {pip('install', _OPENCV)}",
-        )
-
-
-CHECKS = (needed, bounds, several_opencvs)
+CHECKS = (needed, bounds)
 
 
 def _import(module: str) -> object:
