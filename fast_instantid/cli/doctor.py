@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -45,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json())
     else:
-        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH), colours))
+        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH)))
     return 1 if report.broken else 0
 
 
@@ -67,5 +65,4 @@ def _places(options: argparse.Namespace) -> Places:
     places = Places.of_shell(options.models) if comfyui is None else Places.of_comfyui(comfyui, options.models)
     fields = {"pack": ("faces",), "instantid": ("adapters", "identitynets"), "base": ("bases",), "models": ()}
     chosen = {field: (path,) for name, path in given.items() for field in fields[name]}
-    named = (*places.named, *((f"--{name}", path) for name, path in given.items()))
-    return replace(places, named=named, backend=options.backend, device=options.device, **chosen)
+    return replace(places, backend=options.backend, device=options.device, **chosen)

@@ -46,13 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if not 0.02 <= options.interval <= 1:
         options.parser.error("--interval: expected 0.02 to 1 second")
     gpus, why = find_gpus()
-    if not gpus and not command:
-        raise FastInstantIDError(f"no GPU to watch: {why}")
     if not gpus:
-        say(f"no GPU to watch: {why}; the command runs all the same")
-        with _running(command) as process:
-            pass
-        return _exit_code(process)
+        raise FastInstantIDError(f"no GPU to watch: {why}")
     path = options.output or Path(time.strftime("watch-%Y%m%d-%H%M%S.csv"))
     check_folder(path)
     # Written line by line, so that a crash loses nothing.
@@ -63,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     for gpu in gpus:
         held = ", ".join(f"{holder.name} (pid {holder.pid})" for holder in gpu.holders()[:4])
         say(f"GPU {gpu.index}: memory held now by {held or 'no process that the driver names'}")
-    return _exit_code(process)
+    code = process.returncode if process else 0
+    return code if code >= 0 else 128 - code  # 128 plus the number of a signal, as in shells
 
 
 @contextmanager
@@ -79,12 +75,6 @@ def _running(command: list[str]) -> Generator[subprocess.Popen[bytes] | None]:
         while process and process.returncode is None:
             with suppress(KeyboardInterrupt):  # the terminal sends it to the command too
                 process.wait()
-
-
-def _exit_code(process: subprocess.Popen[bytes] | None) -> int:
-    """Return the exit code as shells do: 128 plus the number of the signal that ended the command."""
-    code = process.returncode if process else 0
-    return code if code >= 0 else 128 - code
 
 
 def _watch(gpus: Sequence[Gpu], interval: float, file: TextIO, process: subprocess.Popen[bytes] | None) -> list[Sample]:

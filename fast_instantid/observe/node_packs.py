@@ -73,10 +73,3 @@ def node_packs(places: Places) -> Iterator[Finding]:
         )
     if len(packs) == 1:
         yield Finding("ok", f"one pack has InstantID's nodes: {ours[0]}")
-    if ours[0].name != _NAME:
-        yield Finding(
-            "note",
-            f"the folder of this pack is called {ours[0].name!r}, not {_NAME!r}",
-            "Packs that build on InstantID import it by that name, and do not find it.",
-            f"rename the folder to {_NAME} if you use such a pack",
-        )

@@ -19,7 +19,6 @@ Level = Literal["ok", "note", "warning", "broken"]
 JSON_VERSION = 1
 """Raised when a key of :meth:`Report.to_json` goes or changes its meaning, not when one is added."""
 
-_COLOURS: dict[Level, str] = {"ok": "32", "note": "36", "warning": "33", "broken": "1;31"}
 _LABELS: dict[Level, str] = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
 _INDENT = " " * 11
 
@@ -69,18 +68,13 @@ class Report:
         counts = [f"{n} {plural.get(level, level) if n > 1 else level}" for level, n in counted.items() if n]
         return f"{verdict} In all: {', '.join(counts)}." if counts else verdict
 
-    def text(self, width: int = 100, colours: bool = False) -> str:
-        """Format the report for people.
-
-        Args:
-            width: in characters; longer paths and commands are not broken.
-            colours: add ANSI escapes for a terminal.
-        """
+    def text(self, width: int = 100) -> str:
+        """Format the report for people, in lines of ``width`` characters. Longer paths and commands are not broken."""
         lines = [f"Fast InstantID {__version__}, examined by its doctor"]
         for topic, findings in groupby(self.findings, lambda finding: finding.topic):
             lines += ["", topic]
             for finding in findings:
-                lines += _lines(finding, width, colours)
+                lines += _lines(finding, width)
         return "\n".join([*lines, "", *textwrap.wrap(printable(self.conclusion), width)])
 
     def to_json(self) -> str:
@@ -97,10 +91,8 @@ class Report:
         return json.dumps(document, indent=1)
 
 
-def _lines(finding: Finding, width: int, colours: bool) -> list[str]:
+def _lines(finding: Finding, width: int) -> list[str]:
     label = _LABELS[finding.level].ljust(9)
-    if colours:
-        label = f"\033[{_COLOURS[finding.level]}m{label}\033[0m"
     found, *more = _wrapped(finding.found, width)
     lines = [f"  {label}{found}", *(_INDENT + line for line in [*more, *_wrapped(finding.why, width)])]
     do = [line for paragraph in finding.do.splitlines() for line in _wrapped(paragraph, width - 4)]

@@ -204,15 +204,6 @@ def test_two_onnxruntimes_are_named_where_the_provider_is_missing(places: Places
     assert "onnxruntime, onnxruntime-directml" in found.why
 
 
-def test_cuda_libraries_that_do_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
-    assert "missing" in faces.library_error("cuda")
-    (tmp_path / "capi").mkdir()
-    for name in ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"):
-        (tmp_path / "capi" / name).write_bytes(b"\x7fELF" + bytes(200))
-    assert "cannot load" in faces.library_error("cuda")
-
-
 # Node packs
 
 
@@ -247,11 +238,6 @@ def test_two_copies_of_ours(tmp_path: Path):
     found = examined_packs(write_packs(tmp_path, ["ComfyUI_InstantID", "fast-instantid"], []))
     assert [level for level, _ in found] == ["warning"]
     assert "fast-instantid" in found[0][1]
-
-
-def test_a_name_by_which_other_packs_do_not_find_it(tmp_path: Path):
-    places = write_packs(tmp_path, ["InstantID (fast) 1"], [])
-    assert "import it by that name" in only(node_packs.node_packs(places), "note", "InstantID (fast) 1").why
 
 
 def test_none_of_ours(tmp_path: Path):

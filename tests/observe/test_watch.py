@@ -202,36 +202,38 @@ def test_a_command_is_watched_and_judged_and_its_csv_judged_again(
         read_csv(path)
 
 
-def watch(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fast_instantid", "watch", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 @pytest.mark.skipif(bool(nvml.find_gpus()[0]), reason="needs a machine without a GPU of NVIDIA's")
-def test_without_a_gpu_a_command_runs_all_the_same():
-    process = watch("--", sys.executable, "-c", "raise SystemExit(3)")
-    assert "no GPU to watch" in process.communicate(timeout=60)[1]
-    assert process.returncode == 3
-    process = watch("--", "no-such-command")
-    assert "no-such-command: cannot be started" in process.communicate(timeout=60)[1]
-    assert process.returncode == 1
-    process = watch()
-    assert "no GPU to watch" in process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+def test_without_a_gpu_there_is_nothing_to_watch(capsys: pytest.CaptureFixture[str]):
+    assert main(["watch", "--", "true"]) == 1
+    assert "no GPU to watch" in capsys.readouterr().err
+
+
+def test_a_command_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(nvml, "find_gpus", lambda: ([nvml.Gpu(Driver(waits()), 0)], ""))
+    assert main(["watch", "-o", str(tmp_path / "run.csv"), "--", "no-such-command"]) == 1
+    assert "no-such-command: cannot be started" in capsys.readouterr().err
+
+
+SIGNALLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fast_instantid import cli
+from fast_instantid.observe import nvml
+from tests.observe.test_watch import Driver, waits
+nvml.find_gpus = lambda: ([nvml.Gpu(Driver(waits(1000)), 0)], "")
+sys.exit(cli.main(["watch", "--", sys.executable, "-c", "import pathlib, time; pathlib.Path('up').touch(); time.sleep(60)"]))
+"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals")
 def test_ctrl_c_ends_the_command_and_its_code_is_returned(tmp_path: Path):
-    script = "import pathlib, time; pathlib.Path('up').touch(); time.sleep(60)"
-    process = watch("--", sys.executable, "-c", script, start_new_session=True, cwd=tmp_path)
-    deadline = time.monotonic() + 30
+    command = [sys.executable, "-c", SIGNALLED, str(ROOT)]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
     while not (tmp_path / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    process.communicate(timeout=60)
+    assert "swapping: " in process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGINT
 
 

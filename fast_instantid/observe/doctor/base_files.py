@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from .places import Places
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and works with no other base model."
 _INCOMPLETE = "The base model draws the picture, and is not complete."
+_WEIGHTS = r"(diffusion_pytorch_model|(pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -84,14 +86,14 @@ def _folder(folder: Path, places: Places) -> Iterator[Finding]:
         yield Finding("broken", f"{folder} is {model}, not SDXL", _SDXL_ONLY, "name SDXL with --base")
         return
     problems = [f"{index} names no {name}" for name in _NETWORKS if name not in parts]
-    problems += [text for part in parts for text in _problems(folder / part, _variants(folder / "unet"))]
+    problems += [text for part in parts for text in _problems(folder / part)]
     for problem in problems:
         yield Finding("broken", problem, _INCOMPLETE, f"delete damaged files, then: {again}")
     if not problems:
         yield Finding("ok", f"base model: {folder} ({', '.join(parts)})")
 
 
-def _problems(part: Path, variants: tuple[str, ...]) -> Iterator[str]:
+def _problems(part: Path) -> Iterator[str]:
     """Yield the problems of one network, tokenizer or scheduler."""
     names = _names_in(part)
     if part.name not in _NETWORKS:  # the configurations of tokenizers and schedulers have other names
@@ -104,39 +106,24 @@ def _problems(part: Path, variants: tuple[str, ...]) -> Iterator[str]:
         yield f"{part}: config.json is missing"
     except (OSError, ValueError) as error:
         yield f"{part / 'config.json'} is damaged ({error})"
-    stem, old = ("model", "pytorch_model") if part.name.startswith("text") else ("diffusion_pytorch_model",) * 2
-    # diffusers prefers shards to a single file, transformers the other way.
-    endings = [(stem, ".safetensors"), (stem, ".safetensors.index"), (old, ".bin"), (old, ".bin.index")]
-    if stem != "model":
-        endings = [endings[index] for index in (1, 0, 3, 2)]
-    possible = [_name(name, ending, variant) for variant in variants for name, ending in endings]
-    used = next((name for name in possible if name in names), None)
-    if used is None:
-        yield f"{part}: its weights are missing ({' or '.join(possible[-4:])})"
-        return
+    problems = [_damage(part / name) for name in names if re.fullmatch(_WEIGHTS, name)]
+    if not problems:
+        yield f"{part}: its weights are missing"
+    elif all(problems):  # a damaged file beside a whole one is not used
+        yield problems[0]
+
+
+def _damage(path: Path) -> str:
+    """Say what is wrong with a file of weights, or with the shards of an index; "" if nothing is."""
     try:
-        files = sorted(set(_read(part / used)["weight_map"].values())) if used.endswith(".json") else [used]
+        files = sorted(set(_read(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:
-            shapes_of(part / file)
+            shapes_of(path.parent / file)
     except ModelFileError as error:
-        yield str(error)
+        return str(error)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        yield f"{part / used} is damaged ({error})"
-
-
-def _name(stem: str, ending: str, variant: str) -> str:
-    is_index = ending.endswith(".index")
-    return f"{stem}{ending}{variant}.json" if is_index else f"{stem}{variant}{ending}"
-
-
-def _variants(unet: Path) -> tuple[str, ...]:
-    """Return the variants that our pipelines load: fp16 first if fp16 is used, or if there is nothing else."""
-    from ...placement import Placement
-
-    weights = [name for name in _names_in(unet) if name.startswith("diffusion_pytorch_model")]
-    half = [".fp16" in name for name in weights if name.endswith(".safetensors")]
-    in_fp16 = str(Placement.resolve().dtype) == "torch.float16"
-    return (".fp16", "") if any(half) and (in_fp16 or all(half)) else ("",)
+        return f"{path} is damaged ({error})"
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

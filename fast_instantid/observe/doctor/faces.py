@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +85,8 @@ def _write_tiny_network(path: Path) -> Path:
 
 def _explained(device: str) -> tuple[str, str]:
     """Say why onnxruntime lacks the provider of ``device``, and what to do."""
+    import torch
+
     from ...faces.network import PROVIDERS
 
     builds = _builds()
@@ -101,22 +101,5 @@ def _explained(device: str) -> tuple[str, str]:
         return why, f"{pip('uninstall', *builds)}, then: {pip('install', build)}"
     if needed:
         return "The backend needs the packages onnx and onnxruntime.", pip("install", *needed)
-    if build == "onnxruntime-gpu" and (reason := library_error("cuda")):
-        return reason, "install the CUDA and cuDNN that this onnxruntime was built for"
-    return "A tiny network was tried there.", "see the message of onnxruntime"
-
-
-def library_error(provider: str) -> str:
-    """Load the library of a provider; return what is wrong with it, or ""."""
-    import onnxruntime
-    import torch
-
-    prefix, suffix = ("", ".dll") if sys.platform == "win32" else ("lib", ".so")
-    library = Path(onnxruntime.__file__).parent / "capi" / f"{prefix}onnxruntime_providers_{provider}{suffix}"
-    if not library.is_file():
-        return f"Its library {library} is missing."
-    try:
-        ctypes.CDLL(str(library))
-    except OSError as error:  # it names the library of CUDA that is missing, with its version
-        return f"The system cannot load its library: {error}. torch brings CUDA {torch.version.cuda}."
-    return ""
+    why = f"A tiny network was tried there. torch brings CUDA {torch.version.cuda}; onnxruntime may need another one."
+    return why, "see the message of onnxruntime; install the CUDA and cuDNN that it was built for"

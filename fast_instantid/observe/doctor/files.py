@@ -39,10 +39,6 @@ _BASE = _Kind("an SDXL base model", "base", 6.9, "checkpoints: an SDXL checkpoin
 
 def model_files(places: Places) -> Iterator[Finding]:
     """Check all kinds of model files."""
-    wrong = list(_wrong_folders(places))
-    if wrong:
-        yield from wrong
-        return
     missing: list[_Kind] = []
     parts = (
         (_FACES, face_files.faces),
@@ -67,30 +63,15 @@ def notes_on_places(places: Places) -> Iterator[Finding]:
 CHECKS = (model_files, notes_on_places)
 
 
-def _wrong_folders(places: Places) -> Iterator[Finding]:
-    """Check that the paths that the user gave exist."""
-    used = (*places.faces, *places.adapters, *places.identitynets, *places.bases)
-    for name, path in places.named:
-        hub_id = name == "--base" and not path.is_absolute() and len(path.parts) == 2
-        if hub_id or not any(folder.is_relative_to(path) for folder in used):
-            continue
-        if not os.path.isdir(path) and not (name == "--base" and os.path.exists(path)):
-            fetch = f"; to download into it: {download(path)}" if path == places.models else ""
-            yield Finding(
-                "broken",
-                f"{name} names {path}, which is not a {'file or folder' if name == '--base' else 'folder'}",
-                "Model files are looked for there.",
-                f"check the spelling{fetch}",
-            )
-
-
 def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
     names, size = ", ".join(kind.name for kind in missing), sum(kind.size for kind in missing)
     folders = dict.fromkeys((*places.faces, *places.adapters, *places.identitynets, *places.bases))
-    unreadable = [str(path) for path in folders if os.path.exists(path) and not os.access(path, os.R_OK | os.X_OK)]
-    why = f"Looked in {', '.join(map(str, folders))}."
-    if unreadable:
-        why += f" This process has no permission to read {', '.join(unreadable)}."
+    why = "Looked in "
+    for folder in folders:
+        may_not = os.path.exists(folder) and not os.access(folder, os.R_OK | os.X_OK)
+        is_not = "" if os.path.exists(folder) else " (which does not exist)"
+        why += f"{folder}{' (no permission to read it)' if may_not else is_not}, "
+    why = f"{why[:-2]}."
     existing = next((path for path in (places.models, *places.models.absolute().parents) if os.path.exists(path)), None)
     if existing and (free := shutil.disk_usage(existing).free / 1e9) < size:
         why += f" The disk has {free:.1f} GB free, and {size:.1f} GB are needed."

@@ -39,17 +39,13 @@ class Places:
     """The device of the face networks: cpu, cuda, cuda:1, ...; None for the best one."""
     notes: tuple[str, ...] = ()
     """Problems with ``extra_model_paths.yaml``."""
-    named: tuple[tuple[str, Path], ...] = ()
-    """Paths that the user gave, each with its option or environment variable."""
 
     @classmethod
     def of_shell(cls, models: Path | None = None) -> Places:
         """Where the commands of ``fast-instantid`` look; by default in ``$FAST_INSTANTID_MODELS``."""
-        variable = "FAST_INSTANTID_MODELS"
-        named = ((variable, models_folder()),) if models is None and os.environ.get(variable) else ()
         models = models_folder() if models is None else models
         instantid = (models / "instantid",)
-        return cls("diffusers", models, (models / "antelopev2",), instantid, instantid, (models / "base",), named=named)
+        return cls("diffusers", models, (models / "antelopev2",), instantid, instantid, (models / "base",))
 
     @classmethod
     def of_comfyui(cls, comfyui: Path, models: Path | None = None) -> Places:
@@ -77,9 +73,7 @@ class Places:
 
     def how_to_replace(self, files: Sequence[Path], again: str) -> str:
         """Say how to get files again. They must be deleted first: a download keeps files of the same name."""
-        if self.host == "comfyui" or os.name == "nt":
-            return f"delete {', '.join(map(str, files))}, then: {again}"
-        return f"rm {' '.join(map(quoted, files))} && {again}"
+        return f"delete {', '.join(map(str, files))}, then: {again}"
 
     def how_to_fetch(self, model: str, folder: Path) -> str:
         """Say how to get a model of :data:`~fast_instantid.download.MODELS` into ``folder``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 
 from ..report import Finding
@@ -61,11 +62,9 @@ def needed(places: Places) -> Iterator[Finding]:
         result = _import(module)
         if not isinstance(result, Exception):
             good.append(f"{name} {present.get(name, '')}".strip())
-        elif name == "torch" or (name.startswith("opencv") and "numpy" in missing):
-            missing += [] if name == "torch" or not is_missing(module, result) else [name]  # torch: reported above
         elif is_missing(module, result):
             missing.append(name)
-        else:
+        elif name != "torch" and "numpy" not in missing:  # torch is reported above, and OpenCV needs numpy
             yield Finding(
                 "broken",
                 f"{name} is installed, but cannot be loaded: {first_line(result)}",
@@ -74,6 +73,7 @@ def needed(places: Places) -> Iterator[Finding]:
                 pip("install --force-reinstall --no-deps", _OPENCV if module == "cv2" else name),
             )
     yield Finding("ok", ", ".join(good) or "none of the needed packages")
+    missing = [name for name in missing if name != "torch"]  # reported above
     if missing:
         inside = "ComfyUI has some of them: run the doctor with ComfyUI's own Python\nif this is that Python: "
         names = (_OPENCV if name.startswith("opencv") else name for name in missing)
@@ -90,7 +90,7 @@ def bounds(places: Places) -> Iterator[Finding]:
     present, absent, nvidia = installed(), dict[str, list[str]](), gpu_vendor() == "NVIDIA"
     try:
         from packaging.requirements import Requirement
-        from packaging.version import InvalidVersion
+        from packaging.version import InvalidVersion, Version
     except ImportError:
         yield Finding(
             "note", "versions were not compared: the package packaging is missing", do=pip("install packaging")
@@ -104,11 +104,9 @@ def bounds(places: Places) -> Iterator[Finding]:
             if extra and not other and (nvidia or name != "nvidia-ml-py"):
                 absent.setdefault(extra, []).append(f"{name}-gpu" if nvidia and name == "onnxruntime" else name)
             continue
-        try:
-            fits = requirement.specifier.contains(version, prereleases=True)
-        except InvalidVersion:
-            continue
-        if not fits:
+        with suppress(InvalidVersion):
+            if requirement.specifier.contains(Version(version), prereleases=True):
+                continue
             yield Finding(
                 "broken" if name in NEEDED else "warning",
                 f"{name} {version} is installed; {requirement.specifier} is needed{f' for {extra}' if extra else ''}",

@@ -1,73 +1,15 @@
-"""Folders that somebody named wrongly, and files that lie beside where they belong."""
+"""Files in the wrong folder."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from fast_instantid import cli
 from fast_instantid.observe.doctor import Places
-from tests.observe.doctor_models import trouble, troubles, write_checkpoint
-
-
-def broken_model_file(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, str]:
-    """The one finding about model files that is not "ok"."""
-    assert cli.main(["doctor", "--json", *options]) == 1
-    findings = json.loads(capsys.readouterr().out)["findings"]
-    (found,) = [f for f in findings if f["topic"] == "Model files" and f["level"] != "ok"]
-    assert found["level"] == "broken"
-    assert found["why"]
-    assert found["do"]
-    return found
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = broken_model_file(capsys, "--models", str(tmp_path / "modles"))
-    assert found["found"] == f"--models names {tmp_path / 'modles'}, which is not a folder"
-    assert found["do"].startswith("check the spelling")
-
-
-def test_a_variable_that_names_no_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "gone"))
-    assert "FAST_INSTANTID_MODELS" in broken_model_file(capsys)["found"]
-
-
-def test_the_usual_folder_need_not_be_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("FAST_INSTANTID_MODELS", raising=False)
-    for name in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(name, str(tmp_path))
-    assert broken_model_file(capsys)["found"] == "the model files are not here yet"
-
-
-def test_an_option_that_makes_another_unneeded(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    parts = [("--pack", "antelopev2"), ("--instantid", "instantid"), ("--base", "base")]
-    options = [text for option, name in parts for text in (option, str(models / name))]
-    assert cli.main(["doctor", "--models", str(tmp_path / "gone"), *options]) == 0
-    assert "no folder" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("option", ["--models", "--pack", "--instantid"])
-def test_a_file_is_no_folder(models: Path, option: str, capsys: pytest.CaptureFixture[str]):
-    photo = models / "anna.jpg"
-    photo.write_bytes(b"\xff\xd8")
-    others = [] if option == "--models" else ["--models", str(models)]
-    found = broken_model_file(capsys, *others, option, str(photo))
-    assert found["found"] == f"{option} names {photo}, which is not a folder"
-
-
-def test_a_base_model_that_is_not_there(models: Path, capsys: pytest.CaptureFixture[str]):
-    found = broken_model_file(capsys, "--models", str(models), "--base", str(models / "xl.safetensors"))
-    assert found["found"] == f"--base names {models / 'xl.safetensors'}, which is not a file or folder"
-    checkpoint = write_checkpoint(models / "xl.safetensors", 2048)
-    assert cli.main(["doctor", "--models", str(models), "--base", str(checkpoint)]) == 0
+from tests.observe.doctor_models import trouble, troubles
 
 
 @pytest.mark.parametrize("where", ["ipadapter/ip-adapter.bin", "controlnet/ip-adapter.bin", "ipadapter/InstantID.bin"])
