@@ -189,7 +189,7 @@ class Recorder:
         self.stop()
 
     def count(self, facts: dict[str, float]) -> None:
-        """Add to the facts of this thread's innermost stage."""
+        """See :func:`count`."""
         lane = self._lanes.get(threading.current_thread())
         if lane is not None and (stack := self._stacks[lane]):
             counted = self.spans[stack[-1]].facts

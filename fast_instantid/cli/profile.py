@@ -69,11 +69,9 @@ def _recorded(command: list[str], path: Path) -> Generator[list[str]]:
     finally:
         if ended:
             profile = Profile.of(recorder, shlex.join(["fast-instantid", *command]), ended[0])
-            with suppress(OSError):  # stderr may be closed
-                _print(f"\n{profile.tree()}", sys.stderr)
             profile.save(path)
-            with suppress(OSError):
-                _print(f"written: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
+            with suppress(OSError):  # stderr may be closed
+                _print(f"\n{profile.tree()}\nwritten: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
 
 
 def _output(wanted: Path | None) -> Path:

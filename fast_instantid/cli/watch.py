@@ -113,8 +113,6 @@ def _report(samples: Sequence[Sample], to: TextIO) -> None:
     for gpu in sorted({sample.gpu for sample in samples}):
         of_gpu = [sample for sample in samples if sample.gpu == gpu]
         verdict = judge(of_gpu)
-        print(f"GPU {gpu}, {of_gpu[0].name}: swapping: {verdict.swapping}\n  {verdict.headline}", file=to)
-        for line in verdict.numbers:
-            print(f"  - {line}", file=to)
-        if verdict.advice:
-            print("  what to do:", *verdict.advice, sep="\n  - ", file=to)
+        head = f"GPU {gpu}, {of_gpu[0].name}: swapping: {verdict.swapping}\n  {verdict.headline}"
+        todo = ["what to do:", *verdict.advice] if verdict.advice else []
+        print(head, *verdict.numbers, *todo, sep="\n  - ", file=to)

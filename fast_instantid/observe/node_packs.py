@@ -22,8 +22,7 @@ class NodePack:
     """A folder with InstantID's nodes."""
 
     folder: Path
-    ours: bool
-    """True for a copy of this pack, False for the old one."""
+    ours: bool  # True for a copy of this pack, False for the old one
 
 
 def find_node_packs(custom_nodes: Iterable[Path | str]) -> list[NodePack]:

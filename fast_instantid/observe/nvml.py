@@ -21,8 +21,7 @@ class Holder:
 
     pid: int
     name: str
-    memory: int | None
-    """Bytes; None if the driver does not say, as usual on Windows."""
+    memory: int | None  # bytes; None if the driver does not say, as usual on Windows
 
 
 class Gpu:
@@ -40,7 +39,7 @@ class Gpu:
         self._nvml, self.index = nvml, index
         self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
         self.name = str(self._ask("nvmlDeviceGetName") or "an NVIDIA GPU")
-        self.driver = str(self._call("nvmlSystemGetDriverVersion") or "unknown")
+        self.driver = str(self._ask("nvmlSystemGetDriverVersion", handle=False) or "unknown")
 
     def sample(self, time: float) -> Sample:
         """Read the counters now; takes about 40 ms, since NVML measures PCIe for 20 ms each way."""
@@ -69,18 +68,15 @@ class Gpu:
         """The processes that hold memory, largest first. A container may not see those outside of it."""
         lists = [self._ask(f"nvmlDeviceGet{kind}RunningProcesses") or [] for kind in ("Compute", "Graphics")]
         memory = {process.pid: process.usedGpuMemory for process in [*lists[1], *lists[0]]}
-        names = {pid: str(self._call("nvmlSystemGetProcessName", pid) or "a process") for pid in memory}
+        names = {pid: str(self._ask("nvmlSystemGetProcessName", pid, handle=False) or "a process") for pid in memory}
         found = [Holder(pid, Path(names[pid].replace("\\", "/")).name, held) for pid, held in memory.items()]
         return sorted(found, key=lambda holder: -(holder.memory or 0))
 
-    def _ask(self, function: str, *arguments: Any) -> Any:
-        return self._call(function, self._handle, *arguments)
-
-    def _call(self, function: str, *arguments: Any) -> Any:
+    def _ask(self, function: str, *arguments: Any, handle: bool = True) -> Any:
         """Return the driver's answer; None if it has none, or if the binding is too old to ask."""
         call: Callable[..., Any] | None = getattr(self._nvml, function, None)
         try:
-            value = call and call(*arguments)
+            value = call and call(*([self._handle] if handle else []), *arguments)
         except Exception:  # NVMLError, or another class where driver and binding do not fit
             return None
         return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -138,12 +138,17 @@ class Profile:
     def _events(self) -> Iterator[dict[str, Any]]:
         """Yield the events of Chrome's "Trace Event Format"."""
         on_device = {span.thread for span in self.spans if span.device_start is not None}
-        for process, name in ((_HOST, "host"), (_DEVICE, "GPU")) if on_device else ((_HOST, "host"),):
-            yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
-            yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
-            for thread in range(len(self.threads)) if process == _HOST else sorted(on_device):
-                lane = self.threads[thread] if process == _HOST else f"queued by {self.threads[thread]}"
-                yield {"ph": "M", "name": "thread_name", "pid": process, "tid": thread, "args": {"name": lane}}
+        for process, name, lanes in ((_HOST, "host", range(len(self.threads))), (_DEVICE, "GPU", sorted(on_device))):
+            if lanes:
+                yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
+            for lane in lanes:
+                yield {
+                    "ph": "M",
+                    "name": "thread_name",
+                    "pid": process,
+                    "tid": lane,
+                    "args": {"name": self.threads[lane]},
+                }
         for span in self.spans:
             args: dict[str, Any] = {"parent": span.parent, **({"facts": span.facts} if span.facts else {})}
             if span.device_start is not None:

@@ -16,8 +16,7 @@ Level = Literal["ok", "note", "warning", "broken"]
 """``broken``: InstantID fails as asked, or draws another person. ``warning``: it is slow, or something may go wrong.
 ``note``: good to know."""
 
-JSON_VERSION = 1
-"""Raised when a key of :meth:`Report.to_json` goes or changes its meaning, not when one is added."""
+JSON_VERSION = 1  # raised when a key of :meth:`Report.to_json` goes or changes its meaning, not when one is added
 
 _LABELS: dict[Level, str] = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
 _INDENT = " " * 11
@@ -28,14 +27,10 @@ class Finding:
     """One result of a check."""
 
     level: Level
-    found: str
-    """The fact, in one line."""
-    why: str = ""
-    """Why it matters; empty if all is well."""
-    do: str = ""
-    """What to do; may have several lines."""
-    topic: str = ""
-    """Filled in by the examination."""
+    found: str  # the fact, in one line
+    why: str = ""  # why it matters; empty if all is well
+    do: str = ""  # what to do; may have several lines
+    topic: str = ""  # filled in by the examination
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,12 @@ class Report:
     @property
     def broken(self) -> bool:
         """Whether InstantID would fail as asked, or draw another person."""
-        return self.count("broken") > 0
+        return any(finding.level == "broken" for finding in self.findings)
 
-    def count(self, level: Level) -> int:
-        """Return the number of findings of a level."""
-        return sum(finding.level == level for finding in self.findings)
+    @property
+    def counts(self) -> dict[Level, int]:
+        """The number of findings by level."""
+        return {level: sum(finding.level == level for finding in self.findings) for level in get_args(Level)}
 
     @property
     def conclusion(self) -> str:
@@ -59,14 +55,12 @@ class Report:
         broken = [finding.found for finding in self.findings if finding.level == "broken"]
         if broken:
             verdict = f"InstantID does not work as asked: {broken[0]}. Do what BROKEN says above, first things first."
-        elif self.count("warning"):
+        elif self.counts["warning"]:
             verdict = "InstantID works, but something could be better: see WARNING above."
         else:
             verdict = "All is well."
-        counted = {level: self.count(level) for level in ("broken", "warning", "note")}
-        plural = {"warning": "warnings", "note": "notes"}
-        counts = [f"{n} {plural.get(level, level) if n > 1 else level}" for level, n in counted.items() if n]
-        return f"{verdict} In all: {', '.join(counts)}." if counts else verdict
+        counts = ", ".join(f"{level}: {n}" for level, n in self.counts.items() if n and level != "ok")
+        return f"{verdict} In all: {counts}." if counts else verdict
 
     def text(self, width: int = 100) -> str:
         """Format the report for people, in lines of ``width`` characters. Longer paths and commands are not broken."""
@@ -85,7 +79,7 @@ class Report:
             "package": __version__,
             "broken": self.broken,
             "conclusion": self.conclusion,
-            "counts": {level: self.count(level) for level in get_args(Level)},
+            "counts": self.counts,
             "findings": [asdict(finding) for finding in self.findings],
         }
         return json.dumps(document, indent=1)

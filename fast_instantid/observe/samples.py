@@ -13,19 +13,16 @@ from ..errors import FastInstantIDError
 class Sample:
     """One GPU at one moment: bytes, bytes per second and seconds; None for what the driver does not report."""
 
-    gpu: int
-    """Index of the GPU, as ``nvidia-smi`` counts."""
+    gpu: int  # index of the GPU, as ``nvidia-smi`` counts
     name: str
-    time: float
-    """Seconds since the start."""
+    time: float  # seconds since the start
     memory_used: float | None = None
     memory_total: float | None = None
     utilization: float | None = None
     """0 to 1: the part of the driver's sample period (1/6 to 1 s) in which a kernel ran."""
     pcie_in: float | None = None
     pcie_out: float | None = None
-    pcie_capacity: float | None = None
-    """What the link can carry each way at the moment."""
+    pcie_capacity: float | None = None  # what the link can carry each way at the moment
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))

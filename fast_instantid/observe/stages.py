@@ -16,18 +16,14 @@ class StageTotal:
 
     name: str
     calls: int = 0
-    time: int = 0
-    """Host time of all calls."""
-    self_time: int = 0
-    """``time`` without inner stages."""
+    time: int = 0  # host time of all calls
+    self_time: int = 0  # ``time`` without inner stages
     device_time: int | None = None
     """Time between the start and end events in the device's queue; None if the device was not used."""
     facts: dict[str, float] = field(default_factory=dict[str, float])
     """Sums of the numeric facts of this stage and its inner stages."""
-    allocated: int | None = None
-    """The most bytes that torch held on the device at the end of a call."""
-    unfinished: int = 0
-    """Calls that were still open when the recording ended."""
+    allocated: int | None = None  # the most bytes that torch held on the device at the end of a call
+    unfinished: int = 0  # calls that were still open when the recording ended
     inner: dict[str, StageTotal] = field(default_factory=dict[str, "StageTotal"])
 
     def walk(self) -> Iterator[StageTotal]:
@@ -59,7 +55,19 @@ def add_up(spans: Sequence[Span], duration: int) -> StageTotal:
             total = outer.inner[span.name] = StageTotal(span.name)
             outer_of.append((total, outer))
         totals.append(total)
-        _add(total, span)
+        total.calls += 1
+        total.time += span.duration
+        if span.device_duration is not None:
+            total.device_time = (total.device_time or 0) + span.device_duration
+        for name, value in span.facts.items():
+            if isinstance(value, str):
+                continue
+            if name == "allocated":
+                total.allocated = max(total.allocated or 0, int(value))
+            elif name == "unfinished":
+                total.unfinished += 1
+            else:
+                total.facts[name] = total.facts.get(name, 0) + value
     for total, outer in reversed(outer_of):  # inner stages first, so that each is complete when it is added
         total.self_time += total.time
         outer.self_time -= total.time
@@ -75,19 +83,3 @@ def add_up(spans: Sequence[Span], duration: int) -> StageTotal:
     outside.self_time += duration - covered
     whole.self_time = 0
     return whole
-
-
-def _add(total: StageTotal, span: Span) -> None:
-    total.calls += 1
-    total.time += span.duration
-    if span.device_duration is not None:
-        total.device_time = (total.device_time or 0) + span.device_duration
-    for name, value in span.facts.items():
-        if isinstance(value, str):
-            continue
-        if name == "allocated":
-            total.allocated = max(total.allocated or 0, int(value))
-        elif name == "unfinished":
-            total.unfinished += 1
-        else:
-            total.facts[name] = total.facts.get(name, 0) + value

@@ -80,7 +80,7 @@ def _branches(root: StageTotal) -> Iterator[tuple[str, StageTotal]]:
 
 
 def _three_digits(number: float) -> str:
-    if number == 0:
+    if not number:
         return "0"
     digits = 0 if abs(number) >= 99.95 else 1 if abs(number) >= 9.995 else 2
     return f"{number:,.{digits}f}"

@@ -15,24 +15,15 @@ from .samples import Sample
 
 Answer = Literal["no", "likely", "certain", "cannot tell"]
 
-FULL, NEAR = 0.95, 0.80
-"""Parts of the memory: at its limit (fragments take the rest), and nearly full."""
-IDLE, WORKING = 0.3, 0.5
-"""Utilisation up to which the GPU waits, and from which on a wait is over: the driver averages over up to a second."""
-BUSY = 1e9
-"""Bytes per second into the GPU from which on PCIe is busy, on a slow link a tenth of its capacity."""
-FLOODED = 0.5
-"""Part of the link's capacity that only kernels that read main memory take while the GPU works."""
-COST = 0.02
-"""Part of the time; waits that take less do not matter."""
-REPEATED, OFTEN = 3, 5
-"""Waits that may be more than the loads of text encoder, UNet and VAE, and waits that are more."""
-TURNOVER = 1.5
-"""Data that came in, in memories of the card: a load fills it once, the rest allows for errors."""
-SHORTEST, FEWEST = 2.0, 10
-"""Seconds and samples below which there is no answer."""
-COARSE, PAUSE = 0.5, 2.0
-"""Seconds between samples: too far apart to be certain, and a gap that is left out, as when the machine slept."""
+FULL, NEAR = 0.95, 0.80  # parts of the memory: at its limit (fragments take the rest), and nearly full
+IDLE, WORKING = 0.3, 0.5  # utilisation up to which the GPU waits, and from which on a wait is over
+BUSY = 1e9  # bytes per second into the GPU from which on PCIe is busy, on a slow link a tenth of its capacity
+FLOODED = 0.5  # part of the link's capacity that only kernels that read main memory take while the GPU works
+COST = 0.02  # part of the time; waits that take less do not matter
+REPEATED, OFTEN = 3, 5  # waits that may be more than the loads of text encoder, UNet and VAE, and waits that are more
+TURNOVER = 1.5  # data that came in, in memories of the card: a load fills it once, the rest allows for errors
+SHORTEST, FEWEST = 2.0, 10  # seconds and samples below which there is no answer
+COARSE, PAUSE = 0.5, 2.0  # seconds between samples: too far apart to be certain, and a gap that is left out
 GIB, GB = 1 << 30, 1e9
 
 AGAIN = "watch several pictures in a row: loads come with the first one, swapping comes with each"
@@ -64,11 +55,9 @@ class Verdict:
     """The answer for one GPU."""
 
     swapping: Answer
-    headline: str
-    """The reason, in one sentence."""
+    headline: str  # the reason, in one sentence
     numbers: list[str] = field(default_factory=list[str])
-    advice: list[str] = field(default_factory=list[str])
-    """What to do, the most useful first."""
+    advice: list[str] = field(default_factory=list[str])  # what to do, the most useful first
 
 
 def judge(samples: Sequence[Sample]) -> Verdict:

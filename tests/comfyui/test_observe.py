@@ -202,13 +202,6 @@ def test_a_face_seen_before_shows_as_hits(node, draw, output, forget):
     assert not sum(fact.get("misses", 0) for fact in facts)
 
 
-def test_nodes_that_the_host_did_not_run_are_named(node, output):
-    prompt = graph()
-    profile = node(prompt)
-    prompt.run("2", lambda: None)
-    assert "still had the results: ApplyInstantID." in profile.end()["ui"]["text"][0]
-
-
 def test_ordinary_control_nets_are_called_so(node, ours, adapter, faces, portrait, positive, negative, output):
     hint = torch.rand(1, 3, 64, 64)
     depth, face = tiny.tiny_controlnet(seed=4), tiny.tiny_controlnet(seed=1)
@@ -303,8 +296,7 @@ def test_a_host_that_tells_of_no_nodes_still_shows_our_stages(node, draw, output
     prompt = graph()
     profile = node(prompt)
     draw(prompt)
-    text = profile.end()["ui"]["text"][0]
-    assert "update it" in text
+    profile.end()
     assert "UNet" in stages(output / "profile" / "run_00001_.json")
 
 

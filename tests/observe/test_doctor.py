@@ -24,7 +24,7 @@ def test_a_fresh_machine_is_not_ready_and_told_why(tmp_path: Path, capsys: pytes
     assert "fast-instantid download --to" in printed.out
     conclusion = printed.out.rpartition("\n\n")[2]
     assert conclusion.startswith("InstantID does not work as asked")
-    assert "1 broken" in conclusion
+    assert "broken: 1" in conclusion
     assert "\033" not in printed.out
     assert not printed.err
 
@@ -132,9 +132,9 @@ def test_the_conclusion(levels: list, words: str):
     report = Report([Finding(level, "it", topic="T") for level in levels])
     assert words in report.conclusion
     assert " ".join(report.text().rpartition("\n\n")[2].split()) == report.conclusion
-    counts = [f"{levels.count(level)} {level}" for level in ("note", "warning", "broken") if level in levels]
+    counts = [f"{level}: {levels.count(level)}" for level in ("note", "warning", "broken") if level in levels]
     assert all(count in report.conclusion for count in counts)
-    assert "0 " not in report.conclusion
+    assert ": 0" not in report.conclusion
 
 
 BARE = """

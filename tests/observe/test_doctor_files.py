@@ -66,15 +66,12 @@ def test_only_what_is_missing_is_asked_for(models: Path):
 # Face models
 
 
-def test_a_nested_pack_is_found_and_said(models: Path):
+def test_a_nested_pack_is_found(models: Path):
     pack = models / "antelopev2"
     (pack / "antelopev2").mkdir()
     for path in pack.glob("*.onnx"):
         path.rename(pack / "antelopev2" / path.name)
-    found = trouble(Places.of_shell(models))
-    assert found.level == "note"
-    assert str(pack / "antelopev2") in found.found
-    assert "insightface" in found.why
+    assert not troubles(Places.of_shell(models))
 
 
 @pytest.mark.parametrize("name", ["w600k_r50.onnx", "glintr100.onnx"])
@@ -319,10 +316,3 @@ def test_links_in_a_circle(comfyui: Path):
     (folder / "another").symlink_to(folder / "instantid", target_is_directory=True)  # no circle
     names = [str(path.relative_to(folder)) for path in files_below([folder], (".safetensors",))]
     assert sorted(names) == [f"{name}/diffusion_pytorch_model.safetensors" for name in ("another", "instantid")]
-
-
-def test_too_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for free, said in ((5 * 10**9, True), (50 * 10**9, False)):
-        usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
-        assert ("The disk has 5.0 GB free" in trouble(Places.of_shell(tmp_path)).why) == said

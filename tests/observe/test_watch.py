@@ -221,7 +221,8 @@ from fast_instantid import cli
 from fast_instantid.observe import nvml
 from tests.observe.test_watch import Driver, waits
 nvml.find_gpus = lambda: ([nvml.Gpu(Driver(waits(1000)), 0)], "")
-sys.exit(cli.main(["watch", "--", sys.executable, "-c", "import pathlib, time; pathlib.Path('up').touch(); time.sleep(60)"]))
+script = "import pathlib, time; pathlib.Path('up').touch(); time.sleep(60)"
+sys.exit(cli.main(["watch", "--", sys.executable, "-c", script]))
 """
 
 

@@ -22,8 +22,6 @@ class HostNodes(ProgressHandler):
 
     def __init__(self, without: str) -> None:
         super().__init__(_NAME)
-        self.ran: set[str] = set()
-        """Ids of the nodes that started."""
         self._without = without
         self._open = ExitStack()
         add_progress_handler(self)
@@ -40,7 +38,6 @@ class HostNodes(ProgressHandler):
     def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
         # A node that starts and then waits for others (lazy inputs, async nodes) does not report that: close it here.
         self._open.close()
-        self.ran.add(node_id)
         name = self._prompt.get_node(node_id)["class_type"]
         if name != self._without:
             self._open.enter_context(stage(name, node=node_id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fast_instantid")
 
+_LOST = "the workflow failed, was cancelled, or did not reach this node"
 _WIDTH = 80  # characters of a line in a node
 
 
@@ -104,7 +104,7 @@ class InstantIDProfile:
     def check_lazy_status(self, enabled: bool, filename_prefix: str, dynprompt: Any = None, **_: Any) -> list[str]:
         """Begin to record: ComfyUI calls this before it runs the nodes behind the lazy input."""
         if enabled:
-            prompts.begin(dynprompt, type(self).__name__, lambda lost: _save_lost(lost, filename_prefix))
+            prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, _LOST))
         return ["images"]
 
     def __init__(self) -> None:
@@ -123,24 +123,18 @@ class InstantIDProfile:
         elif recorded is None:
             text = "Another InstantID Profile of this workflow ended the recording. Keep one of them."
         else:
-            text, traces = _show(recorded, filename_prefix, unique_id)
-            logger.info("profile:\n%s", text)
+            text, traces = _show(recorded, filename_prefix)
         self._prompt, self._text = dynprompt, text
         return {"ui": {"text": [text], "trace": traces}, "result": (images, text)}
 
 
-def _show(recorded: prompts.RecordedPrompt, prefix: str, node_id: str | None) -> tuple[str, list[dict[str, str]]]:
-    """Save the trace; return the node's text, and the trace as ComfyUI's ``/view`` names it."""
+def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") -> tuple[str, list[dict[str, str]]]:
+    """Save the trace and log it; return the node's text, and the trace as ComfyUI's ``/view`` names it."""
     from ...observe.profile import Profile
 
-    profile = Profile.of(recorded.recorder, "ComfyUI workflow")
+    profile = Profile.of(recorded.recorder, "ComfyUI workflow", ended_early)
     lines = [profile.tree()]
-    cached = None if node_id is None else recorded.cached(node_id)
-    if cached is None:
-        lines.append("This ComfyUI is from before July 2025: update it to see the nodes.")
-    elif cached:
-        names = f"Not run, because ComfyUI still had the results: {', '.join(cached)}. Another seed makes it draw."
-        lines += textwrap.wrap(names, _WIDTH, break_long_words=False)
+    lines.append("Nodes that are missing here did not run: ComfyUI still had their results.")
     traces: list[dict[str, str]] = []
     try:
         trace, subfolder = _save(profile, prefix)
@@ -149,19 +143,9 @@ def _show(recorded: prompts.RecordedPrompt, prefix: str, node_id: str | None) ->
     except (OSError, FastInstantIDError) as error:  # must not cost the picture
         lines.append(f"The trace could not be written: {error}")
         logger.warning("the trace of the profile could not be written: %s", error)
-    return "\n".join(lines), traces
-
-
-def _save_lost(lost: prompts.RecordedPrompt, prefix: str) -> None:
-    """Save the trace of a prompt that failed or was cancelled."""
-    from ...observe.profile import Profile
-
-    try:
-        trace, _ = _save(Profile.of(lost.recorder, "ComfyUI workflow", "the workflow ended before this node"), prefix)
-    except (OSError, FastInstantIDError) as error:
-        logger.warning("the profile of a workflow that ended early could not be written: %s", error)
-    else:
-        logger.info("the workflow ended before InstantID Profile; its trace up to then is %s", trace)
+    text = "\n".join(lines)
+    logger.info("profile:\n%s", text)
+    return text, traces
 
 
 def _save(profile: Profile, prefix: str) -> tuple[Path, str]:

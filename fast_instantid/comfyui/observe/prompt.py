@@ -58,22 +58,6 @@ class RecordedPrompt:
             self.stop()
             self._when_lost(self)
 
-    def cached(self, node_id: str) -> list[str] | None:
-        """Return the classes of the nodes before this one that did not run, since ComfyUI had their results.
-
-        None if this ComfyUI does not report which nodes run.
-        """
-        if self._nodes is None:
-            return None
-        before: dict[str, str] = {}
-        todo = [node_id]
-        while todo:
-            for value in self.prompt.get_node(todo.pop())["inputs"].values():
-                if isinstance(value, list) and value and isinstance(value[0], str) and value[0] not in before:
-                    before[value[0]] = self.prompt.get_node(value[0])["class_type"]
-                    todo.append(value[0])
-        return sorted({name for node, name in before.items() if node not in self._nodes.ran})
-
 
 def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], None]) -> None:
     """Start to record ``prompt``. Idempotent for one prompt, also after the end of its recording.

@@ -29,14 +29,15 @@ _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
 def examine(places: Places) -> Report:
     """Run all checks. Takes seconds, writes nothing, uses no network, and never raises."""
     unusable = versions.unusable()
-    findings: list[Finding] = []
-    for topic, checks, needs_packages in _TOPICS:
-        if needs_packages and unusable:
-            made: Iterable[Finding] = [Finding("note", f"not examined without {', '.join(unusable)}, see above")]
-        else:
-            made = (finding for check in checks for finding in _made_by(check, places))
-        findings += [replace(finding, topic=topic) for finding in made]
-    return Report(findings)
+    without = [Finding("note", f"not examined without {', '.join(unusable)}, see above")]
+    return Report(
+        [
+            replace(finding, topic=topic)
+            for topic, checks, needs_packages in _TOPICS
+            for check in checks
+            for finding in (without if needs_packages and unusable else _made_by(check, places))
+        ]
+    )
 
 
 def _made_by(check: Check, places: Places) -> Iterator[Finding]:

@@ -56,13 +56,6 @@ def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
         kind = "the recogniser of a buffalo pack" if is_buffalo else f"a network of {convolutions} convolutions"
         text = f"{recognizer} is {kind}, not antelopev2's glintr100 ({_IRESNET_100} convolutions)"
         yield Finding("broken" if is_buffalo else "warning", text, _OTHER_PERSON, do)
-    if pack.folder.parent.name.lower() == pack.folder.name.lower():
-        yield Finding(
-            "note",
-            f"the face models are one folder too deep: {pack.folder}",
-            "We find them there. insightface, and packs that use it, do not.",
-            f"move them into {pack.folder.parent} if you use such packs",
-        )
     if pack.damaged:
         text = f"damaged files beside the face models in {pack.folder}: {'; '.join(pack.damaged)}"
         yield Finding("warning", text, "They are not used, but another pack may read them.", "delete them")

@@ -12,16 +12,11 @@ from .machine import first_line
 from .places import Places, pip
 from .versions import installed
 
-_MADE_FOR = {
-    "CUDAExecutionProvider": "onnxruntime-gpu",
-    "TensorrtExecutionProvider": "onnxruntime-gpu",
-    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
-    "DmlExecutionProvider": "onnxruntime-directml",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+_MADE_FOR = dict.fromkeys(("CUDAExecutionProvider", "TensorrtExecutionProvider"), "onnxruntime-gpu") | {
+    f"{name}ExecutionProvider": f"onnxruntime-{build}"
+    for name, build in (("MIGraphX", "migraphx"), ("Dml", "directml"), ("OpenVINO", "openvino"))
 }
-_BUILDS = re.compile(
-    r"onnxruntime(-(gpu|directml|openvino|rocm|migraphx|silicon|training|qnn|cann|vitisai).*)?|ort(-gpu)?-nightly.*"
-)
+_BUILDS = re.compile(r"onnxruntime(?!-extensions|-genai|-tools)(-.*)?|ort-.*nightly.*")
 
 
 def backend(places: Places) -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,12 +18,9 @@ class _Kind:
     """A kind of model file."""
 
     name: str
-    model: str
-    """Its name for ``fast-instantid download``."""
-    size: float
-    """GB to download."""
-    by_hand: str
-    """The folder below ComfyUI's models, and the files for it."""
+    model: str  # its name for ``fast-instantid download``
+    size: float  # GB to download
+    by_hand: str  # the folder below ComfyUI's models, and the files for it
 
 
 _FACES = _Kind(
@@ -72,9 +68,6 @@ def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
         is_not = "" if os.path.exists(folder) else " (which does not exist)"
         why += f"{folder}{' (no permission to read it)' if may_not else is_not}, "
     why = f"{why[:-2]}."
-    existing = next((path for path in (places.models, *places.models.absolute().parents) if os.path.exists(path)), None)
-    if existing and (free := shutil.disk_usage(existing).free / 1e9) < size:
-        why += f" The disk has {free:.1f} GB free, and {size:.1f} GB are needed."
     if places.host == "comfyui":
         lines = [f"{kind.by_hand} of huggingface.co/{MODELS[kind.model].repository}" for kind in missing]
         do = "\n".join([f"put into {places.models}, and press R in the browser:", *lines])
@@ -83,7 +76,7 @@ def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
         first = "" if "huggingface-hub" in installed() else f"{pip('install huggingface-hub')}, then: "
         do = f"{first}{download(places.models, *models)} (about {size:.1f} GB)\n"
         do += "or, if you have them, say where: --models, --pack, --instantid, --base, or $FAST_INSTANTID_MODELS"
-    # ComfyUI's users often have a UNet without its checkpoint.
+    # In ComfyUI, a UNet without its checkpoint is usual.
     only_base = places.host == "comfyui" and missing == [_BASE]
     text = "the model files are not here yet" if everything else f"not here yet: {names}"
     return Finding("warning" if only_base else "broken", text, why, do)

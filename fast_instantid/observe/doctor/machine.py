@@ -89,9 +89,8 @@ def _built_for(torch: Any) -> str:
 def _cuda(torch: Any, best: Any) -> Iterator[Finding]:
     capability = torch.cuda.get_device_capability(best)
     name = f"{torch.cuda.get_device_name(best)}, compute capability {capability[0]}.{capability[1]}"
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "CUDA_LAUNCH_BLOCKING")
-    settings = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    settings = f" ({settings})" if settings else ""
+    given = [f"{name}={value}" for name, value in os.environ.items() if name.endswith("ALLOC_CONF")]
+    settings = f" ({', '.join(given)})" if given else ""
     try:
         torch.zeros(1, device=best).add(1).cpu()
     except torch.cuda.OutOfMemoryError:

@@ -19,26 +19,18 @@ _KINDS_OF_PACK = ("insightface", "instantid")  # which ComfyUI knows by this pac
 class Places:
     """What to examine. Folders that do not exist are reported as missing."""
 
-    host: Literal["diffusers", "comfyui"]
-    """The program that draws, which decides how the files are laid out."""
-    models: Path
-    """Where missing files belong."""
-    faces: tuple[Path, ...]
-    """Folders of face packs, in search order; the first pack is used."""
+    host: Literal["diffusers", "comfyui"]  # the program that draws, which decides how the files are laid out
+    models: Path  # where missing files belong
+    faces: tuple[Path, ...]  # folders of face packs, in search order; the first pack is used
     adapters: tuple[Path, ...]
     """diffusers: the folder with ``ip-adapter.bin`` and ``ControlNetModel``. ComfyUI: its folders ``instantid``."""
     identitynets: tuple[Path, ...]
     """diffusers: the folder with ``ControlNetModel``. ComfyUI: its folders ``controlnet``."""
-    bases: tuple[Path, ...]
-    """diffusers: a folder or a single checkpoint. ComfyUI: its folders ``checkpoints``."""
-    custom_nodes: tuple[Path, ...] = ()
-    """ComfyUI's folders of node packs."""
-    backend: str = "torch"
-    """The backend of the face networks: "torch" or "onnxruntime"."""
-    device: str | None = None
-    """The device of the face networks: cpu, cuda, cuda:1, ...; None for the best one."""
-    notes: tuple[str, ...] = ()
-    """Problems with ``extra_model_paths.yaml``."""
+    bases: tuple[Path, ...]  # diffusers: a folder or a single checkpoint. ComfyUI: its folders ``checkpoints``
+    custom_nodes: tuple[Path, ...] = ()  # ComfyUI's folders of node packs
+    backend: str = "torch"  # the backend of the face networks: "torch" or "onnxruntime"
+    device: str | None = None  # the device of the face networks: cpu, cuda, cuda:1, ...; None for the best one
+    notes: tuple[str, ...] = ()  # problems with ``extra_model_paths.yaml``
 
     @classmethod
     def of_shell(cls, models: Path | None = None) -> Places:
