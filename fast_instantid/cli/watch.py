@@ -88,7 +88,7 @@ def _watch(gpus: Sequence[Gpu], interval: float, file: TextIO, process: subproce
             due = time.monotonic() + interval
             now = [gpu.sample(time.monotonic() - start) for gpu in gpus]
             samples += now
-            writer.writerows(map(asdict, now))
+            writer.writerows([asdict(sample) for sample in now])
             if process is None:  # else the terminal is the command's
                 progress(" | ".join(map(_live, now)))
             time.sleep(max(0.0, due - time.monotonic()))

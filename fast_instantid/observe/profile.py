@@ -105,14 +105,11 @@ class Profile:
         path = Path(path)
         try:
             document = json.loads(path.read_bytes())
-            head = document["otherData"]
-            version = head["version"] if head["format"] == _FORMAT else None
         except (ValueError, RecursionError) as error:
             raise FastInstantIDError(f"{path}: not JSON, or cut off ({error}); record it again") from error
-        except (LookupError, TypeError) as error:
-            raise FastInstantIDError(f"{path}: not a file of 'fast-instantid profile'; Perfetto may show it") from error
-        if version != _VERSION:
-            raise FastInstantIDError(f"{path}: not a profile of format version {_VERSION}; record it again")
+        head = document.get("otherData") if isinstance(document, dict) else None
+        if not isinstance(head, dict) or (head.get("format"), head.get("version")) != (_FORMAT, _VERSION):
+            raise FastInstantIDError(f"{path}: not a file of 'fast-instantid profile' in format {_VERSION}")
         try:
             loaded = cls(spans=list(_spans(document["traceEvents"])), **{name: head[name] for name in _HEAD})
             loaded.tree()  # reads every field
@@ -201,9 +198,9 @@ def _machine() -> dict[str, str]:
     from .. import __version__
 
     processor = platform.processor() or platform.machine()
-    with suppress(OSError, AttributeError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8")
-        processor = re.search(r"model name\s*: (.*)", lines)[1]
+    with suppress(OSError):
+        named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
+        processor = named[1] if named else processor
     found = {"": f"{platform.system()}, {processor} ({os.cpu_count()} cores)"}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

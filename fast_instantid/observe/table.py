@@ -11,18 +11,14 @@ _WIDEST_NAME = 60
 
 def format_time(nanoseconds: float) -> str:
     """Format a duration with three significant digits: ``12.3 s``, ``4.56 ms`` or ``789 µs``."""
-    for unit, size in (("s", 1e9), ("ms", 1e6)):
-        if abs(nanoseconds) >= 0.9995 * size:
-            return f"{_three_digits(nanoseconds / size)} {unit}"
-    return f"{_three_digits(nanoseconds / 1e3)} µs"
+    unit, size = next((pair for pair in (("s", 1e9), ("ms", 1e6)) if nanoseconds >= 0.9995 * pair[1]), ("µs", 1e3))
+    return f"{_three_digits(nanoseconds / size)} {unit}"
 
 
 def format_bytes(number: float) -> str:
     """Format a size with three significant digits: ``1.50 GiB``, ``640 KiB`` or ``12 B``."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if abs(number) >= 0.9995 * size:
-            return f"{_three_digits(number / size)} {unit}"
-    return f"{number:.0f} B"
+    sizes = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+    return next((f"{_three_digits(number / size)} {unit}" for unit, size in sizes if number >= size), f"{number:.0f} B")
 
 
 def cache_words(facts: dict[str, float]) -> str:

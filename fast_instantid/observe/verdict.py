@@ -18,7 +18,6 @@ Answer = Literal["no", "likely", "certain", "cannot tell"]
 FULL, NEAR = 0.95, 0.80  # parts of the memory: at its limit (fragments take the rest), and nearly full
 IDLE, WORKING = 0.3, 0.5  # utilisation up to which the GPU waits, and from which on a wait is over
 BUSY = 1e9  # bytes per second into the GPU from which on PCIe is busy, on a slow link a tenth of its capacity
-FLOODED = 0.5  # part of the link's capacity that only kernels that read main memory take while the GPU works
 COST = 0.02  # part of the time; waits that take less do not matter
 REPEATED, OFTEN = 3, 5  # waits that may be more than the loads of text encoder, UNet and VAE, and waits that are more
 TURNOVER = 1.5  # data that came in, in memories of the card: a load fills it once, the rest allows for errors
@@ -72,7 +71,7 @@ def judge(samples: Sequence[Sample]) -> Verdict:
             return Verdict("cannot tell", f"the driver does not report {name}", advice=[SMALLER])
     total = max(sample.memory_total or 1.0 for sample in samples)
     peak = max(sample.memory_used or 0.0 for sample in samples)
-    waits, full_waits, busy, floods = _Tally(), _Tally(), _Tally(), _Tally()
+    waits, full_waits, busy = _Tally(), _Tally(), _Tally()
     work, waiting = 0.0, False
     for sample, step in zip(samples[1:], steps, strict=True):
         use, rate, capacity = sample.utilization or 0.0, sample.pcie_in or 0.0, sample.pcie_capacity or 10 * BUSY
@@ -86,8 +85,6 @@ def judge(samples: Sequence[Sample]) -> Verdict:
                 tally.add(step, rate)
                 tally.count += not waiting or not tally.count
             waiting = True
-        elif sample.pcie_capacity and rate >= FLOODED * capacity:
-            floods.add(step, rate)
 
     def again(tally: _Tally, often: int = OFTEN) -> bool:
         return tally.seconds >= COST * seconds and (tally.count >= often or tally.bytes >= TURNOVER * total)
@@ -104,16 +101,11 @@ def judge(samples: Sequence[Sample]) -> Verdict:
         answer, headline = "certain", f"the memory was full, and {waited}"
     elif again(waits):
         answer, headline = "likely", f"the memory was nearly full, and {waited}"
-    elif again(floods):
-        answer, headline = (
-            "likely",
-            f"the memory was nearly full, and {floods.bytes / GB:.0f} GB came in beside the work",
-        )
     elif again(waits, REPEATED):
         answer, headline, advice = "cannot tell", f"{waited}: loads of models, or swapping", [AGAIN]
     elif again(busy):
-        answer, headline = "cannot tell", f"{busy.bytes / GB:.0f} GB came in while the GPU worked"
-        advice = [SMALLER]
+        headline = f"{busy.bytes / GB:.0f} GB came in while the GPU worked"
+        answer, advice = "cannot tell", [SMALLER]
     else:
         headline = f"{waited}: no more than loads of models"
     if answer == "certain" and seconds / len(steps) >= COARSE:

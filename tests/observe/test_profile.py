@@ -269,7 +269,7 @@ BROKEN = {
     "a list of events": (lambda text: "[]", "not a file of 'fast-instantid profile'"),
     "a number": (lambda text: "7", "not a file of"),
     "of another program": (lambda text: '{"traceEvents": [], "otherData": {"v8": 1}}', "not a file of"),
-    "of the future": (lambda text: _changed(text, _set("otherData", "version", value=2)), "not a profile of format"),
+    "of the future": (lambda text: _changed(text, _set("otherData", "version", value=2)), "in format 1"),
     "no duration": (lambda text: _changed(text, lambda document: document["otherData"].pop("duration")), "damaged"),
     "time as text": (lambda text: _changed(text, _set("otherData", "duration", value="long")), "damaged"),
     "date of no calendar": (lambda text: _changed(text, _set("otherData", "started_at", value=1e17)), "damaged"),

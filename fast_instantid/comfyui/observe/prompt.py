@@ -26,7 +26,7 @@ class RecordedPrompt:
         when_lost: called with this if the prompt ends without :func:`end`.
     """
 
-    def __init__(self, prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], None]) -> None:
+    def __init__(self, prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
         self.prompt = prompt
         self.recorder = Recorder()
         self.recorder.start()
@@ -59,7 +59,7 @@ class RecordedPrompt:
             self._when_lost(self)
 
 
-def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], None]) -> None:
+def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
     """Start to record ``prompt``. Idempotent for one prompt, also after the end of its recording.
 
     Raises:

@@ -47,8 +47,9 @@ def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
     recognizer = pack.recognizer.path
     convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
     do = places.how_to_fetch("antelopev2", _destination(places))
+    # A download keeps files of the same name.
     if recognizer.name == "glintr100.onnx":
-        do = places.how_to_replace([recognizer], do)
+        do = f"delete {recognizer}, then: {do}"
     if convolutions == _IRESNET_100 and not is_of_buffalo(pack.recognizer):
         yield Finding("ok", f"face models: {pack.folder} ({pack.detector.path.name}, {recognizer.name})")
     else:
@@ -78,7 +79,11 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     graphs = {path: _readable(path) for path in networks}
     problems = {path: graph for path, graph in graphs.items() if isinstance(graph, str)}
     if problems:
-        again = f"unpack {archives[0]} again, over it" if archives else places.how_to_replace([*problems], do)
+        again = (
+            f"unpack {archives[0]} again, over it"
+            if archives
+            else f"delete {', '.join(map(str, problems))}, then: {do}"
+        )
         yield Finding("broken", "; ".join(problems.values()), _INCOMPLETE, again)
     else:
         has_detector = any(len(graph.outputs) > 1 for graph in graphs.values() if not isinstance(graph, str))

@@ -44,8 +44,7 @@ def memory(gpu: nvml.Gpu) -> Iterator[Finding]:
     (generation, width), (most, lanes) = gpu.link("Curr"), gpu.link("Max")
     if generation and width:
         text += f"; PCIe {generation}.0 x{width} now, {most}.0 x{lanes} at most (an idle GPU lowers it)"
-    why = f"SDXL and the IdentityNet have {_WEIGHTS / 1e9:.1f} GB of weights in fp16. Where they do not fit, they are "
-    why += "moved to main memory and back, which 'fast-instantid watch' measures."
+    why = "SDXL and the IdentityNet have 9.4 GB of weights in fp16. What does not fit is moved back and forth."
     if sample.memory_total < _WEIGHTS:
         yield Finding("note", text, why, "keep other programs off the GPU; leave ComfyUI its memory management")
     elif free < _WEIGHTS and sample.memory_used - _of_this_process() > _SMALL:

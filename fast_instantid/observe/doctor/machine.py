@@ -120,7 +120,7 @@ def _why_cpu(torch: Any) -> Iterator[Finding]:
     vendor, built_for = gpu_vendor(), _built_for(torch)
     slow = "Everything runs on the CPU: a picture takes minutes instead of seconds."
     if vendor is None:
-        yield Finding("ok", f"torch {torch.__version__}; everything runs on the CPU: no GPU of NVIDIA or AMD was found")
+        yield Finding("ok", f"torch {torch.__version__}; everything runs on the CPU: no NVIDIA or AMD GPU was found")
     elif not built_for.startswith("ROCm" if vendor == "AMD" else "CUDA"):
         yield Finding(
             "warning",

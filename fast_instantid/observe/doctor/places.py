@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,10 +61,6 @@ class Places:
             custom_nodes=tuple(folders["custom_nodes"]),
             notes=tuple(notes),
         )
-
-    def how_to_replace(self, files: Sequence[Path], again: str) -> str:
-        """Say how to get files again. They must be deleted first: a download keeps files of the same name."""
-        return f"delete {', '.join(map(str, files))}, then: {again}"
 
     def how_to_fetch(self, model: str, folder: Path) -> str:
         """Say how to get a model of :data:`~fast_instantid.download.MODELS` into ``folder``."""
