@@ -1,12 +1,11 @@
-"""Where the time of a run goes, told by the code that spends it.
+"""Records how long each stage of a run takes.
 
     with Recorder() as recorder:
         image = generate(...)
-    Profile.of(recorder, "a portrait").save("run.html")  # fast_instantid.observe.profile
+    Profile.of(recorder, "a portrait").save("run.json")  # fast_instantid.observe.profile
 
-Code says ``with stage("align"): ...`` around what it does. While nothing records, that is one look at a global and an
-empty context manager, about 0.2 µs. While something does, times of a CUDA device come
-from events in its queue, which nothing waits for before the end.
+Code marks its stages by ``with stage("align"): ...``. Without a recorder, that reads one global and enters an empty
+context manager. With one, GPU times come from CUDA events, which are read once, at the end.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .errors import FastInstantIDError
 
@@ -33,15 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fast_instantid")
 
 _NOTHING = nullcontext()
-_MAX_SPANS = 200_000  # some 100 MB, and some 80 pictures of 30 steps
-_MEMORY_DEPTH = 3  # reading it takes longer than a layer does, so the inner stages go without
+_MAX_SPANS = 200_000  # about 100 MB, or 80 pictures of 30 steps
+_MEMORY_DEPTH = 3  # stages deeper than this do not read the allocator: that takes longer than a layer
 
 _current: Recorder | None = None
 _current_lock = threading.Lock()
 
 
 def _forget() -> None:
-    """In a fork: what its parent records is not its own, and locks may be held by threads that it does not have."""
+    """Reset a forked child: it does not record for its parent, and a thread of the parent may hold the lock."""
     global _current, _current_lock
     _current, _current_lock = None, threading.Lock()
 
@@ -51,37 +49,37 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def stage(name: str, **facts: float | str) -> Stage:
-    """A part of the work, for whoever records this process; outer stages contain inner ones.
+    """Mark a block of code as a stage; stages nest.
 
     Args:
-        name: in the field's words; the stages of equal names in the same outer stage are added up.
-        facts: what is known about this one. Numbers are added up too; ``nbytes`` are the bytes that it read or moved.
+        name: stages of the same name inside the same outer stage are added up.
+        facts: about this call. Numbers are added up; ``nbytes`` is the number of bytes read or moved.
     """
     recorder = _current
     return _NOTHING if recorder is None else _Open(recorder, name, facts)
 
 
 def count(**facts: float) -> None:
-    """Add to the facts of the stage that this thread is in, such as ``hits`` and ``misses`` of the cache."""
+    """Add numbers to the facts of this thread's innermost stage, such as ``hits`` and ``misses`` of the cache."""
     recorder = _current
     if recorder is not None:
         recorder.count(facts)
 
 
 def is_recording() -> bool:
-    """Whether stages are recorded now."""
+    """Whether a recorder is running."""
     return _current is not None
 
 
 def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
-    """Hooks that make each call of ``module`` a stage, until they are removed. A call that torch compiles is none."""
+    """Add hooks that make each call of ``module`` a stage, and return them. Compiled calls are not recorded."""
     import torch
 
-    open_stages: dict[int, Stage] = {}  # of each thread
+    open_stages: dict[int, Stage] = {}  # by thread
 
     def enter(*_: Any) -> None:
         if not torch.compiler.is_compiling():
-            leave()  # torch calls no hook when Ctrl-C ends a call
+            leave()  # torch does not call the forward hook after Ctrl-C
             opened = open_stages[threading.get_ident()] = stage(name)
             opened.__enter__()
 
@@ -89,7 +87,7 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
         if not torch.compiler.is_compiling() and (opened := open_stages.pop(threading.get_ident(), None)):
             opened.__exit__(None, None, None)
 
-    # The first to come and the last to go, so that the hooks of others count as a part of the call.
+    # Ours run first and last, so that the time of other hooks is included.
     return [
         module.register_forward_pre_hook(enter, prepend=True),
         module.register_forward_hook(leave, always_call=True),
@@ -98,72 +96,56 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
 
 @dataclass(slots=True)
 class Span:
-    """One stage that was passed. Times are nanoseconds since the recorder started."""
+    """One call of a stage. Times are nanoseconds since the recorder started."""
 
     name: str
     parent: int
-    """Index of the stage around it in ``Recorder.spans``; -1 where there is none."""
+    """Index of the outer stage in ``Recorder.spans``; -1 without one."""
     thread: int
     """Index of the thread in ``Recorder.threads``."""
     start: int
     duration: int = 0
-    """On the host, which on a GPU mostly is the time to queue the work."""
+    """Host time. For work on a GPU it is mostly the time to queue that work."""
     device_start: int | None = None
     device_duration: int | None = None
-    """From when the device reached its begin in the queue to when it reached its end; None where it took no part."""
+    """GPU time between the start and end events of the stage; None if the GPU was not used."""
     facts: dict[str, float | str] = field(default_factory=dict[str, "float | str"])
-    """What the code said, and for outer stages on CUDA ``allocated``: bytes that torch held at the end."""
-
-
-class DeviceClock(Protocol):
-    """Times on a device, without waiting for it."""
-
-    def mark(self) -> Any:
-        """Leave a mark in the device's queue; None where there is no device yet."""
-        ...
-
-    def allocated(self) -> int | None:
-        """Bytes that torch holds on the device; None where there is no device yet."""
-        ...
-
-    def nanoseconds(self, marks: Sequence[tuple[Any, Any]]) -> list[tuple[int, int] | None]:
-        """Wait for the device; then begin and duration of each pair of marks, on the host's ``perf_counter_ns``."""
-        ...
+    """The facts of the code, and for outer stages on CUDA ``allocated``: bytes that torch held at the end."""
 
 
 class Recorder:
-    """Takes down the stages of this process, in all threads, from ``with`` or :meth:`start` to its end; once.
+    """Records the stages of all threads of this process, once. One recorder can run at a time.
 
     Args:
-        clock: of the device; CUDA's by default.
-        max_spans: further ones are counted, and not kept.
+        clock: times the device; CUDA's by default.
+        max_spans: further spans are counted but not kept.
     """
 
-    def __init__(self, clock: DeviceClock | None = None, max_spans: int = _MAX_SPANS) -> None:
+    def __init__(self, clock: CudaClock | None = None, max_spans: int = _MAX_SPANS) -> None:
         self.spans: list[Span] = []
-        """In order of their begin."""
+        """Ordered by start."""
         self.dropped = 0
-        """How many spans there were beyond ``max_spans``."""
+        """The number of spans beyond ``max_spans``."""
         self.started_at = 0.0
         """Seconds since 1970."""
         self.duration = 0
         """Nanoseconds from start to stop."""
         self.threads: list[str] = []
         """Names of the threads that were in stages."""
-        self._clock: DeviceClock = CudaClock() if clock is None else clock
+        self._clock = CudaClock() if clock is None else clock
         self._max_spans = max_spans
         self._zero = 0
         self._marks: dict[int, tuple[Any, Any]] = {}
-        # By the thread itself: the system gives the number of one that has ended to another.
+        # Not by the thread's number, which the system uses again.
         self._lanes: dict[threading.Thread, int] = {}
         self._stacks: list[list[int]] = []
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin.
+        """Start recording.
 
         Raises:
-            FastInstantIDError: another one records, of which there is one at a time in a process, or this one has.
+            FastInstantIDError: a recorder is running in this process, or this one was used before.
         """
         global _current
         with _current_lock:
@@ -175,13 +157,13 @@ class Recorder:
             _current = self
 
     def stop(self) -> None:
-        """End, and wait for the device once. Stages that are open are cut off here and get the fact ``unfinished``."""
+        """Stop recording and synchronise with the device. Open stages end here, with the fact ``unfinished``."""
         global _current
         with _current_lock:
             if _current is not self:
                 return
             _current = None
-        with self._lock:  # so that no stage begins or ends any more
+        with self._lock:
             self.duration = time.perf_counter_ns() - self._zero
             for stack in self._stacks:
                 self._cut_off(stack, self.duration)
@@ -191,8 +173,8 @@ class Recorder:
         done = [index for index, (_, end) in marks.items() if end is not None]
         try:
             times = self._clock.nanoseconds([marks[index] for index in done]) if done else []
-        except RuntimeError as error:  # the device failed, which is why the run ended
-            logger.warning("the times on the device are lost: %s", error)
+        except RuntimeError as error:  # the device failed
+            logger.warning("no GPU times: %s", error)
             return
         for index, device in zip(done, times, strict=True):
             if device is not None:
@@ -216,11 +198,11 @@ class Recorder:
                 counted[name] = number + (before if isinstance(before, (int, float)) else 0)
 
     def enter(self, name: str, facts: dict[str, float | str]) -> int:
-        """Open a stage in this thread; -1 where there is no room to keep it."""
+        """Open a stage in this thread and return its index; -1 if it is not kept."""
         mark = self._clock.mark()
         thread = threading.current_thread()
         with self._lock:
-            if _current is not self:  # it ended between the call of stage() and its ``with``
+            if _current is not self:  # stopped between stage() and its ``with``
                 return -1
             if len(self.spans) >= self._max_spans:
                 self.dropped += 1
@@ -240,14 +222,14 @@ class Recorder:
         return index
 
     def leave(self, index: int) -> None:
-        """Close a stage that :meth:`enter` opened, and cut off what was left open inside it."""
+        """Close a stage that :meth:`enter` opened, and the stages left open inside it."""
         if index < 0 or _current is not self:
             return
         span, end = self.spans[index], time.perf_counter_ns() - self._zero
         mark = self._clock.mark() if index in self._marks else None
         with self._lock:
             stack = self._stacks[span.thread]
-            if index not in stack:  # it was cut off
+            if index not in stack:  # closed already
                 return
             span.duration = end - span.start
             depth = stack.index(index)
@@ -265,7 +247,7 @@ class Recorder:
 
 
 class _Open:
-    """A stage while it lasts."""
+    """The context manager of one call of a stage."""
 
     __slots__ = ("_facts", "_index", "_name", "_recorder")
 
@@ -275,18 +257,18 @@ class _Open:
     def __enter__(self) -> None:
         self._index = self._recorder.enter(self._name, self._facts)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._recorder.leave(self._index)
 
 
 class CudaClock:
-    """The CUDA (or ROCm) device that is current, from when the process first uses one."""
+    """Times the current CUDA (or ROCm) device by events, without synchronising before the end."""
 
     def __init__(self) -> None:
-        self._zeros: dict[int, tuple[Any, int]] = {}  # by device: an event, and when it happened on the host
+        self._zeros: dict[int, tuple[Any, int]] = {}  # by device: an event and its host time
 
     def mark(self) -> Any:
-        # Without torch, or before CUDA is used, there is nothing to time; asking would initialise it.
+        """Queue an event; None while CUDA is not in use, which this does not initialise."""
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
             return None
@@ -301,17 +283,19 @@ class CudaClock:
         return device, event
 
     def allocated(self) -> int | None:
+        """The bytes that torch holds on the device; None while CUDA is not in use."""
         torch = sys.modules.get("torch")
         return torch.cuda.memory_allocated() if torch is not None and torch.cuda.is_initialized() else None
 
     def nanoseconds(self, marks: Sequence[tuple[Any, Any]]) -> list[tuple[int, int] | None]:
+        """Synchronise; then start and duration of each pair of marks, in the host's ``perf_counter_ns``."""
         torch = sys.modules["torch"]
         for device in self._zeros:
             torch.cuda.synchronize(device)
         return [self._between(begin, end) for begin, end in marks]
 
     def _between(self, begin: Any, end: Any) -> tuple[int, int] | None:
-        if begin[0] != end[0]:  # the current device changed in between
+        if begin[0] != end[0]:  # on different devices
             return None
         zero, host = self._zeros[begin[0]]
         return host + round(1e6 * zero.elapsed_time(begin[1])), round(1e6 * begin[1].elapsed_time(end[1]))

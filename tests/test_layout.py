@@ -43,7 +43,6 @@ ONLY_IMPORTER = {
     "triton": "fused",
     "ray": "scale",
     "pynvml": "observe",
-    "amdsmi": "observe",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}
 

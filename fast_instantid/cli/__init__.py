@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
@@ -28,7 +29,13 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0 done, 1 failed (why is on stderr), 2 wrong usage, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 interrupted."""
+    with _warnings_on_stderr():
+        return run_command(arguments)
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
+    """Run a command as :func:`main` does, in its logging."""
     commands = {
         "demo": demo.run,
         "embed": _embed,
@@ -43,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = make_parser(commands).parse_known_args(arguments)
     if unknown:  # refused by the command itself, with its own usage
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    _log_to_stderr()
     try:
         return options.run(options)
     except FastInstantIDError as error:
@@ -224,10 +230,14 @@ def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
     )
 
 
-def _log_to_stderr() -> None:
-    """Our warnings, in our form; the libraries have handlers of their own."""
+@contextmanager
+def _warnings_on_stderr() -> Generator[None]:
+    """Print our warnings in the block. Other handlers of the logger stay as they are."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logger = logging.getLogger("fast_instantid")
-    logger.handlers[:] = [handler]
-    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,10 +1,9 @@
-"""``fast-instantid doctor``"""
+"""The command ``fast-instantid doctor``."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -21,64 +20,49 @@ _MAX_WIDTH = 110
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``doctor``."""
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
-    parser.add_argument(
-        "--comfyui",
-        type=Path,
-        metavar="DIR",
-        help="examine this ComfyUI and its models (default: the one this package lies in, if it does)",
-    )
-    parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="folder of the models (default: where the other commands look)"
-    )
-    parser.add_argument("--pack", type=Path, metavar="DIR", help="folder of the face models, as for the other commands")
-    parser.add_argument("--instantid", type=Path, metavar="DIR", help="InstantID's files, as for generate")
-    parser.add_argument("--base", type=Path, metavar="PATH", help="SDXL, as for generate")
+    for option, metavar, text in (
+        ("--comfyui", "DIR", "a ComfyUI to examine (default: the one that this package is cloned into, if it is)"),
+        ("--models", "DIR", "folder of the models (default: where the other commands look)"),
+        ("--pack", "DIR", "folder of the face models, as for the other commands"),
+        ("--instantid", "DIR", "InstantID's files, as for generate"),
+        ("--base", "PATH", "SDXL, as for generate"),
+    ):
+        parser.add_argument(option, type=Path, metavar=metavar, help=text)
     parser.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; 1 if something is broken."""
+    """Print the report; return 1 if something is broken."""
     from ..observe.doctor import examine
 
     report = examine(_places(options))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what a console cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that the console cannot show
     if options.json:
         print(report.to_json())
     else:
-        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH), colours))
+        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH)))
     return 1 if report.broken else 0
 
 
 def _places(options: argparse.Namespace) -> Places:
     from ..observe.doctor.places import Places, comfyui_around
 
-    asked = [path for path in (options.pack, options.instantid, options.base) if path == Path(MINIATURE)]
-    if asked and not asked[0].exists():
+    given = {name: path for name in ("models", "pack", "instantid", "base") if (path := getattr(options, name))}
+    if Path(MINIATURE) in given.values() and not Path(MINIATURE).exists():
         raise FastInstantIDError(
-            f"the doctor examines real models, and a folder ./{MINIATURE} is not there: whether the miniature works, "
-            "'fast-instantid demo' shows"
+            f"there is no folder ./{MINIATURE}; the doctor examines real models, and 'fast-instantid demo' shows "
+            "whether the miniature works"
         )
     comfyui = options.comfyui
     if comfyui is not None and not (comfyui / "custom_nodes").is_dir():
-        raise FastInstantIDError(
-            f"{comfyui}: this is no ComfyUI, which has a folder custom_nodes; name ComfyUI's folder"
-        )
-    shell = options.models or options.pack or options.instantid or options.base
-    if comfyui is None and not shell:
+        raise FastInstantIDError(f"{comfyui}: not a ComfyUI, which has a folder custom_nodes; name ComfyUI's folder")
+    if comfyui is None and not given:
         comfyui = comfyui_around()
     places = Places.of_shell(options.models) if comfyui is None else Places.of_comfyui(comfyui, options.models)
-    if options.pack is not None:
-        places = replace(places, faces=(options.pack,))
-    if options.instantid is not None:
-        places = replace(places, adapters=(options.instantid,), identitynets=(options.instantid,))
-    if options.base is not None:
-        places = replace(places, bases=(options.base,))
-    named = {"--models": options.models, "--pack": options.pack}
-    named |= {"--instantid": options.instantid, "--base": options.base}
-    given = tuple((name, path) for name, path in named.items() if path is not None)
-    places = replace(places, named=(*places.named, *given))
-    return places.asking(options.backend, options.device)
+    fields = {"pack": ("faces",), "instantid": ("adapters", "identitynets"), "base": ("bases",), "models": ()}
+    chosen = {field: (path,) for name, path in given.items() for field in fields[name]}
+    return replace(places, backend=options.backend, device=options.device, **chosen)

@@ -34,12 +34,14 @@ def save_picture(image: Any, path: Path) -> None:
 
 @contextmanager
 def timed(name: str, seconds: dict[str, float]) -> Generator[None]:
-    """Show what is being done, and take down how long it took."""
+    """Show a progress line during the block, and keep how long it took."""
     progress(f"{name} ...")
     start = time.perf_counter()
-    yield
+    try:
+        yield
+    finally:
+        progress("")
     seconds[name] = round(time.perf_counter() - start, 3)
-    progress("")
 
 
 def report_step(done: int, total: int) -> None:

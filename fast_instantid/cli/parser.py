@@ -17,7 +17,7 @@ _EPILOG = """examples:
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
-  fast-instantid doctor                     # where something does not work, or not as fast as it should
+  fast-instantid doctor                     # if something does not work
 """
 _APPROXIMATIONS = "all of it is off by default; docs/approximations.md says what each does to a likeness"
 _CACHED = "or a hub id that is in the hub's cache already"
@@ -142,10 +142,14 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     convert.add_arguments(
         command("convert", "keep InstantID's adapter in half the bytes, beside the original", "models/ip-adapter.bin")
     )
-    doctor.add_arguments(command("doctor", "check this machine, and say what is wrong and what to do", "--json"))
-    watch.add_arguments(command("watch", "watch the GPU, and say whether its memory is swapped", "-- python main.py"))
+    doctor.add_arguments(command("doctor", "check this machine and its model files, and say what to do", "--json"))
+    watch.add_arguments(command("watch", "watch the GPUs, and say whether their memory swaps", "-- python main.py"))
     profile.add_arguments(
-        command("profile", "show where the time of a run goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png')
+        command(
+            "profile",
+            "show where the time of one of our commands goes",
+            '-- generate --photo anna.jpg --prompt "a" -o anna.png',
+        )
     )
     return parser
 

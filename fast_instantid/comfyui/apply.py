@@ -12,9 +12,9 @@ from torch import Tensor
 from ..errors import FastInstantIDError
 from ..identity import Identity
 from ..identity.layout import LayerFace, Strength, mask_batch
+from .observe.networks import note_identity_net
 from .patch import AttentionPatch, add_identity
 from .sampling import IS_COND, attention_patches, wrap
-from .stages import note_identity_net
 
 Conditioning: TypeAlias = "list[list[Any]]"
 """ComfyUI's: of each prompt, its text ``(1, T, W)`` and a dictionary of what else there is to it."""

@@ -134,6 +134,7 @@ def find_face_pack() -> Pack:
     for folder in reversed(folder_paths.get_folder_paths("insightface")):
         found = look_for_pack(folder)
         if isinstance(found, Pack):
+            found.warn()
             return found
         problems.append(found)
     destination = Path(folder_paths.models_dir, "insightface", "models")

@@ -1,5 +1,5 @@
 """The seven nodes of cubiq/ComfyUI_InstantID: same ids, sockets, defaults and Python names, so that its workflows load,
-and packs that call it find what they call. Our own three, of :mod:`.observe` and :mod:`.miniature`, come after them.
+and packs that call it find what they call. Then our own three, of :mod:`.observe.nodes` and :mod:`.miniature`.
 
 ComfyUI runs a node's method again when anything before it in the graph has changed. What is expensive here is therefore
 kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Adapter`.
@@ -23,7 +23,7 @@ from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, 
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
-from .observe import InstantIDDoctor, InstantIDProfile
+from .observe.nodes import InstantIDDoctor, InstantIDProfile
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 

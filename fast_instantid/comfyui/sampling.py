@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
+from .observe.networks import control_net_stages, networks_of
 from .patch import AttentionPatch, add_identity, always_acts
 from .reuse import Hints, is_wanted
 from .rows import ROLES, chunks_of, frames_of
-from .stages import control_net_stages, networks_of
 
 logger = logging.getLogger("fast_instantid")
 

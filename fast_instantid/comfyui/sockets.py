@@ -133,14 +133,14 @@ def apply_control_net() -> Inputs:
 
 
 def doctor() -> Inputs:
-    tooltip = "The provider that InstantID Face Analysis has in your workflow: what would it really run on?"
+    tooltip = "The provider of InstantID Face Analysis in your workflow. The doctor tells where it really runs."
     return {"required": {}, "optional": {"provider": _input(list(PROVIDERS), tooltip, default="auto")}}
 
 
 def profile() -> Inputs:
     images = _input("IMAGE", "Passed on unchanged. What comes before it is recorded.", lazy=True)
     enabled = _input("BOOLEAN", "Off: this node is a wire, and nothing is recorded.", default=True)
-    prefix = _input("STRING", "Of the page's name, in ComfyUI's output folder.", default="profile/instantid")
+    prefix = _input("STRING", "Begin of the trace's name, in the output folder.", default="profile/instantid")
     hidden: Any = {"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
     return {"required": {"images": images, "enabled": enabled, "filename_prefix": prefix}, "hidden": hidden}
 

@@ -35,10 +35,23 @@ class Pack:
     folder: Path
     detector: Graph
     recognizer: Graph
+    damaged: tuple[str, ...] = ()
+    """Damaged files that were passed over, each with what it is."""
+
+    def warn(self) -> None:
+        """Log a warning of damaged files, and of a recogniser that InstantID was not trained on."""
+        if is_of_buffalo(self.recognizer):
+            logger.warning(
+                "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures "
+                "made from this one will not look like the person",
+                self.recognizer.path,
+            )
+        if self.damaged:
+            logger.warning("face model pack %s is used, in spite of %s", self.folder, "; ".join(self.damaged))
 
 
 def find_pack(folder: str | os.PathLike[str]) -> Pack:
-    """Find a model pack in ``folder`` or below it; see :func:`look_for_pack`.
+    """Find a model pack in ``folder`` or below it, and warn of what is wrong with it; see :func:`look_for_pack`.
 
     Raises:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
@@ -46,6 +59,7 @@ def find_pack(folder: str | os.PathLike[str]) -> Pack:
     found = look_for_pack(folder)
     if isinstance(found, str):
         raise ModelFileError(f"{found}. Needed are {NEEDED}: 'fast-instantid download antelopev2' gets it")
+    found.warn()
     return found
 
 
@@ -73,10 +87,7 @@ def _look_for_pack(folder: Path) -> Pack | str:
         detector, recognizer, problems = _two_networks(candidate)
         damaged += problems
         if detector and recognizer:
-            _warn_if_not_antelopev2(recognizer)
-            if damaged:
-                logger.warning("face model pack %s is used, in spite of %s", candidate, "; ".join(damaged))
-            return Pack(candidate, detector, recognizer)
+            return Pack(candidate, detector, recognizer, tuple(damaged))
         missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
         tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
     looked = f"looked in {', '.join(tried)}" if tried else f"found no .onnx file up to {_MAX_DEPTH} folders down"
@@ -151,12 +162,3 @@ def is_of_buffalo(recognizer: Graph) -> bool:
     """Whether a recogniser has the name of a buffalo pack's, whose embeddings InstantID cannot use."""
     name, folder = recognizer.path.name, recognizer.path.parent.name
     return name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx")
-
-
-def _warn_if_not_antelopev2(recognizer: Graph) -> None:
-    if is_of_buffalo(recognizer):
-        logger.warning(
-            "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures made "
-            "from this one will not look like the person",
-            recognizer.path,
-        )

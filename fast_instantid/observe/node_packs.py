@@ -1,41 +1,74 @@
-"""Node packs with InstantID's nodes, found by their files. Each start of ComfyUI asks, and needs no doctor for it."""
+"""Node packs with InstantID's nodes. If several have the same nodes, ComfyUI uses those of the one it loads last."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .report import Finding
+
+if TYPE_CHECKING:
+    from .doctor.places import Places
+
+_NAME = "ComfyUI_InstantID"
 
 
 @dataclass(frozen=True)
-class InstantIDPack:
-    """A folder whose nodes have the names of InstantID's."""
+class NodePack:
+    """A folder with InstantID's nodes."""
 
     folder: Path
-    ours: bool
-    """A copy of this pack, and not the old one."""
+    ours: bool  # True for a copy of this pack, False for the old one
 
 
-def find_packs(custom_nodes: Iterable[Path | str]) -> list[InstantIDPack]:
-    """All that ComfyUI would load from these folders, each folder in the order of names; disabled ones are left out."""
-    packs: list[InstantIDPack] = []
+def find_node_packs(custom_nodes: Iterable[Path | str]) -> list[NodePack]:
+    """Find the packs that ComfyUI would load from these folders. Disabled ones are left out."""
+    packs: list[NodePack] = []
     for folder in custom_nodes:
-        with suppress(OSError):  # where ComfyUI cannot look, it loads nothing either
-            for pack in sorted(Path(folder).iterdir()):
-                if not pack.name.endswith(".disabled") and (ours := _whose(pack)) is not None:
-                    packs.append(InstantIDPack(pack, ours))
+        with suppress(OSError):  # ComfyUI loads nothing from a folder that it cannot read
+            for path in sorted(Path(folder).iterdir()):
+                if not path.name.endswith(".disabled") and (ours := _is_ours(path)) is not None:
+                    packs.append(NodePack(path, ours))
     return packs
 
 
-def _whose(pack: Path) -> bool | None:
-    """True for ours, False for the old pack, None for another."""
-    real = os.path.realpath(pack)  # unlike Path's methods, what os.path has for this never raises
+def _is_ours(path: Path) -> bool | None:
+    """Return True for this pack, False for the old one, None for any other."""
+    real = os.path.realpath(path)  # os.path's functions do not raise here, unlike Path's
     if os.path.isdir(os.path.join(real, "fast_instantid", "comfyui")):
         return True
     try:
-        code = (pack / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
+        code = (path / "InstantID.py").read_text(encoding="utf-8", errors="ignore")
     except OSError:
         return None
     return False if "class ApplyInstantID(" in code or "class ApplyInstantID:" in code else None
+
+
+def node_packs(places: Places) -> Iterator[Finding]:
+    """Check that one pack has InstantID's nodes, under the name by which other packs import it."""
+    if not places.custom_nodes:
+        return
+    packs = find_node_packs(places.custom_nodes)
+    ours, old = [pack.folder for pack in packs if pack.ours], [pack.folder for pack in packs if not pack.ours]
+    if not ours:
+        there = f", but the old one is, in {old[0]}" if old else ""
+        yield Finding(
+            "note",
+            f"this pack is not in {' and '.join(map(str, places.custom_nodes))}{there}",
+            "That ComfyUI does not use our nodes.",
+            f"clone this repository into {places.custom_nodes[0] / _NAME} if you want them; the README says how",
+        )
+        return
+    for folder in (*ours[1:], *old):
+        yield Finding(
+            "warning",
+            f"{folder} has the same nodes as this pack in {ours[0]}",
+            "ComfyUI uses the nodes of the pack that it loads last, so ours may not be used.",
+            f"rename {folder.name} to {folder.name}.disabled, and restart ComfyUI",
+        )
+    if len(packs) == 1:
+        yield Finding("ok", f"one pack has InstantID's nodes: {ours[0]}")

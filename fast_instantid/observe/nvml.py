@@ -1,153 +1,98 @@
-"""NVIDIA's GPUs, through the driver's own library (NVML) and its binding ``nvidia-ml-py``.
-
-Which counters there are depends on GPU, driver and operating system. One that is not there raises, and becomes None.
-"""
+"""NVIDIA's GPUs through NVML, the driver's library, and its binding ``nvidia-ml-py``. Tried without a GPU only."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gpu import Gpu, GpuInfo, Gpus, PcieLink, ProcessMemory, Reading
+from .samples import Sample
 
-_INSTALL = "pip install nvidia-ml-py"
-_ABSENT = {
-    "LibraryNotFound": "NVIDIA's driver is not installed (its library NVML was not found); install it if there is an "
-    "NVIDIA GPU here, and in a container start with --gpus all",
-    "DriverNotLoaded": "NVIDIA's driver is installed but not loaded; restart the machine, and if that does not help "
-    "install the driver again",
-    "LibRmVersionMismatch": "NVIDIA's driver was updated while it was running; restart the machine",
-    "NoPermission": "NVIDIA's driver refuses to talk to this user; look at the permissions of /dev/nvidia*",
-}
-_KB = 1000  # NVML's manual says KB/s, and not whether that means 1000 or 1024
+# Bytes per second and lane of PCIe 1 to 6, after line coding (8b/10b; 128b/130b from 3 on; flits of 242/256 in 6).
+_LANE_BYTES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+_KB = 1000  # NVML's manual says KB/s
 
 
-def find() -> Gpus:
-    """All GPUs of NVIDIA's driver. Never raises."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the deprecated package called pynvml warns of itself, and works
-            import pynvml
-    except ModuleNotFoundError:
-        return Gpus([], [f"NVIDIA GPUs: the package nvidia-ml-py is not installed; {_INSTALL}"])
-    except Exception as error:  # whatever somebody's module of this name does
-        return Gpus(
-            [], [f"NVIDIA GPUs: the module pynvml cannot be imported ({error!r}); {_INSTALL} --force-reinstall"]
-        )
-    nvml: Any = pynvml
-    if not all(hasattr(nvml, name) for name in ("NVMLError", "nvmlInit", "nvmlDeviceGetCount")):
-        where = getattr(nvml, "__file__", None) or "a folder"
-        return Gpus([], [f"NVIDIA GPUs: {where} is called pynvml but is not NVIDIA's; remove it, then {_INSTALL}"])
-    try:
-        nvml.nvmlInit()
-        count: int = nvml.nvmlDeviceGetCount()
-    except nvml.NVMLError as error:
-        reason = _ABSENT.get(type(error).__name__.partition("_")[2], f"NVIDIA's driver answers: {error}")
-        return Gpus([], [f"NVIDIA GPUs: {reason}"])
-    found: list[Gpu] = []
-    unseen: list[str] = [] if count else ["NVIDIA GPUs: the driver runs, but it has no GPU"]
-    for index in range(count):
-        try:
-            found.append(NvmlGpu(nvml, index))
-        except nvml.NVMLError as error:
-            unseen.append(f"NVIDIA GPU {index}: the driver does not reach it ({error}); restart the machine")
-    return Gpus(found, unseen)
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    name: str
+    memory: int | None  # bytes; None if the driver does not say, as usual on Windows
 
 
-class NvmlGpu:
+class Gpu:
     """A GPU of NVIDIA's driver.
 
     Args:
-        nvml: the module, initialised. It stays so until the process ends.
-        index: as the driver counts.
+        nvml: the module ``pynvml``, initialised.
+        index: as ``nvidia-smi`` counts.
 
     Raises:
-        pynvml.NVMLError: the driver does not reach it.
+        pynvml.NVMLError: the driver does not reach the GPU.
     """
 
     def __init__(self, nvml: Any, index: int) -> None:
-        self._nvml = nvml
+        self._nvml, self.index = nvml, index
         self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        memory = self._ask("nvmlDeviceGetMemoryInfo")
-        self.info = GpuInfo(
-            index=index,
-            name=_text(self._ask("nvmlDeviceGetName")) or "an NVIDIA GPU",
-            vendor="nvidia",
-            driver=_text(self._call("nvmlSystemGetDriverVersion")),
-            memory_total=memory.total if memory else None,
-            uuid=_text(self._ask("nvmlDeviceGetUUID")),
-        )
-        self._max_clock = self._number("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
+        self.name = str(self._ask("nvmlDeviceGetName") or "an NVIDIA GPU")
+        self.driver = str(self._ask("nvmlSystemGetDriverVersion", handle=False) or "unknown")
 
-    def read(self) -> Reading:
-        """The counters now. Those of PCIe are over 20 ms each, for which the driver makes us wait."""
-        memory = self._ask("nvmlDeviceGetMemoryInfo")
-        rates = self._ask("nvmlDeviceGetUtilizationRates")
-        incoming = self._number("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_RX_BYTES)
-        outgoing = self._number("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_TX_BYTES)
-        return Reading(
-            memory_used=memory.used if memory else None,
-            utilization=min(rates.gpu / 100, 1.0) if rates else None,
-            pcie_read=None if incoming is None else incoming * _KB,
-            pcie_write=None if outgoing is None else outgoing * _KB,
-            pcie=None if incoming is None or outgoing is None else (incoming + outgoing) * _KB,
-            clock=self._number("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
-            max_clock=self._max_clock,
+    def sample(self, time: float) -> Sample:
+        """Read the counters now; takes about 40 ms, since NVML measures PCIe for 20 ms each way."""
+        memory, rates = self._ask("nvmlDeviceGetMemoryInfo"), self._ask("nvmlDeviceGetUtilizationRates")
+        incoming = self._ask("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_RX_BYTES)
+        outgoing = self._ask("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_TX_BYTES)
+        generation, width = self.link("Curr")
+        lane = _LANE_BYTES.get(generation or 0)
+        return Sample(
+            self.index,
+            self.name,
+            round(time, 3),
+            memory and memory.used,
+            memory and memory.total,
+            rates and min(rates.gpu / 100, 1.0),
+            None if incoming is None else incoming * _KB,
+            None if outgoing is None else outgoing * _KB,
+            lane * width if lane and width else None,
         )
 
-    def link(self) -> PcieLink | None:
-        """The PCIe link now; None where there is none, as on some boards with memory shared with the CPU."""
-        numbers = [
-            self._number(f"nvmlDeviceGet{name}")
-            for name in (
-                "CurrPcieLinkGeneration",
-                "CurrPcieLinkWidth",
-                "MaxPcieLinkGeneration",
-                "MaxPcieLinkWidth",
-            )
-        ]
-        known = [int(number) for number in numbers if number]
-        return PcieLink(*known) if len(known) == 4 else None
+    def link(self, which: str) -> tuple[int | None, int | None]:
+        """PCIe generation and lanes, ``"Curr"`` or ``"Max"``. An idle GPU lowers its generation."""
+        return self._ask(f"nvmlDeviceGet{which}PcieLinkGeneration"), self._ask(f"nvmlDeviceGet{which}PcieLinkWidth")
 
-    def processes(self) -> list[ProcessMemory] | None:
-        """Who holds memory of it; None where the driver does not say. In a container, pids may be the host's."""
-        lists = [self._process_list("Compute"), self._process_list("Graphics")]
-        if lists == [None, None]:
-            return None
-        held: dict[int, int | None] = {}
-        for process in [process for known in lists for process in known or []]:
-            held[process.pid] = held.get(process.pid) or process.usedGpuMemory  # one may be in both lists
-        return [ProcessMemory(pid, self._process_name(pid), memory) for pid, memory in sorted(held.items())]
+    def holders(self) -> list[Holder]:
+        """The processes that hold memory, largest first. A container may not see those outside of it."""
+        lists = [self._ask(f"nvmlDeviceGet{kind}RunningProcesses") or [] for kind in ("Compute", "Graphics")]
+        memory = {process.pid: process.usedGpuMemory for process in [*lists[1], *lists[0]]}
+        names = {pid: str(self._ask("nvmlSystemGetProcessName", pid, handle=False) or "a process") for pid in memory}
+        found = [Holder(pid, Path(names[pid].replace("\\", "/")).name, held) for pid, held in memory.items()]
+        return sorted(found, key=lambda holder: -(holder.memory or 0))
 
-    def _process_list(self, kind: str) -> list[Any] | None:
-        for version in ("", "_v2"):  # drivers before 510 only have the second
-            processes = self._ask(f"nvmlDeviceGet{kind}RunningProcesses{version}")
-            if processes is not None:
-                return processes
-        return None
-
-    def _process_name(self, pid: int) -> str | None:
-        name = _text(self._call("nvmlSystemGetProcessName", pid))
-        return Path(name.replace("\\", "/")).name or None if name else None
-
-    def _number(self, function: str, *arguments: Any) -> float | None:
-        value = self._ask(function, *arguments)
-        return value if isinstance(value, int) and value >= 0 else None
-
-    def _ask(self, function: str, *arguments: Any) -> Any:
-        return self._call(function, self._handle, *arguments)
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """What the driver says; None where it does not, or where the binding is too old to ask."""
+    def _ask(self, function: str, *arguments: Any, handle: bool = True) -> Any:
+        """Return the driver's answer; None if it has none, or if the binding is too old to ask."""
         call: Callable[..., Any] | None = getattr(self._nvml, function, None)
         try:
-            return None if call is None else call(*arguments)
-        except Exception:  # NVMLError, another class where driver and binding do not fit, a name that is no UTF-8
+            value = call and call(*([self._handle] if handle else []), *arguments)
+        except Exception:  # NVMLError, or another class where driver and binding do not fit
             return None
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _text(value: str | bytes | None) -> str | None:
-    """Names are bytes in older bindings."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def find_gpus() -> tuple[list[Gpu], str]:
+    """Return NVIDIA's GPUs; or none, and a sentence that says why. Never raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old package pynvml warns of itself
+            import pynvml
+
+        nvml: Any = pynvml
+        nvml.nvmlInit()
+        return [Gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())], "NVIDIA's driver has no GPU"
+    except ModuleNotFoundError:
+        return [], "the package nvidia-ml-py is not installed: pip install nvidia-ml-py"
+    except Exception as error:  # also of another module called pynvml
+        return [], f"NVIDIA's driver could not be asked ({error}); a container needs --gpus all"

@@ -1,87 +1,49 @@
-"""What a GPU did over a time, in bounded memory."""
+"""The counters of a GPU at one moment, and the CSV file of a recording."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-_MAX_ROWS = 4096  # 2.5 pixels each on the widest plot anybody looks at; 7 minutes at ten samples a second
+from ..errors import FastInstantIDError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
-    """The counters of one GPU at one moment; None for what the driver does not tell."""
+    """One GPU at one moment: bytes, bytes per second and seconds; None for what the driver does not report."""
 
-    time: float
-    """Seconds since the recording began."""
+    gpu: int  # index of the GPU, as ``nvidia-smi`` counts
+    name: str
+    time: float  # seconds since the start
     memory_used: float | None = None
-    """Bytes, by all processes."""
-    memory_watched: float | None = None
-    """Bytes of that, by the command that is watched and the processes it started."""
-    memory_others: float | None = None
-    """Bytes of that, by processes that the driver names and that are not of the command."""
+    memory_total: float | None = None
     utilization: float | None = None
-    """0..1"""
-    pcie_read: float | None = None
-    """Bytes per second into the GPU."""
-    pcie_write: float | None = None
-    """Bytes per second out of it."""
-    pcie: float | None = None
-    """Bytes per second both ways."""
-    clock: float | None = None
-    """MHz"""
-    link_generation: float | None = None
-    """Of PCIe, at that moment."""
-    link_width: float | None = None
-    """Lanes, at that moment."""
-    waited: float | None = None
-    """0..1: the part of the time in which the GPU waited for data. A finding, which drivers know nothing of."""
+    """0 to 1: the part of the driver's sample period (1/6 to 1 s) in which a kernel ran."""
+    pcie_in: float | None = None
+    pcie_out: float | None = None
+    pcie_capacity: float | None = None  # what the link can carry each way at the moment
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))
-_PEAKS = frozenset(name for name in COLUMNS if name.startswith(("memory", "link")))
 
 
-def merged(samples: Sequence[Sample]) -> Sample:
-    """Neighbours as one: the time of the first, of memory and link the most, of all else the mean of what is known."""
-    values: dict[str, float | None] = {}
-    for name in COLUMNS[1:]:
-        known = [value for sample in samples if (value := getattr(sample, name)) is not None]
-        peak = max if name in _PEAKS else _mean
-        values[name] = peak(known) if known else None
-    return Sample(samples[0].time, **values)
+def read_csv(path: Path) -> list[Sample]:
+    """Read a recording of ``fast-instantid watch``. A last line that was cut off is left out.
 
-
-class Trace:
-    """Samples in order. Where there are too many, neighbours are merged, so that all of the time stays in view.
-
-    Args:
-        max_rows: how many to keep at most; at least 2.
+    Raises:
+        FastInstantIDError: the file is not a recording, or a line is damaged.
+        OSError: the file cannot be read.
     """
-
-    def __init__(self, max_rows: int = _MAX_ROWS) -> None:
-        self.merging = 1
-        """How many samples a row stands for."""
-        self._max_rows = max_rows
-        self._rows: list[Sample] = []
-        self._open: list[Sample] = []
-
-    def add(self, sample: Sample) -> None:
-        """The next one in time."""
-        self._open.append(sample)
-        if len(self._open) < self.merging:
-            return
-        self._rows.append(merged(self._open))
-        self._open.clear()
-        if len(self._rows) >= self._max_rows:
-            self._rows = [merged(self._rows[i : i + 2]) for i in range(0, len(self._rows), 2)]
-            self.merging *= 2
-
-    @property
-    def rows(self) -> list[Sample]:
-        """All of it, the last row perhaps of fewer samples than the others."""
-        return [*self._rows, merged(self._open)] if self._open else list(self._rows)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    text = path.read_text("utf-8", errors="replace")
+    samples: list[Sample] = []
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    if tuple(rows.fieldnames or ()) != COLUMNS:
+        raise FastInstantIDError(f"{path}: not a recording of 'fast-instantid watch', whose columns are {COLUMNS}")
+    for row in rows:
+        try:
+            numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[3:]}
+            samples.append(Sample(int(row["gpu"]), row["name"], float(row["time"]), **numbers))
+        except (ValueError, TypeError) as error:
+            raise FastInstantIDError(f"{path}: line {rows.line_num} is damaged ({error})") from error
+    return samples

@@ -23,8 +23,8 @@ def test_a_fresh_machine_is_not_ready_and_told_why(tmp_path: Path, capsys: pytes
     assert printed.out.count("BROKEN  ") == 1
     assert "fast-instantid download --to" in printed.out
     conclusion = printed.out.rpartition("\n\n")[2]
-    assert conclusion.startswith("InstantID cannot work as asked")
-    assert "1 broken" in conclusion
+    assert conclusion.startswith("InstantID does not work as asked")
+    assert "broken: 1" in conclusion
     assert "\033" not in printed.out
     assert not printed.err
 
@@ -55,13 +55,11 @@ def test_options_say_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture
     assert missing["level"] == "broken"
     for name in ("p", "i", "me/my-sdxl"):  # and not the default, where it did not look
         assert name in missing["why"]
-    assert "Looked for" in missing["why"]
-    assert "leave out the options" in missing["do"]
 
 
 def test_what_is_no_comfyui_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["doctor", "--comfyui", str(tmp_path)]) == 1
-    assert "no ComfyUI" in capsys.readouterr().err
+    assert "not a ComfyUI" in capsys.readouterr().err
 
 
 def test_a_comfyui_is_examined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -90,7 +88,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_pa
         yield Finding("ok", "the first half")
         raise KeyError("second half")
 
-    topics = (examination._Topic("Trouble", (falls_over, half_way)),)
+    topics = (("Trouble", (falls_over, half_way), False),)
     monkeypatch.setattr(examination, "_TOPICS", topics)
     report = examine(Places.of_shell(tmp_path))
     assert [finding.level for finding in report.findings] == ["warning", "ok", "warning"]
@@ -125,20 +123,18 @@ def test_names_of_files_do_not_move_the_cursor():
     [
         ([], "All is well"),
         (["ok", "note"], "All is well"),
-        (["warning"], "One thing could be better"),
-        (["warning", "warning"], "2 things could be better"),
-        (["warning", "broken"], "cannot work as asked: it"),
-        (["broken", "broken"], "2 reasons"),
+        (["warning"], "could be better"),
+        (["warning", "broken"], "does not work as asked: it"),
+        (["broken", "broken"], "first things first"),
     ],
 )
 def test_the_conclusion(levels: list, words: str):
     report = Report([Finding(level, "it", topic="T") for level in levels])
     assert words in report.conclusion
     assert " ".join(report.text().rpartition("\n\n")[2].split()) == report.conclusion
-    counts = [f"{levels.count(level)} {level}" for level in ("note", "warning", "broken") if level in levels]
+    counts = [f"{level}: {levels.count(level)}" for level in ("note", "warning", "broken") if level in levels]
     assert all(count in report.conclusion for count in counts)
-    assert "0 " not in report.conclusion
-    assert "\033[" in report.text(colours=True) or not levels
+    assert ": 0" not in report.conclusion
 
 
 BARE = """
@@ -155,8 +151,8 @@ code = cli.main(["doctor", *sys.argv[1:]])
 print("loaded:", sorted(set(BLOCKED) & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
-OPTIONAL = ("diffusers", "transformers", "accelerate", "onnxruntime", "onnx", "huggingface_hub", "pynvml", "amdsmi",
-            "matplotlib", "yaml", "insightface", "psutil")  # fmt: skip
+OPTIONAL = ("diffusers", "transformers", "accelerate", "onnxruntime", "onnx", "huggingface_hub", "pynvml", "yaml",
+            "insightface", "packaging")  # fmt: skip
 
 
 def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -183,7 +179,7 @@ def test_with_nothing_but_the_package_itself(tmp_path: Path):
 def test_onnxruntime_asked_for_and_not_there(tmp_path: Path):
     findings = findings_without(OPTIONAL, tmp_path, "--backend", "onnxruntime", "--device", "cuda")
     (found,) = [f for f in findings if f["topic"] == "Face networks" and f["level"] == "broken"]
-    assert "is not installed" in found["found"]
+    assert "cannot be imported" in found["found"]
     assert "onnxruntime-gpu" in found["do"]
 
 
@@ -193,7 +189,7 @@ def test_without_torch_the_rest_is_examined(tmp_path: Path):
     assert broken["found"] == "torch is not installed"
     assert "pytorch.org" in broken["do"]
     assert not [finding for finding in findings if "failed" in finding["found"]]
-    assert ["not examined: torch" in f["found"] for f in findings if f["topic"] == "Model files"] == [True]
+    assert ["not examined without torch" in f["found"] for f in findings if f["topic"] == "Model files"] == [True]
 
 
 PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
@@ -211,7 +207,7 @@ def test_without_the_small_packages_there_is_one_command(tmp_path: Path):
     assert not [finding for finding in findings if finding["level"] == "warning"]
     for topic in ("Model files", "Face networks"):
         (note,) = [finding for finding in findings if finding["topic"] == topic]
-        assert note["found"].startswith("not examined: numpy, pillow")
+        assert note["found"].startswith("not examined without numpy, pillow")
 
 
 @pytest.mark.parametrize("module", LIBRARIES)
@@ -250,22 +246,18 @@ def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "ComfyUI" / "custom_nodes" / "ComfyUI_InstantID"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "fast_instantid", folder / "fast_instantid", ignore=ignored)
-    for name in ("__init__.py", "requirements.txt"):
+    for name in ("__init__.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
-@pytest.mark.parametrize(
-    ("missing", "named"), [(("cv2", "xxhash"), ""), (("numpy", "cv2"), " numpy"), (("numpy",), None)]
-)
-def test_a_clone_has_a_list_to_install_from(clone: Path, missing: tuple[str, ...], named: str | None):
-    code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = {missing!r}\n{BARE}"
+def test_in_a_clone_comfyuis_own_python_is_asked_for(clone: Path):
+    code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = ('cv2', 'numpy')\n{BARE}"
     command = [sys.executable, "-c", code, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=clone, check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
-    install = "numpy" if named is None else f"-r {clone / 'requirements.txt'}{named}"
-    assert broken["do"].endswith(f"{PYTHON} -m pip install {install}")
-    assert ("ComfyUI's own Python" in broken["do"]) == ("numpy" in missing)
+    assert broken["do"].endswith(f'{PYTHON} -m pip install numpy "opencv-python-headless<4.12"')
+    assert "ComfyUI's own Python" in broken["do"]
 
 
 def test_a_clone_in_comfyui_examines_that_comfyui(clone: Path, tmp_path: Path):

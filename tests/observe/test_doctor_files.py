@@ -14,7 +14,6 @@ import torch
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_iresnet, write_landmark_net
 from fast_instantid.observe.doctor import Places, instantid_files
-from fast_instantid.observe.doctor.files import duplicates
 from fast_instantid.observe.doctor.headers import files_below
 from fast_instantid.pipelines.generate import _ADAPTER_NAMES
 from tests.observe.doctor_models import (
@@ -67,15 +66,12 @@ def test_only_what_is_missing_is_asked_for(models: Path):
 # Face models
 
 
-def test_a_nested_pack_is_found_and_said(models: Path):
+def test_a_nested_pack_is_found(models: Path):
     pack = models / "antelopev2"
     (pack / "antelopev2").mkdir()
     for path in pack.glob("*.onnx"):
         path.rename(pack / "antelopev2" / path.name)
-    found = trouble(Places.of_shell(models))
-    assert found.level == "note"
-    assert str(pack / "antelopev2") in found.found
-    assert "insightface" in found.why
+    assert not troubles(Places.of_shell(models))
 
 
 @pytest.mark.parametrize("name", ["w600k_r50.onnx", "glintr100.onnx"])
@@ -162,8 +158,7 @@ def test_what_has_the_name_of_a_download_is_to_be_deleted_first(models: Path):
     write_iresnet(models / "antelopev2" / "glintr100.onnx", SMALL, IRESNET_50)
     do = trouble(Places.of_shell(models)).do
     path = models / "antelopev2" / "glintr100.onnx"
-    delete = f"delete {path}, then:" if os.name == "nt" else f"rm {path} &&"
-    assert do.startswith(f"{delete} fast-instantid download antelopev2")
+    assert do.startswith(f"delete {path}, then: fast-instantid download antelopev2")
 
 
 def test_a_zip_that_is_damaged(models: Path):
@@ -255,7 +250,7 @@ def test_an_identitynet_of_another_width(models: Path):
     ("name", "content", "word"),
     [
         ("config.json", None, "config.json"),
-        ("config.json", b"{", "no configuration"),
+        ("config.json", b"{", "not a configuration"),
         ("config.json", json.dumps({"_class_name": "UNet2DConditionModel"}).encode(), "UNet2DConditionModel"),
         ("diffusion_pytorch_model.safetensors", None, "weights"),
         ("diffusion_pytorch_model.safetensors", LFS, "Git LFS"),
@@ -305,38 +300,7 @@ def test_the_adapter_beside_the_identitynet_as_the_hub_has_them(comfyui: Path):
     assert "this is InstantID's adapter" in found.found
 
 
-# Copies
-
-
-def test_copies_cost_room(comfyui: Path, tmp_path: Path):
-    extra = tmp_path / "shared"
-    extra.mkdir()
-    shutil.copy(comfyui / "models" / "instantid" / "ip-adapter.bin", extra / "ip-adapter (2).bin")
-    (extra / "link.bin").symlink_to(extra / "ip-adapter (2).bin")
-    (comfyui / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {tmp_path}\n  instantid: shared\n")
-    found = trouble(Places.of_comfyui(comfyui))
-    assert found.level == "note"
-    assert found.found.startswith("2 files")
-    assert "ip-adapter (2).bin" in found.found
-    assert "MB" in found.why
-
-
-def test_files_of_one_size_are_no_copies(models: Path):
-    path = models / "instantid" / "ip-adapter.bin"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    (models / "instantid" / "other.onnx").write_bytes(content)
-    assert not troubles(Places.of_shell(models))
-
-
-@pytest.mark.parametrize("where", [0, 150_000, 299_999])
-def test_files_that_differ_somewhere_are_no_copies(comfyui: Path, where: int):
-    for place in (None, where):
-        content = bytearray(300_000)
-        if place is not None:
-            content[place] = 1
-        (comfyui / "models" / "insightface" / f"{place}.bin").write_bytes(content)
-    assert not list(duplicates(Places.of_comfyui(comfyui)))
+# Folders
 
 
 def test_hidden_folders_are_left_out(models: Path):
@@ -352,10 +316,3 @@ def test_links_in_a_circle(comfyui: Path):
     (folder / "another").symlink_to(folder / "instantid", target_is_directory=True)  # no circle
     names = [str(path.relative_to(folder)) for path in files_below([folder], (".safetensors",))]
     assert sorted(names) == [f"{name}/diffusion_pytorch_model.safetensors" for name in ("another", "instantid")]
-
-
-def test_too_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for free, said in ((5 * 10**9, True), (50 * 10**9, False)):
-        usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
-        assert ("There are 5.00 GB free" in trouble(Places.of_shell(tmp_path)).why) == said

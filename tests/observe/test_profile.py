@@ -1,4 +1,4 @@
-"""A profile: numbers that add up whatever was recorded, files that lose nothing, and two of them compared."""
+"""A profile: numbers that add up whatever was recorded, and files that lose nothing."""
 
 from __future__ import annotations
 
@@ -76,25 +76,25 @@ def _sleep_in(name: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_numbers_add_up(seed, threads):
     profile = random_profile(seed, threads)
-    totals = add_up(profile.spans, profile.duration)
-    whole, everything = totals.whole, list(totals.whole.walk())
+    whole = add_up(profile.spans, profile.duration)
+    everything = list(whole.walk())
+    overlap = sum(total.time for total in whole.inner.values()) - profile.duration
+    assert overlap >= 0
+    assert threads > 1 or not overlap
     for total in everything:
         inner = sum(part.time for part in total.inner.values())
         if total is whole:
-            assert inner == profile.duration + totals.overlap
+            assert inner == profile.duration + overlap
         else:
             assert total.self_time + inner == total.time
             assert total.self_time >= 0
-    assert sum(total.self_time for total in everything) == profile.duration + totals.overlap
-    assert sum(total.self_time for total in totals.by_name().values()) == profile.duration + totals.overlap
+    assert sum(total.self_time for total in everything) == profile.duration + overlap
     assert sum(total.calls for total in everything) == len(profile.spans) + 2  # the whole run, and what is outside
     for fact in ("nbytes", "hits", "misses"):
         assert whole.facts.get(fact, 0) == sum(span.facts.get(fact, 0) for span in profile.spans)
-    if threads <= 1:
-        assert totals.overlap == 0
     on_device = [span.device_duration for span in profile.spans if span.device_duration is not None]
     assert sum(total.device_time or 0 for total in everything) == sum(on_device)
     profile.tree()
@@ -102,30 +102,12 @@ def test_the_numbers_add_up(seed, threads):
 
 def test_what_no_stage_covers_is_when_no_thread_was_in_one():
     spans = [Span("a", -1, 0, 10, 20), Span("b", -1, 1, 20, 20), Span("c", -1, 0, 50, 10)]
-    totals = add_up(spans, 100)
-    assert totals.whole.inner[OUTSIDE].time == 100 - (40 - 10) - 10
-    assert totals.overlap == 10
-    assert totals.threads == 2
-
-
-def test_the_own_time_on_a_device_is_never_below_zero():
-    """The first "outer" began before the device was in use, so only its inner stage has a time there."""
-    spans = [
-        Span("outer", -1, 0, 0, 40),
-        Span("inner", 0, 0, 10, 10, 10, 100),
-        Span("outer", -1, 0, 40, 40, 110, 50),
-        Span("inner", 2, 0, 50, 10, 110, 40),
-    ]
-    totals = add_up(spans, 100)
-    assert totals.whole.inner["outer"].device_self_time == 50 - 140
-    assert totals.by_name()["outer"].device_self_time == 0
-    assert totals.by_name()["inner"].device_self_time == 140
+    assert add_up(spans, 100).inner[OUTSIDE].time == 100 - (40 - 10) - 10
 
 
 def test_a_stage_thousands_deep_is_no_problem():
     spans = [Span("a", number - 1, 0, number, 10_000 - 2 * number) for number in range(3000)]
-    totals = add_up(spans, 10_000)
-    assert sum(total.self_time for total in totals.whole.walk()) == 10_000
+    assert sum(total.self_time for total in add_up(spans, 10_000).walk()) == 10_000
 
 
 def test_the_tree_says_what_was_recorded(recorded):
@@ -138,33 +120,28 @@ def test_the_tree_says_what_was_recorded(recorded):
     assert "100.0 %" in shown["whole run"]
     assert "6 of 9" in shown["sampling"]
     assert "on GPU" not in recorded.tree()
-    assert "In the cache: 6 of 9 results (3 from disk); the others were computed." in lines
-    assert lines[-1].startswith("2 threads worked at the same time, so the outermost stages add up to")
+    assert "The cache had 6 of 9 results." in lines
+    assert lines[-1].startswith("Several threads worked")
 
 
 def test_on_a_gpu_the_tree_says_what_host_time_means():
     with_device = Profile("x", [Span("a", -1, 0, 0, 10, 5, 2_000_000)], 100, 0, ["MainThread"])
     assert "2.00 ms" in with_device.tree()
-    assert "Host time of GPU work is mostly the time to queue it" in with_device.tree()
+    assert "'on GPU' is the time of the work there" in with_device.tree()
 
 
 def test_the_tree_says_what_is_missing():
-    assert "No stage was met" in Profile("x", [], 100, 0, []).tree()
-    assert "7 stages beyond the first 0 were not kept" in Profile("x", [], 100, 0, [], dropped=7).tree()
-    assert "did not end as it should (interrupted)" in Profile("x", [], 100, 0, [], ended_early="interrupted").tree()
+    assert "No stage was recorded" in Profile("x", [], 100, 0, []).tree()
+    assert "7 further stages were not kept" in Profile("x", [], 100, 0, [], dropped=7).tree()
+    assert "ended early (interrupted)" in Profile("x", [], 100, 0, [], ended_early="interrupted").tree()
     assert "a (cut off)" in Profile("x", [Span("a", -1, 0, 0, 5, facts={"unfinished": 1})], 5, 0, ["m"]).tree()
 
 
-def test_the_tree_is_aligned_and_moves_no_cursor():
-    spans = [
-        Span(name, -1, 0, 10 * number, 10)
-        for number, name in enumerate(["日本語", "e\u0301te", "a\tb\x1b[31m", "x" * 99])
-    ]
+def test_names_move_no_cursor():
+    spans = [Span(name, -1, 0, 10 * number, 10) for number, name in enumerate(["a\tb\x1b[31m", "x" * 99])]
     lines = stage_table(add_up(spans, 100)).splitlines()
     assert not any(ord(letter) < 32 for line in lines for letter in line)
-    wide = {"日本語": 3, "e\u0301te": -1}
-    ends = {len(line) + sum(by for name, by in wide.items() if name in line) for line in lines if "%" in line}
-    assert len(ends) == 1
+    assert len({len(line) for line in lines if "%" in line}) == 1
 
 
 @pytest.mark.parametrize(
@@ -199,7 +176,7 @@ def test_empty_columns_are_left_out():
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_nothing_is_lost_in_a_file(seed, tmp_path):
     profile = random_profile(seed)
     profile.save(tmp_path / "run.json")
@@ -221,7 +198,6 @@ def test_facts_of_other_libraries_and_odd_names_survive(tmp_path):
     profile = Profile.of(recorder, "undecodable \udcff")
     assert profile.spans[0].facts == {"nbytes": 5, "part": 0.5, "bad": "nan", "yes": 1}
     profile.save(tmp_path / "run.json")
-    profile.save(tmp_path / "run.html")
     assert Profile.load(tmp_path / "run.json") == profile
 
 
@@ -256,7 +232,7 @@ def test_the_file_is_a_trace_that_viewers_open(tmp_path):
                 assert apart or nested
 
 
-def test_on_the_device_inner_stages_stay_inside_outer_ones():
+def test_on_the_device_inner_stages_stay_inside_outer_ones(tmp_path):
     spans = [
         Span("outer", -1, 0, 0, 9, 1000, 500),
         Span("a clock's error early", 0, 0, 1, 2, 998, 100),
@@ -264,8 +240,10 @@ def test_on_the_device_inner_stages_stay_inside_outer_ones():
         Span("without", 0, 0, 7, 1),
         Span("inside of it", 3, 0, 7, 1, 1450, 10),
     ]
-    profile = Profile("x", spans, 10, 0, ["main"])
-    assert profile.on_device() == [(1000, 1500), (1000, 1098), (1400, 1500), (-1, -1), (1450, 1460)]
+    Profile("x", spans, 10, 0, ["main"]).save(tmp_path / "run.json")
+    events = json.loads((tmp_path / "run.json").read_text())["traceEvents"]
+    times = [(event["ts"], event["dur"]) for event in events if event["ph"] == "X" and event["pid"] == 2]
+    assert times == [(1.0, 0.5), (1.0, 0.098), (1.4, 0.1), (1.45, 0.01)]
 
 
 def _changed(profile_json: str, change) -> str:
@@ -284,51 +262,23 @@ def _set(*path, value):
 
 
 BROKEN = {
-    "truncated": (lambda text: text[: len(text) // 2], "ends in the middle"),
-    "truncated in a text": (lambda text: text[: text.index("a run") + 2], "ends in the middle"),
-    "only its begin": (lambda text: "{", "ends in the middle"),
-    "empty": (lambda text: "", "this file is empty"),
-    "spoilt": (lambda text: text.replace(":", ";", 1), "damaged JSON: .* in line 1"),
-    "text": (lambda text: "no trace", "not JSON; the .json file that"),
-    "a page": (lambda text: "<!doctype html>", "the page cannot be read back"),
+    "truncated": (lambda text: text[: len(text) // 2], "not JSON, or cut off"),
+    "empty": (lambda text: "", "not JSON, or cut off"),
+    "text": (lambda text: "no trace", "not JSON"),
     "nested without end": (lambda text: "[" * 100_000, "run.json: "),
-    "a list of events": (lambda text: "[]", "a bare list of events"),
-    "other JSON": (lambda text: '{"a": 1}', "JSON, but no trace"),
-    "a number": (lambda text: "7", "JSON, but no trace"),
-    "of another program": (lambda text: '{"traceEvents": [], "otherData": {"v8": 1}}', "a trace of another program"),
-    "without a head": (lambda text: '{"traceEvents": []}', "a trace of another program"),
-    "of the future": (lambda text: _changed(text, _set("otherData", "version", value=2)), "in version 2 of the format"),
+    "a list of events": (lambda text: "[]", "not a file of 'fast-instantid profile'"),
+    "a number": (lambda text: "7", "not a file of"),
+    "of another program": (lambda text: '{"traceEvents": [], "otherData": {"v8": 1}}', "not a file of"),
+    "of the future": (lambda text: _changed(text, _set("otherData", "version", value=2)), "in format 1"),
     "no duration": (lambda text: _changed(text, lambda document: document["otherData"].pop("duration")), "damaged"),
     "time as text": (lambda text: _changed(text, _set("otherData", "duration", value="long")), "damaged"),
-    "thread as number": (lambda text: _changed(text, _set("otherData", "threads", 0, value=1)), "damaged"),
-    "threads as text": (lambda text: _changed(text, _set("otherData", "threads", value="abcdef")), "damaged"),
-    "version as number": (lambda text: _changed(text, _set("otherData", "about", value={"a": 1})), "damaged"),
-    "title as list": (lambda text: _changed(text, _set("otherData", "title", value=["a"])), "damaged"),
-    "date as text": (lambda text: _changed(text, _set("otherData", "started_at", value="now")), "damaged"),
     "date of no calendar": (lambda text: _changed(text, _set("otherData", "started_at", value=1e17)), "damaged"),
-    "title as number": (lambda text: _changed(text, _set("otherData", "title", value=5)), "damaged"),
     "no events": (lambda text: _changed(text, _set("traceEvents", value=None)), "damaged"),
     "wrong events": (lambda text: _changed(text, _set("traceEvents", value=[5])), "damaged"),
     "wrong parent": (lambda text: _changed(text, _set("traceEvents", -1, "args", "parent", value=99)), "damaged"),
-    "wrong thread": (lambda text: _changed(text, _set("traceEvents", -1, "tid", value=99)), "damaged"),
     "wrong facts": (lambda text: _changed(text, _set("traceEvents", -1, "args", "facts", value=[1])), "damaged"),
-    "fact that is no number": (
-        lambda text: _changed(text, _set("traceEvents", -1, "args", "facts", value={"nbytes": math.nan})),
-        "damaged",
-    ),
-    "name as list": (lambda text: _changed(text, _set("traceEvents", -1, "name", value=["a"])), "damaged"),
     "name as number": (lambda text: _changed(text, _set("traceEvents", -1, "name", value=3)), "damaged"),
-    "parent as fraction": (
-        lambda text: _changed(text, _set("traceEvents", -1, "args", "parent", value=-0.5)),
-        "damaged",
-    ),
-    "device as text": (
-        lambda text: _changed(text, _set("traceEvents", -1, "args", "device", value=["1", "2"])),
-        "damaged",
-    ),
     "wrong start": (lambda text: _changed(text, _set("traceEvents", -1, "ts", value="x")), "damaged"),
-    "endless": (lambda text: _changed(text, _set("traceEvents", -1, "ts", value=math.inf)), "damaged"),
-    "wrong device": (lambda text: _changed(text, _set("traceEvents", -1, "args", "device", value=[1])), "damaged"),
 }
 
 
@@ -343,23 +293,7 @@ def test_a_bad_file_is_explained(how, recorded, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_bytes_that_are_no_text_are_explained(tmp_path):
-    (tmp_path / "run.json").write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(FastInstantIDError, match="not JSON"):
-        Profile.load(tmp_path / "run.json")
-
-
-def test_every_byte_less_is_noticed_or_changes_nothing(recorded, tmp_path):
-    path = tmp_path / "run.json"
-    recorded.save(path)
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(FastInstantIDError):
-            Profile.load(path)
-
-
-def test_a_name_that_says_neither_trace_nor_page_is_refused(recorded, tmp_path):
-    with pytest.raises(FastInstantIDError, match="must end in"):
-        recorded.save(tmp_path / "run.txt")
+def test_a_name_that_is_no_trace_is_refused(recorded, tmp_path):
+    with pytest.raises(FastInstantIDError, match=r"must end in \.json"):
+        recorded.save(tmp_path / "run.html")
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,5 @@
-// What InstantID Doctor and InstantID Profile say, shown in the nodes themselves.
-// It outlives a reload of the page, and is stored neither in workflows nor in pictures: it describes the machine.
+// Shows the text of InstantID Doctor and InstantID Profile in the nodes.
+// It survives a reload of the page. It describes the machine, so workflows and pictures do not store it.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
@@ -11,18 +11,18 @@ app.registerExtension({
   nodeCreated(node) {
     if (!(node.comfyClass in WRAPS)) return;
     const said = textArea(WRAPS[node.comfyClass]);
-    const open = document.createElement("button");
-    open.textContent = "Open the timeline";
+    const save = document.createElement("button");
+    save.textContent = "Save the trace for ui.perfetto.dev";
     const box = document.createElement("div");
     box.style.cssText = "display: flex; flex-direction: column; gap: 4px;";
-    box.append(said, open);
+    box.append(said, save);
     const widget = node.addDOMWidget("said", "said", box, { serialize: false, getMinHeight: () => 120 });
     widget.serialize = false;
 
-    node.showWhatItSaid = ({ text = [], page = [] }) => {
+    node.showWhatItSaid = ({ text = [], trace = [] }) => {
       said.value = text.join("\n");
-      open.style.display = page.length ? "" : "none";
-      open.onclick = () => openPage(page[0]);
+      save.style.display = trace.length ? "" : "none";
+      save.onclick = () => window.open(api.apiURL(`/view?${new URLSearchParams(trace[0])}`)); // sent as a download
     };
     node.showWhatItSaid({});
 
@@ -45,7 +45,7 @@ function textArea(wraps) {
   const area = document.createElement("textarea");
   area.readOnly = true;
   area.spellcheck = false;
-  area.placeholder = "What it found is shown here after a run.";
+  area.placeholder = "The text is shown here after a run.";
   area.className = "comfy-multiline-input";
   area.rows = 20; // where the node leaves its height to what is in it
   area.style.cssText = "flex: 1 1 auto; min-height: 0; resize: none; font-family: monospace;";
@@ -53,27 +53,15 @@ function textArea(wraps) {
   return area;
 }
 
-// The server sends pages as downloads, for fear of what could be in them. In a sandbox it can do nothing to this page.
-async function openPage({ filename, subfolder, type }) {
-  const tab = window.open("", "_blank");
-  const answer = await api.fetchApi(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-  const frame = tab.document.createElement("iframe");
-  frame.sandbox = "allow-scripts";
-  frame.srcdoc = answer.ok ? await answer.text() : `${filename} is not in ComfyUI's output folder any more.`;
-  frame.style.cssText = "position: fixed; inset: 0; width: 100%; height: 100%; border: 0;";
-  tab.document.title = filename;
-  tab.document.body.append(frame);
-}
-
 function keyOf(node) {
   return `fast-instantid/${node.graph?.id}/${node.id}`;
 }
 
-function remember(node, { text, page }) {
+function remember(node, { text, trace }) {
   try {
-    sessionStorage.setItem(keyOf(node), JSON.stringify({ text, page }));
+    sessionStorage.setItem(keyOf(node), JSON.stringify({ text, trace }));
   } catch {
-    // The browser's storage is full or forbidden: it is then gone with the page.
+    // The browser's storage is full or forbidden: a reload of the page then loses the text.
   }
 }
 

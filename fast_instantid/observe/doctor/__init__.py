@@ -1,7 +1,7 @@
-"""What is wrong on this machine, why it matters, and what to do about it."""
+"""The doctor: checks of this machine, its packages and model files, each with what to do."""
 
+from ..report import Finding, Level, Report
 from .examination import examine
 from .places import Places
-from .report import Finding, Level, Report
 
 __all__ = ["Finding", "Level", "Places", "Report", "examine"]

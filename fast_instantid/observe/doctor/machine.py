@@ -1,4 +1,4 @@
-"""Python, the machine, and torch on its device."""
+"""Checks of Python and of torch on its device."""
 
 from __future__ import annotations
 
@@ -14,92 +14,59 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from .. import gpu as drivers
+from ..nvml import find_gpus
+from ..report import Finding
 from .places import Places, pip
-from .report import Finding
 
-_OLDEST_PYTHON = (3, 10)
-_LITTLE_MEMORY = 15 << 30  # the networks of SDXL and InstantID are about 11 GB in fp16, and pass through main memory
-_DISPLAY_CONTROLLER = 0x03  # class of a PCI device
-_INTEGRATED = 4 << 30  # bytes; processors with graphics set aside less than that for them
-_INSTALL = {
-    "nvidia": "install the CUDA build of torch: pytorch.org/get-started shows the command; "
-    "in ComfyUI, use the Python that runs ComfyUI",
-    "amd": "install the ROCm build of torch: pytorch.org/get-started shows the command (Linux; on Windows see AMD's)",
-}
+_DISPLAY_CONTROLLER = "0x03"  # first byte of the class of a PCI device
+_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 
 
 @functools.cache
 def import_torch() -> ModuleType | Exception:
-    """torch, or what keeps it from being imported."""
+    """Import torch; return the error if that fails."""
     return import_module("torch")
 
 
 def import_module(name: str) -> ModuleType | Exception:
-    """A module, or what keeps it from being imported."""
+    """Import a module; return the error if that fails."""
     try:
-        # What torch and OpenCV say, and print, of a numpy that is missing, the findings say better.
+        # torch and OpenCV print about a missing numpy; the findings say it better.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             return importlib.import_module(name)
-    except Exception as error:  # a broken torch fails in all kinds of ways, a missing library of CUDA as an OSError
+    except Exception as error:  # also OSError, for a missing library of CUDA
         return error
 
 
-def is_missing(name: str, error: ModuleType | Exception) -> bool:
-    """Whether importing a module failed for the one reason that there is none."""
+def is_missing(name: str, error: object) -> bool:
+    """Whether the import of a module failed because it does not exist."""
     return isinstance(error, ModuleNotFoundError) and error.name == name
 
 
-def python(places: Places) -> Iterator[Finding]:
-    version = platform.python_version()
-    if sys.version_info[:2] < _OLDEST_PYTHON:
-        needed = ".".join(map(str, _OLDEST_PYTHON))
-        yield Finding("broken", f"Python {version} is too old", f"Needed is {needed} or newer.", f"install {needed}")
-        return
-    bits = "" if sys.maxsize > 2**32 else ", 32 bits"
-    yield Finding("ok", f"Python {version}{bits}, {sys.executable}")
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def system(places: Places) -> Iterator[Finding]:
-    memory = main_memory()
-    amount = "" if memory is None else f", {memory / (1 << 30):.0f} GiB of main memory"
-    yield Finding("ok", f"{platform.system()} {platform.release()} {platform.machine()}, {cores()} cores{amount}")
-    if memory is not None and memory < _LITTLE_MEMORY:
-        yield Finding(
-            "note",
-            f"{memory / (1 << 30):.1f} GiB of main memory is little for SDXL with InstantID",
-            "Its networks take about 11 GB in fp16, and pass through main memory when they are loaded. Where it is too "
-            "small, the system swaps to disk, and loading takes minutes.",
-            "close other programs, and give the system some swap space",
-        )
-
-
-def torch_itself(places: Places) -> Iterator[Finding]:
+def torch_and_device(places: Places) -> Iterator[Finding]:
+    """Check that torch can be imported, and report the device that it uses."""
+    system = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
+    yield Finding("ok", f"Python {platform.python_version()}, {sys.executable}; {system}")
     torch: Any = import_torch()
     if isinstance(torch, Exception):
-        yield _unusable(torch)
-        return
-    yield Finding("ok", f"torch {torch.__version__}, built for {_built_for(torch)}")
-    np: Any = import_module("numpy")
-    if isinstance(np, Exception):  # which has a finding of its own
-        return
-    try:
-        torch.from_numpy(np.zeros(1)).numpy()
-    except Exception as error:
+        missing = is_missing("torch", torch)
+        again = f"{pip('install --force-reinstall --no-deps torch')}, with the --index-url of your GPU from there"
         yield Finding(
             "broken",
-            f"torch and numpy do not work together: {error}",
-            "Pictures go from one to the other. Mostly, torch was built for numpy 1, and numpy 2 is installed.",
-            "a newer torch, or: " + pip('install "numpy<2"'),
+            "torch is not installed"
+            if missing
+            else f"torch is installed, but cannot be loaded: {type(torch).__name__}: {first_line(torch)}",
+            f"Nothing works without it. It was looked for by {sys.executable}.",
+            f"see pytorch.org/get-started; {'or run the doctor with the Python that has it' if missing else again}",
         )
-
-
-def device(places: Places) -> Iterator[Finding]:
-    torch: Any = import_torch()
-    if isinstance(torch, Exception):
         return
     from ...placement import best_device
 
@@ -109,169 +76,87 @@ def device(places: Places) -> Iterator[Finding]:
     elif best.type == "cpu":
         yield from _why_cpu(torch)
     else:
-        yield Finding("ok", f"everything runs on {best}")
+        yield Finding("ok", f"torch {torch.__version__}; everything runs on {best}")
 
 
-CHECKS = (python, system, torch_itself, device)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def main_memory() -> int | None:
-    """Bytes of main memory, as far as this process may use it; None where the system does not say."""
-    if sys.platform == "win32":
-        return _windows_memory()
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(memory, int(text)) if text.isdecimal() else memory
-
-
-def _windows_memory() -> int | None:
-    import ctypes
-
-    kilobytes = ctypes.c_ulonglong()
-    windll: Any = getattr(ctypes, "windll")  # noqa: B009  # not there elsewhere, which a type checker knows
-    return (
-        kilobytes.value << 10 if windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes)) else None
-    )
-
-
-def _unusable(error: Exception) -> Finding:
-    if is_missing("torch", error):
-        return Finding(
-            "broken",
-            "torch is not installed",
-            f"Everything here runs on it. It was looked for by {sys.executable}.",
-            "install it as pytorch.org/get-started shows; if you have it, run the doctor with the Python that has it",
-        )
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return Finding(
-        "broken",
-        f"torch is installed, but cannot be loaded: {type(error).__name__}: {reason}",
-        "Everything here runs on it. Mostly, a part of it is missing or belongs to another version.",
-        f"install it anew: {pip('install --force-reinstall --no-deps torch')} (with the --index-url that "
-        "pytorch.org/get-started shows for your GPU)",
-    )
+CHECKS = (torch_and_device,)
 
 
 def _built_for(torch: Any) -> str:
-    if torch.version.cuda:
-        return f"CUDA {torch.version.cuda}"
-    if torch.version.hip:
-        return f"ROCm {torch.version.hip}"
-    if getattr(torch.version, "xpu", None):
-        return f"Intel XPU {torch.version.xpu}"
-    return "the CPU and Apple's GPUs" if sys.platform == "darwin" else "the CPU"
+    return next((f"{name} {v}" for name, v in (("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)) if v), "CPU")
 
 
 def _cuda(torch: Any, best: Any) -> Iterator[Finding]:
-    name = torch.cuda.get_device_name(best)
-    major, minor = torch.cuda.get_device_capability(best)
-    driver = next((f", driver {gpu.info.driver}" for gpu in drivers.find_gpus().found if gpu.info.driver), "")
-    kind = "" if torch.version.hip else f", compute capability {major}.{minor}"
-    built_for: list[str] = torch.cuda.get_arch_list()
-    if not torch.version.hip and built_for and not runs_on(major, minor, built_for):
-        newer = (major, minor) > max(map(_capability, built_for))
+    capability = torch.cuda.get_device_capability(best)
+    name = f"{torch.cuda.get_device_name(best)}, compute capability {capability[0]}.{capability[1]}"
+    given = [f"{name}={value}" for name, value in os.environ.items() if name.endswith("ALLOC_CONF")]
+    settings = f" ({', '.join(given)})" if given else ""
+    try:
+        torch.zeros(1, device=best).add(1).cpu()
+    except torch.cuda.OutOfMemoryError:
+        pass  # reported with the GPU's memory
+    except Exception as error:
         yield Finding(
             "broken",
-            f"this torch has no code for {name} (compute capability {major}.{minor})",
-            f"It was built for {', '.join(built_for)}. The first operation fails with 'no kernel image is available'.",
-            f"install {'a newer' if newer else 'an older'} build of torch: pytorch.org/get-started shows the command",
+            f"torch fails on {best}: {name}: {first_line(error)}{settings}",
+            f"This torch was built for {_built_for(torch)}: {', '.join(torch.cuda.get_arch_list())}.",
+            "unset what is in brackets, if anything is; for 'no kernel image', install a build of torch for this GPU: "
+            "pytorch.org/get-started shows the command",
         )
         return
-    yield Finding("ok", f"everything runs on {best}: {name}{kind}{driver}")
-
-
-def runs_on(major: int, minor: int, built_for: list[str]) -> bool:
-    """Whether a build has code for a compute capability.
-
-    Machine code (``sm_86``) runs on the same major and no older minor version; ``sm_90a`` only on just that one;
-    intermediate code (``compute_90``) on all that came later (CUDA C++ Programming Guide, "Application Compatibility").
-    """
-    for arch in built_for:
-        kind, capability, exact = arch.partition("_")[0], _capability(arch), arch.endswith("a")
-        same_major = capability[0] == major and capability[1] <= minor
-        if capability == (major, minor) or (
-            not exact and (same_major or (kind == "compute" and capability[0] < major))
-        ):
-            return True
-    return False
-
-
-def _capability(arch: str) -> tuple[int, int]:
-    digits = "".join(character for character in arch.partition("_")[2] if character.isdecimal())
-    return int(digits[:-1] or 0), int(digits[-1:] or 0)
+    yield Finding(
+        "ok", f"torch {torch.__version__} for {_built_for(torch)}; everything runs on {best}: {name}{settings}"
+    )
+    if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
+        yield Finding(
+            "warning",
+            "CUDA_LAUNCH_BLOCKING is set",
+            "The CPU waits for each operation of the GPU, which is slow. The setting is for finding errors.",
+            "unset CUDA_LAUNCH_BLOCKING",
+        )
 
 
 def _why_cpu(torch: Any) -> Iterator[Finding]:
-    vendor, name = gpu_beside()
-    slow = "Everything runs on the CPU. A picture then takes minutes in place of seconds."
+    vendor, built_for = gpu_vendor(), _built_for(torch)
+    slow = "Everything runs on the CPU: a picture takes minutes instead of seconds."
     if vendor is None:
-        yield Finding("ok", "everything runs on the CPU: no GPU of NVIDIA's or AMD's could be seen")
-    elif (torch.version.hip if vendor == "amd" else torch.version.cuda) is None:
+        yield Finding("ok", f"torch {torch.__version__}; everything runs on the CPU: no NVIDIA or AMD GPU was found")
+    elif not built_for.startswith("ROCm" if vendor == "AMD" else "CUDA"):
         yield Finding(
-            "warning", f"{name} is there, but this torch was built for {_built_for(torch)}", slow, _INSTALL[vendor]
+            "warning",
+            f"there is an {vendor} GPU, but this torch was built for {built_for}",
+            slow,
+            f"install the {'ROCm' if vendor == 'AMD' else 'CUDA'} build of torch: pytorch.org/get-started shows the "
+            "command; in ComfyUI, use the Python that runs ComfyUI",
         )
     else:
-        reason = _cuda_error(torch)
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if hidden is not None and (not hidden.strip() or hidden.strip().startswith("-")):
-            do = f"unset CUDA_VISIBLE_DEVICES, which is {hidden!r} and hides all GPUs"
-        elif "too old" in reason:
-            do = "update the driver of the GPU (nvidia.com/drivers), or install a torch built for an older CUDA"
-        else:
-            do = (
-                "see that the driver works (nvidia-smi, or rocm-smi, lists the GPU), and restart after updating it; "
-                "a container needs leave to use the GPU (Docker: --gpus all)"
-            )
-        yield Finding("warning", f"{name} is there, but torch cannot use it: {reason}", slow, do)
+        try:
+            torch.cuda.init()
+            reason = f"it counts {torch.cuda.device_count()} devices"
+        except Exception as error:
+            reason = first_line(error)
+        yield Finding(
+            "warning",
+            f"there is an {vendor} GPU, but torch cannot use it: {reason}",
+            slow,
+            f"unset CUDA_VISIBLE_DEVICES, now {os.environ.get('CUDA_VISIBLE_DEVICES')!r}; update the driver "
+            "and restart; see that nvidia-smi or rocm-smi lists the GPU (Docker: --gpus all)",
+        )
 
 
-def gpu_beside(root: Path = Path("/")) -> tuple[Literal["nvidia", "amd"] | None, str]:
-    """Vendor and name of a GPU, whether torch can use it or not; a driver need not be installed to see that.
+def gpu_vendor(root: Path = Path("/")) -> str | None:
+    """Return "NVIDIA" or "AMD" if there is such a GPU, also one without a driver.
 
     Args:
-        root: of the file system, as tests make one up.
+        root: of the file system; for tests.
     """
-    for gpu in drivers.find_gpus().found:
-        if gpu.info.vendor in _INSTALL:
-            return ("nvidia" if gpu.info.vendor == "nvidia" else "amd"), gpu.info.name
-    signs = ("proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1")  # the second is of Windows' driver, in WSL 2
-    if any(os.path.exists(root / sign) for sign in signs) or (os.name == "nt" and shutil.which("nvidia-smi")):
-        return "nvidia", "a GPU of NVIDIA's"
-    vendors = {_vendor(device) for device in (root / "sys/bus/pci/devices").glob("*")}
-    if "nvidia" in vendors:
-        return "nvidia", "a GPU of NVIDIA's"
-    return ("amd", "a GPU of AMD's") if "amd" in vendors else (None, "")
-
-
-def _vendor(device: Path) -> Literal["nvidia", "amd"] | None:
-    """Of a PCI device that Linux lists; None where it is no GPU, or one that shares the processor's memory."""
-
-    def read(name: str) -> int:
-        try:
-            return int((device / name).read_text(), 0)
-        except (OSError, ValueError):
-            return 0
-
-    if read("class") >> 16 != _DISPLAY_CONTROLLER:
-        return None
-    if read("vendor") == 0x10DE:
-        return "nvidia"
-    memory = read("mem_info_vram_total")  # of the driver amdgpu
-    return "amd" if read("vendor") == 0x1002 and (memory == 0 or memory > _INTEGRATED) else None
-
-
-def _cuda_error(torch: Any) -> str:
-    try:
-        torch.cuda.init()
-    except Exception as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"it counts {torch.cuda.device_count()} devices"
+    signs = ("proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1")  # the second in WSL 2
+    windows = os.name == "nt" and shutil.which("nvidia-smi")
+    if find_gpus()[0] or windows or any(os.path.exists(root / sign) for sign in signs):
+        return "NVIDIA"
+    found: set[str | None] = set()
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):
+            if (device / "class").read_text().startswith(_DISPLAY_CONTROLLER):
+                found.add(_VENDORS.get((device / "vendor").read_text().strip()))
+    return next((vendor for vendor in _VENDORS.values() if vendor in found), None)

@@ -1,4 +1,4 @@
-"""The networks beside the UNet, as stages of a recorded run."""
+"""Each call of a ControlNet as a stage."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from weakref import WeakSet
 
 from torch import nn
 
-from ..recorder import stage_of
+from ...recorder import stage_of
 
 _identity_nets: WeakSet[nn.Module] = WeakSet()
 
 
 def note_identity_net(control_net: Any) -> None:
-    """Remember that this ControlNet of the host's is one that sees a face."""
+    """Remember that this ControlNet of the host is an IdentityNet."""
     if (network := _network(control_net)) is not None:
         _identity_nets.add(network)
 
 
 @contextmanager
 def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> Generator[None]:
-    """In the block, each call of a ControlNet that these conditionings hold is a stage."""
+    """In the block, make each call of a ControlNet of these conditionings a stage."""
     handles = [
         handle
         for network in networks_of(conds)
@@ -36,8 +36,8 @@ def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> G
 
 
 def networks_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.Module]:
-    """The networks of the ControlNets that these conditionings hold."""
-    found: dict[nn.Module, None] = {}  # each once, in order: the copies of a ControlNet share its network
+    """Return the networks of the ControlNets in these conditionings, each once: copies share their network."""
+    found: dict[nn.Module, None] = {}
     for entry in (entry for cond in conds for entry in cond or ()):
         control = entry.get("control")
         while control is not None:
@@ -48,6 +48,6 @@ def networks_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.
 
 
 def _network(control: Any) -> nn.Module | None:
-    """None for what steers without a network of this kind, such as a T2I adapter."""
+    """Return the network of a ControlNet; None for other controls, such as a T2I adapter."""
     network = getattr(control, "control_model", None)
     return network if isinstance(network, nn.Module) else None

@@ -1,0 +1,167 @@
+"""The nodes InstantID Doctor and InstantID Profile."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from torch import Tensor
+
+from ...errors import FastInstantIDError
+from .. import sockets
+from ..models import backend_of
+from . import prompt as prompts
+
+if TYPE_CHECKING:
+    from ...observe.profile import Profile
+
+logger = logging.getLogger("fast_instantid")
+
+_LOST = "the workflow failed, was cancelled, or did not reach this node"
+_WIDTH = 80  # characters of a line in a node
+
+
+class InstantIDDoctor:
+    """``fast-instantid doctor`` for the ComfyUI that it runs in."""
+
+    DESCRIPTION = (
+        "Checks this ComfyUI for InstantID (device, face analysis, model files, node packs, GPU memory), and says what "
+        "is wrong and what to do."
+    )
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("text",)
+    FUNCTION = "examine"
+    CATEGORY = "InstantID"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.doctor()
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        """NaN, so that the node runs each time."""
+        return float("nan")
+
+    def examine(self, provider: str = "auto") -> dict[str, Any]:
+        from ...observe.doctor import Places, examine  # slow to import, and rarely used
+
+        def folders(kind: str) -> tuple[Path, ...]:
+            return tuple(map(Path, folder_paths.get_folder_paths(kind)))
+
+        backend, device = backend_of(provider)
+        places = Places(
+            "comfyui",
+            Path(folder_paths.models_dir),
+            faces=tuple(reversed(folders("insightface"))),  # the order of find_face_pack
+            adapters=folders("instantid"),
+            identitynets=folders("controlnet"),
+            bases=folders("checkpoints"),
+            custom_nodes=folders("custom_nodes"),
+            backend=backend,
+            device=str(device),
+        )
+        report = examine(places)
+        text = report.text(width=_WIDTH)
+        logger.log(logging.WARNING if report.broken else logging.INFO, "doctor:\n%s", text)
+        return {"ui": {"text": [text]}, "result": (text,)}
+
+
+class InstantIDProfile:
+    """Records the prompt that it is part of."""
+
+    DESCRIPTION = (
+        "Shows where the time of this workflow goes, from its first node to this one, and writes a trace for "
+        "ui.perfetto.dev into ComfyUI's output folder. Put it between VAE Decode and Save Image, or at the end."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("images", "text")
+    FUNCTION = "profile"
+    CATEGORY = "InstantID"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.profile()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None) -> bool | str:
+        try:
+            if filename_prefix is not None:  # None for a link
+                _check_prefix(filename_prefix)
+        except FastInstantIDError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, enabled: bool | None, **_: Any) -> float | str:
+        """NaN, so that the node runs each time; not if it is switched off."""
+        return "off" if enabled is False else float("nan")
+
+    def check_lazy_status(self, enabled: bool, filename_prefix: str, dynprompt: Any = None, **_: Any) -> list[str]:
+        """Begin to record: ComfyUI calls this before it runs the nodes behind the lazy input."""
+        if enabled:
+            prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, _LOST))
+        return ["images"]
+
+    def __init__(self) -> None:
+        self._prompt: Any = None
+        self._text = ""
+
+    def profile(
+        self, images: Tensor, enabled: bool, filename_prefix: str, dynprompt: Any = None, unique_id: str | None = None
+    ) -> dict[str, Any]:
+        if dynprompt is not None and dynprompt is self._prompt:  # called once per picture of a list
+            return {"ui": {"text": [], "trace": []}, "result": (images, self._text)}
+        recorded = prompts.end(dynprompt)
+        traces: list[dict[str, str]] = []
+        if not enabled:
+            text = "Switched off: nothing is recorded."
+        elif recorded is None:
+            text = "Another InstantID Profile of this workflow ended the recording. Keep one of them."
+        else:
+            text, traces = _show(recorded, filename_prefix)
+        self._prompt, self._text = dynprompt, text
+        return {"ui": {"text": [text], "trace": traces}, "result": (images, text)}
+
+
+def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") -> tuple[str, list[dict[str, str]]]:
+    """Save the trace and log it; return the node's text, and the trace as ComfyUI's ``/view`` names it."""
+    from ...observe.profile import Profile
+
+    profile = Profile.of(recorded.recorder, "ComfyUI workflow", ended_early)
+    lines = [profile.tree()]
+    lines.append("Nodes that are missing here did not run: ComfyUI still had their results.")
+    traces: list[dict[str, str]] = []
+    try:
+        trace, subfolder = _save(profile, prefix)
+        traces = [{"filename": trace.name, "subfolder": subfolder, "type": "output"}]
+        lines.append(f"Trace, for ui.perfetto.dev: {trace}")
+    except (OSError, FastInstantIDError) as error:  # must not cost the picture
+        lines.append(f"The trace could not be written: {error}")
+        logger.warning("the trace of the profile could not be written: %s", error)
+    text = "\n".join(lines)
+    logger.info("profile:\n%s", text)
+    return text, traces
+
+
+def _save(profile: Profile, prefix: str) -> tuple[Path, str]:
+    """Write the trace into the host's output folder; return it and its subfolder there."""
+    _check_prefix(prefix)
+    output = folder_paths.get_output_directory()
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+    trace = Path(folder, f"{name}_{counter:05}_.json")
+    profile.save(trace)
+    return trace, subfolder
+
+
+def _check_prefix(prefix: str) -> None:
+    output = os.path.abspath(folder_paths.get_output_directory())
+    target = Path(os.path.abspath(os.path.join(output, prefix)))
+    if not os.path.basename(prefix) or not target.is_relative_to(output):
+        raise FastInstantIDError(
+            f"filename_prefix {prefix!r} names no file in ComfyUI's output folder: give a name, or subfolder/name"
+        )

@@ -1,0 +1,82 @@
+"""Recording of one prompt while ComfyUI runs it.
+
+ComfyUI asks a node with lazy inputs before it runs the nodes behind them: there the recording begins. It ends when the
+node runs, or with the prompt if that fails or is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ...recorder import Recorder
+
+# There is one recorder per process, and ComfyUI runs one prompt at a time.
+_running: RecordedPrompt | None = None
+_last_prompt: Any = None
+
+
+class RecordedPrompt:
+    """A prompt that is recorded from :func:`begin` to :func:`end`.
+
+    Args:
+        prompt: the host's ``DynamicPrompt``.
+        node: the class of the node that records.
+        when_lost: called with this if the prompt ends without :func:`end`.
+    """
+
+    def __init__(self, prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
+        self.prompt = prompt
+        self.recorder = Recorder()
+        self.recorder.start()
+        self._when_lost = when_lost
+        try:
+            from .host_nodes import HostNodes
+
+            self._nodes = HostNodes(without=node)
+        except ImportError:  # an older ComfyUI
+            self._nodes = None
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a ComfyUI without asyncio here: the next recording ends this one
+            task = None
+        if task is not None:
+            task.add_done_callback(lambda _: self.lose())
+
+    def stop(self) -> None:
+        """End the recording."""
+        global _running
+        _running = None
+        if self._nodes is not None:
+            self._nodes.stop()
+        self.recorder.stop()
+
+    def lose(self) -> None:
+        """Stop and report the loss, unless the recording has ended."""
+        if self is _running:
+            self.stop()
+            self._when_lost(self)
+
+
+def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
+    """Start to record ``prompt``. Idempotent for one prompt, also after the end of its recording.
+
+    Raises:
+        FastInstantIDError: another recorder runs in this process.
+    """
+    global _running, _last_prompt
+    if prompt is _last_prompt:
+        return
+    if _running is not None:
+        _running.lose()
+    _running, _last_prompt = RecordedPrompt(prompt, node, when_lost), prompt
+
+
+def end(prompt: Any) -> RecordedPrompt | None:
+    """Stop the recording of ``prompt`` and return it; None if there is none, or if it has ended."""
+    recorded = _running
+    if recorded is None or recorded.prompt is not prompt:
+        return None
+    recorded.stop()
+    return recorded
