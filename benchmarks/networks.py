@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fast_instantid.faces.network import load_network
 from torch import Tensor
 
 from benchmarks.sizes import EMBEDDING_DIM, IDENTITY_TOKENS, SIZES, Size
 from fast_instantid import Cache
 from fast_instantid.faces import find_pack
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.identity import Adapter
 from fast_instantid.identity.checkpoint import AdapterWeights
 from fast_instantid.identity.resampler import Resampler

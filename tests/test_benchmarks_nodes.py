@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fast_instantid.faces.network import load_network
-from fast_instantid.faces.onnx_graph import read_graph
 
 from benchmarks import common
 from benchmarks.common import SIDES, compare, held_bytes
@@ -22,6 +20,8 @@ from benchmarks.nodes.session import COLD, RUNS, SEED
 from benchmarks.nodes.watch import Watch
 from examples.seeing_detector import write_seeing_detector
 from fast_instantid.faces.detector import Detector
+from fast_instantid.faces.onnx.graph import read_graph
+from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.recorder import stage
 
 ROOT = Path(__file__).parent.parent

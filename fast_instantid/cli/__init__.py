@@ -162,18 +162,18 @@ def _generate(options: argparse.Namespace) -> int:
         from ..faces import keypoint_picture, largest
         from ..identity import Adapter
         from ..images import photos
+        from ..pipelines import InstantIDFiles, Sampling, generate, load_pipeline
         from ..pipelines.approximations import Approximations
-        from ..pipelines.generate import InstantIDFiles, Sampling, generate, load_pipeline
         from ..placement import Placement
 
     check_output(options.output, PICTURE_SUFFIXES, options.photo)
     is_miniature = choose_models(options)
     sampling = Sampling(
         negative_prompt=options.negative_prompt,
-        weight=options.weight,
-        controlnet_strength=options.controlnet_strength,
-        steps=options.steps,
-        guidance=options.guidance,
+        scale=options.weight,
+        controlnet_conditioning_scale=options.controlnet_strength,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
         seed=options.seed,
         approximations=Approximations(
             layers=options.layers,

@@ -54,7 +54,7 @@ def call_options(
         keypoints = keypoint_picture(person.face, person.photo_size, size)
     scale = instantid.defaults[_SCALE]
     if keypoints is None:  # there is no face to place, so the IdentityNet does not act
-        keypoints, scale = Image.new("RGB", size or (native_side(pipe),) * 2), 0.0
+        keypoints, scale = Image.new("RGB", size or (native_side(pipe), native_side(pipe))), 0.0
         options.pop(_SCALE, None)
     if len(nets) == 1:
         return {_SCALE: scale, **options, name: keypoints}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError, FastInstantIDError
+from ..identity import Identity
 from ..identity.layout import COND, UNCOND, LayerFace, Layout, Strength, rows
 from ..reuse import Reuse
 from .approximations import Approximations, HeldResiduals, Steps
@@ -25,7 +26,7 @@ class Drawing:
 
     Args:
         owner: the InstantID that attaches. Its pipeline's guidance says how a batch is made up.
-        subjects: the people.
+        people: each person's identity, and weight and region.
         layers: indices of the UNet's cross-attention layers that see them, of ``num_layers``.
         approximations: what to leave out.
         reuse: whether to compute once per run what is the same at every step.
@@ -34,13 +35,14 @@ class Drawing:
     def __init__(
         self,
         owner: Any,
-        subjects: Sequence[Subject],
+        people: Sequence[tuple[Identity, Subject]],
         layers: Sequence[int],
         num_layers: int,
         approximations: Approximations,
         reuse: bool,
     ) -> None:
-        self.owner, self.pipe, self.subjects = owner, owner.pipe, subjects
+        self.owner, self.pipe = owner, owner.pipe
+        self._masks = [subject.mask for _, subject in people]
         self.block: object = None
         """The block of code that it is attached for; None until it is detached, for every thread."""
         self.halves: list[Any] = []
@@ -52,15 +54,15 @@ class Drawing:
         """Of the UNet and of the IdentityNet."""
         self._approximations = approximations
         self._held = HeldResiduals(self.steps, approximations)
-        self._tokens = torch.cat([subject.identity.tokens.cpu() for subject in subjects], dim=1)
+        self._tokens = torch.cat([identity.tokens.cpu() for identity, _ in people], dim=1)
         self._laid_out_tokens: tuple[object, Tensor] | None = None
-        self._weights = [subject.weight for subject in subjects]
+        self._weights = [subject.weight for _, subject in people]
         self._crop: Crop | None = None
         self._device = torch.device("cpu")
         self._layers, self._num_layers = layers, num_layers
         self._faces = [
-            [LayerFace(keys[i], values[i], self._strength(n)) for i in layers]
-            for n, (keys, values) in enumerate((s.identity.bank.keys, s.identity.bank.values) for s in subjects)
+            [LayerFace(identity.bank.keys[i], identity.bank.values[i], self._strength(n)) for i in layers]
+            for n, (identity, _) in enumerate(people)
         ]
         self._on_layers: dict[bool, list[list[LayerFace]]] = {}
 
@@ -174,7 +176,7 @@ class Drawing:
         self._on_layers.clear()
 
     def _strength(self, person: int) -> Strength:
-        mask = self.subjects[person].mask
+        mask = self._masks[person]
         if mask is not None and self._crop is not None:
             height, width = mask.shape[-2:]
             left, top, right, bottom = self._crop

@@ -255,7 +255,7 @@ class InstantID:
     @scale.setter
     def scale(self, scale: Scale) -> None:
         drawing = self._attached_now()
-        drawing.weights = _each(scale, len(drawing.subjects))
+        drawing.weights = _each(scale, len(drawing.weights))
 
     def networks(self) -> list[Any]:
         """The UNet and, if there is one, the IdentityNet that the pipeline has now, as it calls them."""
@@ -264,20 +264,20 @@ class InstantID:
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
         weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
-        subjects = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
+        given = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
         unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
         layers = cross_attention_layers(unet)
-        for subject in subjects:
-            check_fit(subject.identity, list(layers.values()), nets, type(self.pipe).__name__)
+        for identity, _ in given:
+            check_fit(identity, list(layers.values()), nets, type(self.pipe).__name__)
         if approximations.depend_on_steps and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
                 "anew at every step: use them with a pipeline that is not compiled"
             )
         selected = approximations.selected(list(layers))
-        drawing = Drawing(self, subjects, selected, len(layers), approximations, self._reuse)
+        drawing = Drawing(self, given, selected, len(layers), approximations, self._reuse)
         if scale is not None and weight is not scale:
-            drawing.weights = _each(scale, len(subjects))
+            drawing.weights = _each(scale, len(given))
         return drawing
 
     def _attached_now(self) -> Drawing:

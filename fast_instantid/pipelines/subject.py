@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from typing import Any, TypeAlias
@@ -80,13 +80,16 @@ def checked_weight(weight: object) -> float:
 
 def as_subjects(
     people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
-) -> list[Subject]:
+) -> list[tuple[Identity, Subject]]:
     """Every form that ``InstantID.attach`` takes.
 
     Args:
         people: one identity, person or Subject, or several.
         weight: of all but Subjects.
         identify: makes the identity of a person; None for what is no person.
+
+    Returns:
+        each person's identity and Subject.
 
     Raises:
         FastInstantIDError: an empty list, another type, or a weight beside Subjects that have their own.
@@ -100,11 +103,9 @@ def as_subjects(
     return [_as_subject(one, default, identify) for one in given]
 
 
-def _as_subject(one: Any, weight: float, identify: Callable[[Any], Identity | None]) -> Subject:
-    if isinstance(one, Subject) and isinstance(one.identity, Identity):
-        return one
+def _as_subject(one: Any, weight: float, identify: Callable[[Any], Identity | None]) -> tuple[Identity, Subject]:
     who = one.identity if isinstance(one, Subject) else one
     identity = who if isinstance(who, Identity) else identify(who)
     if identity is None:
         raise FastInstantIDError(f"cannot attach a {type(who).__name__}: expected an Identity or a Subject")
-    return replace(one, identity=identity) if isinstance(one, Subject) else Subject(identity, weight)
+    return identity, one if isinstance(one, Subject) else Subject(identity, weight)
