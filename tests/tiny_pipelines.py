@@ -94,11 +94,21 @@ def shallow_pipe(own_pipe):
 
 
 @pytest.fixture
-def shallow_identity(tmp_path):
-    """An identity for the layers of ``shallow_pipe``."""
+def shallow_adapter(tmp_path):
+    """An adapter for the layers of ``shallow_pipe``."""
     channels = [16, 32] + [32] * 2 + [16] * 2 + [32]
     path = write_tiny_adapter(tmp_path / "ip-adapter.bin", channels=channels, token_width=TOKEN_WIDTH)
-    return Adapter.load(path, "cpu", torch.float32).identity(torch.ones(1, 512))
+    return Adapter.load(path, "cpu", torch.float32)
+
+
+@pytest.fixture
+def shallow_identity(shallow_adapter):
+    return shallow_adapter.identity(torch.ones(1, 512))
+
+
+@pytest.fixture
+def shallow_other(shallow_adapter):
+    return shallow_adapter.identity(-torch.ones(1, 512))
 
 
 def make(pipeline, components, **more):

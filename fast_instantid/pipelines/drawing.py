@@ -60,9 +60,10 @@ class Drawing:
         self._crop: Crop | None = None
         self._device = torch.device("cpu")
         self._layers, self._num_layers = layers, num_layers
+        strengths = [self._strength(n) for n in range(len(people))]
         self._faces = [
-            [LayerFace(identity.bank.keys[i], identity.bank.values[i], self._strength(n)) for i in layers]
-            for n, (identity, _) in enumerate(people)
+            [LayerFace(identity.bank.keys[i], identity.bank.values[i], strength) for i in layers]
+            for (identity, _), strength in zip(people, strengths, strict=True)
         ]
         self._on_layers: dict[bool, list[list[LayerFace]]] = {}
 

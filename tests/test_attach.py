@@ -1,0 +1,501 @@
+"""Attached and detached: the person travels with the call, and nothing that happens meanwhile is ignored in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+    TextToVideoZeroSDXLPipeline,
+)
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+from PIL import Image
+
+from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError
+from fast_instantid.pipelines import Approximations, InstantID, Subject
+from fast_instantid.pipelines.drawing import Drawing
+from fast_instantid.pipelines.halves import IdentityNetHalf, UNetHalf
+from tests.tiny_pipelines import (
+    KEYPOINTS,
+    SIZE,
+    assert_unchanged,
+    load_tiny_ip_adapter,
+    make,
+    picture,
+    sample,
+    state_of,
+)
+
+pytest_plugins = ["tests.tiny_pipelines"]
+
+
+@pytest.fixture
+def plain_pipe(components):
+    return make(StableDiffusionXLPipeline, components)
+
+
+def alone(pipe, identity, **arguments):
+    with InstantID(pipe).attached(identity):
+        return sample(pipe, **arguments)
+
+
+def at_once(*calls):
+    """Results of calls that all begin before any ends, each in a thread of its own."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call):
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [future.result() for future in [threads.submit(run, call) for call in calls]]
+
+
+class TestThreads:
+    def test_one_pipeline_draws_each_threads_own_person(self, pipe, identity, someone_else):
+        wanted = [alone(pipe, identity), alone(pipe, someone_else)]
+        before = state_of(pipe)
+        for _ in range(2):
+            found = at_once(lambda: alone(pipe, identity), lambda: alone(pipe, someone_else))
+            assert all(map(torch.equal, found, wanted))
+        assert_unchanged(pipe, before)
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_one_object_in_two_threads(self, pipe, identity, someone_else):
+        wanted = [alone(pipe, identity), alone(pipe, someone_else)]
+        instantid = InstantID(pipe)
+
+        def draw(person):
+            instantid.attach(person)
+            try:
+                return sample(pipe)
+            finally:
+                instantid.detach()
+
+        found = at_once(lambda: draw(identity), lambda: draw(someone_else))
+        assert all(map(torch.equal, found, wanted))
+
+    @pytest.mark.parametrize("own_scheduler", [False, True])
+    def test_two_pipelines_that_share_a_unet(self, components, nets, identity, someone_else, own_scheduler):
+        first = make(StableDiffusionXLControlNetPipeline, components, controlnet=nets[0])
+        parts = components | {"scheduler": copy.deepcopy(components["scheduler"])} if own_scheduler else components
+        second = make(StableDiffusionXLPipeline, parts)
+        size = {"height": SIZE, "width": SIZE}
+        wanted = [alone(first, identity), alone(second, someone_else, **size)]
+        found = at_once(lambda: alone(first, identity), lambda: alone(second, someone_else, **size))
+        assert all(map(torch.equal, found, wanted))
+
+    def test_a_pipeline_without_anybody_beside_one_with(self, components, identity):
+        first = make(StableDiffusionXLPipeline, components)
+        second = make(StableDiffusionXLPipeline, components | {"scheduler": copy.deepcopy(components["scheduler"])})
+        size = {"height": SIZE, "width": SIZE}
+        plain, wanted = sample(second, **size), alone(first, identity, **size)
+        found = at_once(lambda: alone(first, identity, **size), lambda: sample(second, **size))
+        assert all(map(torch.equal, found, [wanted, plain]))
+
+    def test_a_block_is_not_for_other_threads(self, pipe, identity):
+        with (
+            InstantID(pipe).attached(identity),
+            ThreadPoolExecutor(1) as other,
+            pytest.raises(BackendError, match="another thread"),
+        ):
+            other.submit(sample, pipe).result()
+
+    def test_what_is_attached_for_good_is_for_all_threads(self, pipe, identity, someone_else):
+        wanted = alone(pipe, identity)
+        instantid = InstantID(pipe)
+        instantid.attach(identity)
+        with ThreadPoolExecutor(1) as other:
+            assert torch.equal(other.submit(sample, pipe).result(), wanted)
+            other.submit(instantid.attach, someone_else).result()
+            assert torch.equal(sample(pipe), wanted), "this thread's own person"
+            other.submit(instantid.detach).result()
+        instantid.detach()
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_tasks_of_one_event_loop(self, pipe, identity, someone_else):
+        wanted = [alone(pipe, identity), alone(pipe, someone_else)]
+
+        async def draw(person):
+            with InstantID(pipe).attached(person):
+                await asyncio.sleep(0)
+                return await asyncio.to_thread(sample, pipe)
+
+        async def both():
+            return await asyncio.gather(draw(identity), draw(someone_else))
+
+        assert all(map(torch.equal, asyncio.run(both()), wanted))
+
+
+class TestNesting:
+    def test_the_outer_person_draws_again(self, pipe, identity, someone_else):
+        wanted, before = [alone(pipe, identity), alone(pipe, someone_else)], state_of(pipe)
+        with InstantID(pipe).attached(identity):
+            with InstantID(pipe).attached(someone_else):
+                assert torch.equal(sample(pipe), wanted[1])
+            assert torch.equal(sample(pipe), wanted[0])
+        assert_unchanged(pipe, before)
+
+    def test_of_one_object(self, pipe, identity, someone_else):
+        wanted, instantid = [alone(pipe, identity), alone(pipe, someone_else)], InstantID(pipe)
+        instantid.attach(identity)
+        with instantid.attached(someone_else):
+            assert torch.equal(sample(pipe), wanted[1])
+        assert torch.equal(sample(pipe), wanted[0])
+        instantid.detach()
+
+    def test_a_pipeline_dropped_while_attached_is_freed(self, files, identity):
+        pipe = make(StableDiffusionXLPipeline, StableDiffusionXLPipeline.from_pretrained(files.base).components)
+        instantid = InstantID(pipe)
+        instantid.attach(identity)
+        sample(pipe, height=SIZE, width=SIZE)
+        unet = weakref.ref(pipe.unet)
+        del pipe, instantid
+        gc.collect()
+        assert unet() is None
+
+
+class TestScale:
+    def test_it_changes_while_attached(self, pipe, identity, someone_else):
+        instantid = InstantID(pipe)
+        with instantid.attached(identity, scale=0.3):
+            wanted = sample(pipe)
+        with instantid.attached(identity):
+            assert instantid.scale == 0.8
+            instantid.scale = 0.3
+            assert torch.equal(sample(pipe), wanted)
+            instantid.scale = 0
+            assert torch.equal(sample(pipe, scale=0.0), sample_without(pipe))
+        people = [Subject(identity, 0.2), Subject(someone_else, 0.9)]
+        with instantid.attached(people):
+            wanted = sample(pipe)
+        with instantid.attached([identity, someone_else]):
+            instantid.scale = [0.2, 0.9]
+            assert instantid.scale == [0.2, 0.9]
+            assert torch.equal(sample(pipe), wanted)
+        with instantid.attached([identity, someone_else], scale=[0.2, 0.9]):
+            assert torch.equal(sample(pipe), wanted)
+
+    def test_between_two_steps(self, plain_pipe, identity):
+        size = {"height": SIZE, "width": SIZE, "steps": 3}
+        instantid = InstantID(plain_pipe)
+
+        def louder(pipe, step, timestep, tensors):
+            instantid.scale = 0.8
+            return tensors
+
+        with instantid.attached(identity, scale=0.0):
+            changed = sample(plain_pipe, callback_on_step_end=louder, **size)
+        with instantid.attached(identity, approximations=Approximations(identity_range=(0.3, 1))):
+            assert torch.equal(changed, sample(plain_pipe, **size))
+
+    @pytest.mark.parametrize("scale", [-0.1, float("nan"), 6, [0.1, 0.2], "much"])
+    def test_what_is_no_scale_is_refused(self, pipe, identity, scale):
+        instantid = InstantID(pipe)
+        with pytest.raises(FastInstantIDError, match="nobody is attached"):
+            instantid.scale = 1.0
+        with instantid.attached(identity), pytest.raises(FastInstantIDError):
+            instantid.scale = scale
+
+
+def sample_without(pipe):
+    """With the tokens in the IdentityNet, which does not act, and nobody in the attention."""
+    return sample(pipe, scale=0.0)
+
+
+class TestWhichIdentityNet:
+    def test_none_leaves_the_controlnet_alone(self, pipe, identity):
+        with InstantID(pipe, identity_net=None).attached(identity, scale=0.0):
+            attention_off = sample(pipe)
+        assert torch.equal(attention_off, sample(pipe))
+
+    def test_the_model_itself(self, components, nets, identity):
+        pipe = make(StableDiffusionXLControlNetPipeline, components, controlnet=nets)
+        pictures = {"image": [KEYPOINTS, picture(3)]}
+        with InstantID(pipe, identity_net=1).attached(identity):
+            wanted = sample(pipe, **pictures)
+        with InstantID(pipe, identity_net=nets[1]).attached(identity):
+            assert torch.equal(sample(pipe, **pictures), wanted)
+
+    def test_one_that_cannot_be_told_is_left_alone_and_that_is_said(self, components, nets, identity, caplog):
+        pipe = make(StableDiffusionXLControlNetPipeline, components, controlnet=nets[1])  # from a folder "other"
+        instantid = InstantID(pipe)
+        assert "left alone" in caplog.text
+        assert "other" in caplog.text
+        with instantid.attached(identity, scale=0.0):
+            assert torch.equal(sample(pipe), sample_plain(pipe))
+        caplog.clear()
+        InstantID(pipe, identity_net=0)
+        assert not caplog.text
+
+    def test_one_of_two_is_told_by_its_name(self, components, nets):
+        pipe = make(StableDiffusionXLControlNetPipeline, components, controlnet=[nets[1], nets[0]])
+        assert InstantID(pipe).networks()[1] is nets[0]
+
+    @pytest.mark.parametrize("which", [2, -1, "depth", 1.5, True])
+    def test_what_it_has_not_is_refused(self, pipe, which):
+        with pytest.raises(BackendError):
+            InstantID(pipe, identity_net=which)
+
+    def test_a_controlnet_union_works_beside_it(self, components, identity, caplog):
+        union = ControlNetUnionModel.from_unet(components["unet"])
+        width = union.config.block_out_channels[0]
+        union = ControlNetUnionModel.from_config(
+            union.config, num_trans_channel=width, num_proj_channel=width, num_trans_head=2
+        )
+        pipe = make(StableDiffusionXLControlNetUnionPipeline, components, controlnet=union)
+
+        plain = draw_union(pipe)
+        instantid = InstantID(pipe)
+        with instantid.attached(identity, scale=0.0):
+            assert torch.equal(draw_union(pipe), plain)
+        with instantid.attached(identity):
+            assert (draw_union(pipe) - plain).abs().max() > 1e-2
+        with pytest.raises(BackendError, match="ControlNetUnionModel"):
+            InstantID(pipe, identity_net=0)
+
+
+def draw_union(pipe):
+    return pipe(
+        "a man",
+        control_image=[KEYPOINTS],
+        control_mode=[0],
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+
+
+def sample_plain(pipe):
+    from fast_instantid.pipelines import attachment
+
+    assert attachment.Attachments.of(pipe) is not None
+    token = attachment._own.set(())
+    try:
+        return (
+            type(pipe)
+            .__base__.__call__(
+                pipe,
+                "a man reading",
+                image=KEYPOINTS,
+                controlnet_conditioning_scale=0.8,
+                num_inference_steps=2,
+                generator=[torch.Generator().manual_seed(0)],
+                output_type="latent",
+            )
+            .images
+        )
+    finally:
+        attachment._own.reset(token)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("pipeline", [StableDiffusionXLInstructPix2PixPipeline, TextToVideoZeroSDXLPipeline])
+    def test_pipelines_that_make_up_batches_of_their_own(self, components, pipeline):
+        parts = {name: part for name, part in components.items() if name not in ("feature_extractor", "image_encoder")}
+        with pytest.raises(BackendError, match=pipeline.__name__):
+            InstantID(pipeline(**parts))
+
+    def test_another_kind_of_unet(self, components):
+        pipe = make(StableDiffusionXLPipeline, components)
+        pipe.unet = ControlNetModel.from_unet(components["unet"])
+        with pytest.raises(BackendError, match=r"StableDiffusionXLPipeline has a ControlNetModel"):
+            InstantID(pipe)
+
+    def test_arguments_of_instantx_are_warned_of(self, pipe, identity):
+        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="image_embeds= of InstantX"):
+            sample(pipe, image_embeds=torch.zeros(1, 512))
+        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="ip_adapter_scale="):
+            sample(pipe, ip_adapter_scale=0.5)
+
+
+class TestChangesInTheBlock:
+    """Each does what it does without InstantID, and the person is drawn all the same."""
+
+    def test_an_ip_adapter_is_loaded_scaled_and_unloaded(self, own_pipe, identity):
+        instantid = InstantID(own_pipe)
+        arguments = load_tiny_ip_adapter(own_pipe.unet)
+        own_pipe.set_ip_adapter_scale(0.3)
+        with instantid.attached(identity):
+            wanted = sample(own_pipe, **arguments)
+        own_pipe.unload_ip_adapter()
+        with instantid.attached(identity):
+            without = sample(own_pipe)
+            load_tiny_ip_adapter(own_pipe.unet)
+            loud = sample(own_pipe, **arguments)
+            own_pipe.set_ip_adapter_scale(0.3)
+            assert torch.equal(sample(own_pipe, **arguments), wanted)
+            own_pipe.unload_ip_adapter()
+            assert torch.equal(sample(own_pipe), without)
+        assert (loud - wanted).abs().max() > 1e-3
+
+    def test_attention_slicing(self, own_pipe, identity):
+        with InstantID(own_pipe).attached(identity):
+            wanted = sample(own_pipe)
+            own_pipe.enable_attention_slicing(1)
+            torch.testing.assert_close(sample(own_pipe), wanted, rtol=0, atol=1e-4)
+        kinds = {type(processor) for processor in own_pipe.unet.attn_processors.values()}
+        assert kinds == {SlicedAttnProcessor}
+
+    def test_fused_projections(self, own_pipe, identity):
+        with InstantID(own_pipe).attached(identity):
+            wanted = sample(own_pipe)
+            own_pipe.unet.fuse_qkv_projections()
+            torch.testing.assert_close(sample(own_pipe), wanted, rtol=0, atol=1e-4)
+            own_pipe.unet.unfuse_qkv_projections()
+
+    def test_processors_of_the_users_own(self, own_pipe, identity):
+        with InstantID(own_pipe).attached(identity):
+            wanted = sample(own_pipe)
+            own_pipe.unet.set_attn_processor(AttnProcessor())
+            torch.testing.assert_close(sample(own_pipe), wanted, rtol=0, atol=1e-4)
+
+    def test_another_unet(self, own_pipe, components, identity):
+        first, before = own_pipe.unet, state_of(own_pipe)
+        other = copy.deepcopy(components["unet"])
+        with torch.no_grad():
+            other.conv_out.bias.add_(0.5)
+        with InstantID(own_pipe).attached(identity):
+            drawn = sample(own_pipe)
+            own_pipe.unet = other
+            changed = sample(own_pipe)
+            own_pipe.unet = first
+            assert torch.equal(sample(own_pipe), drawn)
+            own_pipe.unet = other
+        own_pipe.unet = first
+        assert_unchanged(own_pipe, before)
+        own_pipe.unet = other
+        assert torch.equal(alone(own_pipe, identity), changed)
+        assert "forward" not in vars(other)
+
+    def test_a_deep_copy_runs_its_own_networks(self, own_pipe, identity):
+        plain = sample(own_pipe)
+        with InstantID(own_pipe).attached(identity):
+            net = copy.deepcopy(own_pipe.controlnet)
+            with torch.no_grad():
+                net.controlnet_mid_block.bias.add_(1.0)
+            unet = copy.deepcopy(own_pipe.unet)
+        own_pipe.controlnet = net
+        assert (sample(own_pipe) - plain).abs().max() > 1e-2
+        own_pipe.unet = unet
+        changed = sample(own_pipe)
+        with torch.no_grad():
+            unet.conv_out.bias.add_(1.0)
+        assert (sample(own_pipe) - changed).abs().max() > 1e-2
+
+    @pytest.mark.parametrize("pipeline", [StableDiffusionXLInpaintPipeline, StableDiffusionXLControlNetInpaintPipeline])
+    def test_a_region_moves_with_the_part_that_is_painted(self, components, nets, identity, pipeline):
+        """``padding_mask_crop`` draws a part of the picture at full size: the region is cropped as the picture is."""
+        more = {} if pipeline is StableDiffusionXLInpaintPipeline else {"controlnet": nets[0]}
+        pipe = make(pipeline, components, **more)
+        mask = Image.new("L", (SIZE, SIZE))
+        mask.paste(255, (8, 8, 56, 56))
+        arguments = {"image": picture(1), "mask_image": mask, "strength": 0.99, "padding_mask_crop": 4}
+        if more:
+            arguments["control_image"] = KEYPOINTS
+        corner = torch.zeros(SIZE, SIZE)
+        corner[: SIZE // 2, : SIZE // 2] = 1
+        call = {"num_inference_steps": 2, "output_type": "pil", "height": SIZE, "width": SIZE}
+
+        def draw(who):
+            with InstantID(pipe).attached(who):
+                generator = torch.Generator().manual_seed(0)
+                return pipe("a man", generator=generator, **call, **arguments).images[0].tobytes()
+
+        everywhere = draw(Subject(identity))
+        assert draw(Subject(identity, region=corner)) == everywhere
+        assert draw(Subject(identity, region=1 - corner)) != everywhere
+
+
+class TestHalves:
+    """Each apart: injected and ejected, it leaves its network as it was, and a call that draws nobody is untouched."""
+
+    def test_of_the_unet(self, plain_pipe):
+        size = {"height": SIZE, "width": SIZE}
+        plain, unet = sample(plain_pipe, **size), plain_pipe.unet
+        before = [dict(vars(module)) for module in unet.modules()]
+        half = UNetHalf(unet, lambda _: None)
+        for _ in range(2):
+            half.inject()
+            assert torch.equal(sample(plain_pipe, **size), plain)
+            assert "forward" in vars(unet)
+            half.eject()
+        assert [dict(vars(module)) for module in unet.modules()] == before
+
+    def test_of_the_identitynet(self, pipe):
+        plain, net = sample(pipe), pipe.controlnet
+        before = [dict(vars(module)) for module in net.modules()]
+        half = IdentityNetHalf(net, lambda _: None)
+        half.inject()
+        assert torch.equal(sample(pipe), plain)
+        half.eject()
+        half.eject()
+        assert [dict(vars(module)) for module in net.modules()] == before
+
+    def test_only_one_acts(self, pipe, identity):
+        """The IdentityNet alone sees the tokens, with nobody in the attention."""
+        drawing: list[Drawing] = []
+        half = IdentityNetHalf(pipe.controlnet, lambda _: drawing[0])
+        drawing.append(InstantID(pipe)._drawing(identity, None, Approximations()))
+        with InstantID(pipe).attached(identity, scale=0.0):
+            wanted = sample(pipe)
+        half.inject()
+        try:
+            assert torch.equal(sample(pipe), wanted)
+        finally:
+            half.eject()
+
+
+def test_a_compiled_unet_has_one_graph_for_all_people_and_scales(shallow_pipe, shallow_identity, shallow_other):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    shallow_pipe.unet = torch.compile(shallow_pipe.unet, backend=backend, fullgraph=True)
+    instantid = InstantID(shallow_pipe)
+    with torch.no_grad():
+        for person in (shallow_identity, shallow_other):
+            for scale in (0.8, 0.5, 0.0):
+                with instantid.attached(person, scale=scale):
+                    sample(shallow_pipe)
+        with instantid.attached(shallow_identity):
+            for scale in (0.1, 1.2):
+                instantid.scale = scale
+                sample(shallow_pipe, steps=3)
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+
+
+def test_image_to_image_through_the_call(components, identity):
+    pipe = make(StableDiffusionXLImg2ImgPipeline, components)
+    picture_ = InstantID(pipe)("a man", identity, image=picture(1), strength=0.9, num_inference_steps=2).images[0]
+    assert picture_.size == (SIZE, SIZE)
+
+
+def test_an_identity_of_another_model_in_the_place_of_the_unet_is_refused(own_pipe, identity, files):
+    small = StableDiffusionXLPipeline.from_pretrained(files.base).unet
+    for block in small.down_blocks:
+        if hasattr(block, "attentions"):
+            del block.attentions[0].transformer_blocks[0].attn2
+    with InstantID(own_pipe).attached(identity):
+        own_pipe.unet = small
+        with pytest.raises((ModelFileError, AttributeError)):
+            sample(own_pipe)
