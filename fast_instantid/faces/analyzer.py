@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..cache import Cache, shared_cache
+from ..download import local_path
 from ..errors import NoFaceError
 from ..images import ImageInput, photos
 from .cached import CachedNetworks
@@ -76,7 +77,7 @@ class FaceAnalyzer:
             ModelFileError: a network is missing, damaged or of another kind.
             BackendError: the backend, device or provider is missing, or cannot compute in ``dtype`` or at ``sizes``.
         """
-        found = find_pack(pack)
+        found = find_pack(local_path(pack, "a face model pack"))
         detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, sizes=sizes)
         recognizer = Recognizer(load_network(found.recognizer, backend, device, dtype), found.recognizer)
         return cls(detector, recognizer, cache)
