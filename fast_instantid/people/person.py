@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -91,7 +92,7 @@ def find_person(
         chosen[0],
         (first.width, first.height),
         Image.fromarray(align(first.rgb, chosen[0].kps)),
-        first.name if name is None else name,
+        Path(first.name).stem if name is None else name,
     )
 
 

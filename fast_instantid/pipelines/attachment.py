@@ -115,11 +115,11 @@ def innermost(owner: Any) -> Drawing | None:
     return own[-1] if own else None
 
 
-def lasting(owner: Any) -> list[Drawing]:
-    """What an InstantID attached in any thread until it is detached."""
+def attached_for(owner: Any, block: object = None) -> list[Drawing]:
+    """What an InstantID attached, in any thread, for a block of code or, without one, until it is detached."""
     attachments = Attachments.of(owner.pipe)
     drawings = [] if attachments is None else attachments.drawings
-    return [drawing for drawing in drawings if drawing.owner is owner and drawing.block is None]
+    return [drawing for drawing in drawings if drawing.owner is owner and drawing.block is block]
 
 
 def current(model: nn.Module) -> Drawing | None:
@@ -189,11 +189,13 @@ def _seen_crop(drawing: Drawing) -> Generator[None]:
         drawing.begin_run(crop)
         return box
 
+    own = {name: value for name, value in vars(processor).items() if name == "get_crop_region"}
     vars(processor)["get_crop_region"] = get_crop_region
     try:
         yield
     finally:
-        vars(processor).pop("get_crop_region", None)
+        del vars(processor)["get_crop_region"]
+        vars(processor).update(own)
 
 
 def _turn_of(pipe: Any) -> Any:
@@ -202,10 +204,15 @@ def _turn_of(pipe: Any) -> Any:
 
 
 def _follow(drawing: Drawing) -> None:
-    """Inject into the networks that the pipeline has now, if they were exchanged or compiled since."""
+    """Inject into the networks that the pipeline has now, if they were exchanged or compiled since.
+
+    Raises:
+        ModelFileError: the people do not fit the new networks.
+    """
     before = [(half.model, half.entry) for half in drawing.halves]
     now = [(getattr(entry, "_orig_mod", entry), entry_point(entry)) for entry in drawing.owner.networks()]
     if before != now:
+        drawing.owner.check(drawing.identities)
         _eject(drawing)
         _inject(drawing)
 

@@ -42,6 +42,7 @@ class Drawing:
         reuse: bool,
     ) -> None:
         self.owner, self.pipe = owner, owner.pipe
+        self.identities = [identity for identity, _ in people]
         self._masks = [subject.mask for _, subject in people]
         self.block: object = None
         """The block of code that it is attached for; None until it is detached, for every thread."""

@@ -78,12 +78,12 @@ class InstantID:
         defaults: dict[str, Any] | None = None,
     ) -> None:
         check_pipeline(pipe)
+        choose_identity_net(pipe, identity_net)
         self.pipe = pipe
         self.adapter, self.faces = adapter, faces
         self.defaults = DEFAULTS | (defaults or {})
         self._identity_net = identity_net
         self._reuse = reuse
-        choose_identity_net(pipe, identity_net, say=True)
 
     @classmethod
     def from_pretrained(
@@ -218,7 +218,7 @@ class InstantID:
     def detach(self) -> None:
         """Undo this object's last :meth:`attach`: what was attached before it draws again. Idempotent."""
         mine = attachment.innermost(self)
-        for drawing in attachment.lasting(self) if mine is None else [mine]:
+        for drawing in attachment.attached_for(self) if mine is None else [mine]:
             attachment.detach(drawing)
 
     @contextmanager
@@ -233,11 +233,11 @@ class InstantID:
         """:meth:`attach` for a block of code. Blocks nest: at the end the outer person draws again."""
         drawing = self._drawing(people, scale if weight is None else weight, approximations)
         block = drawing.block = object()
-        attachment.attach(drawing)
         try:
+            attachment.attach(drawing)
             yield self
         finally:
-            while (mine := attachment.innermost(self)) is not None and mine.block is block:
+            for mine in attachment.attached_for(self, block):  # attach() in the block may have put another there
                 attachment.detach(mine)
 
     @property
@@ -262,13 +262,23 @@ class InstantID:
         net = choose_identity_net(self.pipe, self._identity_net)
         return [self.pipe.unet] if net is None else [self.pipe.unet, net]
 
+    def check(self, identities: Sequence[Identity]) -> dict[str, Any]:
+        """The UNet's cross-attention layers by name, if these identities fit the pipeline's networks.
+
+        Raises:
+            ModelFileError: an identity that was made for another kind of model.
+        """
+        choose_identity_net(self.pipe, self._identity_net, say=True)
+        unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
+        layers = cross_attention_layers(unet)
+        for identity in identities:
+            check_fit(identity, list(layers.values()), nets, type(self.pipe).__name__)
+        return layers
+
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
         weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
         given = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
-        unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
-        layers = cross_attention_layers(unet)
-        for identity, _ in given:
-            check_fit(identity, list(layers.values()), nets, type(self.pipe).__name__)
+        layers = self.check([identity for identity, _ in given])
         if approximations.depend_on_steps and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
@@ -281,7 +291,7 @@ class InstantID:
         return drawing
 
     def _attached_now(self) -> Drawing:
-        drawing = attachment.innermost(self) or next(reversed(attachment.lasting(self)), None)
+        drawing = attachment.innermost(self) or next(reversed(attachment.attached_for(self)), None)
         if drawing is None:
             raise FastInstantIDError("nobody is attached: scale belongs to attach() and attached()")
         return drawing
