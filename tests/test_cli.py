@@ -26,6 +26,7 @@ from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints, miniature
 from fast_instantid.cli import main
+from fast_instantid.cli.output import timed
 from fast_instantid.download import MODELS
 
 
@@ -257,6 +258,13 @@ def test_generate_says_which_model_is_missing(models, photo, tmp_path, capsys):
     arguments = ["generate", "--photo", photo, "--prompt", "x", "-o", str(tmp_path / "o.png")]
     assert main([*arguments, "--instantid", str(tmp_path), "--pack", str(models / "antelopev2")]) == 1
     assert "fast-instantid download" in capsys.readouterr().err
+
+
+def test_a_step_that_fails_clears_its_progress_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(ValueError, match="no face"), timed("faces", {}):
+        raise ValueError("no face")
+    assert capsys.readouterr().err.endswith("\r\033[K")
 
 
 def test_what_fails_for_its_models_points_to_the_doctor(pack, photo, tmp_path, capsys):

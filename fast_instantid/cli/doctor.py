@@ -16,8 +16,6 @@ from .models import MINIATURE
 if TYPE_CHECKING:
     from ..observe.doctor import Places
 
-_MAX_WIDTH = 110
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``."""
@@ -44,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(report.to_json())
     else:
-        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH)))
+        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, 110)))
     return 1 if report.broken else 0
 
 

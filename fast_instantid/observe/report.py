@@ -18,7 +18,6 @@ Level = Literal["ok", "note", "warning", "broken"]
 
 JSON_VERSION = 1  # raised when a key of :meth:`Report.to_json` goes or changes its meaning, not when one is added
 
-_LABELS: dict[Level, str] = {"ok": "ok", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
 _INDENT = " " * 11
 
 
@@ -86,7 +85,7 @@ class Report:
 
 
 def _lines(finding: Finding, width: int) -> list[str]:
-    label = _LABELS[finding.level].ljust(9)
+    label = (finding.level if finding.level in ("ok", "note") else finding.level.upper()).ljust(9)
     found, *more = _wrapped(finding.found, width)
     lines = [f"  {label}{found}", *(_INDENT + line for line in [*more, *_wrapped(finding.why, width)])]
     do = [line for paragraph in finding.do.splitlines() for line in _wrapped(paragraph, width - 4)]

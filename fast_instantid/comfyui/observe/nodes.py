@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fast_instantid")
 
 _LOST = "the workflow failed, was cancelled, or did not reach this node"
-_WIDTH = 80  # characters of a line in a node
 
 
 class InstantIDDoctor:
@@ -65,7 +64,7 @@ class InstantIDDoctor:
             device=str(device),
         )
         report = examine(places)
-        text = report.text(width=_WIDTH)
+        text = report.text(width=80)
         logger.log(logging.WARNING if report.broken else logging.INFO, "doctor:\n%s", text)
         return {"ui": {"text": [text]}, "result": (text,)}
 

@@ -66,7 +66,8 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     """Say which part of a pack is there, and what is wrong with it."""
     do = places.how_to_fetch("antelopev2", _destination(places))
     beside = [folder.with_name("antelopev2.zip") for folder in places.faces]
-    archives = [path for path in (*files_below(places.faces, (".zip",)), *beside) if _holds_networks(path)]
+    below = [path for path in files_below(places.faces, (".zip",)) if path.stem.lower().startswith(("ant", "buf"))]
+    archives = [*below, *filter(os.path.isfile, beside)]
     networks = list(files_below(places.faces, (".onnx",)))
     if archives and not networks:
         if zipfile.is_zipfile(archives[0]):
@@ -114,14 +115,3 @@ def _destination(places: Places) -> Path:
     if places.host == "comfyui":
         return places.models / "insightface" / "models" / "antelopev2"
     return places.faces[0] if places.faces else places.models / "antelopev2"
-
-
-def _holds_networks(path: Path) -> bool:
-    """Whether an archive holds networks; a damaged one is told by its name."""
-    if not os.path.isfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.lower().endswith(".onnx") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return path.stem.lower().startswith(("antelope", "buffalo"))

@@ -124,7 +124,7 @@ def _controlnet_folder(folder: Path, again: str) -> Finding:
 
 def _among_controlnets(places: Places) -> Iterator[Finding]:
     files = list(files_below(places.identitynets, WEIGHTS))
-    named = [path for path in files if any(name in _name_below(path, places) for name in _NAMES)]
+    named = [path for path in files if any(name in "/".join(path.parts[-3:]).lower() for name in _NAMES)]
     again = f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}"
     findings = [_controlnet(path, again) for path in named]
     is_good = any(finding.level == "ok" for finding in findings)
@@ -173,9 +173,3 @@ def _is_sdxl_controlnet(path: Path) -> bool:
     except ModelFileError:
         return False
     return is_controlnet(shapes) and text_width(shapes) == SDXL_WIDTH
-
-
-def _name_below(path: Path, places: Places) -> str:
-    """Return the path below its folder of ControlNets, in lower case."""
-    folder = next((folder for folder in places.identitynets if path.is_relative_to(folder)), path.parent)
-    return str(path.relative_to(folder)).lower()
