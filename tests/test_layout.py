@@ -30,7 +30,7 @@ ALLOWED = {
     "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
     "miniature": set(),
-    "demo": {"faces", "people", "pipelines", "miniature"},
+    "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity"},
     "cli": {"", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
     "__main__": {"cli"},
