@@ -59,9 +59,7 @@ def identity_attention(
     Returns:
         ``(B, N, C)`` of the query's dtype, or of ``onto``'s if that has more bits.
     """
-    if (
-        not torch.compiler.is_compiling() and is_recording()
-    ):  # in this order, a compiled graph does not depend on the recorder
+    if not torch.compiler.is_compiling() and is_recording():  # in this order, recording does not recompile
         with stage("identity branch"):
             return _sum(query, entries, attend, onto)
     return _sum(query, entries, attend, onto)

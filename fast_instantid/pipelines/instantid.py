@@ -269,7 +269,7 @@ class InstantID:
         layers = cross_attention_layers(unet)
         for identity, _ in given:
             check_fit(identity, list(layers.values()), nets, type(self.pipe).__name__)
-        if approximations.depend_on_steps and any(map(is_compiled, self.networks())):
+        if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
                 "anew at every step: use them with a pipeline that is not compiled"

@@ -36,10 +36,7 @@ class InstantIDDoctor:
     FUNCTION = "examine"
     CATEGORY = "InstantID"
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.doctor()
+    INPUT_TYPES = staticmethod(sockets.doctor)
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:
@@ -82,10 +79,7 @@ class InstantIDProfile:
     FUNCTION = "profile"
     CATEGORY = "InstantID"
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.profile()
+    INPUT_TYPES = staticmethod(sockets.profile)
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None) -> bool | str:
