@@ -19,6 +19,7 @@ from ..faces import FaceAnalyzer, keypoint_picture, largest
 from ..identity import Adapter
 from ..images import photos
 from ..miniature import DRAWN_ONLY, GUIDANCE, SIZE, STEPS, MiniatureFiles
+from ..people.person import cosine
 from ..pipelines import InstantIDFiles, Sampling, generate, load_pipeline
 from ..pipelines.generate import Progress
 from ..placement import Placement
@@ -116,11 +117,6 @@ def likeness(analyzer: FaceAnalyzer, embedding: np.ndarray, picture: Image.Image
     """Return the cosine of an embedding ``(512,)`` and that of a picture's largest face; None without a face."""
     faces = analyzer.detect(picture)[0]
     return cosine(embedding, analyzer.embed(picture, largest(faces))[0]) if faces else None
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the cosine of two embeddings ``(512,)``: 1 for equal ones, about 0 for two people."""
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a ControlNet makes of its picture is computed once per run, and a silent IdentityNet not at all."""
+"""The hint block of a ControlNet runs once per run, and an IdentityNet at strength 0 not at all."""
 
 from __future__ import annotations
 
