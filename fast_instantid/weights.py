@@ -36,7 +36,7 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
 
     Raises:
-        ModelFileError: missing, unreadable, empty, truncated, or no weights; the message says what the file is.
+        ModelFileError: missing, unreadable, empty, truncated, or no weights; the message names the kind of file.
     """
     path = existing_file(path, "weights")
     try:

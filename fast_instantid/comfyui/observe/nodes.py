@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import folder_paths
 from torch import Tensor
@@ -14,9 +14,6 @@ from ...errors import FastInstantIDError
 from .. import sockets
 from ..models import backend_of
 from . import prompt as prompts
-
-if TYPE_CHECKING:
-    from ...observe.profile import Profile
 
 logger = logging.getLogger("fast_instantid")
 
@@ -130,7 +127,11 @@ def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") 
     lines = [profile.tree(), "Nodes that are missing here did not run: ComfyUI still had their results."]
     traces: list[dict[str, str]] = []
     try:
-        trace, subfolder = _save(profile, prefix)
+        _check_prefix(prefix)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+        trace = Path(folder, f"{name}_{counter:05}_.json")
+        profile.save(trace)
         traces = [{"filename": trace.name, "subfolder": subfolder, "type": "output"}]
         lines.append(f"Trace, for ui.perfetto.dev: {trace}")
     except (OSError, FastInstantIDError) as error:  # must not cost the picture
@@ -139,16 +140,6 @@ def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") 
     text = "\n".join(lines)
     logger.info("profile:\n%s", text)
     return text, traces
-
-
-def _save(profile: Profile, prefix: str) -> tuple[Path, str]:
-    """Write the trace into ComfyUI's output folder; return its path and its subfolder."""
-    _check_prefix(prefix)
-    output = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
-    trace = Path(folder, f"{name}_{counter:05}_.json")
-    profile.save(trace)
-    return trace, subfolder
 
 
 def _check_prefix(prefix: str) -> None:
