@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +34,24 @@ class Placement:
         if known is None or known not in DTYPES.values():
             raise BackendError(f"dtype {str(dtype)!r} is not supported: choose one of {', '.join(DTYPES)}")
         return cls(resolved, known)
+
+
+def device_and_dtype(
+    given: Sequence[Any], device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[Any, Any]:
+    """The arguments of a ``to``: ``given`` by position in any order, as torch takes them, or by name.
+
+    Raises:
+        TypeError: a device or dtype is given twice.
+    """
+    for one in given:
+        if isinstance(one, torch.dtype) or one in DTYPES:
+            dtype, twice = one, dtype is not None
+        else:
+            device, twice = (device if one is None else one), None not in (one, device)
+        if twice:
+            raise TypeError(f"to(): {one} is one device or dtype too many")
+    return device, dtype
 
 
 def best_device() -> torch.device:
