@@ -65,6 +65,11 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+
+
 def _has_xpu() -> bool:
     return hasattr(torch, "xpu") and torch.xpu.is_available()  # the module came with torch 2.3
 

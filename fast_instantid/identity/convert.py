@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import FastInstantIDError, ModelFileError
 from ..weights import stream_safetensors
-from .checkpoint import AdapterWeights, read_adapter
+from .checkpoint import CONVERTED_SUFFIX, AdapterWeights, converted_names, read_adapter
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """What an adapter can be converted to."""
@@ -20,7 +20,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def converted_path(adapter: str | PathLike[str], dtype: str) -> Path:
     """Where a converted adapter is kept: ``ip-adapter.fp16.safetensors`` beside ``ip-adapter.bin``."""
-    return Path(adapter).with_suffix(f".{dtype.replace('float', 'fp').replace('bfp', 'bf')}.safetensors")
+    return Path(adapter).with_suffix(CONVERTED_SUFFIX[DTYPES[dtype]])
+
+
+def is_used(path: Path, dtype: str) -> bool:
+    """Whether a converted adapter is found by its name, and so used wherever identities are computed in ``dtype``."""
+    return path.name in converted_names(DTYPES[dtype])
 
 
 def convert_adapter(
