@@ -8,46 +8,65 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .attention import identity_attention as identity_attention
-    from .cache import Cache as Cache
-    from .errors import FastInstantIDError as FastInstantIDError
-    from .errors import NoFaceError as NoFaceError
-    from .faces import Face as Face
-    from .faces import FaceAnalyzer as FaceAnalyzer
-    from .faces import draw_keypoints as draw_keypoints
-    from .identity import Adapter as Adapter
-    from .identity import Identity as Identity
+    from . import miniature
+    from .attention import identity_attention
+    from .cache import Cache
+    from .errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError, OfflineError
+    from .faces import Face, FaceAnalyzer, draw_keypoints, keypoint_picture, largest
+    from .identity import Adapter, Identity
+    from .images import load_image
+    from .people import Person
+    from .pipelines import Approximations, InstantID, Sampling, Subject, generate, load_pipeline
 
-# Loaded on first use, so that importing the package costs nothing that is not needed.
-_HOME_OF = {
-    "Adapter": "identity",
-    "Cache": "cache",
-    "Face": "faces",
-    "FaceAnalyzer": "faces",
-    "FastInstantIDError": "errors",
-    "Identity": "identity",
-    "NoFaceError": "errors",
-    "draw_keypoints": "faces",
-    "identity_attention": "attention",
+# Imported on first use: importing the package costs nothing, and only pipelines needs diffusers.
+_HOMES = {
+    "attention": ("identity_attention",),
+    "cache": ("Cache",),
+    "errors": ("BackendError", "FastInstantIDError", "ImageError", "ModelFileError", "NoFaceError", "OfflineError"),
+    "faces": ("Face", "FaceAnalyzer", "draw_keypoints", "keypoint_picture", "largest"),
+    "identity": ("Adapter", "Identity"),
+    "images": ("load_image",),
+    "people": ("Person",),
+    "pipelines": ("Approximations", "InstantID", "Sampling", "Subject", "generate", "load_pipeline"),
 }
 
 __all__ = [
     "Adapter",
+    "Approximations",
+    "BackendError",
     "Cache",
     "Face",
     "FaceAnalyzer",
     "FastInstantIDError",
     "Identity",
+    "ImageError",
+    "InstantID",
+    "ModelFileError",
     "NoFaceError",
+    "OfflineError",
+    "Person",
+    "Sampling",
+    "Subject",
     "__version__",
     "draw_keypoints",
+    "generate",
     "identity_attention",
+    "keypoint_picture",
+    "largest",
+    "load_image",
+    "load_pipeline",
+    "miniature",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    home = "miniature" if name == "miniature" else next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
+    module = import_module(f".{home}", __name__)
+    value = globals()[name] = module if name == home else getattr(module, name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -28,7 +30,13 @@ from .weights import write_safetensors
 logger = logging.getLogger("fast_instantid")
 
 Record = Mapping[str, torch.Tensor]
-"""A cached value. It is shared between callers: never change its tensors in-place."""
+"""A cached value. It is shared between callers: never change its tensors in-place.
+
+A record that was changed is dropped at the next request, but who holds it already sees the change.
+"""
+
+FOLDER = "fast-instantid-cache"
+"""Subfolder that the disk tier works in: nothing outside of it is read, written or removed."""
 
 _OVERHEAD = 1024  # bytes of the Python objects around a tensor; counting them bounds empty records too
 
@@ -86,10 +94,11 @@ class Cache:
     """An LRU cache of records in memory, with an optional disk tier.
 
     Args:
-        max_bytes: bound of the memory tier; larger records are not cached.
-        directory: folder of the disk tier, shared by any number of processes; None for no disk tier. On errors a
-            warning is logged and results are computed.
-        max_disk_bytes: bound of the disk tier, in total and for each record. Each further process that writes at the
+        max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
+        directory: where the disk tier keeps its folder :data:`FOLDER`, for any number of processes of one user; None
+            keeps nothing on disk. Folder and files are readable by their owner only. If they cannot be read or written,
+            a warning is logged and results are computed.
+        max_disk_bytes: bound of the disk tier, as a whole and for each record. Every further process that writes at the
             same time may exceed it by a sixteenth.
     """
 
@@ -98,10 +107,17 @@ class Cache:
     ) -> None:
         self.max_bytes = max_bytes
         self._disk = None if directory is None else _DiskTier(Path(directory), max_disk_bytes)
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[str, tuple[Record, list[int]]] = OrderedDict()
+        self._stats = CacheStats()
+        self.forget_threads()
+        _caches.add(self)
+
+    def forget_threads(self) -> None:
+        """Free every lock and key. A process needs this after a fork, which only one thread survives."""
         self._in_flight: dict[str, Future[Record]] = {}
         self._lock = threading.Lock()
-        self._stats = CacheStats()
+        if self._disk:
+            self._disk.lock = threading.Lock()
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
         """Return the record of ``key``. On a miss one thread computes it, and concurrent callers wait."""
@@ -118,9 +134,19 @@ class Cache:
         """
         found: dict[str, Record] = {}
         while True:
-            mine, theirs = self._claim(keys, found)
-            if mine:
-                self._fill(keys, mine, compute, found)
+            mine: dict[str, Future[Record]] = {}
+            try:
+                theirs = self._claim(keys, found, mine)
+                if mine:
+                    self._fill(keys, mine, compute, found)
+            except BaseException as error:  # also an interrupt between two lines
+                with self._lock:
+                    for key, future in mine.items():
+                        if self._in_flight.get(key) is future:
+                            del self._in_flight[key]
+                        if not future.done():
+                            future.set_exception(error)
+                raise
             for key, future in theirs.items():
                 if future.exception() is None:  # waits
                     found[key] = future.result()
@@ -148,25 +174,28 @@ class Cache:
             self._stats.entries = self._stats.bytes = 0
 
     def _claim(
-        self, keys: Sequence[str], found: dict[str, Record]
-    ) -> tuple[dict[str, Future[Record]], dict[str, Future[Record]]]:
-        """Copy hits into ``found``; return the keys to compute here, and those that other threads compute."""
-        mine: dict[str, Future[Record]] = {}
+        self, keys: Sequence[str], found: dict[str, Record], mine: dict[str, Future[Record]]
+    ) -> dict[str, Future[Record]]:
+        """Copy hits into ``found``, put keys that are ours to compute into ``mine``, return those of other threads."""
         theirs: dict[str, Future[Record]] = {}
         with self._lock:
             for key in dict.fromkeys(keys):
                 if key in found:
                     continue
+                record, versions = self._records.get(key, ({}, []))
+                if [tensor._version for tensor in record.values()] != versions:
+                    logger.warning("a cached result was changed in-place: computing it again; clone() before writing")
+                    self._drop(key)
                 if key in self._records:
                     self._records.move_to_end(key)
                     self._stats.hits += 1
                     count(hits=1)
-                    found[key] = self._records[key]
+                    found[key] = record
                 elif key in self._in_flight:
                     theirs[key] = self._in_flight[key]
                 else:
                     mine[key] = self._in_flight[key] = Future()
-        return mine, theirs
+        return theirs
 
     def _fill(
         self,
@@ -175,30 +204,23 @@ class Cache:
         compute: Callable[[list[int]], Sequence[Record]],
         found: dict[str, Record],
     ) -> None:
-        try:
-            # A tensor made under the caller's inference_mode could not be used outside it.
-            with torch.inference_mode(False), torch.no_grad():
-                computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
-                missing = [keys.index(key) for key in mine if key not in computed]
-                if missing:
-                    records = [_owned(record) for record in compute(missing)]
-                    computed.update(zip((keys[i] for i in missing), records, strict=True))
-            if self._disk:
-                for i in missing:
-                    self._disk.write(keys[i], computed[keys[i]])
-        except BaseException as error:
-            with self._lock:
-                for key, future in mine.items():
-                    del self._in_flight[key]
-                    future.set_exception(error)
-            raise
+        # A tensor made under the caller's inference_mode could not be used outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
+            missing = [keys.index(key) for key in mine if key not in computed]
+            if missing:
+                records = [_owned(record) for record in compute(missing)]
+                computed.update(zip((keys[i] for i in missing), records, strict=True))
+        if self._disk:
+            for i in missing:
+                self._disk.write(keys[i], computed[keys[i]])
         count(disk_hits=len(mine) - len(missing), misses=len(missing))
         with self._lock:
             self._stats.disk_hits += len(mine) - len(missing)
             self._stats.misses += len(missing)
             for key, future in mine.items():
                 self._keep(key, computed[key])
-                del self._in_flight[key]
+                self._in_flight.pop(key, None)  # gone in a process that was forked meanwhile
                 future.set_result(computed[key])
         found.update(computed)
 
@@ -206,11 +228,14 @@ class Cache:
         size = record_bytes(record)
         if size > self.max_bytes:
             return
-        self._records[key] = record
+        self._records[key] = record, [tensor._version for tensor in record.values()]
         self._stats.bytes += size
         while self._stats.bytes > self.max_bytes:
-            _, oldest = self._records.popitem(last=False)
-            self._stats.bytes -= record_bytes(oldest)
+            self._drop(next(iter(self._records)))
+        self._stats.entries = len(self._records)
+
+    def _drop(self, key: str) -> None:
+        self._stats.bytes -= record_bytes(self._records.pop(key)[0])
         self._stats.entries = len(self._records)
 
 
@@ -230,11 +255,12 @@ def _owned(record: Record) -> Record:
 class _DiskTier:
     """Safetensors files named by key. Errors are logged and never raised."""
 
+    lock: threading.Lock
+
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.directory = directory
+        self.directory = directory.expanduser() / FOLDER
         self.max_bytes = max_bytes
         self._room = 0  # bytes to write before the next scan of the folder
-        self._lock = threading.Lock()
 
     def read(self, key: str) -> Record | None:
         path = self._path(key)
@@ -259,9 +285,10 @@ class _DiskTier:
             return
         path = self._path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             write_safetensors(path, dict(record), {"checksum": _checksum(key, record)})
-            with self._lock:
+            with self.lock:
                 self._room -= path.stat().st_size
                 if self._room < 0:
                     self._room = self._evict()
@@ -275,8 +302,9 @@ class _DiskTier:
         """
         files = []
         for path in self.directory.glob("*/*.safetensors"):
-            with suppress(FileNotFoundError):  # another process evicted it
-                files.append((path.stat(), path))
+            if _OURS.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # another process evicted it
+                    files.append((path.stat(), path))
         total = sum(stat.st_size for stat, _ in files)
         if total > self.max_bytes:
             for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
@@ -294,14 +322,27 @@ def _checksum(key: str, record: Record) -> str:
     return content_key(key, *(part for name in sorted(record) for part in (name, record[name])))
 
 
+_OURS = re.compile(r"(\.[0-9a-f]{16}|[0-9a-f]{32})\.safetensors")  # an interrupted write, or a content key
 _shared: Cache | None = None
 _shared_lock = threading.Lock()
+_caches: WeakSet[Cache] = WeakSet()
 
 
 def shared_cache() -> Cache:
-    """Return the default cache of this process, which has no disk tier."""
+    """The default cache of this process; it keeps files in the folder ``$FAST_INSTANTID_CACHE``, if that is set."""
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = Cache()
+            _shared = Cache(directory=os.environ.get("FAST_INSTANTID_CACHE") or None)
         return _shared
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for cache in _caches:
+        cache.forget_threads()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -24,14 +24,20 @@ def check_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
-    """Yield a temporary path beside ``path``; it replaces ``path`` on success and is removed on failure."""
+def atomic_write(path: str | os.PathLike[str], private: bool = False) -> Generator[Path]:
+    """Yield a temporary path beside ``path``; it replaces ``path`` on success and is removed on failure.
+
+    Args:
+        private: create the file readable and writable by its owner only.
+    """
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path  # /dev/null or a pipe is written, never replaced; writing to a folder fails
         return
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
+        if private:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         temporary.replace(path)
     except BaseException as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,6 +36,24 @@ class Placement:
         return cls(resolved, known)
 
 
+def device_and_dtype(
+    given: Sequence[Any], device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[Any, Any]:
+    """The arguments of a ``to``: ``given`` by position in any order, as torch takes them, or by name.
+
+    Raises:
+        TypeError: a device or dtype is given twice.
+    """
+    for one in given:
+        if isinstance(one, torch.dtype) or one in DTYPES:
+            dtype, twice = one, dtype is not None
+        else:
+            device, twice = (device if one is None else one), None not in (one, device)
+        if twice:
+            raise TypeError(f"to(): {one} is one device or dtype too many")
+    return device, dtype
+
+
 def best_device() -> torch.device:
     """The best device present: CUDA (which includes ROCm), else XPU, else MPS, else the CPU."""
     if torch.cuda.is_available():
@@ -43,6 +63,11 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 def _has_xpu() -> bool:

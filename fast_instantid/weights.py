@@ -114,7 +114,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically.
+    """Write a safetensors file atomically, readable by its owner only: embeddings and identities are biometric data.
 
     Raises:
         OSError: the file cannot be written; the folder is unchanged.
@@ -123,8 +123,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    with atomic_write(path) as temporary:
-        # safetensors' own save_file would make the file readable by its owner only.
+    with atomic_write(path, private=True) as temporary:
         temporary.write_bytes(save(copies, dict(metadata)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fast_instantid.cache import Cache, content_key, record_bytes, shared_cache
+from fast_instantid.cache import FOLDER, Cache, content_key, record_bytes, shared_cache
 from tests.adversity import full_disk, needs_posix, unprivileged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,7 +242,84 @@ def test_gradients_are_not_kept():
     assert not Cache().get("key", lambda: {"x": weight * 2})["x"].requires_grad
 
 
+def test_a_record_changed_in_place_is_computed_again(caplog):
+    cache = Cache()
+    for write in (lambda x: x.add_(1), lambda x: x[:3].zero_(), lambda x: x.view(2, -1).mul_(2)):
+        write(cache.get("key", lambda: record(3))["x"])
+        caplog.clear()
+        assert (cache.get("key", lambda: record(3))["x"] == 3).all()
+        assert "changed in-place" in caplog.text
+        cache.get("key", never)
+    with torch.inference_mode():
+        cache.get("key", never)["x"].add_(1)
+    assert (cache.get("key", lambda: record(3))["x"] == 3).all()
+    assert (cache.stats.entries, cache.stats.bytes) == (1, record_bytes(record()))
+
+
 # Threads
+
+
+def test_an_interrupt_at_any_line_leaves_no_key_locked(tmp_path):
+    """Ctrl-C comes between two lines; the next request for the key would otherwise wait for ever."""
+    path, left = sys.modules[Cache.__module__].__file__, 0
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != path:
+            return None
+        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith("with "):
+            left -= 1  # Python delivers no signal between the end of a with block and its exit, where a trace may raise
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    interrupted = 0
+    for line in range(1, 1000):
+        cache, left = Cache(directory=tmp_path / str(line)), line
+        sys.settrace(trace)
+        try:
+            cache.get("key", record)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        asking = threading.Thread(target=cache.get, args=("key", record), daemon=True)
+        asking.start()
+        asking.join(30)
+        assert not asking.is_alive(), f"interrupted at line event {line}"
+    assert 40 < interrupted < 999
+
+
+_FORK = """
+import os, signal, threading, torch
+from fast_instantid.cache import Cache, shared_cache
+caches, asked, go = [Cache(), shared_cache()], threading.Barrier(3), threading.Event()
+def compute(value):
+    if value == 1:
+        asked.wait()
+        go.wait()
+    return {"x": torch.full((4,), float(value))}
+threads = [threading.Thread(target=cache.get, args=("key", lambda: compute(1))) for cache in caches]
+[thread.start() for thread in threads]
+asked.wait()
+with caches[0]._lock:
+    child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    assert all((cache.get("key", lambda: compute(2))["x"] == 2).all() for cache in [*caches, shared_cache()])
+    os._exit(0)
+go.set()
+[thread.join() for thread in threads]
+assert all((cache.get("key", lambda: compute(3))["x"] == 1).all() for cache in caches)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_another_thread_computes_hangs_nobody():
+    printed = subprocess.check_output([sys.executable, "-W", "ignore", "-c", _FORK], cwd=ROOT, text=True, timeout=60)
+    assert printed.strip() == "0"
 
 
 def test_of_many_threads_one_computes():
@@ -434,7 +512,7 @@ def test_files_stay_within_their_bound_and_the_longest_unread_go_first(tmp_path)
 
     def last_read(value: int, when: int) -> None:  # told apart by more than a clock's tick
         key = key_of(value)
-        os.utime(folder / key[:2] / f"{key}.safetensors", (when, when))
+        os.utime(folder / FOLDER / key[:2] / f"{key}.safetensors", (when, when))
 
     for i in range(150):
         if i % 30 == 0:  # as a new process would, without knowing what is there
@@ -448,6 +526,37 @@ def test_files_stay_within_their_bound_and_the_longest_unread_go_first(tmp_path)
     left = {int(torch.from_numpy(np.frombuffer(path.read_bytes()[-4:], np.float32).copy())) for path in files(folder)}
     assert len(left) >= 35
     assert left == {0, *range(151 - len(left), 150)}
+
+
+def test_eviction_removes_no_file_of_others(tmp_path):
+    """Neither beside the cache's own folder nor inside it."""
+    theirs = [tmp_path / "ab" / "model.safetensors", tmp_path / f"{key_of(0)[:2]}/{key_of(0)}.safetensors"]
+    theirs += [tmp_path / FOLDER / "ab" / name for name in ("lora.safetensors", ".hidden.safetensors", "notes.txt")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 100_000)
+        os.utime(path, (1, 1))  # read long ago
+    interrupted = tmp_path / FOLDER / "ab" / f".{'0' * 16}.safetensors"
+    interrupted.write_bytes(b"x" * 20_000)
+    os.utime(interrupted, (1, 1))
+    cache = Cache(max_bytes=0, directory=tmp_path, max_disk_bytes=20_000)
+    for i in range(30):
+        cache.get(key_of(i), lambda: record(count=1000))
+    assert all(path.stat().st_size == 100_000 for path in theirs)
+    assert not interrupted.exists()
+    assert 0 < len(files(tmp_path)) - len(theirs) < 6
+
+
+@needs_posix
+def test_files_are_for_their_owner_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        Cache(directory=tmp_path / "new" / "folder").get("key", record)
+    finally:
+        os.umask(before)
+    own = tmp_path / "new" / "folder" / FOLDER
+    modes = {path.relative_to(own).as_posix(): path.stat().st_mode & 0o777 for path in (own, *own.rglob("*"))}
+    assert modes == {".": 0o700, "ke": 0o700, "ke/key.safetensors": 0o600}
 
 
 def test_two_processes_share_the_bound(tmp_path):
@@ -525,3 +634,11 @@ def test_a_path_that_cannot_be_a_folder_only_warns(tmp_path, caplog):
 def test_the_process_shares_one_cache_without_files():
     with ThreadPoolExecutor(8) as pool:
         assert len({id(cache) for cache in pool.map(lambda _: shared_cache(), range(32))}) == 1
+
+
+def test_an_environment_variable_gives_the_shared_cache_a_folder(tmp_path):
+    code = "from fast_instantid.cache import shared_cache; print(shared_cache().persistent)"
+    for folder, persistent in ((str(tmp_path), "True"), ("", "False")):
+        environment = {**os.environ, "FAST_INSTANTID_CACHE": folder}
+        printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
+        assert printed.strip() == persistent

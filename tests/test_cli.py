@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -24,10 +26,24 @@ from safetensors.numpy import load_file
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
-from fast_instantid import Cache, FaceAnalyzer, draw_keypoints, miniature
+from fast_instantid import (
+    Cache,
+    FaceAnalyzer,
+    InstantID,
+    Sampling,
+    draw_keypoints,
+    generate,
+    keypoint_picture,
+    miniature,
+)
 from fast_instantid.cli import main
 from fast_instantid.cli.output import timed
+from fast_instantid.cli.parser import make_parser
 from fast_instantid.download import MODELS
+from fast_instantid.people.person import cosine
+from fast_instantid.recorder import Recorder
+
+COMMANDS = ("demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile")
 
 
 @pytest.fixture
@@ -84,6 +100,7 @@ def test_embed_writes_safetensors(pack, photo, tmp_path, capsys):
     with safe_open(output, "np") as file:
         assert json.loads(file.metadata()["photos"]) == [photo, photo]
     assert capsys.readouterr().out == ""
+    assert output.stat().st_mode & 0o777 == 0o600, "biometric data"
 
 
 def test_one_bad_photo_does_not_cost_the_others(pack, photo, blank, tmp_path, capsys):
@@ -166,6 +183,57 @@ def test_nothing_but_download_touches_the_network(models, photo, tmp_path, monke
     generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64"]
     assert main([*generate, "-o", str(tmp_path / "out.png")]) == 0
     assert main([*generate, "-o", str(tmp_path / "out.png"), "--base", "somebody/something"]) == 1
+
+
+def test_the_front_door_loads_what_the_shell_does(models, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
+    cache = Cache(directory=tmp_path / "cache")
+    instantid = InstantID.from_pretrained(device="cpu", cache=cache)
+    person = instantid.person(photo)
+    identity, keypoints = instantid.identity(person), keypoint_picture(person.face, person.photo_size, (64, 64))
+    assert cache.stats.entries >= 3, "faces, embedding and identity"
+    expected = generate(instantid, identity, keypoints, "x", Sampling(num_inference_steps=1))[0]
+    command = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64", "--device", "cpu"]
+    assert main([*command, "-o", str(tmp_path / "out.png")]) == 0
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out.png")), np.array(expected))
+
+
+def test_a_cache_folder_remembers_faces_and_identities(models, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
+    folder = tmp_path / "cache"
+    generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64", "--json"]
+    generate += ["--device", "cpu", "-o", str(tmp_path / "out.png"), "--cache", str(folder)]
+    assert main(generate) == 0
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert len(kept) >= 3
+    with Recorder() as recorded:
+        assert main(generate) == 0
+        assert main(["embed", photo, "--cache", str(folder)]) == 0
+        assert main(["keypoints", photo, "-o", str(tmp_path / "hint.png"), "--cache", str(folder)]) == 0
+    assert not {"load network", "resample", "project"} & {span.name for span in recorded.spans}
+    assert kept.keys() == set(folder.rglob("*.safetensors"))
+
+
+def test_photos_of_two_people_are_told(drawn, tmp_path, capsys):
+    other = str(miniature.files().portraits[1])
+    command = ["generate", "--prompt", "x", "--steps", "1", "--base", "miniature", "-o", str(tmp_path / "out.png")]
+    assert main([*command, "--photo", drawn, "--photo", other]) == 0
+    assert "warning: ada.png and " in capsys.readouterr().err.replace(str(Path(drawn).parent) + os.sep, "")
+    assert main([*command, "--photo", drawn, drawn]) == 0
+    assert "look like two people" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 384])
+def test_a_face_beside_the_middle_of_a_wide_photo_is_drawn(drawn, left, tmp_path, capsys):
+    wide = Image.new("RGB", (512, 128), "grey")
+    wide.paste(Image.open(drawn), (left, 0))
+    wide.save(tmp_path / "wide.png")
+    command = ["generate", "--photo", str(tmp_path / "wide.png"), "--prompt", "flat portrait, plain blue background"]
+    command += ["--base", "miniature", "--size", "128x128", "--device", "cpu", "-o", str(tmp_path / "out.png")]
+    assert main(command) == 0
+    analyzer = FaceAnalyzer.load(miniature.files().pack, device="cpu")
+    embeddings = analyzer.embed([drawn, tmp_path / "out.png"])
+    assert cosine(*embeddings) > 0.5
 
 
 def test_generate_finds_downloaded_models_by_itself(models, photo, tmp_path):
@@ -274,6 +342,71 @@ def test_what_fails_for_its_models_points_to_the_doctor(pack, photo, tmp_path, c
     assert "doctor" not in capsys.readouterr().err, "which knows no photos"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["demo", "--seed", "0", "--seed", "1"], "--seed"),
+        (["embed", "p.png", "-o", "a.safetensors", "--output", "b.safetensors"], "-o/--output"),
+        (["keypoints", "p.png", "--pack", "a", "--pack", "b"], "--pack"),
+        (["generate", "--scale", "1", "--weight", "2"], "--scale/--weight"),
+        (["generate", "--identity-range", "0", "1", "--identity-range", "0", "1"], "--identity-range"),
+        (["download", "--to", "a", "--to", "b"], "--to"),
+        (["convert", "a.bin", "--dtype", "float16", "--dtype", "bfloat16"], "--dtype"),
+        (["doctor", "--device", "cpu", "--device", "cuda"], "--device"),
+        (["watch", "--interval", "1", "--interval", "1"], "--interval"),
+        (["profile", "--show", "a.json", "--show", "b.json"], "--show"),
+    ],
+)
+def test_an_option_of_one_value_given_twice_is_wrong_usage(arguments, option, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert f"usage: fast-instantid {arguments[0]}" in said
+    assert f"argument {option}: given twice" in said
+
+
+def test_options_that_take_a_list_add_up_and_long_names_are_diffusers():
+    parser = make_parser(dict.fromkeys(COMMANDS, print))
+    common = ["generate", "--prompt", "x", "-o", "o.png", "--photo", "a", "b", "--photo", "c"]
+    options = parser.parse_args([*common, "--layers", "down_blocks", "--layers", "up_blocks", "mid_block"])
+    assert options.photo == ["a", "b", "c"]
+    assert options.layers == ["down_blocks", "up_blocks", "mid_block"]
+    long = ["--scale", "1", "--controlnet-conditioning-scale", "2", "--num-inference-steps", "3"]
+    long += ["--guidance-scale", "4"]
+    short = ["--weight", "1", "--controlnet-strength", "2", "--steps", "3", "--guidance", "4"]
+    for given in (long, short):
+        options = make_parser(dict.fromkeys(COMMANDS, print)).parse_args([*common, *given])
+        assert (options.scale, options.controlnet_conditioning_scale) == (1, 2)
+        assert (options.num_inference_steps, options.guidance_scale) == (3, 4)
+
+
+def test_the_logging_of_the_host_stays_as_it_is(blank, pack, caplog, capsys):
+    logger = logging.getLogger("fast_instantid")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    assert main(["embed", blank, "--pack", str(pack)]) == 1
+    with pytest.raises(SystemExit):
+        main(["frobnicate"])
+    assert (logger.handlers, logger.propagate, logger.level) == before
+    with caplog.at_level(logging.WARNING):
+        portraits = miniature.files().portraits[:2]
+        command = ["generate", "--prompt", "x", "--base", "miniature", "--steps", "0", "-o", "x.png"]
+        main([*command, "--photo", *map(str, portraits)])
+        logger.warning("to the host")
+    assert [record.getMessage() for record in caplog.records] == ["to the host"]
+
+
+def test_no_memory_is_an_error_in_one_line(monkeypatch, capsys):
+    def allocate(options):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr("fast_instantid.cli.doctor.run", allocate)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory; try a smaller --size")
+    assert len(said.splitlines()) == 1
+
+
 def test_an_unknown_option_is_refused_with_the_usage_of_its_command(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["embed", "anna.jpg", "--outptu", "people.safetensors"])
@@ -294,11 +427,11 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "steps 0: expected 1 to 1000"),
-        (["--steps", "-1"], "steps -1"),
-        (["--guidance", "nan"], "guidance nan"),
+        (["--steps", "0"], "num_inference_steps 0: expected 1 to 1000"),
+        (["--steps", "-1"], "num_inference_steps -1"),
+        (["--guidance", "nan"], "guidance_scale nan"),
         (["--seed", "12345678901234567890123"], "seed 12345678901234567890123"),
-        (["--weight", "9"], "weight 9.0: expected 0 to 5"),
+        (["--weight", "9"], "scale 9.0: expected 0 to 5"),
         (["--dtype", "int8"], "'int8'"),
     ],
 )
@@ -315,9 +448,7 @@ def test_a_bad_size_is_explained(size, capsys):
     assert "expected WIDTHxHEIGHT in multiples of 8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])

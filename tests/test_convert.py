@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from examples.tiny_adapter import write_tiny_adapter
+from examples.tiny_sdxl import write_tiny_identitynet
 from fast_instantid import Adapter, Cache, Identity
 from fast_instantid.cli import main
 from fast_instantid.errors import FastInstantIDError, ModelFileError
+from fast_instantid.identity import find_adapter
 from fast_instantid.identity.convert import convert_adapter, converted_path
+from fast_instantid.pipelines import InstantIDFiles
 from fast_instantid.weights import read_tensors
 from tests.adversity import full_disk, needs_posix
 
@@ -83,6 +86,27 @@ def test_a_safetensors_adapter_converts_too_and_progress_ends_at_the_whole(tmp_p
     assert len(reports) == len(read_tensors(adapter))
     assert reports == sorted(reports)
     assert reports[-1][0] == reports[-1][1] == sum(t.nbytes for t in read_tensors(adapter).values()) // 2
+
+
+@pytest.mark.parametrize("name", ["ip-adapter.bin", "ip_adapter.bin", "ip-adapter_instant_id_sdxl.bin"])
+def test_a_converted_adapter_is_used_from_now_on_in_its_dtype(tmp_path: Path, name: str, capsys) -> None:
+    original = write_tiny_adapter(tmp_path / name, channels=CHANNELS)
+    assert main(["convert", str(original)]) == 0
+    assert "used from now on where identities are computed in float16" in capsys.readouterr().err
+    converted = converted_path(original, "float16")
+    assert find_adapter(tmp_path, torch.float16) == converted
+    assert find_adapter(tmp_path, torch.float32) == find_adapter(tmp_path, torch.bfloat16) == original
+    assert Adapter.load(tmp_path, "cpu", torch.float16).weights.path == converted
+    write_tiny_identitynet(tmp_path / "ControlNetModel")
+    assert InstantIDFiles.find(tmp_path, torch.float16).adapter == converted
+    original.unlink()
+    assert find_adapter(tmp_path, torch.float32) == converted, "where there is no other"
+
+
+def test_a_converted_adapter_of_another_name_is_not_said_to_be_used(adapter: Path, capsys) -> None:
+    assert main(["convert", str(adapter), "-o", str(adapter.with_name("mine.safetensors"))]) == 0
+    assert "not found by its name: give this file to Adapter.load" in capsys.readouterr().err
+    assert find_adapter(adapter.parent, torch.float16) == adapter
 
 
 def test_a_file_that_is_there_is_never_replaced(adapter: Path, capsys) -> None:

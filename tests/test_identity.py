@@ -26,6 +26,7 @@ from fast_instantid.identity import (
     unconditional_embedding,
 )
 from fast_instantid.recorder import Recorder
+from tests.adversity import needs_posix
 from tests.live_bytes import LiveBytes
 
 CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
@@ -351,6 +352,42 @@ def test_to_moves_everything_and_returns_itself_where_nothing_changes(adapter: A
     assert half.num_references == 2
     assert identity.to("meta").tokens.is_meta
     assert identity.tokens.dtype == torch.float32
+
+
+def test_to_takes_what_a_tensors_to_takes(adapter: Adapter) -> None:
+    identity = adapter.identity(embeddings())
+    meta, half = torch.device("meta"), torch.float16
+    for given, named, device, dtype in (
+        ((half,), {}, "cpu", half),
+        (("meta",), {}, "meta", torch.float32),
+        ((meta, half), {}, "meta", half),
+        ((half, meta), {}, "meta", half),
+        ((None, half), {}, "cpu", half),
+        (("meta",), {"dtype": half}, "meta", half),
+        (("float16",), {"device": meta}, "meta", half),
+    ):
+        moved, remade = identity.to(*given, **named), adapter.to(*given, **named).placement
+        assert {t.dtype for t in (moved.tokens, *moved.bank.values)} == {dtype} == {remade.dtype}
+        assert moved.bank.keys[0].device.type == device == remade.device.type
+    for given, named in (((half, torch.float32), {}), (("cpu", "meta"), {}), ((half,), {"dtype": half})):
+        for thing in (identity, adapter):
+            with pytest.raises(TypeError, match="one device or dtype too many"):
+                thing.to(*given, **named)
+
+
+def test_an_identity_changed_in_place_is_made_again(adapter: Adapter) -> None:
+    expected = Adapter(adapter.weights, adapter.placement, Cache()).identity(embeddings())
+    adapter.identity(embeddings()).tokens.mul_(2)
+    adapter.identity(embeddings()).bank.values[3].zero_()
+    assert_same(adapter.identity(embeddings()), expected)
+
+
+@needs_posix
+def test_a_saved_identity_is_for_its_owner_alone(adapter: Adapter, tmp_path: Path) -> None:
+    path = tmp_path / "anna.safetensors"
+    path.touch(0o644)
+    adapter.identity(embeddings()).save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_identity_is_immutable_and_says_what_it_is(adapter: Adapter) -> None:

@@ -95,10 +95,26 @@ def test_a_face_in_the_middle_of_the_crop_does_not_move_it():
     np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), keypoints * 2 - np.float32([100, 0])))
 
 
-def test_faces_too_far_apart_for_the_crop_leave_it_in_the_middle():
-    points = [TEMPLATE / 2 + np.float32([x, 20]) for x in (0, 150, 300)]
-    drawn = keypoint_picture(points, (400, 100), (200, 200))
-    np.testing.assert_array_equal(drawn, draw_keypoints((200, 200), points[1] * 2 - np.float32([300, 0])))
+@pytest.mark.parametrize("photo", [(400, 100), (100, 400)])
+def test_faces_too_far_apart_for_the_crop_are_drawn_smaller(photo):
+    points = [TEMPLATE / 4 + np.float32([x, 20][:: 1 if photo[0] > 200 else -1]) for x in (0, 150, 300)]
+    drawn = np.array(keypoint_picture(points, photo, (1000, 1000)))
+    assert all((drawn == color).all(axis=2).sum() > 2.9 * 300 for color in COLORS), "three whole dots"
+    assert max(map(np.ptp, np.nonzero(drawn.any(axis=2)))) > 970, "as large as fits"
+
+
+def test_a_close_up_too_wide_for_the_crop_is_drawn_whole():
+    keypoints = TEMPLATE * 4  # 150 wide
+    drawn = np.array(keypoint_picture(keypoints, (448, 448), (64, 448)))
+    assert all((drawn == color).all(axis=2).sum() > 100 for color in COLORS)
+    cut = draw_keypoints((64, 448), keypoints - np.float32([192, 0]))
+    assert not all((cut == color).all(axis=2).sum() > 100 for color in COLORS), "what covering would draw"
+
+
+def test_a_keypoint_outside_of_its_own_photo_moves_nothing():
+    keypoints = TEMPLATE * 3 - np.float32([150, 150])
+    drawn = keypoint_picture(keypoints, (128, 128), (256, 256))
+    np.testing.assert_array_equal(drawn, draw_keypoints((256, 256), keypoints * 2))
 
 
 def test_the_default_size_is_sdxls_megapixel_in_the_shape_of_the_photo():

@@ -25,7 +25,7 @@ ALLOWED = {
     "attention": set(),
     "fused": {"attention"},
     "reuse": set(),
-    "": {"faces", "identity", "attention", "people", "pipelines"},
+    "": {"faces", "identity", "attention", "people", "pipelines", "miniature"},
     "people": {"faces", "identity"},
     "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
@@ -158,10 +158,33 @@ def test_public_names_are_there_and_sorted():
     import fast_instantid
 
     assert list(fast_instantid.__all__) == sorted(fast_instantid.__all__)
+    assert set(fast_instantid.__all__) <= set(dir(fast_instantid))
     for name in fast_instantid.__all__:
-        assert getattr(fast_instantid, name) is not None
+        assert getattr(__import__("fast_instantid", fromlist=[name]), name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         fast_instantid.Nonsense  # noqa: B018
+
+
+def test_names_of_the_lazy_imports_are_those_that_type_checkers_see():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    import fast_instantid
+
+    assert {*seen, "__version__"} == set(fast_instantid.__all__)
+
+
+def test_names_from_pipelines_say_which_extra_they_need():
+    code = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "diffusers" else find_spec(name, *rest)
+from fast_instantid import Identity, Person
+from fast_instantid import InstantID
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    last = result.stderr.splitlines()[-1]
+    assert last.endswith("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 
 def test_requirements_cannot_replace_what_comfyui_ships():

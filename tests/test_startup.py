@@ -41,7 +41,8 @@ def imported(code: str) -> tuple[set[str], list[str]]:
     ("code", "expected"),
     [
         ("import fast_instantid", {"fast_instantid"}),
-        ("from fast_instantid import *", NEEDED),
+        ("import fast_instantid; dir(fast_instantid)", {"fast_instantid"}),
+        ("from fast_instantid import Adapter, Cache, FaceAnalyzer, Identity, Person, keypoint_picture", NEEDED),
         ("import fast_instantid.cli", {"fast_instantid"}),
     ],
 )

@@ -293,10 +293,13 @@ def test_written_files_are_read_back_to_the_bit(tensors, tmp_path):
 
 
 @needs_posix
-def test_written_files_have_the_usual_permissions(tensors, tmp_path):
+def test_files_have_the_usual_permissions_and_biometric_ones_are_private(tensors, tmp_path):
     (tmp_path / "usual").touch()
+    with atomic_write(tmp_path / "picture.png") as temporary:
+        temporary.touch()
     write_safetensors(tmp_path / "a.safetensors", tensors, {})
-    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "picture.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

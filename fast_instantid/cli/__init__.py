@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..download import MODELS, download
@@ -17,7 +18,7 @@ from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileErro
 from ..miniature import DRAWN_ONLY
 from ..recorder import stage
 from . import convert, demo, doctor, profile, watch
-from .models import choose_models, choose_pack
+from .models import Models, face_pack
 from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed
 from .parser import make_parser
 
@@ -63,8 +64,9 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except RuntimeError as error:
-        # torch's own class on a GPU, and no class of its own on the CPU.
-        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+        from ..placement import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def _embed(options: argparse.Namespace) -> int:
 
     if options.output:
         check_output(options.output, (".safetensors",))
-    analyzer = _analyzer(options)
+    analyzer = _analyzer(options, face_pack(options))
     rows: list[dict[str, Any]] = []
     for start in range(0, len(options.photos), _PHOTOS_AT_ONCE):
         progress(f"{start}/{len(options.photos)} photos")
@@ -143,7 +145,7 @@ def _keypoints(options: argparse.Namespace) -> int:
         from ..images import photos
 
     check_output(options.output, PICTURE_SUFFIXES, [options.photo])
-    analyzer = _analyzer(options)
+    analyzer = _analyzer(options, face_pack(options))
     photo = photos(options.photo)[0]
     faces = analyzer.detect(photo)[0]
     if not faces:
@@ -159,21 +161,20 @@ def _generate(options: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     with stage("import"):
-        from ..faces import keypoint_picture, largest
+        from ..faces import keypoint_picture
         from ..identity import Adapter
-        from ..images import photos
-        from ..pipelines import InstantIDFiles, Sampling, generate, load_pipeline
-        from ..pipelines.approximations import Approximations
+        from ..people import find_person
+        from ..pipelines import Approximations, InstantID, InstantIDFiles, Sampling, generate, load_pipeline
         from ..placement import Placement
 
     check_output(options.output, PICTURE_SUFFIXES, options.photo)
-    is_miniature = choose_models(options)
+    models = Models.of(options)
     sampling = Sampling(
         negative_prompt=options.negative_prompt,
-        scale=options.weight,
-        controlnet_conditioning_scale=options.controlnet_strength,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
+        scale=options.scale,
+        controlnet_conditioning_scale=options.controlnet_conditioning_scale,
+        num_inference_steps=models.steps if options.num_inference_steps is None else options.num_inference_steps,
+        guidance_scale=models.guidance if options.guidance_scale is None else options.guidance_scale,
         seed=options.seed,
         approximations=Approximations(
             layers=options.layers,
@@ -183,33 +184,31 @@ def _generate(options: argparse.Namespace) -> int:
         ),
     )
     seconds: dict[str, float] = {}
-    placement = Placement.resolve(options.device, options.dtype)
-    files = InstantIDFiles.find(options.instantid)
+    place = Placement.resolve(options.device, options.dtype)
+    files = InstantIDFiles.find(models.instantid, place.dtype)
     with timed("face networks", seconds):
-        analyzer = _analyzer(options)
+        analyzer = _analyzer(options, models.pack)
     with timed("faces", seconds):
-        references = photos(options.photo)
         try:
-            embeddings = analyzer.embed(references)
+            person = find_person(analyzer, options.photo)
         except NoFaceError as error:
-            if not is_miniature:
+            if not models.is_miniature:
                 raise
             raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
-        face = largest(analyzer.detect(references[0])[0])
-        keypoints = keypoint_picture(face, references[0], options.size)
+        keypoints = keypoint_picture(person.face, person.photo_size, options.size or models.size)
     with timed("identity", seconds):
-        adapter = Adapter.load(files.adapter, placement.device, placement.dtype)
-        identity = adapter.identity(embeddings, noise=options.noise)
+        adapter = Adapter.load(files.adapter, place.device, place.dtype, options.cache)
+        identity = adapter.identity(person.embeddings, noise=options.noise)
     with timed("pipeline", seconds):
-        pipe = load_pipeline(options.base, options.instantid, placement.device, placement.dtype)
+        instantid = InstantID(load_pipeline(models.base, models.instantid, place.device, place.dtype), identity_net=0)
     with timed("sampling", seconds):
-        image = generate(pipe, identity, keypoints, options.prompt, sampling, report_step)[0]
+        image = generate(instantid, identity, keypoints, options.prompt, sampling, report_step)[0]
     save_picture(image, options.output)
     if options.json:
         print(json.dumps({"output": str(options.output), "size": image.size, "seconds": seconds}))
     else:
         times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-        print(f"{options.output}: {image.width} x {image.height} on {placement.device} ({times})")
+        print(f"{options.output}: {image.width} x {image.height} on {place.device} ({times})")
     return 0
 
 
@@ -220,14 +219,12 @@ def _download(options: argparse.Namespace) -> int:
     return 0
 
 
-def _analyzer(options: argparse.Namespace) -> FaceAnalyzer:
+def _analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer:
     with stage("import"):
         from ..faces import FaceAnalyzer
 
-    choose_pack(options)
-    return FaceAnalyzer.load(
-        options.pack, options.backend, options.device, dtype=options.face_dtype, sizes=options.face_sizes
-    )
+    less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
+    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float16", "bfloat16"),
         default="float16",
-        help="what to round the weights to; where identities are computed in it, they stay the same",
+        help="dtype of the converted weights; identities computed in it stay the same",
     )
     parser.add_argument(
         "-o",
@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the converted adapter; the original stays as it is, and in use until another file is chosen."""
+    """Write the converted adapter and say where it is used; the original stays as it is."""
     with stage("import"):
-        from ..identity.convert import convert_adapter, converted_path
+        from ..identity.convert import convert_adapter, converted_path, is_used
         from ..weights import existing_file
 
     existing_file(options.adapter, "InstantID's adapter")
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"output": str(output), "bytes": after, "original_bytes": before, "dtype": options.dtype}))
     else:
         say(f"{output}: {after / 1e6:,.1f} MB in {options.dtype} ({options.adapter.name}: {before / 1e6:,.1f} MB)")
+        used = f"used from now on where identities are computed in {options.dtype}"
+        say(used if is_used(output, options.dtype) else "not found by its name: give this file to Adapter.load")
     return 0
 
 

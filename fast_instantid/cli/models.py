@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from pathlib import Path
 
 from .. import miniature
 from ..download import models_folder
@@ -15,46 +17,46 @@ STEPS, GUIDANCE = 30, 5.0
 """Of SDXL; the miniature has its own."""
 
 
-def choose_pack(options: argparse.Namespace) -> None:
-    """Put a path into ``options.pack``.
+@dataclass(frozen=True)
+class Models:
+    """The files of ``generate``, with the size, steps and guidance that suit them."""
+
+    pack: str | Path
+    base: str | Path
+    instantid: str | Path
+    size: tuple[int, int] | None = None
+    steps: int = STEPS
+    guidance: float = GUIDANCE
+    is_miniature: bool = False
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Models:
+        """The models that the options name: the whole miniature, if one of them is.
+
+        Raises:
+            FastInstantIDError: the miniature beside files of another model.
+            ModelFileError: the miniature is not complete.
+        """
+        given = {name: value for name in ("pack", "base", "instantid") if (value := getattr(options, name)) is not None}
+        shipped = [name for name, value in given.items() if value == MINIATURE]
+        others = " and ".join(f"--{name} {value}" for name, value in given.items() if name not in shipped)
+        if shipped and others:
+            raise FastInstantIDError(
+                f"--{shipped[0]} {MINIATURE} beside {others}: the miniature's files fit each other and no others; "
+                f"leave {others} out, or name a folder of your own as ./{MINIATURE}"
+            )
+        if shipped:
+            files = miniature.files()
+            suited = (miniature.SIZE, miniature.STEPS, miniature.GUIDANCE, True)
+            return cls(files.pack, files.base, files.instantid, *suited)
+        folder = models_folder()
+        return cls(given.get("pack", folder / "antelopev2"), *(given.get(x, folder / x) for x in ("base", "instantid")))
+
+
+def face_pack(options: argparse.Namespace) -> str | Path:
+    """The folder of the face models.
 
     Raises:
         ModelFileError: the miniature is not complete.
     """
-    if options.pack is None:
-        options.pack = models_folder() / "antelopev2"
-    elif options.pack == MINIATURE:
-        options.pack = miniature.files().pack
-
-
-def choose_models(options: argparse.Namespace) -> bool:
-    """Put paths into ``pack``, ``base`` and ``instantid``, and what suits these models into ``size`` and so on.
-
-    Returns:
-        Whether they are the miniature: all three are, if one of them is.
-
-    Raises:
-        FastInstantIDError: the miniature beside files of another model.
-        ModelFileError: the miniature is not complete.
-    """
-    given = {name: value for name in ("pack", "base", "instantid") if (value := getattr(options, name)) is not None}
-    shipped = [name for name, value in given.items() if value == MINIATURE]
-    others = [f"--{name} {value}" for name, value in given.items() if name not in shipped]
-    if shipped and others:
-        raise FastInstantIDError(
-            f"--{shipped[0]} {MINIATURE} beside {' and '.join(others)}: the miniature's files fit each other and no "
-            f"others; leave {' and '.join(others)} out, or name a folder of your own as ./{MINIATURE}"
-        )
-    if shipped:
-        files = miniature.files()
-        options.pack, options.base, options.instantid = files.pack, str(files.base), str(files.instantid)
-        usual = {"size": miniature.SIZE, "steps": miniature.STEPS, "guidance": miniature.GUIDANCE}
-    else:
-        options.base = options.base or str(models_folder() / "base")
-        options.instantid = options.instantid or str(models_folder() / "instantid")
-        usual = {"size": None, "steps": STEPS, "guidance": GUIDANCE}
-    choose_pack(options)
-    for name, value in usual.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return bool(shipped)
+    return miniature.files().pack if options.pack == MINIATURE else options.pack or models_folder() / "antelopev2"

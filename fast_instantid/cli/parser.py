@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, miniature
 from ..download import MODELS, models_folder
 from . import convert, demo, doctor, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
+
+if TYPE_CHECKING:
+    from ..cache import Cache
 
 _EPILOG = """examples:
   fast-instantid demo                       # the main job, on small models that are shipped with this
@@ -25,11 +29,10 @@ _CACHED = "or a hub id that is in the hub's cache already"
 
 def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
     """The parser of the whole command line; the function of the command given ends up in ``options.run``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fast-instantid",
         description="Put a real person's face into SDXL pictures, with InstantID.",
         epilog=_EPILOG,
-        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -37,15 +40,20 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
         epilog = f"example:\n  fast-instantid {name} {example}"
-        added = subparsers.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=_Help)
+        added = subparsers.add_parser(name, help=text, description=text, epilog=epilog)
         added.set_defaults(run=commands[name], parser=added)
         return added
+
+    def cache_option(added: argparse.ArgumentParser) -> None:
+        text = "folder that keeps faces and identities between runs, also set by $FAST_INSTANTID_CACHE"
+        added.add_argument("--cache", type=_cache, metavar="DIR", help=text)
 
     def face_options(added: argparse.ArgumentParser) -> None:
         default = f"(default: {models / 'antelopev2'})"
         added.add_argument("--pack", metavar="DIR", help=f"folder of the face models, or {MINIATURE} {default}")
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
+        cache_option(added)
         less = added.add_argument_group("less work for another result", _APPROXIMATIONS)
         less.add_argument("--face-dtype", default="float32", help="float32, or with torch float16 or bfloat16")
         less.add_argument(
@@ -56,7 +64,9 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
             help="sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)",
         )
 
-    demo.add_arguments(command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7"))
+    demos = command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7")
+    demo.add_arguments(demos)
+    cache_option(demos)
 
     embed = command(
         "embed", "print or save the embedding of the largest face of each photo", "*.jpg -o people.safetensors"
@@ -66,16 +76,16 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     embed.add_argument("--json", action="store_true", help="print everything as one JSON document")
     face_options(embed)
 
-    keypoints = command("keypoints", "draw the keypoint picture that says where the face goes", "anna.jpg -o hint.png")
+    keypoints = command("keypoints", "draw the keypoint picture of a photo", "anna.jpg -o hint.png")
     keypoints.add_argument("photo", metavar="PHOTO", help="a picture file")
     keypoints.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
     keypoints.add_argument("--all", action="store_true", help="all faces, not only the largest")
     face_options(keypoints)
 
     generate = command(
-        "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --weight 0.7 -o anna.png'
+        "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --scale 0.7 -o anna.png'
     )
-    generate.add_argument("--photo", nargs="+", required=True, help="one person; keypoints come from the first photo")
+    generate.add_argument("--photo", nargs="+", required=True, help="photos of one person; the first gives the pose")
     generate.add_argument("--prompt", required=True, help="what to draw")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
     generate.add_argument(
@@ -89,25 +99,27 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         metavar="PATH",
         help=f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {models / 'instantid'})",
     )
-    for option, default, text in (
-        ("--weight", 0.8, "how strongly the identity acts, 0 to 5"),
-        ("--controlnet-strength", 0.8, "how strongly the keypoints act, 0 to 10"),
-        ("--noise", 0.0, "noise in the identity to move away from, 0 to 1"),
+    for options, default, text in (
+        (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
+        (("--controlnet-conditioning-scale", "--controlnet-strength"), 0.8, "scale of the IdentityNet, 0 to 10"),
+        (("--noise",), 0.0, "noise in the unconditional embedding, 0 to 1"),
     ):
-        generate.add_argument(option, type=float, default=default, metavar="X", help=text)
+        generate.add_argument(*options, type=float, default=default, metavar="X", help=text)
     generate.add_argument(
+        "--guidance-scale",
         "--guidance",
         type=float,
         metavar="X",
         help=f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})",
     )
     generate.add_argument(
+        "--num-inference-steps",
         "--steps",
         type=int,
         metavar="N",
         help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
     )
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is another picture")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first noise")
     width, height = miniature.SIZE
     generate.add_argument(
         "--size",
@@ -134,24 +146,46 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         "--identity-net-every", type=int, default=1, metavar="N", help="run the IdentityNet at each such step only"
     )
 
-    fetch = command("download", "fetch the model files; the only command that uses the network", "antelopev2 instantid")
+    fetch = command("download", "download the model files; no other command uses the network", "antelopev2 instantid")
     fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")
     fetch.add_argument("--to", type=Path, default=models, help="folder, also set by $FAST_INSTANTID_MODELS")
-    fetch.add_argument("--offline", action="store_true", help="only check; refuse to fetch")
+    fetch.add_argument("--offline", action="store_true", help="check only; download nothing")
 
     convert.add_arguments(
-        command("convert", "keep InstantID's adapter in half the bytes, beside the original", "models/ip-adapter.bin")
+        command("convert", "convert the adapter to half precision", "models/instantid/ip-adapter.bin")
     )
-    doctor.add_arguments(command("doctor", "check this machine and its model files, and say what to do", "--json"))
-    watch.add_arguments(command("watch", "watch the GPUs, and say whether their memory swaps", "-- python main.py"))
+    doctor.add_arguments(command("doctor", "check this machine and its model files", "--json"))
+    watch.add_arguments(command("watch", "watch the GPUs and tell whether their memory swaps", "-- python main.py"))
     profile.add_arguments(
         command(
             "profile",
-            "show where the time of one of our commands goes",
+            "show where the time of a command goes",
             '-- generate --photo anna.jpg --prompt "a" -o anna.png',
         )
     )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parses once. Options that take a list add up when repeated; a repeated option of one value is refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
+        self.register("action", None, _Store)
+
+
+class _Store(argparse.Action):
+    """The default action, and the memory of whether its option was given."""
+
+    given = False
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if self.given and self.nargs != "+":
+            raise argparse.ArgumentError(self, "given twice; it takes one value")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values] if self.given else values)
+        self.given = bool(self.option_strings)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -168,6 +202,12 @@ def _size(text: str) -> tuple[int, int]:
     if len(sides) != 2 or any(side == 0 or side % 8 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in multiples of 8, such as 1024x1024")
     return sides[0], sides[1]
+
+
+def _cache(folder: str) -> Cache:
+    from ..cache import Cache
+
+    return Cache(directory=folder)
 
 
 def _model(name: str) -> str:

@@ -10,19 +10,19 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 
+from ..cache import Cache
 from ..errors import NoFaceError
-from ..faces import FaceAnalyzer, keypoint_picture, largest
-from ..identity import Adapter
+from ..faces import keypoint_picture
 from ..images import photos
 from ..miniature import DRAWN_ONLY, GUIDANCE, SIZE, STEPS, MiniatureFiles
-from ..people.person import cosine
-from ..pipelines import InstantIDFiles, Sampling, generate, load_pipeline
+from ..people import Person
+from ..pipelines import InstantID, Sampling, generate
 from ..pipelines.generate import Progress
-from ..placement import Placement
 
 PROMPTS = (
     "flat portrait, starry blue background, red jacket",
@@ -53,9 +53,21 @@ class Demo:
     strangers: list[float]
     """Likeness of the portrait to the shipped portraits of other people, for comparison."""
     seconds: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
-    """Times of each stage: the cold run, then the warm run if there is one."""
+    """Of each stage: the first time, and again where it is repeated."""
 
 
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """The miniature's networks gain nothing from a second thread, and on a busy machine lose a factor of ten to it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def run(
     files: MiniatureFiles,
     portrait: Path,
@@ -63,16 +75,18 @@ def run(
     sampling: Sampling = SAMPLING,
     device: str | None = None,
     progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Demo:
-    """Draw the person of a portrait twice; the second run uses the caches.
+    """Draw the person of a portrait, and find the person again to show what is remembered.
 
     Args:
         files: the miniature.
         portrait: a picture file with a drawn face.
-        prompts: one for each picture.
-        sampling: options of the sampling.
-        device: of all networks; the best one by default.
-        progress: called after each step of each run.
+        prompts: what to draw; one picture for each.
+        sampling: how.
+        device: where everything runs; the best one there is by default.
+        progress: called after each step.
+        cache: keeps faces and identities; the one of this process by default.
 
     Raises:
         NoFaceError: no face was found in the portrait.
@@ -80,43 +94,38 @@ def run(
         BackendError: the device is not available.
     """
     seconds: dict[str, list[float]] = {}
-    place = Placement.resolve(device)
-
     with _timed("open the networks", seconds):
-        analyzer = FaceAnalyzer.load(files.pack, device=place.device)
-        adapter = Adapter.load(InstantIDFiles.find(files.instantid).adapter, place.device, place.dtype)
-        pipe = load_pipeline(files.base, files.instantid, place.device, place.dtype)
-
+        instantid = InstantID.from_pretrained(files.instantid, files.base, files.pack, device=device, cache=cache)
     photo = photos(portrait)[0]
-    for _ in ("cold", "warm"):
-        with _timed("find the face", seconds):
-            faces = analyzer.detect(photo)[0]
-        if not faces:
+    for _ in ("first time", "again"):
+        with _timed("find the person", seconds):
+            person = _person(instantid, photo)
+        if person is None:
             raise NoFaceError(f"{portrait}: no face found; {DRAWN_ONLY}")
-        face = largest(faces)
-        with _timed("recognise it", seconds):
-            embedding = analyzer.embed(photo, face)
-        with _timed("draw its keypoints", seconds):
-            keypoints = keypoint_picture(face, photo, SIZE)
+        with _timed("draw the keypoints", seconds):
+            keypoints = keypoint_picture(person.face, person.photo_size, SIZE)
         with _timed("make the identity", seconds):
-            identity = adapter.identity(embedding)
-        with _timed(f"sample {len(prompts)} pictures, {sampling.num_inference_steps} steps", seconds):
-            images = generate(pipe, identity, keypoints, prompts, sampling, progress)
+            identity = instantid.identity(person)
+    with _timed(f"sample {len(prompts)} pictures, {sampling.num_inference_steps} steps", seconds):
+        images = generate(instantid, identity, keypoints, prompts, sampling, progress)
 
-    others = [other for other in photos(files.portraits) if other.key != photo.key]
+    drawn = [_person(instantid, image) for image in images]
+    likeness = [None if one is None else person.likeness(one) for one in drawn]
+    strangers = [instantid.person(other) for other in photos(files.portraits) if other.key != photo.key]
     return Demo(
         Image.fromarray(photo.rgb),
         keypoints,
-        [Picture(*drawn, likeness(analyzer, embedding[0], drawn[1])) for drawn in zip(prompts, images, strict=True)],
-        [cosine(embedding[0], stranger) for stranger in analyzer.embed(others)],
+        [Picture(*each) for each in zip(prompts, images, likeness, strict=True)],
+        [person.likeness(stranger) for stranger in strangers],
         seconds,
     )
 
 
-def likeness(analyzer: FaceAnalyzer, embedding: np.ndarray, picture: Image.Image) -> float | None:
-    """Return the cosine of an embedding ``(512,)`` and that of a picture's largest face; None without a face."""
-    faces = analyzer.detect(picture)[0]
-    return cosine(embedding, analyzer.embed(picture, largest(faces))[0]) if faces else None
+def _person(instantid: InstantID, picture: Any) -> Person | None:
+    try:
+        return instantid.person(picture)
+    except NoFaceError:
+        return None
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     """The IdentityNet's input for a new picture in which the face lies as in its photo.
 
     A photo of another shape is scaled to cover the new picture and cropped to its middle. Where that would cut off a
-    keypoint, the crop is moved to hold all of them if they fit.
+    keypoint, the crop is moved to hold all of them. Where it cannot hold them, the photo is scaled down until it can.
 
     Args:
         faces: one face, or a sequence of faces of the same photo; keypoints are in pixels of the photo.
@@ -101,16 +101,23 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     """
     given = np.array(_size(photo))
     target = np.array(sdxl_size(photo) if size is None else _size(size))
-    scale = float(max(target / given))
-    scaled = [keypoints_of(face) * scale for face in listed(faces)]
-    if not scaled:
+    points = [keypoints_of(face) for face in listed(faces)]
+    if not points:
         raise NoFaceError("no face given: a keypoint picture needs at least one")
+    low, high = np.concatenate(points).min(axis=0), np.concatenate(points).max(axis=0)
+    scale = float(max(target / given))
+    room = np.maximum(target - 2 * _DOT_RADIUS, 1)
+    is_cropped = given * scale > target + 0.5
     shift = (target - given * scale) / 2
-    low, high = np.concatenate(scaled).min(axis=0), np.concatenate(scaled).max(axis=0)
-    is_cut = (low + shift < 0) | (high + shift >= target)
-    fits = high - low + 2 * _DOT_RADIUS <= target
-    moved = np.clip(np.clip(shift, _DOT_RADIUS - low, target - _DOT_RADIUS - high), target - given * scale, 0)
-    shift = np.where(is_cut & fits, moved, shift)
+    is_cut = is_cropped & ((low * scale + shift < 0) | (high * scale + shift >= target))
+    too_large = is_cut & ((high - low) * scale > room)
+    if too_large.any():
+        scale = float((room / (high - low))[too_large].min())
+        shift = (target - given * scale) / 2
+    outside = target - given * scale  # negative where the photo is larger than the picture
+    moved = np.clip(shift, _DOT_RADIUS - low * scale, target - _DOT_RADIUS - high * scale)
+    shift = np.where(is_cut, np.clip(moved, np.minimum(outside, 0), np.maximum(outside, 0)), shift)
+    scaled = [keypoints * scale for keypoints in points]
     return Image.fromarray(
         draw_keypoints(target.tolist(), *((points + shift).astype(points.dtype) for points in scaled))
     )

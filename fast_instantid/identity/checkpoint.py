@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import chain
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,15 @@ _NAMES = (
     "instantid-ip-adapter.bin",
     "ip-adapter_instant_id_sdxl.bin",
 )
-_CONVERTED = {torch.float16: "ip-adapter.fp16.safetensors", torch.bfloat16: "ip-adapter.bf16.safetensors"}
+CONVERTED_SUFFIX = {torch.float16: ".fp16.safetensors", torch.bfloat16: ".bf16.safetensors"}
+"""What ``fast-instantid convert`` puts in place of the adapter's own suffix."""
+
+
+def converted_names(dtype: Any) -> list[str]:
+    """Names of converted adapters that :func:`find_adapter` prefers in this dtype."""
+    return (
+        [str(Path(name).with_suffix(CONVERTED_SUFFIX[dtype])) for name in _NAMES] if dtype in CONVERTED_SUFFIX else []
+    )
 
 
 def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
@@ -76,11 +85,11 @@ def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
     """
     if folder.is_file():
         return folder
-    names = dict.fromkeys([*filter(None, [_CONVERTED.get(dtype) if dtype else None]), *_NAMES, *_CONVERTED.values()])
+    names = dict.fromkeys([*converted_names(dtype), *_NAMES, *chain(*map(converted_names, CONVERTED_SUFFIX))])
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ModelFileError(f"{folder}: has none of {', '.join(names)}; {DOWNLOAD_HINT}")
+    raise ModelFileError(f"{folder}: has none of {', '.join(_NAMES)}; {DOWNLOAD_HINT}")
 
 
 def read_adapter(path: str | PathLike[str]) -> AdapterWeights:

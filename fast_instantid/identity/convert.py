@@ -13,15 +13,20 @@ from safetensors.torch import save_file
 
 from ..errors import FastInstantIDError, ModelFileError
 from ..files import atomic_write
-from .checkpoint import read_adapter
+from .checkpoint import CONVERTED_SUFFIX, converted_names, read_adapter
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """Target dtypes of :func:`convert_adapter`."""
 
 
 def converted_path(adapter: str | PathLike[str], dtype: str) -> Path:
-    """Return the default output: ``ip-adapter.fp16.safetensors`` beside ``ip-adapter.bin``."""
-    return Path(adapter).with_suffix(f".{dtype.replace('float', 'fp').replace('bfp', 'bf')}.safetensors")
+    """Where a converted adapter is kept: ``ip-adapter.fp16.safetensors`` beside ``ip-adapter.bin``."""
+    return Path(adapter).with_suffix(CONVERTED_SUFFIX[DTYPES[dtype]])
+
+
+def is_used(path: Path, dtype: str) -> bool:
+    """Whether a converted adapter is found by its name, and so used wherever identities are computed in ``dtype``."""
+    return path.name in converted_names(DTYPES[dtype])
 
 
 def convert_adapter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cache import Cache, Record, content_key, shared_cache
 from ..download import local_path
 from ..errors import FastInstantIDError, ModelFileError
-from ..placement import Placement
+from ..placement import DTYPES, Placement, device_and_dtype
 from ..recorder import stage
 from ..weights import read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
@@ -32,7 +32,10 @@ _VERSION = "2"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Identity:
-    """A face, ready for sampling. Immutable; its tensors may be shared, so never change them."""
+    """A face, ready for sampling. Immutable.
+
+    Equal identities share their tensors. A write to one is seen by all who hold it; the cache computes it again.
+    """
 
     tokens: Tensor
     """``(2, M * 16, width)``: row 0 is uncond, row 1 cond. The IdentityNet reads them in place of the text."""
@@ -51,15 +54,22 @@ class Identity:
         """Bytes of tokens and bank; at SDXL's size and fp16, 10.78 MB per reference."""
         return self.tokens.nbytes + self.bank.nbytes
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Identity:
-        """Return the identity on another device or in another dtype; itself if nothing changes."""
+    def to(
+        self, *given: Any, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    ) -> Identity:
+        """The same identity elsewhere, itself where that changes nothing.
+
+        Takes a device, a dtype or both, as ``torch.Tensor.to`` does: ``identity.to("cuda", torch.float16)``.
+        """
+        device, dtype = device_and_dtype(given, device, dtype)
+        dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         tokens = self.tokens.to(device=device, dtype=dtype)
         bank = self.bank.to(device, dtype)
         unchanged = tokens is self.tokens and bank is self.bank
         return self if unchanged else Identity(tokens, bank, self.num_references)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file that :meth:`load` reads without adapter or face models.
+        """Write a safetensors file that :meth:`load` reads without adapter or face models. Only its owner may read it.
 
         Raises:
             OSError: the file cannot be written; the folder is unchanged.
@@ -148,14 +158,15 @@ class Adapter:
         file = find_adapter(local_path(path, "InstantID's adapter"), placement.dtype)
         return cls(read_adapter(file), placement, shared_cache() if cache is None else cache)
 
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Return an adapter with another device or dtype, on the same file and cache; None keeps the present one.
+    def to(self, *given: Any, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
+        """An adapter on the same file and cache that makes identities elsewhere, as :meth:`Identity.to`.
 
         Raises:
             BackendError: the device is not available.
         """
-        old = self.placement
-        return replace(self, placement=Placement.resolve(device or old.device, dtype or old.dtype))
+        device, dtype = device_and_dtype(given, device, dtype)
+        here = self.placement
+        return replace(self, placement=Placement.resolve(device or here.device, dtype or here.dtype))
 
     @property
     def token_width(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..errors import FastInstantIDError
+from ..placement import is_out_of_memory
 from ..recorder import stage
 from .approximations import EXACT, Approximations
 from .instantid import InstantID, People
@@ -133,11 +134,6 @@ def generate(
                 continue
             pictures += output.images
     return pictures
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 class _Progress:

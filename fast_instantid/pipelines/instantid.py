@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from ..cache import Cache
 from ..errors import BackendError, FastInstantIDError
 from ..faces import Face, FaceAnalyzer, largest
 from ..identity import Adapter, Identity
@@ -94,6 +95,7 @@ class InstantID:
         *,
         device: Any = None,
         dtype: Any = None,
+        cache: Cache | None = None,
     ) -> InstantID:
         """Load all that it takes, from local files. ``from_pretrained("miniature")`` loads the shipped miniature.
 
@@ -106,6 +108,7 @@ class InstantID:
             faces: a face model pack.
             device: where everything runs; the best one there is by default.
             dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
+            cache: keeps faces and identities; the one of this process by default.
 
         Raises:
             ModelFileError: files that are missing or of another kind; says where it looked.
@@ -113,7 +116,7 @@ class InstantID:
         """
         from .load import load_instantid
 
-        return load_instantid(cls, instantid, base, faces, device, dtype)
+        return load_instantid(cls, instantid, base, faces, device, dtype, cache)
 
     def person(
         self,

@@ -18,6 +18,7 @@ from diffusers import (
 )
 
 from .. import miniature
+from ..cache import Cache
 from ..download import DOWNLOAD_HINT, local_path
 from ..errors import ModelFileError
 from ..faces import FaceAnalyzer
@@ -55,7 +56,9 @@ class InstantIDFiles:
         return cls(controlnet, find_adapter(folder, dtype))
 
 
-def load_instantid(cls: Any, instantid: Any, base: Any, faces: Any, device: Any, dtype: Any) -> Any:
+def load_instantid(
+    cls: Any, instantid: Any, base: Any, faces: Any, device: Any, dtype: Any, cache: Cache | None
+) -> Any:
     """What :meth:`InstantID.from_pretrained` documents."""
     defaults = None
     if "miniature" in (instantid, base, faces):
@@ -63,8 +66,8 @@ def load_instantid(cls: Any, instantid: Any, base: Any, faces: Any, device: Any,
         instantid, base, faces = files.instantid, files.base, files.pack
         defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
     place = Placement.resolve(device, dtype)
-    analyzer = FaceAnalyzer.load(faces, device=place.device)
-    adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype)
+    analyzer = FaceAnalyzer.load(local_path(faces, "a face model pack"), device=place.device, cache=cache)
+    adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
     pipe = load_pipeline(base, instantid, place.device, place.dtype)
     return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
