@@ -13,25 +13,24 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fast_instantid import miniature
-from fast_instantid.pipelines import InstantID
+from fast_instantid import InstantID, miniature
 
 PROMPTS = (
     "flat portrait, striped pink background, black jacket",
     "soft portrait, hilly green background, white jumper",
-    "flat portrait, starry blue background, red jacket",
+    "flat portrait, sunny yellow background, teal shirt",
 )
 _SIDE, _GAP, _LINE = 256, 12, 20
 
 
 def main(output: Path) -> None:
-    """Draw the person of the first shipped portrait in three scenes."""
+    """Draw the person of a shipped portrait in three scenes."""
     instantid = InstantID.from_pretrained("miniature", device="cpu")
-    photo = miniature.files().portraits[2]
+    photo = miniature.files().portraits[1]
     person = instantid.person(photo)
-    seeded = [torch.Generator().manual_seed(7) for _ in PROMPTS]
+    seeded = [torch.Generator().manual_seed(3) for _ in PROMPTS]
     drawn = instantid(list(PROMPTS), person, generator=seeded).images
-    tiles = [("one photo", Image.open(photo)), *zip(PROMPTS, drawn, strict=True)]
+    tiles = [("one portrait", Image.open(photo)), *zip(PROMPTS, drawn, strict=True)]
     strip = Image.new("RGB", (len(tiles) * (_SIDE + _GAP) + _GAP, _SIDE + 2 * _GAP + 3 * _LINE), (250, 248, 244))
     canvas, font = ImageDraw.Draw(strip), ImageFont.load_default(15)
     for i, (caption, picture) in enumerate(tiles):
