@@ -101,6 +101,17 @@ def test_the_links_lead_somewhere(page: Path):
             assert heading in {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}, heading
 
 
+def test_the_messages_in_troubleshooting_are_those_of_the_code():
+    sources = "\n".join(path.read_text() for path in (ROOT / "fast_instantid").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", sources)  # strings over several lines
+    cells = re.findall(r"^\| ([^|]*`[^|]*) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 20
+    for message in messages:
+        for part in filter(None, (part.strip() for part in message.split("…"))):
+            assert part in code, message
+
+
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: the site was not built")
 def test_the_site_builds_strictly(tmp_path: Path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
