@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RESULTS ?= benchmarks/results/here
 
-.PHONY: demo test test-comfyui lint bench bench-comfyui clean
+.PHONY: demo test test-comfyui lint docs bench bench-comfyui clean
 
 demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
@@ -20,6 +20,9 @@ lint: $(VENV)/with-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
+docs: $(VENV)/with-docs  # the site, in site/; `mike deploy VERSION` keeps one of each version
+	$(RUN) -m mkdocs build --strict
+
 bench: $(VENV)/with-dev  # RESULTS=... names the folder for the results
 	for suite in faces pipelines startup; do \
 		$(RUN) -m benchmarks $$suite --json $(RESULTS)/$$suite.json || exit; done
@@ -29,13 +32,13 @@ bench-comfyui:  # beside the old pack: REFERENCE_PATH=... names its checkout, an
 		.ci/comfyui -m benchmarks $$suite --comfyui "$(COMFYUI_PATH)" --reference "$(REFERENCE_PATH)" \
 			--json $(RESULTS)/$$suite.json || exit; done
 
-# One environment, and a mark in it for each set of extras that was installed; dev includes diffusers.
+# One environment, and a mark in it for each set of extras that was installed; dev includes diffusers and docs.
 $(VENV)/with-%: pyproject.toml constraints.txt | $(RUN)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@ $(if $(filter dev,$*),$(VENV)/with-diffusers)
+	@touch $@ $(if $(filter dev,$*),$(VENV)/with-diffusers $(VENV)/with-docs)
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .venv-comfyui fast-instantid-demo.png
+	rm -rf $(VENV) .venv-comfyui site fast-instantid-demo.png
