@@ -87,6 +87,10 @@ def read_graph(path: str | Path) -> Graph:
         # Copy-on-write, because torch accepts writable buffers only; the file itself is never written.
         buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     try:
+        if buffer[:23] == b"version https://git-lfs":
+            raise ValueError("a Git LFS pointer, not the file it points to")
+        if bytes(buffer[:64]).lstrip().startswith(b"<"):
+            raise ValueError("a web page saved in place of the file")
         graphs = [value for field, value in _fields(buffer) if field == 7]
         if len(graphs) != 1:
             raise ValueError("it holds no graph")
