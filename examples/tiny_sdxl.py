@@ -25,7 +25,7 @@ CHANNELS = (8, 16, 32)
 LAYER_CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
 """Channels of the 70 cross-attention layers in checkpoint order: down, up, middle."""
 TOKEN_WIDTH = 32
-"""Width of the text and identity tokens: what SDXL has 2048 of."""
+"""Width of the text and identity tokens; SDXL's is 2048."""
 
 _TEXT_WIDTH = TOKEN_WIDTH // 2  # each of the two text encoders
 _NUM_TIME_IDS, _TIME_ID_WIDTH = 6, 8

@@ -1,8 +1,8 @@
 """The identity branch of decoupled cross-attention, with keys and values that were projected beforehand.
 
 Each cross-attention layer adds ``weight * softmax(q K^T / sqrt(d)) V`` to its text attention (IP-Adapter, Ye et al.
-2023, section 3.2.2; InstantID, Wang et al. 2024, section 3.2). K and V depend on the face alone, so all that is left to
-do per step is one attention over a few tokens.
+2023, section 3.2.2; InstantID, Wang et al. 2024, section 3.2). K and V depend on the face alone, so each step only
+computes one attention over a few tokens.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ class IdentityEntry(NamedTuple):
     """One face as one layer sees it, on the query's device. Keys, values and masks have its dtype."""
 
     key: Tensor
-    """``(G, heads, T, d)``, contiguous in ``d``: one row for each of the G chunks of the batch (cond, uncond, ...), in
-    the batch's order."""
+    """``(G, heads, T, d)``, contiguous in ``d``: one row for each chunk of the batch (cond, uncond, ...), in order."""
     value: Tensor
     """Like ``key``."""
     scale: float | Tensor = 1.0
-    """How much the face acts. A number, or a tensor without dimensions, is its weight everywhere; ``(b, N, 1)`` is its
-    weight at every position, where ``b`` is 1 for all images alike, or the number of images of a chunk."""
+    """Weight of the face: a number or 0-dimensional tensor for all positions, or ``(b, N, 1)`` for each position. ``b``
+    is 1, or the number of images of a chunk."""
 
     @classmethod
     def split(cls, key: Tensor, value: Tensor, num_heads: int, scale: float | Tensor = 1.0) -> IdentityEntry:
-        """Views of keys and values ``(G, T, C)`` as projections make them, ``C = num_heads * d``."""
+        """Split keys and values ``(G, T, C)`` into heads, as views; ``C = num_heads * d``."""
         shape = *key.shape[:2], num_heads, -1
         return cls(key.reshape(shape).transpose(1, 2), value.reshape(shape).transpose(1, 2), scale)
 
@@ -47,20 +46,20 @@ def identity_attention(
     *,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """The sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``, and ``onto``.
+    """Return the sum over faces of ``scale * softmax(q K^T / sqrt(d)) V``, plus ``onto``.
 
-    A pure function: nothing is copied for the sake of the batch, and no tensor's values are looked at.
+    Pure: it neither copies keys and values for the batch nor synchronises with the device.
 
     Args:
         query: ``(B, N, C)``, G equal chunks of ``B / G`` images each.
         entries: at least one; all have the same G and the layer's heads, ``C = heads * d``.
         attend: the host's attention.
-        onto: ``(B, N, C)``, the text attention, to which each face is added in one operation. None for nothing.
+        onto: the text attention, ``(B, N, C)``, to which each face is added in one operation; None for zeros.
 
     Returns:
-        ``(B, N, C)`` of the query's dtype, or that of ``onto`` where it has more bits.
+        ``(B, N, C)`` of the query's dtype, or of ``onto``'s if that has more bits.
     """
-    if not torch.compiler.is_compiling() and is_recording():  # in this order, a graph does not depend on who records
+    if not torch.compiler.is_compiling() and is_recording():  # in this order, recording does not recompile
         with stage("identity branch"):
             return _sum(query, entries, attend, onto)
     return _sum(query, entries, attend, onto)
@@ -78,14 +77,14 @@ def _sum(query: Tensor, entries: Sequence[IdentityEntry], attend: Attend, onto: 
 
 
 def _added(onto: Tensor | None, attended: Tensor, scale: float | Tensor) -> Tensor:
-    """``onto + attended * scale``"""
+    """Return ``onto + attended * scale``."""
     if isinstance(scale, Tensor) and scale.ndim and len(scale) > 1:
-        rows = -1, len(scale)  # the same in every chunk: (G, images of a chunk, N, C)
+        rows = -1, len(scale)  # all chunks share the scale: (G, images of a chunk, N, C)
         onto = None if onto is None else onto.unflatten(0, rows)
         return _added(onto, attended.unflatten(0, rows), scale[None]).flatten(0, 1)
     if onto is None:
         return attended * scale
-    if torch.compiler.is_compiling():  # which makes one kernel of both, and no other graph for another number
+    if torch.compiler.is_compiling():  # fuses both, and does not recompile for another number
         return onto + attended * scale
     if isinstance(scale, Tensor):
         return torch.addcmul(onto, attended, scale)
@@ -93,18 +92,17 @@ def _added(onto: Tensor | None, attended: Tensor, scale: float | Tensor) -> Tens
 
 
 def region_mask(mask: Tensor, image_size: tuple[int, int], num_tokens: int, batch: int) -> Tensor:
-    """A mask in pixels, as the tokens of one layer see it.
+    """Resize a mask in pixels to the tokens of one layer.
 
-    The grid of the layer is guessed from the number of its tokens (cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
-    ``instantid_attention``). Where the guess has fewer cells than there are tokens, which happens for odd sizes at
-    extreme aspect ratios, the flattened mask is padded with zeros at both ends.
+    The layer's grid is derived from its number of tokens (cubiq/ComfyUI_InstantID, CrossAttentionPatch.py,
+    ``instantid_attention``). For odd sizes at extreme aspect ratios that grid has fewer cells than tokens. The
+    flattened mask is then padded with zeros at both ends.
 
     Args:
         mask: ``(M, H, W)`` in 0..1, of any size and floating dtype.
-        image_size: ``(h, w)`` of the latent picture that is sampled.
+        image_size: ``(h, w)`` of the latent.
         num_tokens: N of the layer.
-        batch: images per chunk. One mask serves them all; otherwise image i gets mask i, and the last mask serves those
-            that have none of their own.
+        batch: images per chunk. A single mask applies to all; otherwise image i gets mask i, or else the last mask.
 
     Returns:
         ``(1, N, 1)`` or ``(batch, N, 1)`` of the mask's dtype, for :class:`IdentityEntry`.

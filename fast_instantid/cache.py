@@ -1,8 +1,8 @@
 """Content-addressed cache of results, bounded in bytes; each result is computed once.
 
-A key is a hash of all that determines the value: the pixels, and the fingerprint of every model and option. It holds no
-address, id or name alone: a picture edited in-place, or a new one at a reused address, is a miss. A value is a record,
-``name -> tensor``. Its size is therefore known, and it can be a safetensors file on disk, without pickle.
+A key is a hash of everything that determines the value: pixels, options, and the fingerprint or version of each model
+(:mod:`.weights`). It contains no address or id, so a picture that was edited in-place is a cache miss. A value is a
+record, ``name -> tensor``, which has a known size and is stored on disk as a safetensors file, without pickle.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def content_key(*parts: object) -> str:
     """
     digest = xxhash.xxh3_128()
     for part in parts:
-        _feed(digest, part)
+        _update(digest, part)
     return digest.hexdigest()
 
 
-def _feed(digest: xxhash.xxh3_128, part: object) -> None:
+def _update(digest: xxhash.xxh3_128, part: object) -> None:
     if isinstance(part, torch.Tensor):
         tensor = part.detach().cpu().contiguous()
         digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())
@@ -65,17 +65,17 @@ def _feed(digest: xxhash.xxh3_128, part: object) -> None:
     elif isinstance(part, (tuple, list)):
         digest.update(f"S{len(part)}:".encode())
         for item in part:
-            _feed(digest, item)
+            _update(digest, item)
     else:
         raise TypeError(f"a {type(part).__name__} cannot be part of a content key")
 
 
 @dataclass
 class CacheStats:
-    """Counts since the cache was made, and its current content."""
+    """Counts since the cache was created, and its current size."""
 
     hits: int = 0
-    """Records found in memory, or computed meanwhile by another thread."""
+    """Records found in memory, or computed by another thread."""
     disk_hits: int = 0
     misses: int = 0
     entries: int = 0
@@ -83,13 +83,13 @@ class CacheStats:
 
 
 class Cache:
-    """Least-recently-used records in memory, with an optional tier of files behind it.
+    """An LRU cache of records in memory, with an optional disk tier.
 
     Args:
-        max_bytes: bound of the memory tier; a record larger than this is returned but not kept.
-        directory: folder of the disk tier, shared by any number of processes; None keeps nothing on disk. If it cannot
-            be read or written, a warning is logged and results are computed.
-        max_disk_bytes: bound of the disk tier, as a whole and for each record. Every further process that writes at the
+        max_bytes: bound of the memory tier; larger records are not cached.
+        directory: folder of the disk tier, shared by any number of processes; None for no disk tier. On errors a
+            warning is logged and results are computed.
+        max_disk_bytes: bound of the disk tier, in total and for each record. Each further process that writes at the
             same time may exceed it by a sixteenth.
     """
 
@@ -104,17 +104,17 @@ class Cache:
         self._stats = CacheStats()
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
-        """The record of ``key``, computed on a miss; of several threads that ask at once, one computes."""
+        """Return the record of ``key``. On a miss one thread computes it, and concurrent callers wait."""
         return self.get_many([key], lambda _: [compute()])[0]
 
     def get_many(self, keys: Sequence[str], compute: Callable[[list[int]], Sequence[Record]]) -> list[Record]:
-        """The records of ``keys``, in order; all misses are computed in one call.
+        """Return the records of ``keys``, in order; all misses are computed in one call.
 
         Args:
             keys: content keys; equal ones are computed once.
-            compute: gets the positions (in ``keys``) of the misses and returns one record for each. Its exceptions
-                pass through, and nothing is kept; waiting threads then compute for themselves. Asking this cache for
-                the same keys inside it would deadlock.
+            compute: takes the positions (in ``keys``) of the misses and returns a record for each. On an exception
+                nothing is cached, and waiting threads compute for themselves. It must not ask this cache for the same
+                keys: that deadlocks.
         """
         found: dict[str, Record] = {}
         while True:
@@ -132,17 +132,17 @@ class Cache:
 
     @property
     def persistent(self) -> bool:
-        """Whether records outlive the process; their keys must then be made of content alone."""
+        """Whether records outlive the process. Keys must then contain fingerprints, not versions."""
         return self._disk is not None
 
     @property
     def stats(self) -> CacheStats:
-        """Snapshot of the counts."""
+        """A snapshot of the counts."""
         with self._lock:
             return CacheStats(**vars(self._stats))
 
     def clear(self) -> None:
-        """Empty the memory tier; files of the disk tier stay."""
+        """Empty the memory tier; the disk tier is unchanged."""
         with self._lock:
             self._records.clear()
             self._stats.entries = self._stats.bytes = 0
@@ -150,7 +150,7 @@ class Cache:
     def _claim(
         self, keys: Sequence[str], found: dict[str, Record]
     ) -> tuple[dict[str, Future[Record]], dict[str, Future[Record]]]:
-        """Copy hits into ``found``; return the keys this thread must compute, and those that other threads compute."""
+        """Copy hits into ``found``; return the keys to compute here, and those that other threads compute."""
         mine: dict[str, Future[Record]] = {}
         theirs: dict[str, Future[Record]] = {}
         with self._lock:
@@ -215,12 +215,12 @@ class Cache:
 
 
 def record_bytes(record: Record) -> int:
-    """Size of a record in bytes: its tensors, and about 1 KB of overhead for each."""
+    """Return the size of a record in bytes: its tensors, and about 1 KB of overhead for each."""
     return sum(tensor.nbytes + _OVERHEAD for tensor in record.values())
 
 
 def _owned(record: Record) -> Record:
-    """The record in tensors that work outside inference mode and own no more storage than they count."""
+    """Copy inference-mode tensors, which are useless outside, and views, which hold more storage than they count."""
     return {
         name: tensor.clone() if tensor.is_inference() or tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
         for name, tensor in record.items()
@@ -228,7 +228,7 @@ def _owned(record: Record) -> Record:
 
 
 class _DiskTier:
-    """Safetensors files named by key; a lost or unwritable file costs only a computation."""
+    """Safetensors files named by key. Errors are logged and never raised."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory
@@ -299,7 +299,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_cache() -> Cache:
-    """The default cache of this process; it keeps nothing on disk."""
+    """Return the default cache of this process, which has no disk tier."""
     global _shared
     with _shared_lock:
         if _shared is None:

@@ -4,7 +4,7 @@
         image = generate(...)
     Profile.of(recorder, "a portrait").save("run.json")  # fast_instantid.observe.profile
 
-Code marks its stages by ``with stage("align"): ...``. Without a recorder, that reads one global and enters an empty
+Code marks its stages by ``with stage("align"): ...``. Without a recorder, this reads one global and enters an empty
 context manager. With one, GPU times come from CUDA events, which are read once, at the end.
 """
 
@@ -53,7 +53,7 @@ def stage(name: str, **facts: float | str) -> Stage:
 
     Args:
         name: stages of the same name inside the same outer stage are added up.
-        facts: about this call. Numbers are added up; ``nbytes`` is the number of bytes read or moved.
+        facts: properties of this call. Numbers are added up; ``nbytes`` counts the bytes read or moved.
     """
     recorder = _current
     return _NOTHING if recorder is None else _Open(recorder, name, facts)
@@ -110,7 +110,7 @@ class Span:
     device_duration: int | None = None
     """GPU time between the start and end events of the stage; None if the GPU was not used."""
     facts: dict[str, float | str] = field(default_factory=dict[str, "float | str"])
-    """The facts of the code, and for outer stages on CUDA ``allocated``: bytes that torch held at the end."""
+    """Facts of the stage; outer stages on CUDA also have ``allocated``, the bytes that torch held at the end."""
 
 
 class Recorder:
@@ -187,7 +187,7 @@ class Recorder:
         self.stop()
 
     def count(self, facts: dict[str, float]) -> None:
-        """See :func:`count`."""
+        """Add numbers to the facts of this thread's innermost stage."""
         lane = self._lanes.get(threading.current_thread())
         if lane is not None and (stack := self._stacks[lane]):
             counted = self.spans[stack[-1]].facts

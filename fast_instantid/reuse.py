@@ -1,7 +1,7 @@
-"""Module calls that give the same result at every step of a run, made once: see docs/adr/0013-once-per-run.md.
+"""Reuse of module calls that give the same result at every step of a run (docs/adr/0013-once-per-run.md).
 
-A result is found again only by the very tensor it was made of, unchanged, and the very weights, unchanged; never by
-content, address or name. It is dropped with the run, at the latest when that tensor is.
+A cache hit needs the same input tensor object and the same weights, none of them written to since; content, address
+and name do not count. Results are dropped with the run, at the latest when an input tensor dies.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import torch
 from torch import Tensor, nn
 
 MAX_BYTES = 256 * 2**20
-"""Of the results of one network. The keys and values of SDXL's text take 51 MB in half precision, for one picture with
-guidance and 77 tokens; what does not fit is computed at every step, as without."""
+"""Bound for the results of one network; further results are computed at every step. Keys and values of SDXL's text take
+51 MB in half precision, for one picture with guidance and 77 tokens."""
 
 _PLAIN = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList)
 
 
 class Reuse:
-    """What the modules of one network made of tensors that last for a run.
+    """Cached results of one network's modules for inputs that are constant during a run.
 
     Args:
-        max_bytes: of all results together.
-        inference: take tensors of inference mode too, of which torch counts no writes: where the host writes to none.
-        layers: kinds of layers of the host's that compute what torch's own do.
+        max_bytes: bound for all results together.
+        inference: reuse results of inference-mode tensors too. torch does not version these, so enable it only if the
+            host never writes to them in-place.
+        layers: layer classes of the host that compute the same as torch's.
     """
 
     def __init__(
@@ -37,17 +38,18 @@ class Reuse:
         self._inference = inference
         self._layers = (*_PLAIN, *layers)
         self._run: list[_Unchanged] = []
-        self._kept: dict[nn.Module, _Result] = {}
+        self._results: dict[nn.Module, _Result] = {}
         self._bytes = 0
 
     @property
     def nbytes(self) -> int:
-        """Of the results that are held now."""
+        """Bytes of all cached results."""
         return self._bytes
 
     def begin(self, *tensors: Tensor | None) -> None:
-        """Say what the coming evaluation of the network is given. A run lasts while these tensors are the same, and
-        nobody has written to them; what was kept for others is dropped. With a None among them nothing is kept.
+        """Declare the constant inputs of the next evaluation; other inputs, or written ones, start a new run.
+
+        Nothing is cached if one of them is None.
         """
         if torch.compiler.is_compiling():
             return
@@ -55,96 +57,96 @@ class Reuse:
             return
         self.clear()
         if all(map(self._is_traceable, tensors)):
-            forget = _clear_weakly(self)
-            self._run = [_Unchanged(tensor, forget) for tensor in tensors if tensor is not None]
+            self_ref = weakref.ref(self)
+
+            def clear(_: Any) -> None:
+                if (reuse := self_ref()) is not None:
+                    reuse.clear()
+
+            self._run = [_Unchanged(tensor, clear) for tensor in tensors if tensor is not None]
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Drop all results and end the run."""
         self._run.clear()
-        self._kept.clear()
+        self._results.clear()
         self._bytes = 0
 
     def __call__(self, module: nn.Module, input: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """``module(input)``, kept if ``input`` is one of the run's tensors, and nothing but it and the module's own
-        weights can have a part in the result: not while torch compiles, records gradients or autocasts, nor for modules
-        that a LoRA, hooks, offloading or quantisation act on.
+        """Return ``module(input)``, from the cache if possible.
+
+        Only inputs of the run are cached, and only where the result depends on nothing but them and the module's
+        weights. That excludes compilation, gradients and autocast, and modules with a LoRA, hooks, offloading or
+        quantisation.
 
         Args:
-            forward: the module's own, where it was replaced by a call of this. The caller vouches for it that it reads
-                nothing but ``input``.
+            forward: the module's original forward, if a call of this replaced it. It must depend on ``input`` alone.
         """
         compute = forward or module
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.is_of_run(input):
             return compute(input)
-        kept = self._kept.get(module)
-        may_keep = self._is_plain(module, forward) and not _autocasts(input)
-        if kept is not None and may_keep and kept.holds(module, input):
-            return kept.value
-        self._drop(module)
+        result = self._results.get(module)
+        cacheable = self._is_plain(module, forward) and not _autocasts(input)
+        if result is not None and cacheable and result.is_valid(module, input):
+            return result.value
+        if result is not None:
+            del self._results[module]
+            self._bytes -= result.value.nbytes
         value = compute(input)
-        if may_keep and self._is_traceable(value):
-            self._keep(module, input, value)
+        fits = self._bytes + value.nbytes <= self._max_bytes
+        if cacheable and fits and all(map(self._is_traceable, (value, *module.parameters()))):
+            self._results[module] = _Result(module, input, value)
+            self._bytes += value.nbytes
         return value
 
     def is_of_run(self, input: Tensor) -> bool:
-        """Whether it is one of the tensors of ``begin``, and nobody has written to it."""
+        """Whether ``input`` is one of the tensors of :meth:`begin`, without a write since."""
         return any(tensor.is_still(input) for tensor in self._run)
 
     def _is_traceable(self, tensor: Tensor | None) -> bool:
-        """Whether torch counts what is written to it. It does not in inference mode, nor for all subclasses."""
+        """Whether torch counts the writes to a tensor; not in inference mode, nor for all subclasses."""
         if tensor is None or type(tensor) not in (Tensor, nn.Parameter):
             return False
         return self._inference or not tensor.is_inference()
 
     def _is_plain(self, module: nn.Module, forward: object) -> bool:
-        """Whether a call of it is what its class says, made of its weights as they are. A layer with a LoRA or
-        quantised weights is of another class, an offloaded one has a ``forward`` of its own."""
+        """Whether a call depends on the module's class and weights alone.
+
+        A layer with a LoRA or quantised weights has another class, an offloaded one its own ``forward``.
+        """
         for part in module.modules():
             if vars(part)["_forward_hooks"] or vars(part)["_forward_pre_hooks"]:
                 return False
-            is_vouched_for = part is module and forward is not None
-            if not is_vouched_for and (type(part) not in self._layers or "forward" in vars(part)):
+            has_original = part is module and forward is not None
+            if not has_original and (type(part) not in self._layers or "forward" in vars(part)):
                 return False
         return True
 
-    def _keep(self, module: nn.Module, input: Tensor, value: Tensor) -> None:
-        fits = self._bytes + value.nbytes <= self._max_bytes
-        if fits and all(map(self._is_traceable, module.parameters())):
-            self._kept[module] = _Result(module, input, value)
-            self._bytes += value.nbytes
-
-    def _drop(self, module: nn.Module) -> None:
-        dropped = self._kept.pop(module, None)
-        self._bytes -= 0 if dropped is None else dropped.value.nbytes
-
 
 class ReplacedForward:
-    """A module whose calls go through a function of ours, until :meth:`restore`.
-
-    A deep copy of the module runs what was there before.
+    """A replacement of a module's ``forward``, until :meth:`restore`. Deep copies of the module run the original.
 
     Args:
-        module: whose calls.
-        replacement: called as ``replacement(before, *args, **kwargs)``; ``before`` is the ``forward`` that was there.
-        attribute: of the module; ``_compiled_call_impl`` is what ``Module.compile`` sets and calls in place of
-            ``forward``.
+        module: the module to change.
+        replacement: called as ``replacement(before, *args, **kwargs)``; ``before`` is the original ``forward``.
+        attribute: the attribute to replace. ``Module.compile`` sets ``_compiled_call_impl``, which torch then calls in
+            place of ``forward``.
     """
 
     def __init__(self, module: nn.Module, replacement: Callable[..., Any], attribute: str = "forward") -> None:
         self._module, self._replacement, self._attribute = module, replacement, attribute
-        self._own = vars(module).get(attribute)  # offloading puts one there; else it is the class's
+        self._own = vars(module).get(attribute)  # set by offloading; else the class has it
         self._before: Callable[..., Any] = getattr(module, attribute)
-        self._is_on = True
+        self._is_active = True
         setattr(module, attribute, self._call)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if self._is_on:
+        if self._is_active:
             return self._replacement(self._before, *args, **kwargs)
         return self._before(*args, **kwargs)
 
     def restore(self) -> None:
-        """Undo the replacement. Where another wrapper was put around it since, that one stays and calls ``before``."""
-        self._is_on = False
+        """Undo the replacement. A wrapper that was put around it since stays, and then calls the original."""
+        self._is_active = False
         if vars(self._module).get(self._attribute) == self._call:
             delattr(self._module, self._attribute)
             if self._own is not None:
@@ -154,15 +156,12 @@ class ReplacedForward:
         copied = memo[id(self)] = object.__new__(type(self))
         copied._module, copied._own = copy.deepcopy((self._module, self._own), memo)
         copied._before, copied._attribute = copy.deepcopy(self._before, memo), self._attribute
-        copied._is_on, copied._replacement = False, None
+        copied._is_active, copied._replacement = False, None
         return copied
 
 
 class _Unchanged:
-    """A tensor, and whether it is still what it was: the same object, to which nobody has written since.
-
-    torch counts writes, but not those through ``tensor.data``.
-    """
+    """A weak reference to a tensor that notices writes to it, but for those through ``tensor.data``."""
 
     __slots__ = ("_ref", "_state")
 
@@ -182,7 +181,7 @@ class _Result:
         self._input, self._unwritten = _Unchanged(input), _Unchanged(value)
         self._weights = [_Unchanged(weight) for weight in module.parameters()]
 
-    def holds(self, module: nn.Module, input: Tensor) -> bool:
+    def is_valid(self, module: nn.Module, input: Tensor) -> bool:
         weights = list(module.parameters())
         return (
             self._input.is_still(input)
@@ -202,14 +201,3 @@ def _autocasts(tensor: Tensor) -> bool:
         return torch.is_autocast_enabled(tensor.device.type)
     except TypeError:  # torch before 2.4
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
-
-
-def _clear_weakly(reuse: Reuse) -> Callable[[Any], None]:
-    """``clear``, for when a tensor dies; it does not keep alive what it would clear."""
-    ref = weakref.ref(reuse)
-
-    def clear(_: Any) -> None:
-        if (alive := ref()) is not None:
-            alive.clear()
-
-    return clear

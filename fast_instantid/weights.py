@@ -1,12 +1,15 @@
-"""Files of weights: memory-mapped reading, fingerprints of content, atomic writing."""
+"""Files of weights: memory-mapped reading, fingerprints of content, atomic writing.
+
+A ``version`` identifies a file by its path and times, a ``fingerprint`` its content by a hash. Both become part of the
+``key`` of a cached result (:mod:`.cache`): the version in this process, the fingerprint on disk.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,6 @@ from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
 
-_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16"}  # their names in safetensors
-
 _ZIP = b"PK\x03\x04"
 _CHUNK = 512 << 10  # bytes, few enough to stay in a core's cache between reading and hashing
 _fingerprints: dict[str, str] = {}
@@ -35,7 +36,7 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
 
     Raises:
-        ModelFileError: missing, unreadable, empty, truncated, or no weights; the message says what the file is.
+        ModelFileError: missing, unreadable, empty, truncated, or no weights; the message names the kind of file.
     """
     path = existing_file(path, "weights")
     try:
@@ -125,42 +126,6 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     with atomic_write(path) as temporary:
         # safetensors' own save_file would make the file readable by its owner only.
         temporary.write_bytes(save(copies, dict(metadata)))
-
-
-def stream_safetensors(
-    path: str | os.PathLike[str],
-    tensors: StateDict,
-    dtype: torch.dtype,
-    convert: Callable[[str, torch.Tensor], torch.Tensor],
-    report: Callable[[int, int], None],
-) -> None:
-    """Write a safetensors file of one dtype atomically, with one tensor in memory at a time.
-
-    The layout is a header (8 bytes of length, little-endian, then JSON) and the tensors one after another, as the
-    safetensors package documents. Its own writer needs all tensors at once.
-
-    Args:
-        convert: called with each name and tensor; returns it in ``dtype``.
-        report: called with the bytes written and their total.
-
-    Raises:
-        OSError: the file cannot be written; the folder is unchanged.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    total = 0
-    for name, tensor in tensors.items():
-        end = total + tensor.numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [total, end]}
-        total = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of their alignment
-    done = 0
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            converted = convert(name, tensor).contiguous()
-            done += file.write(converted.reshape(-1).view(torch.uint8).numpy().data)
-            report(done, total)
 
 
 def _load_pickle(path: Path) -> Any:

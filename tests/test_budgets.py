@@ -14,8 +14,8 @@ OBSERVATION = [
     "recorder.py",
     "observe/**/*",
     *(f"cli/{command}*.py" for command in ("doctor", "watch", "profile")),
-    "comfyui/recording/**/*",
-    *(f"comfyui/{module}.py" for module in ("observe", "recording", "host_nodes", "stages", "clashes")),
+    "comfyui/observe/**/*",
+    "comfyui/clashes.py",
 ]
 
 

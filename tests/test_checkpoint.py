@@ -208,7 +208,7 @@ FOREIGN = [
     ("a CLIP model", {"vision_model.embeddings.class_embedding": (8,)}),
     ("a CLIP model", {"text_model.encoder.layers.0.self_attn.k_proj.weight": (8, 8)}),
     ("a saved identity", {"tokens": (2, 1, 16, 64), "0.key": (2, 16, 32), "0.value": (2, 16, 32)}),
-    ("no model that is known here (2 tensors: a, b", {"a": (1,), "b": (1,)}),
+    ("an unknown model (2 tensors: a, b", {"a": (1,), "b": (1,)}),
 ]
 
 

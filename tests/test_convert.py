@@ -89,9 +89,7 @@ def test_a_file_that_is_there_is_never_replaced(adapter: Path, capsys) -> None:
     output = adapter.with_name("ip-adapter.fp16.safetensors")
     output.write_text("somebody's")
     assert main(["convert", str(adapter)]) == 1
-    assert (
-        f"error: {output}: is there already; remove it first, or name another file with -o" in capsys.readouterr().err
-    )
+    assert f"error: {output}: exists already; remove it first, or name another file with -o" in capsys.readouterr().err
     assert output.read_text() == "somebody's"
 
 

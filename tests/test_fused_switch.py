@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,25 +20,26 @@ from torch import Tensor
 
 from fast_instantid import fused
 from fast_instantid.attention import IdentityEntry, identity_attention
-from fast_instantid.fused import MEASURED_FASTER, SWITCH, fused_attention, is_on
+from fast_instantid.fused import MEASURED_FASTER, SWITCH, fused_attention, is_available
 from fast_instantid.identity.layout import COND, UNCOND, LayerFace, Layout, Strength
 from fast_instantid.pipelines.cross_attention import CrossAttention, Evaluation
 from fast_instantid.recorder import Recorder
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+KERNEL = "fast_instantid.fused.kernel"
 HEADS, CHANNELS = 2, 64
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a process asks once, asked for each test."""
+    """Clear the cached answers before and after each test."""
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(fused, "_broken", False)
-    wanted = fused._wanted  # a test may put another in its place
-    wanted.cache_clear()
+    enabled = fused._is_enabled  # a test may put another in its place
+    enabled.cache_clear()
     yield
-    wanted.cache_clear()
+    enabled.cache_clear()
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(query.shape[1])
         out.copy_(apart(query, key, value, [entry]))
 
-    monkeypatch.setattr(fused, "_wanted", lambda device: True)
-    monkeypatch.setattr(fused, "_kernel_function", lambda: kernel)
+    monkeypatch.setattr(fused, "_is_enabled", lambda device: True)
+    monkeypatch.setitem(sys.modules, KERNEL, SimpleNamespace(text_and_identity=kernel))
     return calls
 
 
@@ -89,7 +91,7 @@ def test_importing_it_does_not_import_triton():
 def test_never_on_a_cpu(monkeypatch, asked):
     if asked:
         monkeypatch.setenv(SWITCH, asked)
-    assert not is_on(CPU)
+    assert not is_available(CPU)
     assert fused_attention(*layer()) is None
 
 
@@ -101,14 +103,14 @@ def test_on_where_it_was_measured_or_asked_for(monkeypatch, gpu, asked, measured
     monkeypatch.setattr(fused, "MEASURED_FASTER", {(9, 0): "a result"} if measured else {})
     monkeypatch.setenv(SWITCH, asked)
     gpu((9, 0))
-    assert is_on(GPU) is expected
+    assert is_available(GPU) is expected
 
 
 @pytest.mark.parametrize("machine", [{"triton": False}, {"hip": "6.4"}, {"capability": (7, 5)}], ids=str)
 def test_off_where_it_cannot_run_well_whatever_is_asked(monkeypatch, gpu, machine):
     monkeypatch.setenv(SWITCH, "1")
     gpu(**{"capability": (9, 0), **machine})
-    assert not is_on(GPU)
+    assert not is_available(GPU)
 
 
 def test_each_gpu_that_is_said_to_be_faster_has_a_result_that_says_so():
@@ -161,7 +163,7 @@ def test_a_kernel_that_fails_is_reported_once_and_not_tried_again(calls, monkeyp
         calls.append(0)
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(fused, "_kernel_function", lambda: broken)
+    monkeypatch.setitem(sys.modules, KERNEL, SimpleNamespace(text_and_identity=broken))
     with caplog.at_level(logging.WARNING, "fast_instantid"):
         assert [fused_attention(*layer()) for _ in range(3)] == [None] * 3
     assert len(calls) == len(caplog.records) == 1

@@ -384,7 +384,7 @@ def test_what_is_no_identity_is_refused(adapter: Adapter, tmp_path: Path) -> Non
     with pytest.raises(ModelFileError, match="no identity"):
         Identity.load(path)
     save_file({"tokens": torch.zeros(2, 1, 16, 64)}, path, {"format": "fast-instantid identity", "version": "99"})
-    with pytest.raises(ModelFileError, match="update fast-instantid"):
+    with pytest.raises(ModelFileError, match="Update fast-instantid"):
         Identity.load(path)
     identity = adapter.identity(embeddings())
     incomplete = dict(identity.to_record())

@@ -19,12 +19,12 @@ _KL_WEIGHT = 1e-4
 
 
 def load(folder: Path) -> AutoencoderKL:
-    """What :func:`train` made, its decoder as :func:`refine` left it."""
+    """Return the VAE of :func:`train`, with the decoder of :func:`refine` if there is one."""
     return AutoencoderKL.from_pretrained(folder / "autoencoder").to(memory_format=torch.channels_last).eval()
 
 
 def train(folder: Path, portraits: Portraits, steps: int = 3600) -> None:
-    """Train on crops around faces, then normalise the latents; or go on with what an earlier call left."""
+    """Train on crops around faces, then normalise the latents. An interrupted training resumes."""
     if (folder / "autoencoder" / "config.json").exists():
         return
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def train(folder: Path, portraits: Portraits, steps: int = 3600) -> None:
 
 
 def refine(folder: Path, portraits: Portraits, steps: int = 2000, device: str = "cpu") -> None:
-    """Train the decoder alone some more, on whole pictures: nothing that was trained on the latents changes.
+    """Train the decoder alone on whole pictures; networks that were trained on the latents stay valid.
 
     The latents get some noise, since those that a UNet draws are not those of any picture.
     """
@@ -80,7 +80,7 @@ def refine(folder: Path, portraits: Portraits, steps: int = 2000, device: str = 
 
 
 def reconstruction_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
-    """Of pictures -1..1: how far pixels are apart, and their differences to the right and below."""
+    """Return the error of pictures in -1..1: of the pixels, and of their differences to the right and below."""
     difference = drawn - pictures
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return difference.abs().mean() + 0.5 * edges + 0.5 * difference.square().mean()
@@ -98,7 +98,7 @@ def to_tensor(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tenso
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor:
-    """Latents as the UNet sees them, ``(N, 4, H / 8, W / 8)`` float32, on the device of the VAE."""
+    """Return the UNet's latents, ``(N, 4, H / 8, W / 8)`` float32, on the VAE's device."""
     parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
     latents = [vae.encode(to_tensor(part, vae.device)).latent_dist.mean for part in parts]
     return torch.cat(latents) * SCALING_FACTOR
@@ -106,7 +106,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> Tensor
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, portraits: Portraits) -> None:
-    """Make each channel of what the UNet sees have mean 0 and deviation 1, without changing any reconstruction.
+    """Normalise each channel of the latents to mean 0 and deviation 1, without changing any reconstruction.
 
     The factor goes into the 1 x 1 convolutions at the ends of the latent, since SDXL's one scaling factor is fixed.
     """

@@ -1,4 +1,4 @@
-"""What the diffusion networks are told: captions as tokens, faces as embeddings, places as keypoint pictures."""
+"""Conditions of the diffusion networks: captions as tokens, faces as embeddings, places as keypoint pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.world import SIZE, Scene
 
 @dataclass
 class Batch:
-    """``B`` pictures with ``F`` people in each, and what is said of them."""
+    """``B`` pictures with ``F`` people in each, and their conditions."""
 
     latents: Tensor
     """``(B, 4, 16, 16 F)``"""
@@ -123,7 +123,7 @@ class Conditions:
         return tensor.to(self.device, non_blocking=True)
 
     def _tokenised(self, caption: str) -> np.ndarray:
-        """There are few captions, and a tokenizer is slow."""
+        """Return the token ids of a caption, cached: captions are few and the tokenizer is slow."""
         if caption not in self._tokens:
             self._tokens[caption] = tokens(self._words, [caption])[0].numpy()
         return self._tokens[caption]

@@ -1,4 +1,4 @@
-"""Pictures with none to four faces, and what a detector should say about them."""
+"""Pictures with none to four faces, and the detections to learn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Crowd:
 
 
 def draw_crowd(random: np.random.Generator) -> Crowd:
-    """A picture of a random shape with none to four people nobody has seen; their faces do not cover each other.
+    """Draw none to four new people in a picture of a random shape, without covering a face.
 
     One in three shows one person as :meth:`Pose.random` places them in a portrait. ``random`` decides everything.
     """
@@ -67,7 +67,7 @@ def draw_people(poses: list[Pose], shape: tuple[int, int], random: np.random.Gen
 
 
 def _head_box(person: Person, pose: Pose) -> tuple[float, float, float, float]:
-    """Around the ellipse of the head, turned as it is."""
+    """Return the box around the rolled ellipse of the head."""
     across, up = (half * pose.scale for half in _head_size(person))
     cos, sin = math.cos(pose.roll), math.sin(pose.roll)
     x, y = math.hypot(across * cos, up * sin), math.hypot(across * sin, up * cos)

@@ -41,12 +41,12 @@ class Portraits:
 
 
 def person(split: int, number: int) -> Person:
-    """The person of that number in that set."""
+    """Return the person with a number in a set."""
     return Person.random(np.random.default_rng([split, number]))
 
 
 def draw_portraits(folder: Path, split: int, people: int, each: int, processes: int = 2) -> Portraits:
-    """Draw them all, or take what an earlier call left in the folder."""
+    """Draw all portraits, or open those that an earlier call has drawn into the folder."""
     if not (folder / "scenes.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         total = people * each
@@ -82,7 +82,7 @@ def _draw_person(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, lis
 
 
 def batches(random: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
-    """Endless batches of indices, every index once before any comes again."""
+    """Yield batches of indices forever, each index once per epoch."""
     while True:
         order = random.permutation(count)
         for start in range(0, count - size + 1, size):

@@ -150,7 +150,7 @@ def _batch(
 
 
 def _varied(crowd: Crowd, random: np.random.Generator) -> Crowd:
-    """Mirrored, blurred, with noise, and in other colours, each of them sometimes."""
+    """Randomly mirror, blur, add noise and change colours."""
     picture, boxes, keypoints = crowd.picture, crowd.boxes, crowd.keypoints
     if random.random() < 0.5:
         width = picture.shape[1]
@@ -168,7 +168,7 @@ def _varied(crowd: Crowd, random: np.random.Generator) -> Crowd:
 
 
 def _fitted(crowd: Crowd, side: int) -> Crowd:
-    """In the upper left of a black square, as production's detector scales a picture."""
+    """Scale a picture into the upper left of a black square, as the package's detector does."""
     height, width = crowd.picture.shape[:2]
     scale = side / max(height, width)
     canvas = np.zeros((side, side, 3), np.uint8)
@@ -178,7 +178,7 @@ def _fitted(crowd: Crowd, side: int) -> Crowd:
 
 
 def detection_losses(maps: Maps, crowds: list[Crowd]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of the scores, the boxes and the keypoints, each a mean over the anchors that a face belongs to.
+    """Return the losses of scores, boxes and keypoints, each a mean over the anchors with a face.
 
     Scores learn how well their box lies (quality focal loss, Li et al. 2020), boxes the intersection over union,
     keypoints their distance in cells.

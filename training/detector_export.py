@@ -15,7 +15,7 @@ from examples.onnx_writer import OnnxWriter
 
 
 def write_onnx(network: nn.Module, path: Path) -> None:
-    """Write it with BatchNorm folded into the convolutions, in the layout that antelopev2's detector has.
+    """Write a detector in the layout of antelopev2's, with BatchNorm folded into the convolutions.
 
     The layout: nine outputs, all scores first (after the sigmoid), then boxes, then keypoints, each ``[rows, k]`` with
     row ``(cell * N + image) * anchors + anchor``; the input is labelled as one picture of any height and width.
@@ -43,7 +43,7 @@ def write_onnx(network: nn.Module, path: Path) -> None:
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """A copy for inference without BatchNorm: each is folded into the convolution before it."""
+    """Return a copy for inference, with each BatchNorm folded into the convolution before it."""
     network = copy.deepcopy(network).eval()
     for layers in network.modules():
         if isinstance(layers, nn.Sequential) and isinstance(convolution := layers[0], nn.Conv2d):
@@ -69,7 +69,7 @@ def _write_module(net: OnnxWriter, module: nn.Module, x: str, weights: dict[nn.M
 
 
 def _write_upsampling(net: OnnxWriter, x: str) -> str:
-    """Twice the size, nearest neighbour."""
+    """Double the size by nearest neighbour."""
     empty, scales = net.const(np.empty(0, np.float32)), net.const(np.array([1, 1, 2, 2], np.float32))
     modes = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
     return net.op("Resize", [x, empty, scales], **modes)

@@ -1,4 +1,4 @@
-"""What a detector finds in drawn crowds, through the code that users run."""
+"""Detections in drawn crowds, measured through the code that users run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def measure(pack: Path, pictures: int = 500) -> dict[str, float]:
 
 
 def measure_on(pack: Path, crowds: Iterable[Crowd]) -> dict[str, float]:
-    """The same on given pictures."""
+    """Measure a detector on given pictures."""
     analyzer, counts = FaceAnalyzer.load(pack, device="cpu"), Counts()
     for crowd in crowds:
         (faces,) = analyzer.detect(crowd.picture)

@@ -31,7 +31,7 @@ from training.world import SIZE
 
 
 class _IdentityAttention:
-    """Text attention plus scaled identity attention, differentiable: what the package does at inference."""
+    """Text attention plus scaled identity attention as in the package, but differentiable."""
 
     def __init__(self, stack: Stack, layer: int) -> None:
         self.stack, self.layer = stack, layer

@@ -1,4 +1,4 @@
-"""What the miniature can do with people it was never trained on, measured through the code that users run."""
+"""Evaluation of the miniature on people that it was never trained on, through the code that users run."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _NEAR = 0.1  # of the width of a picture
 
 @dataclass
 class Drawing:
-    """What a judge sees in one picture that was drawn."""
+    """The measured properties of one drawn picture."""
 
     prompt: str
     first: bool
-    """Of all candidates, the right one is the most alike."""
+    """Whether the right candidate has the highest likeness."""
     likeness: float
     """Cosine to another portrait of the person; 0 where no face was found."""
     likeness_to_others: float
-    """The mean over the other candidates."""
+    """Mean likeness to the other candidates."""
     near: bool
     """Each of the five keypoints found lies within a tenth of the width from where it was asked for."""
     background: bool
@@ -47,7 +47,7 @@ def portrait(number: int, picture: int) -> Portrait:
 
 
 def control(number: int) -> np.ndarray:
-    """Keypoints ``(5, 2)`` of somebody else, in a pose which leaves room for clothes."""
+    """Return keypoints ``(5, 2)`` of another person, in a pose with room for clothes."""
     random = np.random.default_rng([TEST, number, 3])
     pose = Pose.random(random)
     pose = replace(pose, y=min(pose.y, 58), scale=min(pose.scale, 34))
@@ -55,7 +55,7 @@ def control(number: int) -> np.ndarray:
 
 
 def recognition(pack: Path, people: int = 400) -> dict[str, float]:
-    """How well the recogniser tells people apart, two portraits of each, faces found by the detector.
+    """Measure the recogniser on two portraits of each person, with faces found by the detector.
 
     ``auc``: of the cosine, between pairs of the same and pairs of different people. ``first_of_50``: how often the same
     person is the most alike of 50.
@@ -77,7 +77,7 @@ def recognition(pack: Path, people: int = 400) -> dict[str, float]:
 
 
 def generation(weights: Path, people: int = 100, identity: bool = True, processes: int = 2) -> list[Drawing]:
-    """Two pictures of each person, with other prompts, at somebody else's keypoints, with default weights.
+    """Draw two pictures of each person with other prompts, another person's keypoints and default weights.
 
     Args:
         identity: False draws nobody: the adapter has weight 0 and the IdentityNet sees the tokens of a zero embedding.
@@ -98,7 +98,7 @@ def rates(drawings: list[Drawing]) -> dict[str, float]:
 
 
 def judge_of_colors(pictures: int = 200) -> dict[str, float]:
-    """How often the judge of colours is right about pictures of the world itself."""
+    """Return the accuracy of the colour measurement on pictures of the world itself."""
     right = []
     for number in range(pictures):
         random = np.random.default_rng([TEST, number, 4])
@@ -130,7 +130,7 @@ def _mostly(pixels: np.ndarray, name: str) -> bool:
 
 
 def embedding(analyzer: FaceAnalyzer, picture: np.ndarray) -> np.ndarray:
-    """``(512,)`` of length 1 of the largest face; zeros without one, which are like nobody."""
+    """Return the unit embedding ``(512,)`` of the largest face, or zeros without a face."""
     faces = analyzer.detect(picture)[0]
     if not faces:
         return np.zeros(512, np.float32)

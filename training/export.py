@@ -1,4 +1,4 @@
-"""From what was trained to the files that are shipped."""
+"""Export of the trained networks to the files of the package."""
 
 from __future__ import annotations
 

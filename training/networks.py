@@ -28,9 +28,9 @@ from training.world import CLOTHES, COLORS, MOTIFS, SIZE, STYLES
 CHANNELS = (64, 64, 32)
 HEADS = (4, 4, 2)
 TOKEN_WIDTH = 64
-"""Width of the text and identity tokens: what SDXL has 2048 of."""
+"""Width of the text and identity tokens; SDXL's is 2048."""
 TEXT_LENGTH = 24
-"""Tokens of a prompt, with its start and end: what SDXL has 77 of."""
+"""Tokens of a prompt with its start and end; SDXL has 77."""
 NUM_TOKENS = 16
 EMBEDDING_DIM = 512
 FULL_DEPTH = (1, 2, 10)
@@ -160,7 +160,7 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def load_checkpoint(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take what :meth:`checkpoint` gave."""
+        """Load a state dict of :meth:`checkpoint`."""
         own = self.checkpoint()
         if own.keys() != tensors.keys():
             raise ValueError(f"these are not the weights of this adapter: {sorted(own.keys() ^ tensors.keys())[:4]}")

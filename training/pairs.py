@@ -1,4 +1,4 @@
-"""Wide pictures of two people, each in a half of their own: what teaches the adapter to keep to its region."""
+"""Wide pictures of two people, one in each half, which teach the adapter to keep to a region."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw_pair(
 
 
 def draw_pairs(folder: Path, split: int, people: int, processes: int = 2) -> Pairs:
-    """As many pairs as people, each of them once on the left; or what an earlier call left in the folder."""
+    """Draw as many pairs as people, each person once on the left, or open those of an earlier call."""
     if not (folder / "scenes.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, (people, SIZE, 2 * SIZE, 3))

@@ -15,7 +15,7 @@ _PEOPLE = {"ada": 5006, "bela": 5015, "cleo": 5021, "dario": 5004, "enzo": 5014,
 
 
 def write_portraits(folder: Path) -> None:
-    """Draw them into ``folder``, each as a PNG of ``SIZE``; the same ones each time."""
+    """Draw the portraits into ``folder`` as PNG files of ``SIZE``. Deterministic."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, number in _PEOPLE.items():
         random = np.random.default_rng([TEST, number, 2])

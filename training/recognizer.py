@@ -70,14 +70,14 @@ class Recognizer(nn.Module):
 
 
 def load(folder: Path) -> Recognizer:
-    """What :func:`train` made."""
+    """Return the trained recogniser of :func:`train`."""
     model = Recognizer()
     model.load_state_dict(torch.load(folder / "recognizer.pt", weights_only=True)["model"])
     return model.eval()
 
 
 def train(folder: Path, portraits: Portraits, steps: int = 300) -> None:
-    """Train, or go on with what an earlier call left."""
+    """Train the recogniser. An interrupted training resumes."""
     torch.manual_seed(0)
     model = Recognizer().to(memory_format=torch.channels_last)
     naming = nn.Linear(EMBEDDING_DIM, portraits.attributes.shape[1])

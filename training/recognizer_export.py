@@ -14,7 +14,7 @@ from training.recognizer import Block, Recognizer
 
 
 def write_onnx(model: Recognizer, path: Path) -> None:
-    """Write it in the layout of antelopev2's recogniser: ``(N, 3, 112, 112)`` to ``(N, 512)``."""
+    """Write a recogniser in the layout of antelopev2's: ``(N, 3, 112, 112)`` to ``(N, 512)``."""
     net = OnnxWriter(seed=0)
     x = _write(net, model.neck, _write(net, model.body, "images"))
     flat = net.op("Flatten", [x], axis=1)

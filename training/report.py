@@ -1,4 +1,4 @@
-"""The report on the miniature: what it can do with people and pictures it was never trained on, and what it should."""
+"""The report on the miniature: measurements on new people and pictures, and their targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Report = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Bar:
-    """What a number should be."""
+    """The target of a number."""
 
     part: str
     name: str
@@ -67,7 +67,7 @@ def write(weights: Path, processes: int = 2) -> None:
 
 
 def table(found: Report) -> str:
-    """In Markdown."""
+    """Return the table in Markdown."""
     lines = ["| | | wanted |", "| --- | --: | --: |"]
     for bar in BARS:
         what, value = bar.what, bar.shown(found[bar.part][bar.name])

@@ -30,7 +30,7 @@ class Run:
         self.path, self.steps, self.parts, self.every, self.quiet = path, steps, parts, every, quiet
         self.step = 0
         self.seconds = 0.0
-        """Spent training, over all runs."""
+        """Seconds of training, over all runs."""
         self._sums: dict[str, torch.Tensor | float] = {}
         self._logged = 0
         if path.exists():

@@ -14,7 +14,7 @@ MAX_NORM = 1.0
 
 
 class Step:
-    """What one step does to a stack.
+    """One training step of a stack.
 
     On a GPU it is recorded once for each shape of batch, as a CUDA graph, and played back: the networks are so small
     that launching some ten thousand kernels takes longer than running them.

@@ -29,7 +29,7 @@ _PAIRS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how large.
+    """Length and sizes of the training.
 
     Args:
         steps: of the optimizer.
@@ -48,7 +48,7 @@ class Plan:
 
 
 def train(folder: Path, plan: Plan) -> Stack:
-    """Train, or go on with what an earlier call left; returns the average of the last few hundred steps' weights.
+    """Train, or resume, and return the average weights of the last few hundred steps.
 
     :func:`training.prepare.prepare` has been in ``folder``; from weights in ``start/`` it goes on.
     """

@@ -50,7 +50,7 @@ _EYE_COLORS = ((70, 44, 26), (58, 118, 186), (66, 140, 74), (40, 40, 46), (150, 
 
 @dataclass(frozen=True)
 class Person:
-    """Who somebody is. Numbers without a unit are 0..1; colours are RGB, 0..255."""
+    """The features of a person. Numbers without a unit are 0..1; colours are RGB, 0..255."""
 
     skin_tone: float
     skin_warmth: float
@@ -101,7 +101,7 @@ class Person:
         return _rgb(color)
 
     def attributes(self) -> np.ndarray:
-        """What a picture shows of a person, as numbers 0..1: shapes, colours, and one number for each choice."""
+        """Return the visible features as numbers 0..1: shapes, colours, and one number for each choice."""
         colors = [*self.skin, *self.hair_color] if self.hair_style != "bald" else [*self.skin, *self.skin]
         frames = self.glasses_color if self.glasses in ("round", "square") else (128, 128, 128)
         choices = [
@@ -150,7 +150,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is around a face and how it is drawn. ``caption`` says all of it."""
+    """Surroundings and style of a picture, all of them in ``caption``."""
 
     background: str
     motif: str
@@ -191,7 +191,7 @@ def draw(person: Person, pose: Pose, scene: Scene, seed: int = 0) -> Portrait:
 
 
 def draw_person(brush: Brush, person: Person, scene: Scene, random: np.random.Generator) -> np.ndarray:
-    """Draw somebody over what is there; return the keypoints in pixels of the finished picture."""
+    """Draw a person over the canvas; return the keypoints in pixels of the finished picture."""
     clothes = _tinted(COLORS[scene.clothes_color], random)
     _draw_hair_behind(brush, person)
     _draw_body(brush, person, scene.clothes, clothes)
@@ -236,7 +236,7 @@ class Brush:
             self.canvas.ellipse((x - radius, y - radius, x + radius, y + radius), color)
 
     def shade(self, points: np.ndarray, amount: float, depth: float = 0.0, blur: float = 0.12) -> None:
-        """Darken a region softly, where the style is soft."""
+        """Darken a region softly if the style is soft."""
         if self.style != "soft":
             return
         quarter = Image.new("L", tuple(side // 4 for side in self.image.size))
@@ -432,7 +432,7 @@ def _superellipse(x: float, y: float, rx: float, ry: float, power: float) -> np.
 
 
 def _tinted(color: tuple[int, int, int], random: np.random.Generator) -> tuple[int, int, int]:
-    """The colour as one would still call it: a little lighter, darker or paler."""
+    """Return a variation of a colour with the same name: a little lighter, darker or paler."""
     hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in color))
     light, saturation = light * random.uniform(0.94, 1.06), saturation * random.uniform(0.9, 1.0)
     return _rgb(255 * np.array(colorsys.hls_to_rgb(hue, min(light, 1.0), saturation)))

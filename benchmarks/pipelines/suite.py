@@ -75,7 +75,7 @@ class Bench:
         weights = random_adapter(size, self._random)
         self._theirs = InstantXWay(self._pipe, weights, IDENTITY_TOKENS, WEIGHT)
         self._adapter = as_our_adapter(weights, device, dtype)
-        self._instantid = InstantID(self._pipe)
+        self._instantid = InstantID(self._pipe, identity_net=0)
         self._prompts = [self._random(1, TEXT_TOKENS, size.token_width) for _ in range(2)]
         self._pooled = [self._random(1, size.pooled_width) for _ in range(2)]
         self._hint = torch.rand(1, 3, size.side, size.side, device=device).to(dtype)
@@ -91,7 +91,7 @@ class Bench:
 
     def ours(self, embedding: Tensor, seed: int, steps: int) -> Tensor:
         identity = self._adapter.identity(embedding)
-        with self._instantid.attached(identity, weight=WEIGHT):
+        with self._instantid.attached(identity, scale=WEIGHT):
             return self.limit(embedding, seed, steps)
 
     def limit(self, embedding: Tensor, seed: int, steps: int) -> Tensor:

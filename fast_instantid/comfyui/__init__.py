@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 
 from .clashes import warn_of_clashes
-from .memory import when_unloading
+from .memory import call_on_unload
 from .models import register_folders, release
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
 
-def _say_who_speaks(record: logging.LogRecord) -> bool:
-    """ComfyUI's log shows messages without the names of their loggers."""
+def _add_prefix(record: logging.LogRecord) -> bool:
+    """Name this pack in a message: ComfyUI's log format has no logger names."""
     if not str(record.msg).startswith("[Fast InstantID] "):
         record.msg = f"[Fast InstantID] {record.msg}"
     return True
 
 
-logging.getLogger("fast_instantid").addFilter(_say_who_speaks)
+logging.getLogger("fast_instantid").addFilter(_add_prefix)
 register_folders()
-when_unloading(release)
+call_on_unload(release)
 warn_of_clashes()

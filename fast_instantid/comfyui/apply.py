@@ -1,4 +1,4 @@
-"""An identity put into what ComfyUI samples with: the model's cross-attention, and the conditioning's ControlNet."""
+"""Apply an identity to the cross-attention of a ComfyUI model, and to the ControlNet of a conditioning."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from ..errors import FastInstantIDError
 from ..identity import Identity
 from ..identity.layout import LayerFace, Strength, mask_batch
-from .observe.networks import note_identity_net
+from .observe.networks import mark_identity_net
 from .patch import AttentionPatch, add_identity
 from .sampling import IS_COND, attention_patches, wrap
 
 Conditioning: TypeAlias = "list[list[Any]]"
-"""ComfyUI's: of each prompt, its text ``(1, T, W)`` and a dictionary of what else there is to it."""
+"""A list with one entry per prompt: its text ``(1, T, W)`` and a dictionary of options."""
 Layers: TypeAlias = Literal["reference", "paper"]
 
 _OUTER_LAYERS = [
@@ -29,27 +29,27 @@ LAYERS: dict[Layers, list[tuple[str, int, int]]] = {
     "reference": _OUTER_LAYERS,
     "paper": [*_OUTER_LAYERS, *(("middle", 0, i) for i in range(10))],
 }
-"""SDXL's cross-attention layers as ComfyUI calls them (comfy/ldm/modules/diffusionmodules/openaimodel.py), in the order
-of the checkpoint: those that an identity acts on."""
+"""ComfyUI's names of the cross-attention layers with an identity branch, in checkpoint order
+(comfy/ldm/modules/diffusionmodules/openaimodel.py)."""
 
 
 def check_family(model: ModelPatcher, token_width: int) -> None:
-    """Refuse models that an adapter with tokens of this width was not made for.
+    """Check that the model's text has the width of the adapter's tokens, 2048 for SDXL.
 
     Raises:
-        FastInstantIDError: text of another width; 2048 is SDXL's.
+        FastInstantIDError: a model of another family.
     """
     width = model.model.model_config.unet_config.get("context_dim")
     if width != token_width:
         family = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}.get(width, "of another family")
         raise FastInstantIDError(
-            f"InstantID works with SDXL models only, and this model is {family} (its text is {width} wide, and the "
-            f"adapter's tokens are {token_width}): load an SDXL checkpoint"
+            f"InstantID works with SDXL models only. This model is {family}: its text is {width} wide, the adapter's "
+            f"tokens {token_width}. Load an SDXL checkpoint"
         )
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
-    """The dtype in which the UNet computes, whatever it stores its weights in."""
+    """Return the dtype in which the UNet computes; it may store its weights in another."""
     cast = model.get_model_object("manual_cast_dtype")
     dtype = model.model.get_dtype() if cast is None else cast
     if dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -66,36 +66,32 @@ def apply_to_model(
     mask: Tensor | None = None,
     layers: Layers = "paper",
 ) -> ModelPatcher:
-    """A clone of ``model`` whose cross-attention layers see the face too. ``model`` and all that it holds stay as they
-    are.
+    """Return a clone of ``model`` with an identity branch in its cross-attention layers; ``model`` is unchanged.
 
     Args:
-        identity: in the dtype and on the device that samples.
-        weight: of the face; may be negative.
-        start_at, end_at: 0..1, the part of sampling in which it acts.
-        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size: where it acts. Of several, image i gets mask i.
+        identity: in the dtype and on the device of the sampling.
+        weight: of the identity branch; may be negative.
+        start_at, end_at: active part of the sampling, in 0..1.
+        mask: active region, ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size. Image i gets mask i.
 
     Raises:
-        FastInstantIDError: an unknown name of layers, or an empty mask.
+        FastInstantIDError: unknown layers, or an empty mask.
     """
     if layers not in LAYERS:
-        raise FastInstantIDError(f"layers {layers!r} are not known: choose one of {', '.join(LAYERS)}")
+        raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     clone = model.clone()
     if weight == 0:
         return clone
     sampling = model.get_model_object("model_sampling")
     strength = Strength(weight, mask, identity.tokens.device)
-    acts = {
-        "sigma_start": float(sampling.percent_to_sigma(start_at)),
-        "sigma_end": float(sampling.percent_to_sigma(end_at)),
-    }
+    start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_at, end_at))
     present = attention_patches(clone.model_options["transformer_options"])
     bank, names = identity.bank, LAYERS[layers]
     for layer, key, value in zip(names, bank.keys[: len(names)], bank.values[: len(names)], strict=True):
-        # A patch of a whole block, under its shorter name, would no longer be found beside ours.
+        # The host prefers our patch to one of the whole block, which has a shorter name.
         existing = present.get(layer, present.get(layer[:2]))
         patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
-        patch.add(add_identity, face=LayerFace(key, value, strength), **acts)
+        patch.add(add_identity, face=LayerFace(key, value, strength), sigma_start=start, sigma_end=end)
         clone.set_model_attn2_replace(patch, *layer)
     wrap(clone)
     return clone
@@ -112,19 +108,19 @@ def apply_to_conditioning(
     end_at: float,
     mask: Tensor | None = None,
 ) -> tuple[Conditioning, Conditioning]:
-    """Both conditionings with the IdentityNet, which sees the face in place of the text.
+    """Return both conditionings with the IdentityNet, which reads the identity tokens in place of the text.
 
     Args:
         tokens: cond and uncond, ``(M, 16, W)`` each.
-        keypoints: ``(B, H, W, 3)`` in 0..1, the picture that steers it.
-        strength: of the IdentityNet. With 0 the host would run it and multiply what it says by 0, so it is left out.
-        mask: ``(H, W)`` or ``(M, H, W)``: where the positive conditioning acts.
+        keypoints: the keypoint picture, ``(B, H, W, 3)`` in 0..1.
+        strength: of the IdentityNet. It is left out at 0, where the host would run it for a result of zeros.
+        mask: active region of the positive conditioning, ``(H, W)`` or ``(M, H, W)``.
     """
     hint = keypoints.movedim(-1, 1)
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
     control_nets: dict[Any, Any] = {}
-    note_identity_net(control_net)
+    mark_identity_net(control_net)
 
     def with_identity(options: dict[str, Any], is_cond: bool) -> dict[str, Any]:
         previous = options.get("control")

@@ -1,4 +1,4 @@
-"""A warning at ComfyUI's start about other packs with the same nodes. ComfyUI itself replaces nodes silently."""
+"""A warning about other packs with the same nodes, when ComfyUI starts. ComfyUI replaces nodes silently."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _OURS = Path(__file__).resolve().parents[2]
 
 
 def warn_of_clashes() -> None:
-    """Name the folders in ``custom_nodes`` that have the same nodes: the old pack, and other copies of this one."""
+    """Log the folders of packs with the same nodes: the old pack, and other copies of this one."""
     nodes = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
     # ComfyUI uses the nodes of the pack that it loads last.
-    used = "Ours are used" if "ApplyInstantID" in nodes else "If it loads, it comes after us and its nodes are used"
+    used = "Ours are used" if "ApplyInstantID" in nodes else "If it loads, its nodes are used, as it loads last"
     for pack in find_node_packs(folder_paths.get_folder_paths("custom_nodes")):
         folder = os.path.realpath(pack.folder)
-        # A copy that was loaded before has warned of us already.
+        # A copy that was loaded earlier has logged its warning.
         if folder != str(_OURS) and f"fast_instantid@{folder}" not in sys.modules:
             logger.warning(
                 "%s has the same nodes as this pack in %s. %s. Remove one of the two folders, or rename it to end in "

@@ -1,13 +1,11 @@
-"""SDXL in diffusers' folder layout as models of ComfyUI, whatever its widths.
+"""SDXL models of any width as ComfyUI models, from diffusers' folder layout.
 
-ComfyUI knows checkpoints by the widths of published models, and so none as small as the miniature. Here its own classes
-are built by the numbers in diffusers' ``config.json`` and filled under its own names for the weights. What comes out is
-cast, loaded and unloaded by it like any other model.
-
-Import this where it is needed: a ComfyUI that has moved one of these classes then lacks what is made here, and no more.
+ComfyUI recognises checkpoints by the widths of published models, and so none as small as the miniature. This module
+builds ComfyUI's classes from diffusers' ``config.json`` and renames the weights. ComfyUI then manages them like any
+other model. Import this module late, because other versions of ComfyUI may lack one of these classes.
 """
 
-# The stand-in, from which pyright knows the host, has not all that is used here.
+# The stand-in host, which pyright reads, lacks some of these modules.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
@@ -37,21 +35,21 @@ from torch import Tensor, nn
 
 Config = dict[str, Any]
 
-_SPECIAL_TOKENS = {"start": "bos", "end": "eos", "pad": "pad"}  # the host's names and transformers'
-# SDXL takes the pooled text of the second encoder; the first has no projection for one.
+_SPECIAL_TOKENS = {"start": "bos", "end": "eos", "pad": "pad"}  # ComfyUI's names -> transformers'
+# The first encoder has no projection: SDXL reads the second one's pooled text.
 _NEVER_READ = {"clip_l.transformer.text_projection.weight", "clip_l.logit_scale", "clip_g.logit_scale"}
 
 
 def load_model(base: Path) -> comfy.model_patcher.ModelPatcher:
-    """MODEL: the UNet in ``base/unet``, which predicts what ``base/scheduler`` says."""
+    """Load the UNet in ``base/unet`` as MODEL, with the prediction type of ``base/scheduler``."""
     config, weights = _read(base / "unet")
     shape = _shape(config)
     dtype, cast_to = _dtypes(weights)
     family = comfy.supported_models.SDXL(shape)
-    family.unet_config |= shape  # SDXL has overwritten the width of the attention heads with its own
+    family.unet_config |= shape  # SDXL overwrites the width of the attention heads
     family.set_inference_dtype(dtype, cast_to)
     prediction = json.loads((base / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
-    # A key of this name marks the checkpoints of such models; its value does not matter.
+    # ComfyUI looks for this key in a state dict, whatever its value.
     mark = {"v_pred": torch.empty(0)} if prediction == "v_prediction" else {}
     model = family.get_model(mark, device=host.unet_offload_device())
     _set_norm_groups(model.diffusion_model, config)
@@ -62,7 +60,7 @@ def load_model(base: Path) -> comfy.model_patcher.ModelPatcher:
 
 
 def load_control_net(folder: Path) -> comfy.controlnet.ControlNet:
-    """CONTROL_NET: the ``ControlNetModel`` in a folder."""
+    """Load the ``ControlNetModel`` in a folder as CONTROL_NET."""
     config, weights = _read(folder)
     shape = _shape(config)
     dtype, cast_to = _dtypes(weights)
@@ -71,9 +69,15 @@ def load_control_net(folder: Path) -> comfy.controlnet.ControlNet:
     network = comfy.cldm.cldm.ControlNet(
         **shape, hint_channels=config["conditioning_channels"], dtype=dtype, device=device, operations=operations
     )
+    # Channels in and out, and stride, of the convolutions that bring the keypoint picture to the latent's size.
+    widths = config["conditioning_embedding_out_channels"]
+    sizes = [(config["conditioning_channels"], widths[0], 1)]
+    for narrow, wide in pairwise(widths):
+        sizes += [(narrow, narrow, 1), (narrow, wide, 2)]
+    sizes.append((widths[-1], config["block_out_channels"][0], 1))
     convolutions = [
         operations.Conv2d(narrow, wide, 3, padding=1, stride=stride, dtype=dtype, device=device)
-        for narrow, wide, stride in _hint_sizes(config)
+        for narrow, wide, stride in sizes
     ]
     layers = [layer for convolution in convolutions for layer in (convolution, nn.SiLU())]
     network.input_hint_block = TimestepEmbedSequential(*layers[:-1])
@@ -89,7 +93,7 @@ def load_control_net(folder: Path) -> comfy.controlnet.ControlNet:
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
-    """VAE: the ``AutoencoderKL`` in a folder."""
+    """Load the ``AutoencoderKL`` in a folder as VAE."""
     config, weights = _read(folder)
     widths = config["block_out_channels"]
     shape = {
@@ -104,20 +108,20 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    # It renames the weights itself.
+    # VAE renames the weights itself.
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}})
     _set_norm_groups(vae.first_stage_model, config)
     return vae
 
 
 def load_clip(base: Path) -> comfy.sd.CLIP:
-    """CLIP: both text encoders in ``base``, with their tokenizers."""
+    """Load both text encoders in ``base``, with their tokenizers, as CLIP."""
     configs: dict[str, Config] = {}
     weights: dict[str, Tensor] = {}
     for name, folder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
         configs[name], tensors = _read(base / folder)
         for key, tensor in tensors.items():
-            # transformers leaves "text_model." out of the first encoder's names since version 5.
+            # Since version 5, transformers omits "text_model." in the first encoder's names.
             key = key if key.startswith("text_projection.") else f"text_model.{key.removeprefix('text_model.')}"
             weights[f"{name}.transformer.{key}"] = tensor
     target = comfy.supported_models_base.ClipTarget(
@@ -131,7 +135,7 @@ def load_clip(base: Path) -> comfy.sd.CLIP:
 
 
 class _Tokenizers(comfy.sdxl_clip.SDXLTokenizer):
-    """SDXL's two, as the folder has them."""
+    """Both tokenizers of a folder."""
 
     def __init__(self, base: Path, configs: dict[str, Config], embedding_directory: Any = None, **_: Any) -> None:
         for name, folder in (("clip_l", "tokenizer"), ("clip_g", "tokenizer_2")):
@@ -146,7 +150,7 @@ class _Tokenizers(comfy.sdxl_clip.SDXLTokenizer):
 
 
 class _TextEncoders(comfy.sdxl_clip.SDXLClipModel):
-    """SDXL's two, in other sizes."""
+    """Both text encoders, in the sizes of their configurations."""
 
     def __init__(self, configs: dict[str, Config], device: Any, dtype: Any, model_options: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -167,7 +171,7 @@ class _TextEncoders(comfy.sdxl_clip.SDXLClipModel):
 
 
 class _TextEncoder(comfy.clip_model.CLIPTextModel):
-    """One whose vocabulary has the size that its configuration says; ComfyUI knows that of the published ones only."""
+    """A text encoder with the vocabulary size of its configuration; ComfyUI's class has a fixed one."""
 
     def __init__(self, config: Config, dtype: Any, device: Any, operations: Any) -> None:
         super().__init__(config, dtype, device, operations)
@@ -176,8 +180,8 @@ class _TextEncoder(comfy.clip_model.CLIPTextModel):
         )
 
 
-class _Ratio(float):
-    """A channel multiplier, which may be below one: ComfyUI takes its products for numbers of channels."""
+class _Multiplier(float):
+    """A channel multiplier below 1, such as 0.5, whose products are integers: ComfyUI uses them as channel counts."""
 
     def __mul__(self, channels: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return round(float(self) * channels)
@@ -186,17 +190,17 @@ class _Ratio(float):
 
 
 def _shape(config: Config) -> Config:
-    """The UNet of a diffusers configuration, as the arguments of ComfyUI's."""
+    """Return the arguments of ComfyUI's UNet for a configuration of diffusers."""
     widths, blocks = config["block_out_channels"], config["layers_per_block"]
     (head_width,) = {width // heads for width, heads in zip(widths, config["attention_head_dim"], strict=True)}
     levels = zip(config["down_block_types"], config["transformer_layers_per_block"], strict=True)
     depths = [depth if kind.startswith("CrossAttn") else 0 for kind, depth in levels]
     return {
-        "image_size": 32,  # ComfyUI does not read it
+        "image_size": 32,  # unused
         "in_channels": config["in_channels"],
         "out_channels": config.get("out_channels", config["in_channels"]),
         "model_channels": widths[0],
-        "channel_mult": [_Ratio(width / widths[0]) for width in widths],
+        "channel_mult": [_Multiplier(width / widths[0]) for width in widths],
         "num_res_blocks": [blocks] * len(widths),
         "num_heads": -1,
         "num_head_channels": head_width,
@@ -213,24 +217,15 @@ def _shape(config: Config) -> Config:
     }
 
 
-def _hint_sizes(config: Config) -> list[tuple[int, int, int]]:
-    """Channels in and out, and stride, of the convolutions that bring the keypoint picture to the latent's size."""
-    widths = config["conditioning_embedding_out_channels"]
-    sizes = [(config["conditioning_channels"], widths[0], 1)]
-    for narrow, wide in pairwise(widths):
-        sizes += [(narrow, narrow, 1), (narrow, wide, 2)]
-    return [*sizes, (widths[-1], config["block_out_channels"][0], 1)]
-
-
 def _set_norm_groups(network: nn.Module, config: Config) -> None:
-    """ComfyUI builds every group norm with 32."""
+    """Set the number of groups of all group norms, which ComfyUI fixes at 32."""
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
             module.num_groups = config["norm_num_groups"]
 
 
 def _dtypes(weights: dict[str, Tensor]) -> tuple[torch.dtype, torch.dtype | None]:
-    """In which the host wants a UNet stored here, and cast to at each use if that is another."""
+    """Return ComfyUI's dtype for a UNet's weights, and the dtype to cast them to at each use; None for no cast."""
     stored = next(iter(weights.values())).dtype
     dtype = host.unet_dtype(model_params=_count(weights), weight_dtype=stored)
     return dtype, host.unet_manual_cast(dtype, host.get_torch_device())

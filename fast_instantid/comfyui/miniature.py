@@ -1,4 +1,4 @@
-"""The node that lets anybody try InstantID without downloads."""
+"""The node InstantID Miniature: all models and a portrait, without a download."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .models import analyzer_of
 
 
 class InstantIDMiniature:
-    """Every model that InstantID needs, and somebody to draw."""
+    """Loads the miniature's models and one of its portraits."""
 
     DESCRIPTION = (
-        "All models that InstantID needs, in a few megabytes that come with this pack, and a portrait: to try "
-        "InstantID without a download. They know drawn portraits of 128 x 128 pixels and nothing else."
+        "Try InstantID without a download: all its models in a few megabytes, and a portrait. They only know drawn "
+        "portraits of 128 x 128 pixels."
     )
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "CONTROL_NET", "INSTANTID", "FACEANALYSIS", "IMAGE")
     RETURN_NAMES = (*RETURN_TYPES[:-1], "portrait")
@@ -34,7 +34,7 @@ class InstantIDMiniature:
     def INPUT_TYPES(cls) -> sockets.Inputs:
         try:
             return sockets.miniature(list(_people()))
-        except ModelFileError:  # VALIDATE_INPUTS tells it to whoever uses the node
+        except ModelFileError:  # VALIDATE_INPUTS reports it
             return sockets.miniature([])
 
     @classmethod
@@ -49,8 +49,8 @@ class InstantIDMiniature:
 
     @cached_property
     def _models(self) -> tuple[Any, ...]:
-        """For as long as the host keeps this node, whichever portrait is chosen."""
-        from . import from_diffusers  # see there why here
+        """The outputs but the portrait, loaded once per instance of the node."""
+        from . import from_diffusers  # imports host modules that other versions may lack
 
         files = miniature.files()
         return (
@@ -68,5 +68,5 @@ class InstantIDMiniature:
 
 
 def _people() -> dict[str, Path]:
-    """Portraits by names that stay, whatever the files are called."""
+    """Portraits by stable names, which do not depend on the file names."""
     return {f"person {i}": path for i, path in enumerate(miniature.files().portraits, start=1)}

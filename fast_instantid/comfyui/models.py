@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps the model files, and what we make of them."""
+"""InstantID's models from ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -28,30 +28,29 @@ _ONNXRUNTIME = "onnxruntime "
 _ONNXRUNTIME_DEVICES = ("CPU", "CUDA", "TensorRT", "ROCm", "MIGraphX", "CoreML", "DirectML", "OpenVINO")
 _DEVICE_TYPES = {"CPU": "cpu", "CUDA": "cuda", "ROCM": "cuda", "CoreML": "mps"}  # ROCm builds of torch say "cuda" too
 PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNTIME_DEVICES)]
-"""The reference's four, which now name the device that torch runs on; ComfyUI's own device, whichever that is; and what
-onnxruntime can run on."""
+"""The reference's four, which now name torch's device; "auto" for ComfyUI's device; and the devices of onnxruntime."""
 
-_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by their files, and where they run
+_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by backend, device and file versions
 _lock = threading.Lock()
 
 
 def register_folders() -> None:
-    """Tell ComfyUI of ``models/instantid`` and ``models/insightface``, beside folders of extra_model_paths.yaml."""
+    """Register ``models/instantid`` and ``models/insightface`` beside the folders of extra_model_paths.yaml."""
     for name, extensions in (("instantid", folder_paths.supported_pt_extensions), ("insightface", {".onnx"})):
         paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
         default = os.path.join(folder_paths.models_dir, name)
         others = [path for path in paths if path != default]
         with suppress(OSError):
-            os.makedirs(default, exist_ok=True)  # for people to find it
-        # Folders that come from extra_model_paths.yaml alone know of no extensions.
+            os.makedirs(default, exist_ok=True)  # so that users find it
+        # Folders that only extra_model_paths.yaml names have no extensions.
         folder_paths.folder_names_and_paths[name] = ([*others, default], known or extensions)
 
 
 def adapter_path(name: str) -> Path:
-    """The adapter file that a workflow calls ``name``, in whichever folder it lies here.
+    """Return the adapter file with a workflow's ``name``, or the only one with that file name in another folder.
 
     Raises:
-        ModelFileError: there is none, or there are several; the message says where it was looked for.
+        ModelFileError: none, or several; the message names the searched folders.
     """
     name = str(PurePosixPath(name.replace("\\", "/")))  # workflows made on Windows
     present = folder_paths.get_filename_list("instantid")
@@ -70,7 +69,7 @@ def adapter_path(name: str) -> Path:
 
 
 def load_adapter(name: str) -> ManagedAdapter:
-    """Open an adapter file.
+    """Open an adapter file by its name in ComfyUI.
 
     Raises:
         ModelFileError: missing, damaged, or another kind of file, which the message names.
@@ -79,27 +78,33 @@ def load_adapter(name: str) -> ManagedAdapter:
 
 
 def load_analyzer(provider: str) -> FaceAnalyzer:
-    """:func:`analyzer_of` the face networks in ComfyUI's folders.
+    """Return face analysis by the networks in ComfyUI's folders.
 
     Raises:
-        ModelFileError: no model pack; the message says where it was looked for.
-        BackendError: onnxruntime or its provider is not there.
+        ModelFileError: no model pack; the message names the searched folders.
+        BackendError: onnxruntime or its provider is missing.
     """
     return analyzer_of(find_face_pack(), provider)
 
 
 def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:
-    """Face analysis as ``provider``, one of :data:`PROVIDERS`, says; loaded once for all nodes and workflows.
+    """Return face analysis on one of :data:`PROVIDERS`, loaded once for all nodes and workflows.
 
     Raises:
-        BackendError: onnxruntime or its provider is not there.
+        BackendError: onnxruntime or its provider is missing.
     """
     backend, device = backend_of(provider)
     key = (backend, str(device), file_version(pack.detector.path), file_version(pack.recognizer.path))
     with _lock:
         if key not in _analyzers:
             try:
-                _analyzers[key] = _load(pack, backend, device)
+                if isinstance(device, str):
+                    _analyzers[key] = FaceAnalyzer.load(pack.folder, backend, device)
+                else:
+                    network = TorchNetwork if device.type == "cpu" else ManagedNetwork
+                    detector = Detector(network(pack.detector, device), pack.detector)
+                    recognizer = Recognizer(network(pack.recognizer, device), pack.recognizer)
+                    _analyzers[key] = FaceAnalyzer(detector, recognizer)
             except BackendError as error:
                 raise BackendError(
                     f"InstantID Face Analysis cannot run on {provider!r}: {error}. That is 'auto'"
@@ -109,28 +114,20 @@ def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:
 
 
 def release() -> None:
-    """Let go of face networks, and of faces and identities that were computed."""
+    """Drop all face networks, and all cached faces and identities."""
     with _lock:
         _analyzers.clear()
     shared_cache().clear()
 
 
-def _load(pack: Pack, backend: str, device: str | torch.device) -> FaceAnalyzer:
-    if isinstance(device, str):
-        return FaceAnalyzer.load(pack.folder, backend, device)
-    network = TorchNetwork if device.type == "cpu" else ManagedNetwork
-    detector = Detector(network(pack.detector, device), pack.detector)
-    return FaceAnalyzer(detector, Recognizer(network(pack.recognizer, device), pack.recognizer))
-
-
 def find_face_pack() -> Pack:
-    """The face networks in ComfyUI's folders.
+    """Find the face networks in ComfyUI's folders.
 
     Raises:
-        ModelFileError: there are none; the message says where they were looked for, and what is missing.
+        ModelFileError: none; the message names the searched folders and the missing files.
     """
     problems: list[str] = []
-    # The usual folder first: in others, packs keep networks for other purposes.
+    # The usual folder first: other packs keep networks for other purposes elsewhere.
     for folder in reversed(folder_paths.get_folder_paths("insightface")):
         found = look_for_pack(folder)
         if isinstance(found, Pack):
@@ -145,7 +142,7 @@ def find_face_pack() -> Pack:
 
 
 def backend_of(provider: str) -> tuple[str, str | torch.device]:
-    """What runs face networks as ``provider`` says, and where: "onnxruntime" and a name, or "torch" and its device."""
+    """Return backend and device of a provider: "onnxruntime" and a name, or "torch" and its device."""
     if provider.startswith(_ONNXRUNTIME):
         return "onnxruntime", provider.removeprefix(_ONNXRUNTIME).lower()
     device = comfy.model_management.get_torch_device()
@@ -154,8 +151,8 @@ def backend_of(provider: str) -> tuple[str, str | torch.device]:
         return "torch", torch.device("cpu")
     if wanted != device.type:
         logger.warning(
-            "InstantID Face Analysis: there is no %s here, so faces are analysed on %s, as everything in this ComfyUI. "
-            "Choose 'auto' there, and this is not said again",
+            "InstantID Face Analysis: this ComfyUI does not run on %s; faces are analysed on %s. Choose 'auto' in the "
+            "node to avoid this warning",
             provider,
             device,
         )

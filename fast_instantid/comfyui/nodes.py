@@ -1,8 +1,8 @@
-"""The seven nodes of cubiq/ComfyUI_InstantID: same ids, sockets, defaults and Python names, so that its workflows load,
-and packs that call it find what they call. Then our own three, of :mod:`.observe.nodes` and :mod:`.miniature`.
+"""The seven nodes of cubiq/ComfyUI_InstantID, and three of our own.
 
-ComfyUI runs a node's method again when anything before it in the graph has changed. What is expensive here is therefore
-kept by content, below: faces in :class:`FaceAnalyzer`, identities in :class:`Adapter`.
+Ids, sockets, defaults and Python names are the reference's: its workflows load, and packs can call its functions.
+ComfyUI runs a node again when anything before it in the graph has changed. Faces and identities are therefore cached by
+content, in :class:`FaceAnalyzer` and :class:`Adapter`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "ext
 logger = logging.getLogger("fast_instantid")
 
 extractFeatures = extract_features
-"""Looked up by this name whenever it is called: other packs replace it."""
+"""The nodes look this name up at every call, because other packs replace it."""
 FaceEmbeds = dict[str, Tensor]
-"""``cond`` and ``uncond``: the tokens that the IdentityNet sees, ``(M, 16, 2048)`` each."""
+"""``cond`` and ``uncond``: tokens for the IdentityNet, ``(M, 16, 2048)`` each."""
 
 
 class InstantIDModelLoader:
@@ -42,10 +42,7 @@ class InstantIDModelLoader:
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.model_loader()
+    INPUT_TYPES = staticmethod(sockets.model_loader)
 
     @classmethod
     def VALIDATE_INPUTS(cls, instantid_file: str | None) -> bool | str:
@@ -59,7 +56,7 @@ class InstantIDModelLoader:
 
     @classmethod
     def IS_CHANGED(cls, instantid_file: str | None) -> str:
-        """Another file under the same name is another model."""
+        """Return the file's size and time, so that the node runs again for a new file."""
         if instantid_file is None:
             return ""
         stat = adapter_path(instantid_file).stat()
@@ -70,7 +67,7 @@ class InstantIDModelLoader:
 
 
 class InstantIDFaceAnalysis:
-    """Loads the networks that find and describe faces."""
+    """Loads the face detector and recogniser."""
 
     DESCRIPTION = (
         "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
@@ -78,10 +75,7 @@ class InstantIDFaceAnalysis:
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.face_analysis()
+    INPUT_TYPES = staticmethod(sockets.face_analysis)
 
     @classmethod
     def VALIDATE_INPUTS(cls, provider: str | None) -> bool | str:
@@ -100,14 +94,11 @@ class InstantIDFaceAnalysis:
 class FaceKeypointsPreprocessor:
     """Draws the five keypoints of the largest face."""
 
-    DESCRIPTION = "The keypoint picture of the largest face, as the InstantID ControlNet reads it."
+    DESCRIPTION = "Draws the keypoints of the largest face, for the InstantID ControlNet."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.keypoints_preprocessor()
+    INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
         keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
@@ -118,17 +109,14 @@ class FaceKeypointsPreprocessor:
 
 
 class ApplyInstantID:
-    """The whole of InstantID in one node."""
+    """Applies InstantID to a model and its conditionings."""
 
     DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.apply()
+    INPUT_TYPES = staticmethod(sockets.apply)
 
     def apply_instantid(
         self,
@@ -157,7 +145,9 @@ class ApplyInstantID:
                 logger.warning("no face found in the first picture of image: the pose is left to the prompt")
                 keypoints = torch.zeros_like(image)
             else:
-                logger.warning("no face found in image_kps: it is taken for a drawing of keypoints. Is it a photo?")
+                logger.warning(
+                    "no face found in image_kps: used as a keypoint picture. If it is a photo, choose another"
+                )
                 keypoints = image_kps
         ip_weight = weight if ip_weight is None else ip_weight
         cn_strength = weight if cn_strength is None else cn_strength
@@ -169,26 +159,20 @@ class ApplyInstantID:
 
 
 class ApplyInstantIDAdvanced(ApplyInstantID):
-    """The same, with separate strengths, noise, and a choice of how several pictures are combined."""
+    """Applies InstantID with separate strengths, noise, and a choice of how to combine several pictures."""
 
     DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.apply_advanced()
+    INPUT_TYPES = staticmethod(sockets.apply_advanced)
 
 
 class InstantIDAttentionPatch:
-    """The half of InstantID that works in the model."""
+    """Applies InstantID's attention half to a model."""
 
     DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.attention_patch()
+    INPUT_TYPES = staticmethod(sockets.attention_patch)
 
     def patch_attention(
         self,
@@ -209,7 +193,7 @@ class InstantIDAttentionPatch:
 
 
 class ApplyInstantIDControlNet:
-    """The half of InstantID that works in the conditioning."""
+    """Applies InstantID's ControlNet half to conditionings."""
 
     DESCRIPTION = (
         "Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."
@@ -218,10 +202,7 @@ class ApplyInstantIDControlNet:
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.apply_control_net()
+    INPUT_TYPES = staticmethod(sockets.apply_control_net)
 
     def apply_controlnet(
         self,
@@ -246,9 +227,9 @@ class ApplyInstantIDControlNet:
 def _identity(
     adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> tuple[Identity, Tensor | list[Found]]:
-    """The identity of the pictures, and what else ``extractFeatures`` takes for them.
+    """Return the identity, and the detected faces as input of the next ``extractFeatures``.
 
-    Faces are searched once for all uses. Packs that replaced ``extractFeatures`` get the tensor itself.
+    A pack that replaced ``extractFeatures`` gets the pictures instead of the faces.
     """
     check_family(model, adapter.token_width)
     start = time.perf_counter()
@@ -266,7 +247,7 @@ def _identity(
 
 
 def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:
-    """Cond and uncond, ``(M, 16, W)`` each."""
+    """Return cond and uncond tokens, ``(M, 16, W)`` each."""
     uncond, cond = identity.tokens.unflatten(1, (identity.num_references, -1))
     return cond, uncond
 

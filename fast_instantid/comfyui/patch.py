@@ -1,8 +1,8 @@
-"""The attention patch: what ComfyUI calls in place of the text attention of one cross-attention layer.
+"""The attention patch, which ComfyUI calls in place of the text attention of one cross-attention layer.
 
-It keeps the contract that attention patches of other packs rely on (cubiq/ComfyUI_IPAdapter_plus,
-CrossAttentionPatch.py): ``patch(q, k, v, extra_options)``, ``add(callback, **kwargs)``, and ``callback`` and ``kwargs``
-as lists. Unlike theirs it is never changed by us once it lies in a model, and it copies shallowly.
+Other packs rely on its interface (cubiq/ComfyUI_IPAdapter_plus, CrossAttentionPatch.py): ``patch(q, k, v,
+extra_options)``, ``add(callback, **kwargs)``, and the lists ``callback`` and ``kwargs``. This package never changes a
+patch that is in a model, and copies patches shallowly.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
 from ..attention import IdentityEntry, identity_attention
-from ..fused import fused_attention, is_on
+from ..fused import fused_attention, is_available
 from ..identity.layout import LayerFace
 from .rows import layout_of
 
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
-"""What the host's ``percent_to_sigma`` makes of 0 and 1."""
+"""Results of the host's ``percent_to_sigma`` for 0 and 1."""
 
 Callback = Callable[..., Tensor]
 ExtraOptions = Mapping[str, Any]
 
 
 class AttentionPatch:
-    """The text attention, and the sum of what was added to it, in order.
+    """The sum of the text attention and of callbacks, in their order.
 
     Args:
-        base: the patch that was there before, of another pack; None for the host's attention.
+        base: the text attention, as a patch of another pack; None for the host's attention.
     """
 
     def __init__(self, base: Callable[..., Tensor] | None = None) -> None:
@@ -38,23 +38,23 @@ class AttentionPatch:
         self.kwargs: list[dict[str, Any]] = []
 
     def add(self, callback: Callback, **kwargs: Any) -> None:
-        """Add ``callback(out, q, k, v, extra_options, **kwargs)`` to the attention, while the noise level lies between
-        ``sigma_end`` and ``sigma_start``. Other packs call this on the copy that the model they patch has of its own.
+        """Add ``callback(out, q, k, v, extra_options, **kwargs)`` to the attention for noise levels between
+        ``sigma_end`` and ``sigma_start``. Other packs call this on the copy in their own clone of a model.
         """
         self.callback.append(callback)
         self.kwargs.append(kwargs)
 
     def copy(self) -> AttentionPatch:
-        """A patch to which something may be added. It shares all tensors."""
+        """Return a copy that shares all tensors and has its own lists."""
         copied = AttentionPatch(self.base)
         copied.callback, copied.kwargs = list(self.callback), list(self.kwargs)
         return copied
 
     def at(self, sigma: float, one_graph: bool) -> AttentionPatch | None:
-        """What of it acts at this noise level, as a patch that does not look at it any more; None for nothing.
+        """Return a patch with the callbacks that are active at this noise level, without ranges; None for none.
 
         Args:
-            one_graph: keep a face that does not act, at no strength, so that all noise levels share a compiled graph.
+            one_graph: keep inactive faces at weight 0, so that all noise levels share a compiled graph.
         """
         active = AttentionPatch(self.base)
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
@@ -70,7 +70,7 @@ class AttentionPatch:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
         """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
-        if is_on(q.device):
+        if is_available(q.device):
             fused = self._in_one_launch(q, k, v, extra_options)
             if fused is not None:
                 return fused
@@ -81,28 +81,28 @@ class AttentionPatch:
                 v,
                 extra_options["n_heads"],
                 attn_precision=extra_options.get("attn_precision"),
-                transformer_options=extra_options,  # where the host finds an optimized_attention_override
+                transformer_options=extra_options,  # may hold an optimized_attention_override
             )
         else:
             out = self.base(q, k, v, extra_options)
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
-            # Ranges were decided by ``at``, unless something samples that goes round the host's guiders. Only then the
-            # GPU is waited for, at every layer.
+            # ``at`` has removed the ranges, unless a sampler bypasses the host's guiders. Only then, this synchronises
+            # with the GPU in every layer.
             if not (always_acts(kwargs) or acts_at(kwargs, float(extra_options["sigmas"][0]))):
                 continue
-            if callback is add_identity:  # what it returns, added in the same operation
+            if callback is add_identity:  # the sum in one operation
                 out = identity_attention(q, [_entry(kwargs["face"], q, extra_options)], onto=out)
             else:
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
 
     def _in_one_launch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor | None:
-        """The same, where there is nothing but one face, and the text attention is that of torch; None elsewhere."""
+        """Return the same by the fused kernel; None unless there is one face alone and torch's text attention."""
         if (
             self.base is not None
             or self.callback != [add_identity]
             or not always_acts(self.kwargs[0])
-            or optimized_attention is not attention_pytorch  # the user chose another: SageAttention, xFormers, ...
+            or optimized_attention is not attention_pytorch  # SageAttention, xFormers, ...
             or extra_options.get("optimized_attention_override") is not None
             or extra_options.get("attn_precision") is not None
         ):
@@ -111,7 +111,7 @@ class AttentionPatch:
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a callback acts at every noise level. Other packs leave its range out, or None, for that."""
+    """Whether a callback acts at every noise level; other packs then omit its range or pass None."""
     start, end = kwargs.get("sigma_start"), kwargs.get("sigma_end")
     return (start is None or start == ALWAYS["sigma_start"]) and (end is None or end == ALWAYS["sigma_end"])
 
@@ -125,7 +125,7 @@ def acts_at(kwargs: Mapping[str, Any], sigma: float) -> bool:
 def add_identity(
     out: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions, *, face: LayerFace, **_: Any
 ) -> Tensor:
-    """The callback: the identity branch of one layer, ``(B, N, C)``."""
+    """Return the identity branch of one layer, ``(B, N, C)``, as a callback."""
     return identity_attention(q, [_entry(face, q, extra_options)])
 
 

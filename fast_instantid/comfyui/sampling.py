@@ -1,6 +1,6 @@
-"""What happens around an evaluation of a patched model, so that the layers inside it decide nothing.
+"""Wrappers around the evaluation of a patched model, which decide everything before its layers run.
 
-The host runs these as wrappers of its own functions (comfy/patcher_extension.py).
+Each is named after the host's function that it wraps (comfy/patcher_extension.py).
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .observe.networks import control_net_stages, networks_of
 from .patch import AttentionPatch, add_identity, always_acts
-from .reuse import Hints, is_wanted
+from .reuse import HintCache, is_enabled
 from .rows import ROLES, chunks_of, frames_of
 
 logger = logging.getLogger("fast_instantid")
 
 IS_COND = "fast_instantid_cond"
-"""In a conditioning that went through our nodes: whether it got the tokens of the face, or the unconditional ones."""
+"""Key in a conditioning of our nodes: whether it has the face's tokens, or else the unconditional ones."""
 
-_KEY = "fast_instantid"  # ours, among the wrappers and callbacks of a model
+_KEY = "fast_instantid"  # of our wrappers and callbacks in a model
 _NAMES = "fast_instantid_names"
 _HINTS = "fast_instantid_hints"
 
 
 def wrap(model: ModelPatcher) -> None:
-    """Have the host call us when ``model`` is evaluated or cloned. Doing it twice is doing it once."""
+    """Register our wrappers and clone callback on ``model``. Idempotent."""
     for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, _keep_hints),
-        (WrappersMP.PREDICT_NOISE, _tell_names),
-        (WrappersMP.CALC_COND_BATCH, _decide),
+        (WrappersMP.OUTER_SAMPLE, _outer_sample),
+        (WrappersMP.PREDICT_NOISE, _predict_noise),
+        (WrappersMP.CALC_COND_BATCH, _calc_cond_batch),
         (WrappersMP.APPLY_MODEL, _apply_model),
     ):
         model.remove_wrappers_with_key(kind, _KEY)
         model.add_wrapper_with_key(kind, _KEY, wrapper)
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, _KEY)
-    model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _own_patches)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _copy_patches)
 
 
 def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
-    """The patches of the cross-attention layers in ``transformer_options``."""
+    """Return the patches of the cross-attention layers in ``transformer_options``."""
     return options.get("patches_replace", {}).get("attn2", {})
 
 
-def _keep_hints(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Hold what ControlNets make of their pictures, for the run that this is."""
+def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Provide a :class:`HintCache` for this run."""
     options = getattr(executor.class_obj, "model_options", {}).get("transformer_options")
-    if options is None or not is_wanted():
+    if options is None or not is_enabled():
         return executor(*args, **kwargs)
-    hints = options[_HINTS] = Hints()
+    hints = options[_HINTS] = HintCache()
     try:
         return executor(*args, **kwargs)
     finally:
@@ -65,25 +65,27 @@ def _keep_hints(executor: Any, *args: Any, **kwargs: Any) -> Any:
         hints.clear()
 
 
-def _tell_names(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:
-    """Pass on what the guider calls its conditionings."""
+def _predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:
+    """Pass on the guider's names of its conditionings."""
     options = model_options or {}
     transformer_options = {**options.get("transformer_options", {}), _NAMES: getattr(executor.class_obj, "conds", {})}
     return executor(x, timestep, {**options, "transformer_options": transformer_options}, seed)
 
 
-def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any) -> Any:
-    """Leave only the patches that act at this noise level, which is looked at once, and only if that matters.
+def _calc_cond_batch(
+    executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, options: Any
+) -> Any:
+    """Keep only the patches that act at this noise level, and open the hint cache and the stages of ControlNets.
 
-    In a compiled model the others stay, at no strength: that costs less than it takes to compile a second graph.
+    In a compiled model inactive patches stay, at weight 0: that is cheaper than compiling a second graph.
     """
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
-    hints: Hints | None = transformer_options.pop(_HINTS, None)
+    hints: HintCache | None = transformer_options.pop(_HINTS, None)
     patches = attention_patches(transformer_options)
     ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}
     if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
-        # Here the GPU has nothing queued yet, and the host looks at the same number for its ControlNets.
+        # A cheap synchronisation: the GPU has nothing queued yet, and the host reads the same number for ControlNets.
         sigma = float(timestep[0])
         one_graph = _compiled_with(model) is not None
         active = {**patches, **{layer: patch.at(sigma, one_graph) for layer, patch in ours.items()}}
@@ -92,15 +94,17 @@ def _decide(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, times
     options = {**options, "transformer_options": transformer_options}
     with ExitStack() as evaluation:
         if hints is not None:
-            evaluation.enter_context(hints.kept(networks_of(conds), conds))
+            evaluation.enter_context(hints.active(networks_of(conds), conds))
         if is_recording():
             evaluation.enter_context(control_net_stages(conds))
         return executor(model, conds, x_in, timestep, options)
 
 
 def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
-    """Guiders with one or two conditionings are read as the reference reads them, by place. With more (DualCFG has the
-    negative one first, PerpNeg an empty one last), what they got from our nodes decides, or else what they are called.
+    """Return COND or UNCOND for each of the guider's conditionings.
+
+    One or two are told by their place, as in the reference. With more, DualCFG has the negative one first and PerpNeg
+    an empty one last. They are told by the marks of our nodes, or else by their names.
     """
     if len(conds) <= 2:
         return COND, UNCOND
@@ -109,7 +113,7 @@ def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
         return tuple(COND if True in mark else UNCOND for mark in marks)
     positive = [cond for name, cond in names.items() if "negative" not in name]
     if positive:
-        return tuple(COND if any(cond is one for one in positive) else UNCOND for cond in conds)
+        return tuple(COND if any(cond is other for other in positive) else UNCOND for cond in conds)
     return COND, UNCOND
 
 
@@ -130,15 +134,15 @@ def _keep_graphs_apart(
 ) -> Any:
     """Give a compiled model one graph for each structure of its patches.
 
-    ComfyUI's TorchCompileModel drops the guards on everything in ``transformer_options`` (0.8.0,
-    comfy_extras/nodes_torch_compile.py), so that a graph would be used again for a model with other patches, or without
-    any. It keeps those on the names of the keyword arguments, and the UNet ignores those that it does not know.
+    ComfyUI's TorchCompileModel drops the guards on ``transformer_options`` (0.8.0,
+    comfy_extras/nodes_torch_compile.py). A graph would be reused for a model with other patches. torch still guards the
+    names of keyword arguments, and the UNet ignores unknown ones.
     """
     arguments = (x, t, c_concat, c_crossattn, control, transformer_options)
     if not _drops_guards(executor.class_obj):
         return executor(*arguments, **kwargs)
     if _has_foreign(transformer_options):
-        # Most of it breaks the graph. What is left of it is then compiled in parts, where the guards are lost for good.
+        # Foreign code breaks the graph, and its parts are compiled without any guard.
         _warn_once()
         with torch.compiler.set_stance("force_eager"):
             return executor(*arguments, **kwargs)
@@ -146,18 +150,18 @@ def _keep_graphs_apart(
 
 
 def _drops_guards(model: Any) -> bool:
-    # The filter is an option, which torch.compile takes out of them; without a filter there are no options at all.
+    # torch.compile removes the guard filter from its options; without a filter, options is None.
     return (_compiled_with(model) or {}).get("options") is not None
 
 
 def _compiled_with(model: Any) -> Mapping[str, Any] | None:
-    """What the host compiles this model with; None where it does not."""
+    """Return the host's arguments of torch.compile for this model; None if it is not compiled."""
     patcher: ModelPatcher | None = model.current_patcher
     return None if patcher is None else patcher.model_options.get("torch_compile_kwargs")
 
 
 def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:
-    """Whether code of other packs runs in the attention of this model."""
+    """Whether code of other packs runs in this model's attention."""
     patches = [patch for kind in transformer_options.get("patches_replace", {}).values() for patch in kind.values()]
     return "optimized_attention_override" in transformer_options or not all(
         isinstance(patch, AttentionPatch)
@@ -175,13 +179,13 @@ def _warn_once() -> None:
     if not _warned:
         _warned = True
         logger.warning(
-            "this model runs uncompiled: where another pack changes the attention too (IPAdapter, SageAttention, ...), "
-            "this ComfyUI's TorchCompileModel would draw wrong pictures"
+            "this model runs uncompiled: another pack changes its attention too (IPAdapter, SageAttention, ...), and "
+            "this ComfyUI's TorchCompileModel would then draw wrong pictures"
         )
 
 
 def _structure(transformer_options: Mapping[str, Any]) -> str:
-    """A hash of what a graph takes for granted: everything but the values in tensors."""
+    """Return a hash of everything that a compiled graph bakes in, which is all but the values of tensors."""
     layers = {
         layer: [_shapes(kwargs, transformer_options) for kwargs in patch.kwargs]
         for layer, patch in attention_patches(transformer_options).items()
@@ -196,9 +200,8 @@ def _shapes(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -
     return face.key.shape, face.key.dtype, face.key.device, mask, frames_of(transformer_options)
 
 
-def _own_patches(model: ModelPatcher, clone: ModelPatcher) -> None:
-    """Copy the patches of a clone, so that what other packs add to them stays there. ComfyUI up to 0.8 does so itself;
-    newer versions share everything that is no dict or list."""
+def _copy_patches(model: ModelPatcher, clone: ModelPatcher) -> None:
+    """Give a clone its own patches, which other packs may add to. ComfyUI after 0.8 clones only dicts and lists."""
     patches = attention_patches(clone.model_options["transformer_options"])
     for layer, patch in patches.items():
         if isinstance(patch, AttentionPatch):

@@ -1,7 +1,7 @@
-"""The inputs of the nodes: names, order, defaults and ranges are the reference's, with a word on each of them.
+"""The inputs of the nodes: names, order, defaults and ranges are the reference's, tooltips are ours.
 
-What we added comes after what was there, so that the values that old workflows store keep their places. Each call makes
-its dictionaries anew: packs that derive nodes from ours change them.
+New inputs come last, because workflows store values by position. Each call returns new dictionaries, because packs that
+derive nodes from ours change them.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _CONTROL_NET = _input(
 )
 _IMAGE = _input(
     "IMAGE",
-    "The person. The largest face of each picture counts; several pictures of the person are combined into one.",
+    "The person. The largest face of each picture is used; several pictures of one person are combined.",
 )
 _MODEL = _input("MODEL", "An SDXL model.")
 _POSITIVE = _input("CONDITIONING", "The prompt.")
 _NEGATIVE = _input("CONDITIONING", "The negative prompt.")
-_MASK = _input("MASK", "Where in the picture the person is. Without it: everywhere.")
+_MASK = _input("MASK", "Where the person may appear. Without it: everywhere.")
 _KEYPOINTS = _input(
     "IMAGE",
-    "A picture with a face whose place and pose are taken over. Without it: those of the first picture of image.",
+    "A picture whose face sets place and pose. Without it: the first picture of image.",
 )
 _START = _number(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001)
 _END = _number(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001)
 _NOISE = _number(
-    0.0, 0.0, 1.0, "Noise in what the picture is steered away from. A little (0.3) brings out the likeness.", step=0.1
+    0.0, 0.0, 1.0, "Noise in the unconditional embedding. A little (0.3) can increase the likeness.", step=0.1
 )
 _LAYERS = _input(
     list(LAYERS),
-    "How much of the model sees the face. reference: 60 of 70 layers, the same picture as ComfyUI_InstantID. paper: "
-    "all 70, as InstantID was trained.",
+    "The layers that see the face. reference: 60 of 70, the same picture as ComfyUI_InstantID. paper: all 70, as "
+    "InstantID was trained.",
     default="reference",
 )
 
@@ -62,14 +62,14 @@ def model_loader() -> Inputs:
 
 def face_analysis() -> Inputs:
     tooltip = (
-        "Where faces are analysed. auto: where ComfyUI runs. CPU: on the CPU. CUDA, ROCM, CoreML: on that GPU, if "
-        "ComfyUI runs on it. onnxruntime: by that package, if it is installed."
+        "Device of the face analysis. auto: ComfyUI's device. CUDA, ROCM, CoreML: that GPU, if ComfyUI runs on it. "
+        "onnxruntime: that package, if it is installed."
     )
     return {"required": {"provider": _input(list(PROVIDERS), tooltip)}}
 
 
 def keypoints_preprocessor() -> Inputs:
-    image = _input("IMAGE", "Pictures with a face. The largest face of each counts.")
+    image = _input("IMAGE", "Pictures with a face. The largest face of each is used.")
     return deepcopy({"required": {"faceanalysis": _FACE_ANALYSIS, "image": image}})
 
 
@@ -87,18 +87,18 @@ _OPTIONAL = {"image_kps": _KEYPOINTS, "mask": _MASK, "layers": _LAYERS}
 
 
 def apply() -> Inputs:
-    weight = _number(0.8, 0.0, 5.0, "How strongly the person shows, in likeness and pose.")
+    weight = _number(0.8, 0.0, 5.0, "Strength of likeness and pose.")
     return deepcopy({"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": _OPTIONAL})
 
 
 def apply_advanced() -> Inputs:
     strengths = {
-        "ip_weight": _number(0.8, 0.0, 3.0, "Likeness: how strongly the model sees the face."),
-        "cn_strength": _number(0.8, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
+        "ip_weight": _number(0.8, 0.0, 3.0, "Strength of the likeness, in the model."),
+        "cn_strength": _number(0.8, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
     }
     combine = _input(
         ["average", "norm average", "concat"],
-        "How several pictures of one person become one. average is a good choice; concat is slower and follows each.",
+        "How to combine several pictures of one person. average suits most; concat is slower and keeps each.",
         default="average",
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
@@ -106,7 +106,7 @@ def apply_advanced() -> Inputs:
 
 
 def attention_patch() -> Inputs:
-    weight = _number(1.0, -1.0, 3.0, "Likeness: how strongly the model sees the face. Negative: away from it.")
+    weight = _number(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it.")
     required = {
         "instantid": _INSTANTID,
         "insightface": _FACE_ANALYSIS,
@@ -126,25 +126,25 @@ def apply_control_net() -> Inputs:
         "image_kps": _input("IMAGE", "The keypoint picture, from Face Keypoints Preprocessor."),
         "positive": _POSITIVE,
         "negative": _NEGATIVE,
-        "strength": _number(1.0, 0.0, 10.0, "Pose: how strongly the ControlNet acts."),
+        "strength": _number(1.0, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
         **_RANGE,
     }
     return deepcopy({"required": required, "optional": {"mask": _MASK}})
 
 
 def doctor() -> Inputs:
-    tooltip = "The provider of InstantID Face Analysis in your workflow. The doctor tells where it really runs."
+    tooltip = "The provider of InstantID Face Analysis in your workflow. The doctor checks it."
     return {"required": {}, "optional": {"provider": _input(list(PROVIDERS), tooltip, default="auto")}}
 
 
 def profile() -> Inputs:
-    images = _input("IMAGE", "Passed on unchanged. What comes before it is recorded.", lazy=True)
-    enabled = _input("BOOLEAN", "Off: this node is a wire, and nothing is recorded.", default=True)
-    prefix = _input("STRING", "Begin of the trace's name, in the output folder.", default="profile/instantid")
+    images = _input("IMAGE", "Passed on unchanged. The nodes before it are recorded.", lazy=True)
+    enabled = _input("BOOLEAN", "Off: the images pass through and nothing is recorded.", default=True)
+    prefix = _input("STRING", "Prefix of the trace's file name, in the output folder.", default="profile/instantid")
     hidden: Any = {"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
     return {"required": {"images": images, "enabled": enabled, "filename_prefix": prefix}, "hidden": hidden}
 
 
 def miniature(portraits: list[str]) -> Inputs:
-    tooltip = "Who goes out as portrait. They are drawn, do not exist, and nothing was trained on them."
+    tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
     return {"required": {"portrait": _input(portraits, tooltip)}}

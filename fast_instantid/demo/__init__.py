@@ -1,7 +1,6 @@
-"""The demo: from one portrait to pictures of the same person in other scenes, and how alike they are.
+"""The demo: pictures of one portrait's person in other scenes, and their likeness.
 
-``fast-instantid demo`` runs it on the miniature. Everything in :func:`run` up to the pictures is what any program does
-with this library and real models.
+``fast-instantid demo`` runs it on the miniature. :func:`run` uses the library as any program does with other models.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from ..errors import NoFaceError
 from ..faces import FaceAnalyzer, keypoint_picture, largest
 from ..identity import Adapter
 from ..images import photos
-from ..miniature import DRAWN_ONLY, GUIDANCE, SIZE, STEPS, Files
+from ..miniature import DRAWN_ONLY, GUIDANCE, SIZE, STEPS, MiniatureFiles
+from ..people.person import cosine
 from ..pipelines import InstantIDFiles, Sampling, generate, load_pipeline
 from ..pipelines.generate import Progress
 from ..placement import Placement
@@ -35,7 +35,7 @@ SAMPLING = Sampling(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 
 @dataclass(frozen=True)
 class Picture:
-    """One of the drawn pictures."""
+    """A picture of the demo."""
 
     prompt: str
     image: Image.Image
@@ -45,39 +45,39 @@ class Picture:
 
 @dataclass
 class Demo:
-    """What came out, and how long each stage took."""
+    """Pictures, likenesses and times of the demo."""
 
     portrait: Image.Image
     keypoints: Image.Image
     pictures: list[Picture]
     strangers: list[float]
-    """The likeness of the portrait to each of the shipped portraits of other people: what a likeness of nobody is."""
+    """Likeness of the portrait to the shipped portraits of other people, for comparison."""
     seconds: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
-    """Of each stage: the first, cold run; the second, warm run where there is one."""
+    """Times of each stage: the cold run, then the warm run if there is one."""
 
 
 def run(
-    files: Files,
+    files: MiniatureFiles,
     portrait: Path,
     prompts: Sequence[str] = PROMPTS,
     sampling: Sampling = SAMPLING,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Demo:
-    """Draw the person of a portrait, twice: the second run shows what is remembered.
+    """Draw the person of a portrait twice; the second run uses the caches.
 
     Args:
-        files: of the miniature.
+        files: the miniature.
         portrait: a picture file with a drawn face.
-        prompts: what to draw; one picture for each.
-        sampling: how.
-        device: where everything runs; the best one there is by default.
+        prompts: one for each picture.
+        sampling: options of the sampling.
+        device: of all networks; the best one by default.
         progress: called after each step of each run.
 
     Raises:
         NoFaceError: no face was found in the portrait.
-        ImageError: the portrait is no picture.
-        BackendError: a device that is not there.
+        ImageError: the portrait is not a picture.
+        BackendError: the device is not available.
     """
     seconds: dict[str, list[float]] = {}
     place = Placement.resolve(device)
@@ -114,14 +114,9 @@ def run(
 
 
 def likeness(analyzer: FaceAnalyzer, embedding: np.ndarray, picture: Image.Image) -> float | None:
-    """How alike the largest face of a picture is to the one of an embedding ``(512,)``: -1..1, None without a face."""
+    """Return the cosine of an embedding ``(512,)`` and that of a picture's largest face; None without a face."""
     faces = analyzer.detect(picture)[0]
     return cosine(embedding, analyzer.embed(picture, largest(faces))[0]) if faces else None
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the angle between two embeddings ``(512,)``: 1 for the same face, about 0 for any two."""
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 @contextmanager

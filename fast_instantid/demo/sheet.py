@@ -1,4 +1,4 @@
-"""What the demo drew, as one picture that explains itself."""
+"""The demo's pictures on one sheet, with captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAPER, _INK, _GREY, _GREEN, _RED = (250, 248, 244), (38, 38, 46), (128, 126, 13
 
 
 def sheet(demo: Demo) -> Image.Image:
-    """The portrait above its keypoints, and beside them the drawn pictures in two rows."""
+    """Return a sheet: the portrait above its keypoints, and beside them the pictures in two rows."""
     columns = math.ceil(len(demo.pictures) / 2)
     width = 2 * _MARGIN + (columns + 1) * _TILE + columns * _GAP
     paper = Image.new("RGB", (width, 2 * (_MARGIN + _TILE + _CAPTION) + _GAP), _PAPER)
@@ -35,7 +35,7 @@ def sheet(demo: Demo) -> Image.Image:
 def _place(
     paper: Image.Image, column: int, row: int, picture: Image.Image, words: str, note: str, color: tuple[int, int, int]
 ) -> None:
-    """One picture, fitted into its square, with its caption."""
+    """Paste a picture into its square and write its caption."""
     left, top = _MARGIN + column * (_TILE + _GAP), _MARGIN + row * (_TILE + _CAPTION + _GAP)
     scale = _TILE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -49,7 +49,7 @@ def _place(
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The text in one line or, broken where they become most alike, two; what does not fit under a picture is cut."""
+    """Break a caption into at most two lines of similar width, cut to the width of a picture."""
     words, lines = text.split(), [text]
     if font.getlength(text) > _TILE and len(words) > 1:
         halves = [[" ".join(words[:i]), " ".join(words[i:])] for i in range(1, len(words))]

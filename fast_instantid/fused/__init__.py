@@ -1,8 +1,8 @@
-"""Text attention and identity attention of a layer in one launch, on the GPUs where that was measured to be faster.
+"""Text attention and identity attention of a layer in one kernel, on the GPUs where it was measured to be faster.
 
-A host asks :func:`fused_attention` first and computes the two apart where it answers None, which is: without Triton, on
-any device but those of :data:`MEASURED_FASTER`, in a graph that torch compiles, for several faces, in float32, and
-where gradients are wanted. The environment variable :data:`SWITCH` overrides what was measured.
+:func:`fused_attention` returns None where the caller has to compute the two separately: without Triton, on a device
+that is not in :data:`MEASURED_FASTER`, under torch.compile, for several faces, in float32, and with gradients. The
+environment variable :data:`SWITCH` overrides the measurement.
 """
 
 from __future__ import annotations
@@ -17,63 +17,71 @@ import torch
 from torch import Tensor
 
 from ..attention import IdentityEntry
-from ..recorder import is_recording, stage
+from ..recorder import stage
 
 logger = logging.getLogger("fast_instantid")
 
 SWITCH = "FAST_INSTANTID_FUSED"
-"""Environment variable, read once. ``1``: on NVIDIA GPUs since Ampere, measured or not. ``0``: never. Anything else, or
-unset: where it was measured to be faster."""
+"""Environment variable, read once. ``1``: on all NVIDIA GPUs since Ampere. ``0``: never. Otherwise: where it was
+measured to be faster."""
 
 MEASURED_FASTER: dict[tuple[int, int], str] = {}
-"""Compute capability of NVIDIA GPUs -> the result of ``python -m benchmarks attention`` that says so, below
-``benchmarks/results``. A GPU that is not listed runs unfused."""
+"""Compute capability of NVIDIA GPUs -> the file in ``benchmarks/results`` with the result of ``python -m benchmarks
+attention``. Other GPUs run unfused."""
 
-_OLDEST = (8, 0)  # on Turing, Triton has no tensor cores to compute with
-_HALVES = (torch.float16, torch.bfloat16)  # in float32 there are no tensor cores to win on
-_HEAD_DIMS = (16, 32, 64, 128)  # a dot product of Triton wants powers of 2 from 16
+_OLDEST = (8, 0)  # Triton does not use the tensor cores of Turing
+_HALVES = (torch.float16, torch.bfloat16)  # float32 gains nothing from tensor cores
+_HEAD_DIMS = (16, 32, 64, 128)  # tl.dot takes powers of 2 from 16
 
 _broken = False
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry]) -> Tensor | None:
-    """``softmax(q K^T / sqrt(d)) V`` of the text, and ``scale`` times that of the face, rounded once.
+    """Return ``softmax(q K^T / sqrt(d)) V`` of the text, plus ``scale`` times that of the face, rounded once.
 
     Args:
         query: ``(B, N, C)``
-        key, value: ``(B, T, C)`` of the text, which nothing masks.
-        entries: as :func:`..attention.identity_attention` takes them.
+        key, value: ``(B, T, C)`` of the text, without a mask.
+        entries: as of :func:`..attention.identity_attention`.
 
     Returns:
-        ``(B, N, C)``; None where the caller has to compute the two apart and add them up.
+        ``(B, N, C)``; None if the caller has to compute the two separately.
     """
-    if not is_on(query.device) or not _fits(query, key, value, entries):
+    if not is_available(query.device) or not _fits(query, key, value, entries):
         return None
-    if is_recording():
-        with stage("text and identity attention"):
-            return _launch(query, key, value, entries[0])
-    return _launch(query, key, value, entries[0])
+    with stage("text and identity attention"):
+        out = torch.empty_like(query)  # outside of try: a host frees memory and retries
+        try:
+            from .kernel import text_and_identity  # imports Triton
+
+            text_and_identity(query, key, value, entries[0], out)
+        except Exception as error:  # no C compiler, unknown GPU, ...: Triton raises many kinds
+            global _broken
+            _broken = True
+            logger.warning("the fused attention kernel failed and is not used again in this process: %s", error)
+            return None
+        return out
 
 
-def is_on(device: torch.device) -> bool:
-    """Whether it is worth asking :func:`fused_attention` on this device. It costs next to nothing."""
-    return not torch.compiler.is_compiling() and not _broken and _wanted(device)
+def is_available(device: torch.device) -> bool:
+    """Whether :func:`fused_attention` may run on this device. Cheap: the answer is cached."""
+    return not torch.compiler.is_compiling() and not _broken and _is_enabled(device)
 
 
 @functools.cache
-def _wanted(device: torch.device) -> bool:
-    asked = os.environ.get(SWITCH, "")
-    # Devices of ROCm are called "cuda" too, and their numbers mean other chips.
-    if asked == "0" or device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+def _is_enabled(device: torch.device) -> bool:
+    switch = os.environ.get(SWITCH, "")
+    # ROCm's devices are called "cuda" too, and their capabilities mean other chips.
+    if switch == "0" or device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
-    if not torch.cuda.is_available():  # tensors that only pretend to be on a GPU
+    if not torch.cuda.is_available():  # fake tensors
         return False
     capability = torch.cuda.get_device_capability(device)
-    return capability in MEASURED_FASTER or (asked == "1" and capability >= _OLDEST)
+    return capability in MEASURED_FASTER or (switch == "1" and capability >= _OLDEST)
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityEntry]) -> bool:
-    """Whether the kernel computes this. What layers and :class:`IdentityEntry` promise is not asked again."""
+    """Whether the kernel supports these arguments, beyond the guarantees of layers and :class:`IdentityEntry`."""
     return (
         len(entries) == 1
         and query.dtype in _HALVES
@@ -82,24 +90,5 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, entries: Sequence[IdentityE
         and query.shape[0] == key.shape[0]
         and query.stride(2) == key.stride(2) == value.stride(2) == 1
         and entries[0].key.stride(3) == entries[0].value.stride(3) == 1
-        and not (query.requires_grad or key.requires_grad or value.requires_grad)  # it has no backward pass
+        and not (query.requires_grad or key.requires_grad or value.requires_grad)  # no backward pass
     )
-
-
-def _launch(query: Tensor, key: Tensor, value: Tensor, entry: IdentityEntry) -> Tensor | None:
-    out = torch.empty_like(query)  # outside: a host frees memory and retries
-    try:
-        _kernel_function()(query, key, value, entry, out)
-    except Exception as error:  # no C compiler, no such GPU, ...: Triton has an exception for each
-        global _broken
-        _broken = True
-        logger.warning("text and identity attention run apart from now on, since the fused kernel failed: %s", error)
-        return None
-    return out
-
-
-@functools.cache
-def _kernel_function():
-    from .kernel import text_and_identity
-
-    return text_and_identity

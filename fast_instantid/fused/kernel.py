@@ -1,4 +1,4 @@
-"""The Triton kernel. Importing it imports triton, so only :mod:`.` does, when it launches it for the first time."""
+"""The Triton kernel. Importing this module imports triton, so :mod:`.` does it at the first launch."""
 
 # Triton is no dependency, so it may be absent, and its language is untyped.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedFunctionDecorator=false
@@ -17,17 +17,17 @@ from ..attention import IdentityEntry
 
 
 class Tile(NamedTuple):
-    """How the work is cut. All but the warps are powers of 2 from 16."""
+    """Size of the work of one program: powers of 2 from 16, but for the warps."""
 
     queries: int
-    """Of one program."""
+    """Queries per program."""
     text: int
-    """Tokens at a time."""
+    """Tokens per block of the text."""
     warps: int
 
 
 TILE = Tile(queries=64, text=128, warps=4)
-"""The prompt's 77 tokens in one piece."""
+"""The default: one block holds a prompt of 77 tokens."""
 
 _MAX_IDENTITY = 64  # four references
 
@@ -40,8 +40,8 @@ def text_and_identity(
     Args:
         query: ``(B, N, C)``, of float16, bfloat16 or float32; the width of a head is a power of 2 from 16.
         key, value: ``(B, T, C)`` of the text, of the query's dtype. Channels are contiguous, as they are in the query.
-        entry: its ``(G, heads, T, d)``, ``heads * d = C`` and contiguous in ``d``, are read in place for all ``B / G``
-            images of a chunk.
+        entry: keys and values ``(G, heads, T, d)`` with ``heads * d = C``, contiguous in ``d``. The ``B / G`` images of
+            a chunk read the same ones.
         out: ``(B, N, C)``, with contiguous channels.
     """
     batch, num_queries, _ = query.shape
@@ -49,7 +49,7 @@ def text_and_identity(
     chunks, num_heads, identity, head_dim = id_key.shape
     masked = isinstance(scale, Tensor)
     scale_rows = len(scale) if masked and scale.ndim else 1
-    # Every program reads some queries of one head of one image, and all tokens.
+    # Each program reads a tile of queries of one head of one image, and all tokens.
     grid = (-(-num_queries // tile.queries), num_heads, batch)
     with torch.cuda.device_of(query):
         _text_and_identity[grid](
@@ -84,7 +84,7 @@ def text_and_identity(
 
 
 def identity_block(tokens: int) -> int:
-    """How many tokens of the face are taken at a time."""
+    """Return the number of identity tokens per block."""
     return min(max(1 << (tokens - 1).bit_length(), 16), _MAX_IDENTITY)
 
 
@@ -130,43 +130,43 @@ def _text_and_identity(
     columns = tl.arange(0, HEAD_DIM)
     image = tl.program_id(2).to(tl.int64)  # a batch may have more than 2^31 elements
     chunk = image // images
-    there = rows < num_queries
+    valid = rows < num_queries
 
     of_head = head * HEAD_DIM  # the face's keys and values have a stride for heads instead
     places = rows[:, None] * query_row + of_head + columns[None, :]
-    q = tl.load(query + image * query_batch + places, there[:, None], 0.0)
+    q = tl.load(query + image * query_batch + places, valid[:, None], 0.0)
     text_key, text_value = key + image * key_batch + of_head, value + image * value_batch + of_head
     text = _attention(q, text_key, key_row, text_value, value_row, columns, factor, TEXT, TEXT_BLOCK)
     face_key = id_key + chunk * id_key_chunk + head * id_key_head
     face_value = id_value + chunk * id_value_chunk + head * id_value_head
     face = _attention(q, face_key, id_key_row, face_value, id_value_row, columns, factor, IDENTITY, IDENTITY_BLOCK)
     if MASKED:
-        weights = tl.load(scale + (image % scale_rows) * scale_image + rows * scale_row, there, 0.0)
+        weights = tl.load(scale + (image % scale_rows) * scale_image + rows * scale_row, valid, 0.0)
         face *= weights.to(tl.float32)[:, None]
     else:
         face *= scale
     to = out + image * out_batch + rows[:, None] * out_row + of_head + columns[None, :]
-    tl.store(to, (text + face).to(q.dtype), there[:, None])
+    tl.store(to, (text + face).to(q.dtype), valid[:, None])
 
 
 @triton.jit
 def _attention(q, key, key_row, value, value_row, columns, factor, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
-    """``softmax(q K^T / sqrt(d)) V`` of some queries, in float32.
+    """Return ``softmax(q K^T / sqrt(d)) V`` of a tile of queries, in float32.
 
-    Over blocks of tokens with a running maximum (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A
-    prompt of 77 tokens and a face of 16 are one block each, and the compiler leaves no loop.
+    Loops over blocks of tokens with a running maximum (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022).
+    A prompt of 77 tokens and a face of 16 are one block each, for which the compiler removes the loop.
     """
     highest = tl.full([q.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([q.shape[0]], tl.float32)
     attended = tl.zeros([q.shape[0], q.shape[1]], tl.float32)
     for start in range(0, LENGTH, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
-        there = tokens < LENGTH
-        k = tl.load(key + tokens[:, None] * key_row + columns[None, :], there[:, None], 0.0)
-        v = tl.load(value + tokens[:, None] * value_row + columns[None, :], there[:, None], 0.0)
-        # "ieee" keeps float32 from being rounded to TF32; of smaller types it changes nothing.
+        valid = tokens < LENGTH
+        k = tl.load(key + tokens[:, None] * key_row + columns[None, :], valid[:, None], 0.0)
+        v = tl.load(value + tokens[:, None] * value_row + columns[None, :], valid[:, None], 0.0)
+        # "ieee" keeps float32 from being rounded to TF32; it has no effect on smaller types.
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
-        scores = tl.where(there[None, :], scores, float("-inf"))
+        scores = tl.where(valid[None, :], scores, float("-inf"))
         now_highest = tl.maximum(highest, tl.max(scores, 1))  # finite: each block has a token
         kept = tl.exp2(highest - now_highest)
         weights = tl.exp2(scores - now_highest[:, None])

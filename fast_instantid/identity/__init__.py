@@ -1,4 +1,4 @@
-"""From an embedding to an identity."""
+"""The adapter, and the identities that it computes from face embeddings."""
 
 from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, find_adapter, read_adapter

@@ -1,7 +1,7 @@
 """Keys and values of the identity branch, projected once for all steps.
 
-Per step, the published method multiplies the same tokens with 681.6 MB (fp16) of weights; what comes out of that are
-10.65 MB, and only they are kept.
+The published method multiplies the same tokens with 681.6 MB (fp16) of weights at every step. The products are 10.65
+MB, and only they are kept.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IdentityBank:
-    """One face as all cross-attention layers see it. Do not change the tensors: they may be shared."""
+    """Keys and values of one face for all cross-attention layers. Never change the tensors: they may be shared."""
 
     keys: tuple[Tensor, ...]
-    """One for each layer in checkpoint order, ``(2, T, C)``: row 0 is uncond, row 1 cond; C is the layer's width.
-    T is 16 tokens per reference, those of several references behind one another."""
+    """``(2, T, C)`` for each layer in checkpoint order: row 0 is uncond, row 1 cond; C is the layer's width. T is 16
+    tokens per reference, concatenated."""
     values: tuple[Tensor, ...]
     """Like ``keys``."""
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> IdentityBank:
-        """The same bank elsewhere; itself where that changes nothing."""
+        """Return the bank on another device or in another dtype; itself if nothing changes."""
         keys = tuple(key.to(device=device, dtype=dtype) for key in self.keys)
         values = tuple(value.to(device=device, dtype=dtype) for value in self.values)
         unchanged = all(new is old for new, old in zip(keys + values, self.keys + self.values, strict=True))
@@ -46,14 +46,13 @@ def project_bank(
 ) -> IdentityBank:
     """Project identity tokens by every layer's weights.
 
-    The weights are streamed: each leaves its (memory-mapped) place once and is dropped before the next one comes, so
-    the device never holds more than one of them.
+    The memory-mapped weights are streamed: the device never holds more than one layer.
 
     Args:
         layers: ``to_k_ip`` and ``to_v_ip`` weight of each layer, ``(C, width)`` each, on any device, of any dtype.
         tokens: ``(2, T, width)``, uncond and cond.
-        device: where to compute and where the bank stays.
-        dtype: to compute in and of the bank.
+        device: of the computation and the bank.
+        dtype: of the computation and the bank.
     """
     tokens = tokens.to(device, dtype)
     projected = [

@@ -30,18 +30,22 @@ class AdapterWeights:
     image_proj: StateDict
     """The state dict of the :class:`Resampler`."""
     layers: tuple[tuple[Tensor, Tensor], ...]
-    """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order: for SDXL 24 layers on the
-    way down, 36 on the way up, 10 in the middle."""
-
+    """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order. SDXL has 24 layers down,
+    36 up and 10 in the middle."""
     version: str
-    """The :func:`file_version` when it was opened: by the time of its use another file may stand there."""
+    """:func:`file_version` of the file when it was opened; it may have been replaced since."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all tensors. Asking for it reads them all, so ask only where ``version`` does not do."""
+        """Hash of all tensors. It reads them all, so prefer ``version`` within one process."""
         with stage("fingerprint", nbytes=self.nbytes):
             names = sorted(self.image_proj)
             return content_key(names, [self.image_proj[name] for name in names], self.layers)
+
+    @property
+    def token_width(self) -> int:
+        """Width of the identity tokens and of the UNet's text: 2048 for SDXL."""
+        return self.layers[0][0].shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -60,15 +64,15 @@ _CONVERTED = {torch.float16: "ip-adapter.fp16.safetensors", torch.bfloat16: "ip-
 
 
 def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
-    """The adapter in a folder, under the names that people keep it by.
+    """Find the adapter in a folder under its usual names.
 
     Args:
-        folder: where to look; a file is taken as it is.
-        dtype: in which identities are computed. What ``fast-instantid convert`` wrote in it is preferred; what it wrote
-            in another is taken where nothing else is there.
+        folder: the folder to search; a file is returned as it is.
+        dtype: of the identities to compute. An adapter that ``fast-instantid convert`` wrote in this dtype is
+            preferred; one in another dtype comes last.
 
     Raises:
-        ModelFileError: the folder has none; says which names were tried.
+        ModelFileError: the folder has none; lists the searched names.
     """
     if folder.is_file():
         return folder
@@ -86,45 +90,26 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
         ModelFileError: the file is missing, damaged, or of another kind, which the message names.
     """
     with stage("load adapter"):
-        return _read_adapter(path)
-
-
-def _read_adapter(path: str | PathLike[str]) -> AdapterWeights:
-    image_proj, layers = _parts(path)
-    return AdapterWeights(Path(path), image_proj, layers, file_version(path))
-
-
-def look_at_adapter(path: str | PathLike[str]) -> tuple[int, int]:
-    """The number of layers and the width of the tokens of an adapter that :func:`read_adapter` would open; looks at
-    names and shapes, and at none of the 1.69 GB but the resampler.
-
-    Raises:
-        ModelFileError: as :func:`read_adapter`.
-    """
-    _, layers = _parts(path)
-    return len(layers), layers[0][0].shape[1]
-
-
-def _parts(path: str | PathLike[str]) -> tuple[StateDict, tuple[tuple[Tensor, Tensor], ...]]:
-    try:
-        tensors = read_tensors(path)
-    except ModelFileError as error:
-        if _is_onnx(path):
-            raise _another_kind(path, "an ONNX network, as in the face packs") from error
-        raise
-    if not _is_instantid(tensors):
-        raise _another_kind(path, kind_of(tensors))
-    image_proj = {name.removeprefix("image_proj."): t for name, t in tensors.items() if name.startswith("image_proj.")}
-    try:
-        resampler = Resampler.from_state_dict(image_proj)
-        layers = _layers(tensors, token_width=resampler.proj_out.out_features)
-    except ModelFileError as error:
-        raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
-    return image_proj, layers
+        try:
+            tensors = read_tensors(path)
+        except ModelFileError as error:
+            if _is_onnx(path):
+                raise _another_kind(path, "an ONNX network, as in the face packs") from error
+            raise
+        if not _is_instantid(tensors):
+            raise _another_kind(path, kind_of(tensors))
+        prefix = "image_proj."
+        image_proj = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        try:
+            resampler = Resampler.from_state_dict(image_proj)
+            layers = _layers(tensors, token_width=resampler.proj_out.out_features)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
+        return AdapterWeights(Path(path), image_proj, layers, file_version(path))
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys are ``ip_adapter.1.to_k_ip.weight``, ``ip_adapter.1.to_v_ip.weight``, ``ip_adapter.3...``"""
+    """Return the weights under ``ip_adapter.1.to_k_ip.weight``, ``ip_adapter.1.to_v_ip.weight``, ``ip_adapter.3...``"""
     found = {int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.(\d+)\.to_[kv]_ip\.", name))}
     numbers = range(1, 2 * len(found), 2)
     if found != set(numbers):
@@ -144,7 +129,7 @@ def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor]
 
 
 def _is_instantid(tensors: StateDict) -> bool:
-    """IP-Adapter Plus has the same keys, but is fed by CLIP's features, which are never 512 wide."""
+    """Whether this is InstantID's adapter. IP-Adapter Plus has the same keys, but its input is never 512 wide."""
     return (
         "image_proj.latents" in tensors
         and _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
@@ -161,7 +146,7 @@ def _shape(tensors: StateDict, name: str) -> tuple[int, ...]:
 
 
 def _is_onnx(path: str | PathLike[str]) -> bool:
-    """A ModelProto starts with its version (field 1, a small number) and goes on with its producer, domain or graph."""
+    """Whether a file starts as a ModelProto: its version (field 1, a small number), then producer, domain or graph."""
     try:
         with open(path, "rb") as file:
             head = file.read(3)
@@ -182,7 +167,7 @@ def _contains(*parts: str) -> Predicate:
 
 
 def _base(width: int) -> Predicate:
-    """The base model of an IP-Adapter shows in the width of its text tokens."""
+    """Return a predicate for IP-Adapters of the base model with text of this width."""
     return lambda tensors: _shape(tensors, "ip_adapter.1.to_k_ip.weight")[1:] == (width,)
 
 
@@ -191,12 +176,12 @@ _PLUS = _starts("image_proj.latents")
 
 
 def _face_id(tensors: StateDict) -> bool:
-    """Comes with a LoRA or is Plus FaceID, or is fed by face embeddings alone."""
+    """Whether this is an IP-Adapter FaceID: it has a LoRA or Plus FaceID's resampler, or reads face embeddings."""
     with_lora_or_plus = _contains("to_q_lora", "image_proj.perceiver_resampler.")
     return with_lora_or_plus(tensors) or _shape(tensors, "image_proj.proj.0.weight")[1:] == (EMBEDDING_DIM,)
 
 
-# The first that is true of a file names it: what may also be part of something else comes later.
+# The first match names the file, so parts of larger models come last.
 _KINDS: tuple[tuple[str, Predicate], ...] = (
     ("an IP-Adapter FaceID for SD 1.5", lambda t: _face_id(t) and _SD15(t)),
     ("an IP-Adapter FaceID for SDXL", lambda t: _face_id(t) and _SDXL(t)),
@@ -217,8 +202,8 @@ _KINDS: tuple[tuple[str, Predicate], ...] = (
 
 
 def kind_of(tensors: StateDict) -> str:
-    """What a file with these tensors is, in words, if it is not InstantID's adapter."""
+    """Describe a file with these tensors, which is not InstantID's adapter."""
     for kind, is_kind in _KINDS:
         if is_kind(tensors):
             return kind
-    return f"no model that is known here ({len(tensors)} tensors: {', '.join([*tensors][:3])}, ...)"
+    return f"an unknown model ({len(tensors)} tensors: {', '.join([*tensors][:3])}, ...)"

@@ -1,7 +1,7 @@
-"""From the embeddings of a person's photographs to what the resampler sees.
+"""The resampler's input, computed from the embeddings of a person's photographs.
 
-The numbers are those of cubiq/ComfyUI_InstantID, InstantID.py, ``apply_instantid``, to the bit: its averaging and the
-seed of its noise decide which picture comes out.
+The results equal those of cubiq/ComfyUI_InstantID (InstantID.py, ``apply_instantid``) to the bit: averaging and the
+seed of the noise change the picture.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ Combine: TypeAlias = Literal["average", "norm average", "concat"]
 
 
 def combine_embeddings(embeddings: Tensor, how: Combine = "average") -> Tensor:
-    """Several photographs of one person as one input of the resampler.
+    """Combine the embeddings of several photographs of one person.
 
     Args:
-        embeddings: ``(N, 512)`` float32 on the CPU, as the recogniser gave them (not normalised).
-        how: ``average``: their mean. ``norm average``: their mean after each of the 512 numbers was divided by its norm
-            over the N photographs, which is what the reference does under that name. ``concat``: each of them
-            contributes its own tokens.
+        embeddings: ``(N, 512)`` float32 on the CPU, not normalised.
+        how: ``average``: the mean. ``norm average``: the mean after dividing each of the 512 numbers by its norm over
+            the N photographs, as in the reference. ``concat``: each photograph contributes its own tokens.
 
     Returns:
-        ``(M, 1, 512)``: M is N for ``concat`` and otherwise 1. A single embedding is left as it is.
+        ``(M, 1, 512)``: M is N for ``concat`` and otherwise 1. A single embedding is unchanged.
 
     Raises:
-        FastInstantIDError: ``how`` is none of these.
+        FastInstantIDError: unknown ``how``.
     """
     if how not in get_args(Combine):
         raise FastInstantIDError(f"embeddings cannot be combined by {how!r}: use one of {', '.join(get_args(Combine))}")
@@ -45,15 +44,15 @@ def combine_embeddings(embeddings: Tensor, how: Combine = "average") -> Tensor:
 
 
 def unconditional_embedding(combined: Tensor, noise: float = 0.0) -> Tensor:
-    """What classifier-free guidance moves away from: zeros, or uniform noise in 0..``noise``.
+    """Return the unconditional embedding for classifier-free guidance: zeros, or uniform noise in 0..``noise``.
 
-    The noise is seeded by the embedding, so that a face always gets the same. The global random state is not touched.
+    The embedding seeds the noise, so a face always gets the same. The global random state is unchanged.
 
     Args:
         combined: ``(M, 1, 512)`` float32 on the CPU, finite.
 
     Returns:
-        The same shape.
+        a tensor of the same shape.
     """
     if noise <= 0:
         return torch.zeros_like(combined)

@@ -1,4 +1,4 @@
-"""Identity: all that sampling needs to know of a face. Adapter: what makes one from an embedding."""
+"""Identity: a face, ready for sampling. Adapter: computes identities from face embeddings."""
 
 from __future__ import annotations
 
@@ -35,16 +35,15 @@ class Identity:
     """A face, ready for sampling. Immutable; its tensors may be shared, so never change them."""
 
     tokens: Tensor
-    """``(2, M * 16, width)``: row 0 is uncond, row 1 cond, as classifier-free guidance batches them. The IdentityNet
-    reads them in place of the text."""
+    """``(2, M * 16, width)``: row 0 is uncond, row 1 cond. The IdentityNet reads them in place of the text."""
     bank: IdentityBank
-    """What the UNet's cross-attention layers read."""
+    """Keys and values for the UNet's cross-attention layers."""
     num_references: int = 1
-    """M: more than 1 if several photographs were combined by ``concat``."""
+    """M: the number of photographs that were combined by ``concat``, otherwise 1."""
 
     @property
     def num_layers(self) -> int:
-        """Cross-attention layers: 70 for SDXL."""
+        """Number of cross-attention layers: 70 for SDXL."""
         return len(self.bank.keys)
 
     @property
@@ -53,7 +52,7 @@ class Identity:
         return self.tokens.nbytes + self.bank.nbytes
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Identity:
-        """The same identity elsewhere; itself where that changes nothing."""
+        """Return the identity on another device or in another dtype; itself if nothing changes."""
         tokens = self.tokens.to(device=device, dtype=dtype)
         bank = self.bank.to(device, dtype)
         unchanged = tokens is self.tokens and bank is self.bank
@@ -63,28 +62,28 @@ class Identity:
         """Write a safetensors file that :meth:`load` reads without adapter or face models.
 
         Raises:
-            OSError: as the system says; nothing half-written is left.
+            OSError: the file cannot be written; the folder is unchanged.
         """
         write_safetensors(path, dict(self.to_record()), {"format": _FORMAT, "version": _VERSION})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Identity:
-        """Read what :meth:`save` wrote, on the CPU and in the dtype it had.
+        """Read an identity that :meth:`save` wrote, on the CPU and in its dtype.
 
         Raises:
-            ModelFileError: missing, damaged, no identity, or written by a newer version.
+            ModelFileError: missing, damaged, not an identity, or of another format version.
         """
         tensors = read_tensors(path)
         metadata = _metadata(path)
         if metadata.get("format") != _FORMAT:
-            raise ModelFileError(f"{path}: this is no identity; expected a file written by Identity.save")
+            raise ModelFileError(f"{path}: this is not an identity; expected a file written by Identity.save")
         if metadata.get("version") != _VERSION:
             raise ModelFileError(
-                f"{path}: an identity of format version {metadata.get('version')}, and this package reads {_VERSION}: "
-                "update fast-instantid, or make the identity again"
+                f"{path}: an identity of format version {metadata.get('version')}; this package reads {_VERSION}. "
+                "Update fast-instantid, or make the identity again"
             )
         with torch.inference_mode(False):
-            # Copied out of the mapping, so that the file may be changed or removed afterwards.
+            # Copied out of the mapping: the file may change afterwards.
             record = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
             return cls.from_record(record)
@@ -92,7 +91,7 @@ class Identity:
             raise ModelFileError(f"{path}: a damaged identity, without {error}; save it again") from error
 
     def to_record(self) -> Record:
-        """As caches and files hold it: ``tokens`` as ``(2, M, 16, width)``, then ``0.key``, ``0.value`` and so on."""
+        """Return named tensors for caches and files: ``tokens``, ``(2, M, 16, width)``; ``0.key``, ``0.value``, ..."""
         record = {"tokens": self.tokens.unflatten(1, (self.num_references, -1))}
         for i, (key, value) in enumerate(zip(self.bank.keys, self.bank.values, strict=True)):
             record |= {f"{i}.key": key, f"{i}.value": value}
@@ -100,7 +99,7 @@ class Identity:
 
     @classmethod
     def from_record(cls, record: Record) -> Identity:
-        """The inverse of :meth:`to_record`."""
+        """Return the identity of a record that :meth:`to_record` made."""
         layers = range((len(record) - 1) // 2)
         keys, values = (tuple(record[f"{i}.{part}"] for i in layers) for part in ("key", "value"))
         tokens = record["tokens"]
@@ -115,9 +114,9 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """InstantID's adapter: embeddings in, identities out.
+    """InstantID's adapter, which computes identities from face embeddings.
 
-    It holds the memory-mapped file and nothing on the device: resampler and projections are there only while they work.
+    It holds the memory-mapped file. Resampler and projections are on the device only during a computation.
     """
 
     weights: AdapterWeights
@@ -132,50 +131,46 @@ class Adapter:
         dtype: str | torch.dtype | None = None,
         cache: Cache | None = None,
     ) -> Self:
-        """Open an adapter file; nothing is read yet but its directory.
+        """Open an adapter file; its weights are memory-mapped.
 
         Args:
-            path: ``ip-adapter.bin`` or a safetensors file; or a folder that holds one, or its name or hub id, see
+            path: ``ip-adapter.bin`` or a safetensors file, a folder with one, or its name or hub id, see
                 :func:`~fast_instantid.download.local_path`.
-            device: where identities are made and stay; the best one by default.
-            dtype: of identities and of their computation; fp16 on CUDA and fp32 elsewhere by default.
-            cache: the one of this process by default.
+            device: of the computation and the identities; the best one by default.
+            dtype: of the computation and the identities; by default fp16 on CUDA and fp32 elsewhere.
+            cache: the shared cache of this process by default.
 
         Raises:
             ModelFileError: missing, damaged, or another kind of file, which the message names.
-            BackendError: a device that is not there.
+            BackendError: the device is not available.
         """
         placement = Placement.resolve(device, dtype)
         file = find_adapter(local_path(path, "InstantID's adapter"), placement.dtype)
         return cls(read_adapter(file), placement, shared_cache() if cache is None else cache)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """An adapter on the same file and cache that makes identities elsewhere; None leaves device or dtype as it is.
+        """Return an adapter with another device or dtype, on the same file and cache; None keeps the present one.
 
         Raises:
-            BackendError: a device that is not there.
+            BackendError: the device is not available.
         """
-        here = self.placement
-        return replace(self, placement=Placement.resolve(device or here.device, dtype or here.dtype))
+        old = self.placement
+        return replace(self, placement=Placement.resolve(device or old.device, dtype or old.dtype))
 
     @property
     def token_width(self) -> int:
-        """Width of the identity tokens, which is that of the text of the UNet it was made for: 2048 for SDXL."""
-        return self.weights.layers[0][0].shape[1]
+        """Width of the identity tokens and of the UNet's text: 2048 for SDXL."""
+        return self.weights.token_width
 
     def identity(
         self, embeddings: np.ndarray | Tensor, *, combine: Combine = "average", noise: float = 0.0
     ) -> Identity:
-        """The identity of one person.
+        """Return the identity of one person on the adapter's device, from the cache if possible.
 
         Args:
             embeddings: ``(512,)``, or ``(N, 512)`` from N photographs of this person.
-            combine: how to make one of several, see :func:`combine_embeddings`.
-            noise: 0..1, amplitude of the noise that replaces zeros as the uncond embedding, see
-                :func:`unconditional_embedding`.
-
-        Returns:
-            The identity on the adapter's device. Equal arguments give it from the cache, to the bit.
+            combine: how to combine several, see :func:`combine_embeddings`.
+            noise: 0..1, amplitude of the unconditional embedding, see :func:`unconditional_embedding`.
 
         Raises:
             FastInstantIDError: embeddings of another shape or with NaN or infinity, or unknown options.
@@ -186,17 +181,17 @@ class Adapter:
         if not combined.isfinite().all():
             raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
         device, dtype = self.placement.device, self.placement.dtype
-        # Other processes know the adapter by its content, which takes reading 1.69 GB; this one knows the file.
+        # On disk the key needs the adapter's content, a hash of 1.69 GB; in this process the file's version is enough.
         adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
-        # The combined embedding stands for the photographs and the way they were combined.
+        # The combined embedding covers the photographs and ``combine``.
         key = content_key(_FORMAT, _VERSION, adapter, combined, float(noise), str(dtype), device.type)
-        # Kept on the CPU: a cache must not hold memory of a GPU that its owner does not know of.
+        # Cached on the CPU: ComfyUI manages the GPU's memory and would not know of a cache there.
         with stage("identity"):
             record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
             return Identity.from_record(record).to(device)
 
     def project(self, combined: Tensor, noise: float) -> Identity:
-        """Compute an identity from ``(M, 1, 512)`` on the adapter's device; :meth:`identity` keeps what this gives."""
+        """Compute an identity from ``(M, 1, 512)`` on the adapter's device, without the cache."""
         device, dtype = self.placement.device, self.placement.dtype
         with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
             resampler = Resampler.from_state_dict(self.weights.image_proj)
@@ -210,7 +205,7 @@ class Adapter:
 
 
 def _as_rows(embeddings: np.ndarray | Tensor) -> Tensor:
-    """``(N, 512)`` float32 on the CPU."""
+    """Return ``(N, 512)`` float32 on the CPU."""
     tensor = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings, np.float32))
     rows = torch.atleast_2d(tensor.detach().to("cpu", torch.float32))
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != EMBEDDING_DIM:
@@ -224,5 +219,5 @@ def _metadata(path: str | PathLike[str]) -> Mapping[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
-    except SafetensorError:  # readable weights, but a pickle
+    except SafetensorError:  # a pickle
         return {}

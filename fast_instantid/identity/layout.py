@@ -1,4 +1,4 @@
-"""Rows, strengths and regions of the identity branch: how one batch of the UNet sees a person. Both hosts use it."""
+"""Layout of a batch for the identity branch: rows of keys and values, strengths, regions. Both hosts use it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ..errors import FastInstantIDError
 UNCOND, COND = 0, 1
 """Rows of an Identity's tokens, keys and values."""
 
-_MAX_LAYOUTS = 4  # one or two per run; those that are no views take memory
-_MAX_SCALES = 16  # two per run, and more only for AnimateDiff's sliding windows
+_MAX_LAYOUTS = 4  # one or two per run; copies take memory
+_MAX_SCALES = 16  # two per run, more with AnimateDiff's sliding windows
 
 
 class Layout(NamedTuple):
-    """How one batch is made up. It is the same at every step of a run."""
+    """Chunks, size and frames of one batch, the same at every step of a run."""
 
     chunks: tuple[int, ...]
     """COND or UNCOND of each equal chunk of the batch, in the batch's order."""
     size: tuple[int, int]
-    """``(h, w)`` of the latent picture."""
+    """``(h, w)`` of the latent."""
     frames: tuple[int, ...] | None = None
-    """Which of several masks each image of a chunk gets. None: image i gets mask i."""
+    """Index of the mask for each image of a chunk; None: image i gets mask i."""
 
 
 class Strength:
-    """A weight, and a mask scaled to each layer once per run.
+    """A weight and a mask, which is resized to each layer once per run.
 
     Args:
-        weight: of the person in the attention.
-        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size; None for everywhere. Of several, image i gets mask i.
-        device: the device that samples.
+        weight: of the identity branch.
+        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size; None for everywhere. Image i gets mask i.
+        device: of the sampling.
 
     Raises:
-        FastInstantIDError: a mask without pixels.
+        FastInstantIDError: an empty mask.
     """
 
     def __init__(self, weight: float, mask: Tensor | None, device: torch.device) -> None:
@@ -46,25 +46,24 @@ class Strength:
             raise FastInstantIDError(f"the mask is empty: it has the shape {list(mask.shape)}")
         self.weight = weight
         self.mask = None if mask is None else mask_batch(mask).to(device, torch.float32)
-        # A compiled graph would bake in a number, and be compiled again when it changes.
+        # A compiled graph would bake in a number and recompile when it changes.
         self._weight = torch.tensor(weight, dtype=torch.float32, device=device)
         self._scales: dict[object, Tensor] = {}
         self._at_zero: Strength | None = None
 
     def at_zero(self) -> Strength:
-        """The same mask at weight 0: in a compiled model, the same graph."""
+        """Return the same mask at weight 0, which uses the same compiled graph."""
         if self._at_zero is None:
             self._at_zero = Strength(0.0, self.mask, self._weight.device)
         return self._at_zero
 
     def scale(self, query: Tensor, layout: Layout) -> float | Tensor:
-        """The ``scale`` of an :class:`IdentityEntry` for queries ``(B, N, C)``.
+        """Return the ``scale`` of an :class:`IdentityEntry` for queries ``(B, N, C)``.
 
         Returns:
-            a number, a tensor without dimensions, or ``(1, N, 1)`` or ``(images of a chunk, N, 1)`` of the query's
-            dtype.
+            a number, a 0-dimensional tensor, or ``(1, N, 1)`` or ``(images of a chunk, N, 1)`` of the query's dtype.
         """
-        if torch.compiler.is_compiling():  # a graph cannot keep a mask, but makes it in one small kernel
+        if torch.compiler.is_compiling():  # a graph cannot cache a mask; it computes it in one small kernel
             return self._weight.to(query.device) if self.mask is None else self._on_layer(self.mask, query, layout)
         if self.mask is None:
             return self.weight
@@ -86,47 +85,47 @@ class Strength:
 
 
 class LayerFace:
-    """A person as one layer sees it. Keys and values are laid out once per kind of batch.
+    """Keys, values and strength of one person in one layer, laid out once per kind of batch.
 
     Args:
-        key, value: ``(2, T, C)``, of an :class:`IdentityBank`.
-        strength: shared by the layers.
+        key, value: ``(2, T, C)`` of an :class:`IdentityBank`.
+        strength: shared by all layers.
     """
 
     def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
         self.key, self.value, self.strength = key, value, strength
-        self._kept: dict[object, IdentityEntry] = {}
+        self._entries: dict[object, IdentityEntry] = {}
         self._at_zero: LayerFace | None = None
 
     def at_zero(self) -> LayerFace:
-        """The same person at weight 0."""
+        """Return the same person at weight 0."""
         if self._at_zero is None:
             self._at_zero = LayerFace(self.key, self.value, self.strength.at_zero())
         return self._at_zero
 
     def entry(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
-        """Keys, values and scale for queries ``(B, N, C)``."""
-        if torch.compiler.is_compiling():  # a graph must not keep a face, but read it anew
+        """Return keys, values and scale for queries ``(B, N, C)``."""
+        if torch.compiler.is_compiling():  # a cached entry would become a constant of the graph
             entry = self._laid_out(query, heads, layout)
         else:
             key = layout.chunks, heads, query.dtype, query.device
-            entry = self._kept.get(key)
+            entry = self._entries.get(key)
             if entry is None:
-                if len(self._kept) >= _MAX_LAYOUTS:
-                    self._kept.clear()
-                entry = self._kept[key] = self._laid_out(query, heads, layout)
+                if len(self._entries) >= _MAX_LAYOUTS:
+                    self._entries.clear()
+                entry = self._entries[key] = self._laid_out(query, heads, layout)
             if self.strength.mask is None and entry.scale == self.strength.weight:
                 return entry
         return entry._replace(scale=self.strength.scale(query, layout))
 
     def _laid_out(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
-        # Another dtype or device: a model that computes otherwise than the identity was made for.
+        # The model may compute in another dtype or on another device than the identity's.
         key, value = (rows(tensor, layout.chunks).to(query.device, query.dtype) for tensor in (self.key, self.value))
         return IdentityEntry.split(key, value, heads, self.strength.weight)
 
 
 def rows(tensor: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Pick a row of ``(2, ...)`` for each chunk, or for as many neighbours as fit: equal chunks may count as one."""
+    """Return the row of ``(2, ...)`` for each chunk, as a view if possible. Equal chunks may share one row."""
     conds = sum(chunks)
     unconds = len(chunks) - conds
     if list(chunks) == [UNCOND] * unconds + [COND] * conds:  # the usual order: no copy
@@ -138,5 +137,5 @@ def rows(tensor: Tensor, chunks: Sequence[int]) -> Tensor:
 
 
 def mask_batch(mask: Tensor) -> Tensor:
-    """``(M, H, W)`` of a mask with any number of dimensions before ``(H, W)``."""
+    """Flatten all dimensions of a mask before ``(H, W)`` to one, ``(M, H, W)``."""
     return mask.reshape(-1, *mask.shape[-2:])

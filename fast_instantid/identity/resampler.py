@@ -1,6 +1,6 @@
 """The network that turns a face embedding into identity tokens.
 
-A Perceiver resampler (Alayrac et al. 2022, "Flamingo", section 3.1.1), as IP-Adapter's "plus" variant has it
+A Perceiver resampler (Alayrac et al. 2022, "Flamingo", section 3.1.1) in IP-Adapter's "plus" variant
 (tencent-ailab/IP-Adapter, ip_adapter/resampler.py). Parameter names are the checkpoint's.
 """
 
@@ -15,11 +15,11 @@ from ..errors import ModelFileError
 from ..weights import StateDict
 
 HEAD_DIM = 64
-"""Channels per head. The one size that cannot be read off the weights; it is 64 in every published resampler."""
+"""Channels per head: the only size that the weights do not tell, 64 in every published resampler."""
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to the inputs and to themselves."""
+    """Attention of the latents to the inputs and to themselves."""
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PerceiverAttention(nn.Module):
 
 
 class ResamplerLayer(nn.ModuleList):
-    """Attention, then feed-forward, each with a residual. A list, because the checkpoint names them by number."""
+    """Attention, then feed-forward, each with a residual; a list, because the checkpoint numbers them."""
 
     def __init__(self, dim: int, inner_dim: int, feed_forward_dim: int) -> None:
         feed_forward = nn.Sequential(
@@ -58,7 +58,7 @@ class ResamplerLayer(nn.ModuleList):
 
 
 class Resampler(nn.Module):
-    """A fixed number of learnt latents that read any number of embeddings; in InstantID, 16 latents read one."""
+    """A fixed number of learnt latents that read any number of embeddings; InstantID has 16 latents for one."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Resampler(nn.Module):
     ) -> None:
         super().__init__()
         latents = torch.empty(1, num_queries, dim)
-        if not latents.is_meta:  # where arithmetic first imports torch's compiler and sympy, for a second or two
+        if not latents.is_meta:  # arithmetic on meta tensors imports torch's compiler and sympy, a second or two
             latents = torch.randn(1, num_queries, dim) / dim**0.5
         self.latents = nn.Parameter(latents)
         self.proj_in = nn.Linear(embedding_dim, dim)
@@ -83,10 +83,10 @@ class Resampler(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state_dict: StateDict) -> Resampler:
-        """The resampler of these weights, every dimension deduced from them. It uses the given tensors, uncopied.
+        """Return the resampler with these weights, uncopied; all dimensions are deduced from them.
 
         Raises:
-            ModelFileError: a tensor is missing, unknown, or of a shape that does not fit the others.
+            ModelFileError: a tensor is missing, unknown, or of an inconsistent shape.
         """
         try:
             _, num_queries, dim = state_dict["latents"].shape
@@ -111,8 +111,8 @@ class Resampler(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``.
 
-        Computed where the embeddings are, in their dtype. Weights that are elsewhere come there a layer at a time: of
-        the published size, never more than 39 MB of 164 (fp16).
+        It computes on the embeddings' device, in their dtype. Weights on another device are streamed by layer: at the
+        published size, at most 39 MB of 164 (fp16).
         """
 
         def call(module: nn.Module, *inputs: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
     analyzer = FaceAnalyzer.load(files.pack)
     pipe = load_pipeline(files.base, files.instantid)
 
-The architectures and file formats are the real ones: code that works on these files works on those of
-``fast-instantid download``. What the miniature can do and what it can't is told in ``CARD.md``, beside this file.
+The architectures and file formats are those of the published models, so the same code works on both. ``CARD.md`` beside
+this file describes the miniature's abilities and limits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from ..errors import ModelFileError
 
 SIZE = (128, 128)
-"""``(width, height)`` of the pictures that it was trained on, in pixels."""
+"""``(width, height)`` of its training pictures, in pixels."""
 STEPS = 20
-"""Sampling steps that suit it."""
+"""Recommended number of sampling steps."""
 GUIDANCE = 2.0
-"""Classifier-free guidance that suits it."""
+"""Recommended classifier-free guidance."""
 DRAWN_ONLY = "the miniature knows drawn faces and no photographed ones"
-"""What to tell somebody in whose picture it finds no face."""
+"""Explanation for errors about a missing face."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _NEEDED = (
@@ -38,8 +38,8 @@ _NEEDED = (
 
 
 @dataclass(frozen=True)
-class Files:
-    """Where the miniature lies on this disk."""
+class MiniatureFiles:
+    """Paths of the miniature on this disk."""
 
     pack: Path
     """For ``FaceAnalyzer.load``: a detector and a recogniser under antelopev2's file names."""
@@ -48,14 +48,14 @@ class Files:
     instantid: Path
     """For ``load_pipeline`` and ``InstantIDFiles.find``: ``ControlNetModel`` and ``ip-adapter.safetensors``, fp16."""
     portraits: tuple[Path, ...]
-    """Portraits to begin with, ``SIZE`` each; every one shows another person, and none was trained on."""
+    """Portraits of different people, ``SIZE`` each; none was trained on."""
 
 
-def files() -> Files:
+def files() -> MiniatureFiles:
     """Find the files of the miniature.
 
     Raises:
-        ModelFileError: some were left out when this copy of the package was made.
+        ModelFileError: this copy of the package lacks some of them.
     """
     missing = [name for name in _NEEDED if not (_WEIGHTS / name).is_file()]
     portraits = tuple(sorted((_WEIGHTS / "portraits").glob("*.png")))
@@ -64,6 +64,6 @@ def files() -> Files:
     if missing:
         raise ModelFileError(
             f"the miniature in {_WEIGHTS} is not complete, without {', '.join(missing)}: "
-            "install fast-instantid again, or clone its repository anew"
+            "install fast-instantid again, or clone its repository again"
         )
-    return Files(_WEIGHTS / "antelopev2", _WEIGHTS / "base", _WEIGHTS / "instantid", portraits)
+    return MiniatureFiles(_WEIGHTS / "antelopev2", _WEIGHTS / "base", _WEIGHTS / "instantid", portraits)

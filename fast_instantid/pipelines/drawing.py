@@ -104,7 +104,7 @@ class Drawing:
             self._device = sample.device
             self._renew()
         evaluation.layout, evaluation.thread = self._layout(sample), threading.get_ident()
-        if self.steps.are_in(self._approximations.identity_range):
+        if self.steps.in_range(self._approximations.identity_range):
             # A compiled graph takes the number of people for granted, so that those of weight 0 stay in it.
             evaluation.faces = self._seen_by_layers(is_compiled(unet) or is_compiled(self.pipe.unet))
         evaluation.reuse = self.reuse[0] if evaluation.faces else None
@@ -129,7 +129,7 @@ class Drawing:
     def residuals(self, net: Any, run: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """The IdentityNet's output: ``(B, C, h, w)`` for each layer, and for the middle block."""
         sample: Tensor = kwargs["sample"]
-        is_off = not self.steps.are_in(self._approximations.identity_net_range)
+        is_off = not self.steps.in_range(self._approximations.identity_net_range)
         if is_off or _is_silenced(net, kwargs.get("conditioning_scale", 1.0)):
             return zero_residuals(net, sample)
         return self._held(lambda: run(**kwargs, return_dict=False), kwargs)

@@ -279,7 +279,7 @@ class InstantID:
         weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
         given = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
         layers = self.check([identity for identity, _ in given])
-        if approximations.depend_on_steps and any(map(is_compiled, self.networks())):
+        if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
                 "anew at every step: use them with a pipeline that is not compiled"

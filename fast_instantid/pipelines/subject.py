@@ -1,4 +1,4 @@
-"""A person in the picture: who, how strongly, and where."""
+"""Subject: a person in the picture, with a weight and a region."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
 
 Region: TypeAlias = torch.Tensor | np.ndarray | Image.Image
-"""``(H, W)`` in 0..1 (a PIL image: its luminance), of any size and aspect: it is stretched over the picture."""
+"""``(H, W)`` in 0..1 (a PIL image: its luminance), of any size and aspect, stretched over the picture."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One identity of a picture.
+    """A person in the picture, with a weight and a region.
 
     Args:
-        identity: who: an Identity, or a Person where the InstantID that draws it has an adapter.
-        weight: of the identity branch, 0..5; 0 leaves the attention alone.
-        region: where the identity branch acts, None for everywhere.
+        identity: an Identity, or a Person if the InstantID has an adapter.
+        weight: of the identity branch, 0..5; 0 disables it.
+        region: where the identity branch acts; None for everywhere.
 
     Raises:
-        FastInstantIDError: a weight out of its range.
-        ImageError: a region that is not ``(H, W)`` or leaves 0..1.
+        FastInstantIDError: a weight outside of 0..5.
+        ImageError: a region of another shape than ``(H, W)``, or with values outside of 0..1.
     """
 
     identity: Identity | Person
@@ -67,10 +67,10 @@ class Subject:
 
 
 def checked_weight(weight: object) -> float:
-    """A weight as a float.
+    """Return a weight as a float.
 
     Raises:
-        FastInstantIDError: no number, NaN, or out of 0..5.
+        FastInstantIDError: not a number, NaN, or outside of 0..5.
     """
     value = float(weight) if isinstance(weight, (Real, np.floating)) and not isinstance(weight, bool) else math.nan
     if not 0 <= value <= MAX_WEIGHT:
@@ -81,31 +81,27 @@ def checked_weight(weight: object) -> float:
 def as_subjects(
     people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
 ) -> list[tuple[Identity, Subject]]:
-    """Every form that ``InstantID.attach`` takes.
+    """Return the identity and Subject of each person, for every argument that ``InstantID.attach`` accepts.
 
     Args:
         people: one identity, person or Subject, or several.
         weight: of all but Subjects.
-        identify: makes the identity of a person; None for what is no person.
-
-    Returns:
-        each person's identity and Subject.
+        identify: returns the identity of a Person; None for anything else.
 
     Raises:
         FastInstantIDError: an empty list, another type, or a weight beside Subjects that have their own.
     """
     given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
     if not given:
-        raise FastInstantIDError("nobody to attach: expected an Identity or at least one Subject")
-    if weight is not None and any(isinstance(one, Subject) for one in given):
+        raise FastInstantIDError("no one to attach: expected an Identity or at least one Subject")
+    if weight is not None and any(isinstance(item, Subject) for item in given):
         raise FastInstantIDError("Subjects have weights of their own: give Subject(identity, weight=...)")
     default = DEFAULT_WEIGHT if weight is None else weight
-    return [_as_subject(one, default, identify) for one in given]
-
-
-def _as_subject(one: Any, weight: float, identify: Callable[[Any], Identity | None]) -> tuple[Identity, Subject]:
-    who = one.identity if isinstance(one, Subject) else one
-    identity = who if isinstance(who, Identity) else identify(who)
-    if identity is None:
-        raise FastInstantIDError(f"cannot attach a {type(who).__name__}: expected an Identity or a Subject")
-    return identity, one if isinstance(one, Subject) else Subject(identity, weight)
+    subjects: list[tuple[Identity, Subject]] = []
+    for item in given:
+        person = item.identity if isinstance(item, Subject) else item
+        identity = person if isinstance(person, Identity) else identify(person)
+        if identity is None:
+            raise FastInstantIDError(f"cannot attach a {type(person).__name__}: expected an Identity or a Subject")
+        subjects.append((identity, item if isinstance(item, Subject) else Subject(identity, default)))
+    return subjects

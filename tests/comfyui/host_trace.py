@@ -81,7 +81,7 @@ def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
 
 
 def _with_other_nodes(model: Any) -> Any:
-    """What the host's own nodes set on a model, each with an effect."""
+    """Settings of the host's own nodes on a model, each with an effect."""
     changed = model.clone()
     changed.set_model_attn2_patch(lambda q, k, v, extra_options: (q * 0.9, k, v * (1 + 0.1 * extra_options["n_heads"])))
     changed.set_model_unet_function_wrapper(
@@ -156,7 +156,7 @@ def _management(model: Any) -> list[Any]:
 
 
 def _progress() -> list[Any]:
-    """What a handler hears of the nodes of two prompts."""
+    """The calls of a progress handler during two prompts."""
     events: list[Any] = []
 
     class Handler(progress.ProgressHandler):

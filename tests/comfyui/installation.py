@@ -21,7 +21,7 @@ _NOT_SHIPPED = ("tests", "benchmarks", "docs", "examples", "example_workflows", 
 
 
 class Refused(ValueError):
-    """The host does not queue the workflow; the text is what its user reads."""
+    """The host refuses the workflow; the text is its message to the user."""
 
 
 class Installation:

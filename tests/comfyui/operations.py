@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Counts(TorchDispatchMode):
-    """Inside of ``with Counts() as counted``: calls of operators, and what they returned."""
+    """Calls of operators inside of ``with Counts() as counted``, and their results."""
 
     def __init__(self) -> None:
         super().__init__()

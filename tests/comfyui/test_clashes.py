@@ -47,7 +47,7 @@ def comfyui(tmp_path: Path) -> Iterator[Installation]:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What we have warned of so far."""
+    """The logged warnings so far."""
     caplog.set_level(logging.INFO)
     return lambda: [
         record.getMessage()
@@ -118,7 +118,7 @@ def test_the_old_pack_is_seen_in_a_second_folder_of_custom_nodes(comfyui: Instal
 
 
 def test_two_copies_of_us_are_named_once(comfyui: Installation, warnings):
-    """Such as a clone, and what the manager installed under another name."""
+    """For example a clone, and an installation of the manager under another name."""
     copies = comfyui.install("ComfyUI_InstantID"), comfyui.install("fast-instantid")
     load_all(*copies)
     (warning,) = warnings()

@@ -43,7 +43,7 @@ def IID(registered) -> ModuleType:
 
 @pytest.fixture
 def inputs(registered, comfyui: Installation, faces, controlnet, model, portraits, positive, negative) -> dict:
-    """What ApplyInstantID is called with: two pictures of one person."""
+    """The arguments of ApplyInstantID: two pictures of one person."""
     file = tiny.adapter_file(comfyui.models / "instantid")
     (instantid,) = tiny.call(registered["InstantIDModelLoader"], instantid_file=file.name)
     connected = {"instantid": instantid, "insightface": faces, "control_net": controlnet, "model": model}

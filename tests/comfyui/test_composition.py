@@ -306,7 +306,7 @@ def with_lora(model: Any) -> Any:
 
 @pytest.fixture
 def change(host_nodes) -> Callable[[str, Any], Any]:
-    """``change(name, model)``: what another node makes of a model."""
+    """``change(name, model)``: the model after another node."""
     nodes: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FreeU": ("nodes_freelunch", "FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}),
         "RescaleCFG": ("nodes_model_advanced", "RescaleCFG", {"multiplier": 0.7}),
@@ -389,7 +389,7 @@ def test_dual_guidance(apply, model, guided, style, second, cfg_conds, cfg_cond2
 def test_dual_guidance_where_prompts_did_not_all_go_through_our_nodes(
     ours, apply, adapter, faces, model, portrait, positive, negative, guided, marked
 ):
-    """What got the face is found by any of its prompts, or else by what the guider calls it."""
+    """A conditioning with the face is found by any of its prompts, or else by the guider's name for it."""
     if marked:
         patched, with_face, without = apply(model)
         with_face = positive + with_face

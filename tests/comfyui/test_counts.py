@@ -1,4 +1,4 @@
-"""What InstantID adds to an evaluation of the model, counted against the same model without it."""
+"""InstantID's additions to an evaluation of the model, counted against the same model without it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_outside_of_its_range_a_face_costs_nothing(patch, model, positive, negat
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_nothing_crosses_between_host_and_gpu(patch, model, masked):
-    """With tensors that say they are on a GPU, and no data behind them: what would read them raises."""
+    """With fake tensors on a GPU, which have no data: reading one raises."""
     patches = patches_of(patch(model, mask=torch.rand(1, 64, 64) if masked else None))
     one = patches[("input", 4, 0)]
     with FakeTensorMode(allow_non_fake_inputs=True):

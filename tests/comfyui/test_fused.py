@@ -44,7 +44,7 @@ def calls(module, monkeypatch) -> list[int]:
         text = attention_pytorch(query, key, value, entries[0].key.shape[1])
         return module.identity_attention(query, entries, onto=text)
 
-    monkeypatch.setattr(module, "is_on", lambda device: True)
+    monkeypatch.setattr(module, "is_available", lambda device: True)
     monkeypatch.setattr(module, "fused_attention", fused)
     monkeypatch.setattr(module, "optimized_attention", attention_pytorch)
     monkeypatch.setattr(module, "attention_pytorch", attention_pytorch)
@@ -59,7 +59,7 @@ def test_a_layer_with_one_face_is_one_call_and_the_same_picture(
     patched = patch(model, mask=mask)
     picture = tiny.sample(patched, positive, negative, steps=STEPS, batch=batch)
     assert len(calls) == LAYERS * STEPS
-    monkeypatch.setattr(module, "is_on", lambda device: False)
+    monkeypatch.setattr(module, "is_available", lambda device: False)
     assert tiny.distance(picture, tiny.sample(patched, positive, negative, steps=STEPS, batch=batch)) <= SAME
     assert len(calls) == LAYERS * STEPS
 

@@ -1,4 +1,4 @@
-"""What is computed is kept until the host wants its memory back, and what lies on the GPU is the host's to move."""
+"""Results stay cached until the host unloads its models, and the host moves all that is on the GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def work(part, monkeypatch) -> Iterator[Counter[str]]:
 
 @pytest.fixture
 def run(ours, face_pack, adapter, controlnet, portraits, positive, negative):
-    """``run(**inputs)``: a graph that is executed from its start, loaders and all, and what its Apply node returns."""
+    """``run(**inputs)``: executes a graph with its loaders, and returns the outputs of its Apply node."""
 
     def run(**inputs: Any) -> tuple[Any, Any, Any]:
         (instantid,) = tiny.call(ours["InstantIDModelLoader"], instantid_file="tiny-adapter.bin")

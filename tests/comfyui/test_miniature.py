@@ -17,7 +17,7 @@ from tests.comfyui import tiny
 
 SIDE = miniature.SIZE[0]
 TOLERANCE = 1e-4
-"""Of what is computed in fp32 twice, in another order."""
+"""Tolerance between two fp32 computations in another order."""
 PROMPTS = (
     "",
     "flat portrait, starry blue background, red jacket",
@@ -32,7 +32,7 @@ def node(ours: dict[str, type]) -> type:
 
 @pytest.fixture(scope="module")
 def loaded(real_host: Path, node: type) -> SimpleNamespace:
-    """What the node gives, by the names of its outputs."""
+    """The node's outputs by name."""
     outputs = tiny.call(node, portrait=people(node)[0])
     return SimpleNamespace(**dict(zip(node.RETURN_NAMES, outputs, strict=True)))
 
@@ -49,7 +49,7 @@ def pipe(real_host: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def step() -> dict[str, torch.Tensor]:
-    """What a UNet and a ControlNet are given: two latents at different noise, and texts."""
+    """Inputs of a UNet and a ControlNet: two latents at different noise, and texts."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"latent": (2, 4, 16, 16), "text": (2, 24, 64), "pooled": (2, 32)}
     random = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -127,7 +127,7 @@ def test_the_unet(loaded: SimpleNamespace, pipe: Any, step: dict[str, torch.Tens
 def test_weights_may_be_stored_smaller_than_they_are_computed_in(
     loaded: SimpleNamespace, node: type, pipe: Any, step: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU that is told to keep UNets in fp16, as the files do; elsewhere the host decides by what it finds."""
+    """On a CPU with ``--fp16-unet``, the dtype of the files; otherwise the host decides by its hardware."""
     from comfy.cli_args import args
 
     monkeypatch.setattr(args, "fp16_unet", True)

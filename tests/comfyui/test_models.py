@@ -1,4 +1,4 @@
-"""Where models are found, what else may lie there, and what is said when they are not."""
+"""Search for models: their places, other files beside them, and the messages when they are missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_rubbish(path: Path) -> Path:
 
 
 def refusal(node: type, **values: str) -> str:
-    """What the user reads instead of a result: one message, from whatever refuses."""
+    """Return the one message to the user of a node that refuses."""
     with pytest.raises(Exception, match=r"\w") as error:
         queue(node, **values)
     return str(error.value)
@@ -196,7 +196,7 @@ def face_loader(comfyui: Installation) -> type:
 
 
 def finds_a_face(analysis, photo: np.ndarray) -> bool:
-    """With what other packs, too, call it by."""
+    """Whether a face is found, by the call and the keys that other packs use."""
     faces = analysis.get(np.ascontiguousarray(photo[..., ::-1]))
     return len(faces) == 1 and faces[0]["embedding"].shape == (512,)
 

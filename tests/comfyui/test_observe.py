@@ -26,7 +26,7 @@ LAYERS, STEPS = 60, 2
 
 
 class Prompt:
-    """A graph as the host's ``DynamicPrompt`` shows it, and what it does around the execution of a node."""
+    """The host's ``DynamicPrompt`` of a graph, and the host's steps around the execution of a node."""
 
     def __init__(self, classes: dict[str, str], links: dict[str, list[str]]) -> None:
         self.nodes = {
@@ -280,7 +280,7 @@ def test_what_a_failed_prompt_recorded_is_kept_and_the_next_one_starts_anew(node
 
 
 def test_without_asyncio_the_next_recording_ends_the_one_before(node, output):
-    """As in hosts before the asynchronous executor, where nobody says that a prompt has ended."""
+    """As in hosts before the asynchronous executor, which do not report the end of a prompt."""
     prompt = graph()
     node(prompt)
     prompt.run("1", lambda: None)

@@ -29,7 +29,7 @@ _MAKE_SMALL = """() => {
     set("EmptyLatentImage", "height", 256);
     set("KSampler", "steps", 2);
 }"""
-_SAID = """() => Object.fromEntries(app.graph.nodes.filter((node) => node.showWhatItSaid).map(
+_REPORTS = """() => Object.fromEntries(app.graph.nodes.filter((node) => node.showReport).map(
     (node) => [node.type, node.widgets.at(-1).element.querySelector("textarea").value]))"""
 _KEPT = """async () => JSON.stringify([app.graph.serialize(), await app.graphToPrompt()])"""
 
@@ -57,7 +57,7 @@ def prompt(example: dict[str, Any], server: ComfyServer) -> Callable[..., dict[s
     return prompt
 
 
-def said(entry: dict[str, Any], word: str) -> str:
+def text_with(entry: dict[str, Any], word: str) -> str:
     """The text of a node, of those that hold ``word``."""
     texts = [text for output in entry["outputs"].values() for text in output.get("text", [])]
     return next(text for text in texts if word in text)
@@ -72,17 +72,17 @@ def test_a_prompt_is_recorded_from_its_first_node_on(server, prompt):  # noqa: F
     assert seen["KSampler/UNet/identity branch"] == 60 * seen["KSampler/UNet"] == 60 * seen["KSampler/IdentityNet"]
     assert {"ApplyInstantID/detect", "ApplyInstantID/recognise", "ApplyInstantID/identity/project"} <= set(seen)
     assert not {"SaveImage", "InstantIDProfile"} & set(seen)
-    assert "Machine" in said(entry, "examined by its doctor")
+    assert "Machine" in text_with(entry, "examined by its doctor")
 
 
 def test_what_the_host_still_had_is_missing_and_hits_are_shown(server, prompt):  # noqa: F811
     server.run(prompt("again/run", KSampler={"seed": 1}))
-    text = said(server.wait(server.queue(prompt("again/run", KSampler={"seed": 2}))), "whole run")
+    text = text_with(server.wait(server.queue(prompt("again/run", KSampler={"seed": 2}))), "whole run")
     seen = stages(server.base / "output" / "again" / "run_00002_.json")
     assert {path.split("/")[0] for path in seen} - {"InstantIDDoctor"} == {"KSampler", "VAEDecode"}
     assert "still had their results" in text
     # Another weight runs the node again, which then finds the face in its own cache.
-    text = said(server.wait(server.queue(prompt("again/run", ApplyInstantID={"weight": 0.5}))), "whole run")
+    text = text_with(server.wait(server.queue(prompt("again/run", ApplyInstantID={"weight": 0.5}))), "whole run")
     assert "ApplyInstantID/identity/project" not in stages(server.base / "output" / "again" / "run_00003_.json")
     assert "The cache had 4 of 4 results." in text
 
@@ -127,11 +127,11 @@ def test_the_page_shows_the_texts_and_saves_the_trace(server, front_end):  # noq
     page = front_end.page
     opened = front_end.open(EXAMPLE)
     assert opened["problems"] == []
-    assert page.evaluate(_SAID) == {"InstantIDProfile": "", "InstantIDDoctor": ""}
+    assert page.evaluate(_REPORTS) == {"InstantIDProfile": "", "InstantIDDoctor": ""}
     page.evaluate(_MAKE_SMALL)
     page.evaluate("() => app.queuePrompt(0)")
-    page.wait_for_function(f"() => Object.values(({_SAID})()).every((text) => text)", timeout=SECONDS * 1000)
-    texts = page.evaluate(_SAID)
+    page.wait_for_function(f"() => Object.values(({_REPORTS})()).every((text) => text)", timeout=SECONDS * 1000)
+    texts = page.evaluate(_REPORTS)
     assert "identity branch" in texts["InstantIDProfile"]
     assert "examined by its doctor" in texts["InstantIDDoctor"]
 
@@ -144,7 +144,7 @@ def test_the_page_shows_the_texts_and_saves_the_trace(server, front_end):  # noq
     assert "examined by its doctor" not in kept
     page.wait_for_timeout(1500)  # the page stores its open workflows a moment after each change
     page.reload()
-    page.wait_for_function(f"() => window.app?.graph && Object.keys(({_SAID})()).length === 2", timeout=60_000)
-    page.wait_for_function(f"() => Object.values(({_SAID})()).every((text) => text)", timeout=10_000)
-    assert page.evaluate(_SAID) == texts
+    page.wait_for_function(f"() => window.app?.graph && Object.keys(({_REPORTS})()).length === 2", timeout=60_000)
+    page.wait_for_function(f"() => Object.values(({_REPORTS})()).every((text) => text)", timeout=10_000)
+    assert page.evaluate(_REPORTS) == texts
     assert front_end.open(EXAMPLE)["problems"] == []

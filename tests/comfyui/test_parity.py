@@ -32,13 +32,13 @@ Outputs = tuple[Any, Any, Any]  # model, positive, negative
 
 @dataclass(frozen=True)
 class Pack:
-    """One of the two packs, and what all workflows have in common."""
+    """One of the two packs, and the common inputs of all workflows."""
 
     nodes: dict[str, type]
     common: dict[str, Any]
 
     def run(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
-        """A node's outputs; what is not given comes from the common inputs, or is the node's default."""
+        """Return a node's outputs; missing inputs are the common ones or the node's defaults."""
         node = self.nodes[node_id]
         types = node.INPUT_TYPES()
         sockets = types["required"] | types.get("optional", {})
@@ -93,7 +93,7 @@ def plain(positive, negative) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def compare(packs: list[Pack], plain):
-    """``compare(workflow)``: what it draws with both packs is the same picture, and the identity has a part in it."""
+    """``compare(workflow)``: both packs draw the same picture, and the identity changes it."""
 
     def compare(workflow: Callable[[Pack], Outputs], *, acts: bool = True, **sampling: Any) -> None:
         outputs = [workflow(pack) for pack in packs]
@@ -381,7 +381,7 @@ def test_each_step_of_the_reference_does_what_ours_does_once(packs, model):
 
 
 def _added_by_the_patch(pack: Pack, model: Any) -> Counter[str]:
-    """Operators of one evaluation; those of two runs differ by what is done once."""
+    """Operators of one evaluation; those of two runs differ by the work that is done once."""
     patched, positive, negative = apply(end_at=1.0, start_at=0.0)(pack)
     counted: dict[str, Counter[str]] = {}
     for name, sampled in (("plain", model), ("patched", patched)):

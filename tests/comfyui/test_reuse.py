@@ -1,4 +1,4 @@
-"""What a ControlNet makes of its picture is computed once per run, and a silent IdentityNet not at all."""
+"""The hint block of a ControlNet runs once per run, and an IdentityNet at strength 0 not at all."""
 
 from __future__ import annotations
 
@@ -146,14 +146,14 @@ def test_nothing_is_held_after_a_run(apply, our_pack, monkeypatch, controlnet):
     reuse = importlib.import_module(f"{our_pack.__name__}.fast_instantid.comfyui.reuse")
     held: list[weakref.ref[Any]] = []
     sizes: list[int] = []
-    clear = reuse.Hints.clear
+    clear = reuse.HintCache.clear
 
     def look_and_clear(self: Any) -> None:
         sizes.append(self.nbytes)
-        held.extend(weakref.ref(result.value) for _, kept in self._of for result in kept._kept.values())
+        held.extend(weakref.ref(result.value) for _, reuse in self._entries for result in reuse._results.values())
         clear(self)
 
-    monkeypatch.setattr(reuse.Hints, "clear", look_and_clear)
+    monkeypatch.setattr(reuse.HintCache, "clear", look_and_clear)
     state = dict(vars(controlnet.control_model)), dict(vars(controlnet.control_model.input_hint_block))
     patched = apply()
     options = repr(sorted(patched[0].model_options["transformer_options"]))

@@ -1,4 +1,4 @@
-"""The interface that old workflows and other packs rely on: the reference's, and after it what is ours."""
+"""The interface for old workflows and other packs: the reference's, followed by our additions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_input_has_a_tooltip(node):
 
 @pytest.mark.parametrize("id", IDS)
 def test_packs_that_derive_nodes_change_only_theirs(our_pack, id: str):
-    """They take what ``INPUT_TYPES`` returns and write into it."""
+    """They write into the dictionaries of ``INPUT_TYPES``."""
     before = {name: node.INPUT_TYPES() for name, node in our_pack.NODE_CLASS_MAPPINGS.items()}
     for section in our_pack.NODE_CLASS_MAPPINGS[id].INPUT_TYPES().values():
         for _, *options in section.values():

@@ -59,7 +59,7 @@ def front_end(server: ComfyServer) -> Iterator[FrontEnd]:
 
 @pytest.fixture(scope="module")
 def schema(server: ComfyServer) -> dict[str, Any]:
-    """What the server says of every node, by id."""
+    """The server's description of every node, by id."""
     return server.get_json("/object_info")
 
 

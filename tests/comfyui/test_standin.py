@@ -1,4 +1,4 @@
-"""The stand-in against a real ComfyUI: what the other tests find on one, they would find on the other."""
+"""The stand-in against a real ComfyUI, so that results of the other tests hold for both."""
 
 from __future__ import annotations
 

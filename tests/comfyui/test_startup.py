@@ -1,4 +1,4 @@
-"""What the pack adds to a start of ComfyUI, in counts: modules, and bytes of model files read before they are used."""
+"""Costs of the pack at a start of ComfyUI: modules, and bytes of model files read before their use."""
 
 from __future__ import annotations
 

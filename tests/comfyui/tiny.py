@@ -22,7 +22,7 @@ CHANNELS = 32  # the group norms have 32 groups
 LAYER_CHANNELS = [64] * 4 + [128] * 20 + [128] * 30 + [64] * 6 + [128] * 10
 """Channels of the 70 cross-attention layers in the adapter's order: input 4, 5, 7, 8, output 0 to 5, middle."""
 TOKEN_WIDTH = 64
-"""Width of the text and identity tokens: what SDXL has 2048 of."""
+"""Width of the text and identity tokens; SDXL's is 2048."""
 
 _CPU = torch.device("cpu")
 _POOLED_WIDTH = 64
@@ -78,7 +78,7 @@ def tiny_controlnet(dtype: torch.dtype = torch.float32, *, seed: int = 1) -> com
 
 
 def conditioning(seed: int, tokens: int = 77) -> list[list[Any]]:
-    """What a text encode node returns: ``[[(1, tokens, TOKEN_WIDTH), {"pooled_output": (1, width)}]]``, random."""
+    """Random output of a text encode node, ``[[(1, tokens, TOKEN_WIDTH), {"pooled_output": (1, width)}]]``."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, tokens, TOKEN_WIDTH, generator=generator)
     return [[text, {"pooled_output": torch.randn(1, _POOLED_WIDTH, generator=generator)}]]
@@ -104,7 +104,7 @@ def sample(
     sampler: str = "euler",
     scheduler: str = "normal",
 ) -> torch.Tensor:
-    """What the KSampler node makes of an empty latent: ``(batch, 4, height / 8, width / 8)``."""
+    """Sample an empty latent as the KSampler node does: ``(batch, 4, height / 8, width / 8)``."""
     start = noise(seed, batch, height, width)
     return comfy.sample.sample(
         model,

@@ -1,5 +1,7 @@
-"""ComfyUI's nodes as stages. The import fails in ComfyUI before July 2025, which has no progress handlers
-(Comfy-Org/ComfyUI#8830)."""
+"""Stages for ComfyUI's nodes.
+
+The import fails in ComfyUI before July 2025, which has no progress handlers (Comfy-Org/ComfyUI#8830).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ _NAME = "fast_instantid"  # of our handler
 
 
 class HostNodes(ProgressHandler):
-    """Makes each node of the running prompt a stage with the name of its class, until :meth:`stop`.
+    """Make each node of the running prompt a stage with the name of its class, until :meth:`stop`.
 
     Args:
-        without: the class that is left out.
+        without: a class of nodes to leave out.
     """
 
     def __init__(self, without: str) -> None:
@@ -36,7 +38,7 @@ class HostNodes(ProgressHandler):
         self._prompt = registry.dynprompt
 
     def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-        # A node that starts and then waits for others (lazy inputs, async nodes) does not report that: close it here.
+        # A node that starts and then waits for others (lazy inputs, async nodes) reports no finish: close it here.
         self._open.close()
         name = self._prompt.get_node(node_id)["class_type"]
         if name != self._without:

@@ -1,4 +1,4 @@
-"""Each call of a ControlNet as a stage."""
+"""Stages for the calls of ControlNets."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...recorder import stage_of
 _identity_nets: WeakSet[nn.Module] = WeakSet()
 
 
-def note_identity_net(control_net: Any) -> None:
-    """Remember that this ControlNet of the host is an IdentityNet."""
+def mark_identity_net(control_net: Any) -> None:
+    """Show this ControlNet as IdentityNet in recordings."""
     if (network := _network(control_net)) is not None:
         _identity_nets.add(network)
 
 
 @contextmanager
 def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> Generator[None]:
-    """In the block, make each call of a ControlNet of these conditionings a stage."""
+    """Make each call of these conditionings' ControlNets a stage while the context is open."""
     handles = [
         handle
         for network in networks_of(conds)
@@ -36,7 +36,7 @@ def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> G
 
 
 def networks_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.Module]:
-    """Return the networks of the ControlNets in these conditionings, each once: copies share their network."""
+    """Return the networks of the ControlNets in these conditionings; copies of a ControlNet share one network."""
     found: dict[nn.Module, None] = {}
     for entry in (entry for cond in conds for entry in cond or ()):
         control = entry.get("control")
@@ -48,6 +48,6 @@ def networks_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.
 
 
 def _network(control: Any) -> nn.Module | None:
-    """Return the network of a ControlNet; None for other controls, such as a T2I adapter."""
+    """Return the network of a ControlNet, or None for another control such as a T2I adapter."""
     network = getattr(control, "control_model", None)
     return network if isinstance(network, nn.Module) else None

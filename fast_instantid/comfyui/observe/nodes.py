@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import folder_paths
 from torch import Tensor
@@ -15,34 +15,28 @@ from .. import sockets
 from ..models import backend_of
 from . import prompt as prompts
 
-if TYPE_CHECKING:
-    from ...observe.profile import Profile
-
 logger = logging.getLogger("fast_instantid")
 
 _LOST = "the workflow failed, was cancelled, or did not reach this node"
 
 
 class InstantIDDoctor:
-    """``fast-instantid doctor`` for the ComfyUI that it runs in."""
+    """Runs ``fast-instantid doctor`` on this ComfyUI."""
 
     DESCRIPTION = (
-        "Checks this ComfyUI for InstantID (device, face analysis, model files, node packs, GPU memory), and says what "
-        "is wrong and what to do."
+        "Checks this ComfyUI for InstantID: device, face analysis, model files, node packs, GPU memory. Shows each "
+        "problem and its remedy."
     )
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
     FUNCTION = "examine"
     CATEGORY = "InstantID"
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.doctor()
+    INPUT_TYPES = staticmethod(sockets.doctor)
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:
-        """NaN, so that the node runs each time."""
+        """Return NaN, so that the node always runs."""
         return float("nan")
 
     def examine(self, provider: str = "auto") -> dict[str, Any]:
@@ -70,7 +64,7 @@ class InstantIDDoctor:
 
 
 class InstantIDProfile:
-    """Records the prompt that it is part of."""
+    """Records the prompt up to this node."""
 
     DESCRIPTION = (
         "Shows where the time of this workflow goes, from its first node to this one, and writes a trace for "
@@ -81,10 +75,7 @@ class InstantIDProfile:
     FUNCTION = "profile"
     CATEGORY = "InstantID"
     OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.profile()
+    INPUT_TYPES = staticmethod(sockets.profile)
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None) -> bool | str:
@@ -97,11 +88,11 @@ class InstantIDProfile:
 
     @classmethod
     def IS_CHANGED(cls, enabled: bool | None, **_: Any) -> float | str:
-        """NaN, so that the node runs each time; not if it is switched off."""
+        """Return NaN, so that the node always runs, unless it is switched off."""
         return "off" if enabled is False else float("nan")
 
     def check_lazy_status(self, enabled: bool, filename_prefix: str, dynprompt: Any = None, **_: Any) -> list[str]:
-        """Begin to record: ComfyUI calls this before it runs the nodes behind the lazy input."""
+        """Start recording. ComfyUI calls this before it runs the nodes behind the lazy input."""
         if enabled:
             prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, _LOST))
         return ["images"]
@@ -128,15 +119,18 @@ class InstantIDProfile:
 
 
 def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") -> tuple[str, list[dict[str, str]]]:
-    """Save the trace and log it; return the node's text, and the trace as ComfyUI's ``/view`` names it."""
+    """Save the trace and log the profile; return the node's text, and the trace's arguments of ComfyUI's ``/view``."""
     from ...observe.profile import Profile
 
     profile = Profile.of(recorded.recorder, "ComfyUI workflow", ended_early)
-    lines = [profile.tree()]
-    lines.append("Nodes that are missing here did not run: ComfyUI still had their results.")
+    lines = [profile.tree(), "Nodes that are missing here did not run: ComfyUI still had their results."]
     traces: list[dict[str, str]] = []
     try:
-        trace, subfolder = _save(profile, prefix)
+        _check_prefix(prefix)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+        trace = Path(folder, f"{name}_{counter:05}_.json")
+        profile.save(trace)
         traces = [{"filename": trace.name, "subfolder": subfolder, "type": "output"}]
         lines.append(f"Trace, for ui.perfetto.dev: {trace}")
     except (OSError, FastInstantIDError) as error:  # must not cost the picture
@@ -145,16 +139,6 @@ def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") 
     text = "\n".join(lines)
     logger.info("profile:\n%s", text)
     return text, traces
-
-
-def _save(profile: Profile, prefix: str) -> tuple[Path, str]:
-    """Write the trace into the host's output folder; return it and its subfolder there."""
-    _check_prefix(prefix)
-    output = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
-    trace = Path(folder, f"{name}_{counter:05}_.json")
-    profile.save(trace)
-    return trace, subfolder
 
 
 def _check_prefix(prefix: str) -> None:

@@ -1,7 +1,7 @@
 """Recording of one prompt while ComfyUI runs it.
 
-ComfyUI asks a node with lazy inputs before it runs the nodes behind them: there the recording begins. It ends when the
-node runs, or with the prompt if that fails or is cancelled.
+The recording starts when ComfyUI asks the node for its lazy inputs, before it runs the nodes behind them. It ends when
+the node runs, or with the prompt if that fails or is cancelled.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class RecordedPrompt:
 
     Args:
         prompt: the host's ``DynamicPrompt``.
-        node: the class of the node that records.
-        when_lost: called with this if the prompt ends without :func:`end`.
+        node: class of the recording node.
+        when_lost: called with this object if the prompt ends without :func:`end`.
     """
 
     def __init__(self, prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
@@ -60,7 +60,7 @@ class RecordedPrompt:
 
 
 def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
-    """Start to record ``prompt``. Idempotent for one prompt, also after the end of its recording.
+    """Start recording ``prompt``. Idempotent for one prompt, even after its recording has ended.
 
     Raises:
         FastInstantIDError: another recorder runs in this process.
@@ -74,7 +74,7 @@ def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object])
 
 
 def end(prompt: Any) -> RecordedPrompt | None:
-    """Stop the recording of ``prompt`` and return it; None if there is none, or if it has ended."""
+    """Stop the recording of ``prompt`` and return it; None if none is running."""
     recorded = _running
     if recorded is None or recorded.prompt is not prompt:
         return None

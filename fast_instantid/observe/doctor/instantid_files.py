@@ -27,7 +27,7 @@ _HUB = f"huggingface.co/{MODELS['instantid'].repository}"
 
 def adapter(places: Places) -> Iterator[Finding]:
     """Check the adapter. Yields nothing if there is no file."""
-    from ...identity.checkpoint import look_at_adapter
+    from ...identity.checkpoint import read_adapter
 
     candidates = [*files_below(places.adapters, WEIGHTS)]
     if places.host == "diffusers":
@@ -38,11 +38,11 @@ def adapter(places: Places) -> Iterator[Finding]:
     is_good, wrong = False, list[str]()
     for path in candidates:
         try:
-            layers, width = look_at_adapter(path)
+            weights = read_adapter(path)
         except ModelFileError as error:
             wrong.append(str(error))
             continue
-        is_good = True
+        is_good, layers, width = True, len(weights.layers), weights.token_width
         if places.host == "diffusers" and path.name not in _ADAPTER_NAMES:
             text, why = (
                 f"{path} is InstantID's adapter under another name",
@@ -68,7 +68,7 @@ def adapter(places: Places) -> Iterator[Finding]:
 
 def _adapter_elsewhere(places: Places) -> Path | None:
     """Find the adapter in a folder where people put it, and where it is not looked for."""
-    from ...identity.checkpoint import look_at_adapter
+    from ...identity.checkpoint import read_adapter
 
     if places.host == "diffusers":
         folders = (places.models, *(folder / "ControlNetModel" for folder in places.adapters))
@@ -79,7 +79,8 @@ def _adapter_elsewhere(places: Places) -> Path | None:
         paths = [path for path in found if any(name in f"{path.parent.name}/{path.name}".lower() for name in names)]
     for path in paths:
         with suppress(ModelFileError):
-            if look_at_adapter(path) == (_LAYERS, SDXL_WIDTH):
+            weights = read_adapter(path)
+            if (len(weights.layers), weights.token_width) == (_LAYERS, SDXL_WIDTH):
                 return path
     return None
 
@@ -146,7 +147,7 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
 
 
 def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
-    from ...identity.checkpoint import kind_of, look_at_adapter
+    from ...identity.checkpoint import kind_of, read_adapter
     from ...weights import read_tensors
 
     try:
@@ -156,7 +157,7 @@ def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
     if "controlnet_cond_embedding.conv_in.weight" not in tensors:
         kind = kind_of(tensors)
         with suppress(ModelFileError):
-            look_at_adapter(path)
+            read_adapter(path)
             kind = "InstantID's adapter"
         return Finding("broken", f"{path}: this is {kind}; expected InstantID's ControlNet", _PLACES, again)
     width = text_width(tensors) or width

@@ -84,7 +84,7 @@ class ComfyServer:
         return json.loads(self.get(path))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Raises ``RuntimeError`` with what ComfyUI says where it refuses."""
+        """Raise ``RuntimeError`` with ComfyUI's message where it refuses."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -108,7 +108,7 @@ class ComfyServer:
         return self.post("/prompt", {"prompt": prompt})["prompt_id"]
 
     def wait(self, prompt_id: str, timeout_s: float = 180) -> dict[str, Any]:
-        """What the history says of a prompt when it has ended, however it did."""
+        """Return the history's entry of a prompt that has ended, with success or not."""
         deadline = time.monotonic() + timeout_s
         while not (history := self.get_json(f"/history/{prompt_id}")):
             if time.monotonic() > deadline:

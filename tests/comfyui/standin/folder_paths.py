@@ -20,7 +20,7 @@ filename_list_cache: dict[str, tuple[list[str], dict[str, float], float]] = {}
 
 
 def add_model_folder_path(folder_name: str, full_folder_path: str, is_default: bool = False) -> None:
-    """What each line of ``extra_model_paths.yaml`` does. A kind not known yet gets no extensions: any file counts."""
+    """Add a folder, as a line of ``extra_model_paths.yaml`` does. A new kind has no extensions: any file counts."""
     paths, _ = folder_names_and_paths.setdefault(folder_name, ([], set()))
     if is_default and full_folder_path in paths:
         paths.remove(full_folder_path)

@@ -1,4 +1,4 @@
-"""What is loaded where: devices and types of a host started with ``--cpu``, loading, unloading, interruption."""
+"""Devices and dtypes of a host started with ``--cpu``; loading, unloading, interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the KSampler node calls."""
+"""The function behind the KSampler node."""
 
 from __future__ import annotations
 

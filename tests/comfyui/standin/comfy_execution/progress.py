@@ -1,4 +1,4 @@
-"""Who is told which node starts and finishes. There is a registry for each prompt."""
+"""Progress handlers, which get the start and finish of each node. Each prompt has a registry."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _registry = ProgressRegistry("", None)
 
 
 def reset_progress_state(prompt_id: str, dynprompt: Any) -> None:
-    """What the host does when a prompt begins."""
+    """Reset the registry, as the host does for each prompt."""
     global _registry
     for handler in _registry.handlers.values():
         handler.reset()

@@ -64,7 +64,7 @@ class Upsample(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers that get what they need beside the feature map."""
+    """Layers that get further inputs beside the feature map."""
 
     def forward(
         self, x: Tensor, emb: Tensor, context: Tensor, transformer_options: dict[str, Any], output_shape=None
