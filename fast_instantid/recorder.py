@@ -118,14 +118,13 @@ class Recorder:
 
     Args:
         clock: times the device; CUDA's by default.
-        max_spans: further spans are counted but not kept.
     """
 
-    def __init__(self, clock: CudaClock | None = None, max_spans: int = _MAX_SPANS) -> None:
+    def __init__(self, clock: CudaClock | None = None) -> None:
         self.spans: list[Span] = []
         """Ordered by start."""
         self.dropped = 0
-        """The number of spans beyond ``max_spans``."""
+        """The number of spans that were not kept, beyond 200,000."""
         self.started_at = 0.0
         """Seconds since 1970."""
         self.duration = 0
@@ -133,7 +132,6 @@ class Recorder:
         self.threads: list[str] = []
         """Names of the threads that were in stages."""
         self._clock = CudaClock() if clock is None else clock
-        self._max_spans = max_spans
         self._zero = 0
         self._marks: dict[int, tuple[Any, Any]] = {}
         # Not by the thread's number, which the system uses again.
@@ -204,7 +202,7 @@ class Recorder:
         with self._lock:
             if _current is not self:  # stopped between stage() and its ``with``
                 return -1
-            if len(self.spans) >= self._max_spans:
+            if len(self.spans) >= _MAX_SPANS:
                 self.dropped += 1
                 return -1
             lane = self._lanes.get(thread)

@@ -7,14 +7,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from ..errors import FastInstantIDError
-from ..files import check_folder
 from ..recorder import Recorder
+from .output import check_output
 
 _COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
 
@@ -45,33 +44,27 @@ def run(options: argparse.Namespace) -> int:
             f"{command[0]!r} cannot be profiled, only {', '.join(_COMMANDS)}. Code of your own: "
             "'with Recorder() as recorder:' around it, then Profile.of(recorder).save('run.json')"
         )
-    with _recorded(command, _output(options.output)) as ended:
-        code = run_command(command)
-        ended.append({0: "", 130: "interrupted"}.get(code, f"exit code {code}"))
-    return code
-
-
-@contextmanager
-def _recorded(command: list[str], path: Path) -> Generator[list[str]]:
-    """Record the block; then print and save, also if it raises. The block appends how it ended."""
-    from ..observe.profile import Profile
-
-    ended: list[str] = []
-    recorder = Recorder()
+    path, recorder = _output(options.output), Recorder()
     try:
         with recorder:
-            yield ended
+            code = run_command(command)
     except SystemExit:  # wrong usage of the command: nothing ran
         raise
     except BaseException as error:
-        ended.append(f"{type(error).__name__}: {error}")
+        _save(recorder, command, f"{type(error).__name__}: {error}", path)
         raise
-    finally:
-        if ended:
-            profile = Profile.of(recorder, shlex.join(["fast-instantid", *command]), ended[0])
-            profile.save(path)
-            with suppress(OSError):  # stderr may be closed
-                _print(f"\n{profile.tree()}\nwritten: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
+    _save(recorder, command, {0: "", 130: "interrupted"}.get(code, f"exit code {code}"), path)
+    return code
+
+
+def _save(recorder: Recorder, command: list[str], ended_early: str, path: Path) -> None:
+    """Save the trace and print the table."""
+    from ..observe.profile import Profile
+
+    profile = Profile.of(recorder, shlex.join(["fast-instantid", *command]), ended_early)
+    profile.save(path)
+    with suppress(OSError):  # stderr may be closed
+        _print(f"\n{profile.tree()}\nwritten: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
 
 
 def _output(wanted: Path | None) -> Path:
@@ -79,11 +72,9 @@ def _output(wanted: Path | None) -> Path:
     if wanted is None:
         return Path(f"{time.strftime('profile-%Y%m%d-%H%M%S')}-{os.getpid()}.json")
     path = wanted if wanted.suffix else wanted.with_name(f"{wanted.name}.json")
-    if path.is_dir() or path.suffix != ".json":
-        raise FastInstantIDError(f"{path}: the name of a profile must end in .json")
+    check_output(path, (".json",))
     if path.exists():
         raise FastInstantIDError(f"{path}: this file exists; choose another name, or remove it first")
-    check_folder(path)
     return path
 
 

@@ -43,7 +43,7 @@ class CachedNetworks:
         return self.detector.sizes
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
-        """Faces at one size, in read-only arrays."""
+        """Faces at one size. The arrays belong to the cache: copy them before writing."""
 
         def compute(missing: list[int]) -> list[Record]:
             found = self.detector.detect([pictures[i].rgb for i in missing], size)
@@ -54,7 +54,7 @@ class CachedNetworks:
 
         with stage("detect", pictures=len(pictures)):
             records = self._remember("detect", self.detector.result_id, pictures, [size] * len(pictures), compute)
-        return [Detections(**{name: _read_only(tensor) for name, tensor in record.items()}) for record in records]
+        return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
         """The faces of each picture, found at the first size that shows any."""
@@ -97,9 +97,3 @@ class CachedNetworks:
             for photo, option in zip(pictures, options, strict=True)
         ]
         return self.cache.get_many(keys, compute)
-
-
-def _read_only(tensor: torch.Tensor) -> np.ndarray:
-    array = tensor.numpy()
-    array.flags.writeable = False
-    return array

@@ -13,13 +13,14 @@ from numbers import Integral
 import cv2
 import numpy as np
 
-from ..errors import BackendError, ModelFileError
+from ..errors import BackendError
 from ..images import RGBImage
 from ..recorder import stage
 from .onnx.graph import Graph
 from .onnx.network import Network
 
 _MEAN, _SCALE = 127.5, 1 / 128
+_OVERLAP = 0.4  # intersection over union above which the weaker of two candidates is dropped
 # A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 8
 _LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
@@ -50,34 +51,24 @@ class Detector:
         network: the network, on its backend.
         graph: its file, which gives the layout of the outputs.
         threshold: score from which a candidate counts.
-        overlap: intersection over union above which the weaker of two candidates is dropped.
         sizes: sides of the squares to search at in turn, each only where nothing was found before.
 
     Raises:
-        ModelFileError: the network's outputs are not SCRFD's with keypoints.
         BackendError: sizes that the network cannot run.
     """
 
     def __init__(
-        self,
-        network: Network,
-        graph: Graph,
-        threshold: float = 0.5,
-        overlap: float = 0.4,
-        sizes: Sequence[int] | None = None,
+        self, network: Network, graph: Graph, threshold: float = 0.5, sizes: Sequence[int] | None = None
     ) -> None:
-        if len(graph.outputs) not in _LAYOUTS:
-            raise ModelFileError(
-                f"{graph.path}: a face detector with {len(graph.outputs)} outputs; InstantID needs one with five "
-                f"keypoints, which has 9 or 15 (such as antelopev2's scrfd_10g_bnkps.onnx)"
-            )
         self.network = network
         self.threshold = threshold
-        self.overlap = overlap
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
         self._fixed_size = (width, height) if width and height else None
-        self._sizes = DETECTION_SIZES if sizes is None else self._checked(sizes)
+        self.sizes = DETECTION_SIZES if self._fixed_size is None else (self._fixed_size,)
+        """``(width, height)`` to try in turn; one only, if the network was exported for one."""
+        if sizes is not None:
+            self.sizes = self._checked(sizes)
 
     def _checked(self, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
         if self._fixed_size is not None:
@@ -92,13 +83,8 @@ class Detector:
 
     @property
     def result_id(self) -> str:
-        """Identifies the results at a given size: network, backend, dtype and both thresholds."""
-        return f"{self.network.result_id}/{self.threshold}/{self.overlap}"
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to try in turn; one only, if the network was exported for one."""
-        return self._sizes if self._fixed_size is None else (self._fixed_size,)
+        """Identifies the results at a given size: network, backend, dtype, threshold and overlap."""
+        return f"{self.network.result_id}/{self.threshold}/{_OVERLAP}"
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int] = (640, 640)) -> list[Detections]:
         """Find faces in pictures of any size, a batch at a time.
@@ -149,7 +135,7 @@ class Detector:
         all_boxes, all_keypoints = np.concatenate(boxes) / scale, np.concatenate(keypoints) / scale
         all_scores = np.concatenate(scores)
         order = np.argsort(-all_scores, kind="stable")
-        order = order[_without_overlaps(all_boxes[order], self.overlap)]
+        order = order[_without_overlaps(all_boxes[order])]
         return Detections(all_boxes[order], all_keypoints[order], all_scores[order])
 
 
@@ -173,7 +159,7 @@ def _anchor_centers(columns: int, rows: int, stride: int, anchors: int) -> np.nd
     return np.repeat((grid * stride).astype(np.float32), anchors, axis=0)
 
 
-def _without_overlaps(boxes: np.ndarray, overlap: float) -> list[int]:
+def _without_overlaps(boxes: np.ndarray) -> list[int]:
     """Greedy non-maximum suppression over boxes sorted by falling score; widths count both edge pixels."""
     left, top, right, bottom = boxes.T
     areas = (right - left + 1) * (bottom - top + 1)
@@ -185,5 +171,5 @@ def _without_overlaps(boxes: np.ndarray, overlap: float) -> list[int]:
         width = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest]) + 1
         height = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest]) + 1
         shared = np.maximum(0.0, width) * np.maximum(0.0, height)
-        rest = rest[shared / (areas[best] + areas[rest] - shared) <= overlap]
+        rest = rest[shared / (areas[best] + areas[rest] - shared) <= _OVERLAP]
     return keep

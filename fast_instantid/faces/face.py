@@ -27,12 +27,6 @@ class Face:
     det_score: float
     """Confidence of the detector, 0..1."""
 
-    @property
-    def area(self) -> float:
-        """Area of the box, in square pixels."""
-        left, top, right, bottom = self.bbox
-        return (right - left) * (bottom - top)
-
     def __getitem__(self, name: str) -> Any:
         try:
             return getattr(self, name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .detector import DETECTION_SIZES, Detections
 _PENDING = object()
 
 
-class AnalyzedFace(MutableMapping[str, Any]):
+class AnalyzedFace(UserDict[str, Any]):
     """A face as ``FaceAnalysis.get`` returns it.
 
     Items are attributes too, and an attribute that is not there is None. The embedding is computed on first use.
@@ -26,35 +27,22 @@ class AnalyzedFace(MutableMapping[str, Any]):
         embed: computes the embedding ``(512,)``.
     """
 
-    _items: dict[str, Any]
     _embed: Callable[[], np.ndarray]
 
     def __init__(self, items: Mapping[str, Any], embed: Callable[[], np.ndarray]) -> None:
-        vars(self).update(_items={**items, "embedding": _PENDING}, _embed=embed)
+        vars(self).update(data={**items, "embedding": _PENDING}, _embed=embed)
 
     def __getitem__(self, name: str) -> Any:
-        if self._items[name] is _PENDING:
-            self._items[name] = self._embed()
-        return self._items[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._items[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._items[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
+        if self.data[name] is _PENDING:
+            self.data[name] = self._embed()
+        return self.data[name]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return self.get(name)
 
-    __setattr__ = __setitem__
+    __setattr__ = UserDict.__setitem__
     __eq__ = object.__eq__  # items are arrays, whose comparison has no single truth value
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 

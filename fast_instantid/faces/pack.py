@@ -70,26 +70,23 @@ def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
     that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``, its ``models``, or ComfyUI itself. The
     reason lists the folders tried and what is missing in each.
     """
-    with stage("find networks"):
-        return _look_for_pack(Path(folder).expanduser())
-
-
-def _look_for_pack(folder: Path) -> Pack | str:
+    folder = Path(folder).expanduser()
     try:
         start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
     except StopIteration:
         return f"{folder}: {'this is a file' if folder.exists() else 'no such folder'}"
     except OSError as error:
         return f"{folder}: cannot be read ({error.strerror}); check its permissions"
-    candidates, tried = _folders_with_onnx(start)
     damaged: list[str] = []
-    for candidate in sorted(candidates, key=lambda path: "antelope" not in str(path.relative_to(start)).lower()):
-        detector, recognizer, problems = _two_networks(candidate)
-        damaged += problems
-        if detector and recognizer:
-            return Pack(candidate, detector, recognizer, tuple(damaged))
-        missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
-        tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
+    with stage("find networks"):
+        candidates, tried = _folders_with_onnx(start)
+        for candidate in sorted(candidates, key=lambda path: "antelope" not in str(path.relative_to(start)).lower()):
+            detector, recognizer, problems = _two_networks(candidate)
+            damaged += problems
+            if detector and recognizer:
+                return Pack(candidate, detector, recognizer, tuple(damaged))
+            missing = [name for name, found in (("detector", detector), ("recogniser", recognizer)) if not found]
+            tried.append("; ".join([f"{candidate} (no {' and no '.join(missing)})", *problems]))
     looked = f"looked in {', '.join(tried)}" if tried else f"found no .onnx file up to {_MAX_DEPTH} folders down"
     return f"{folder}: no face model pack there ({looked})"
 

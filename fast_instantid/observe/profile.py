@@ -50,13 +50,7 @@ class Profile:
 
     @classmethod
     def of(cls, recorder: Recorder, title: str = "a run", ended_early: str = "") -> Profile:
-        """Make a profile of a stopped recorder.
-
-        Args:
-            recorder: a stopped one.
-            title: what ran, such as the command.
-            ended_early: why the run failed or stopped, such as "interrupted".
-        """
+        """Make a profile of a stopped recorder; for the texts, see the fields."""
         spans = [
             replace(span, facts={name: _plain(fact) for name, fact in span.facts.items()}) for span in recorder.spans
         ]
@@ -82,7 +76,7 @@ class Profile:
             OSError: the file cannot be written.
         """
         path = Path(path)
-        if path.suffix != ".json":
+        if path.suffix.lower() != ".json":
             raise FastInstantIDError(f"{path}: the name of a profile must end in .json")
         head = {name: getattr(self, name) for name in _HEAD}
         document = {
@@ -139,13 +133,8 @@ class Profile:
             if lanes:
                 yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
             for lane in lanes:
-                yield {
-                    "ph": "M",
-                    "name": "thread_name",
-                    "pid": process,
-                    "tid": lane,
-                    "args": {"name": self.threads[lane]},
-                }
+                args = {"name": self.threads[lane]}
+                yield {"ph": "M", "name": "thread_name", "pid": process, "tid": lane, "args": args}
         for span in self.spans:
             args: dict[str, Any] = {"parent": span.parent, **({"facts": span.facts} if span.facts else {})}
             if span.device_start is not None:

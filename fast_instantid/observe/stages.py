@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..recorder import Span
@@ -25,14 +25,6 @@ class StageTotal:
     allocated: int | None = None  # the most bytes that torch held on the device at the end of a call
     unfinished: int = 0  # calls that were still open when the recording ended
     inner: dict[str, StageTotal] = field(default_factory=dict[str, "StageTotal"])
-
-    def walk(self) -> Iterator[StageTotal]:
-        """Yield this stage and all stages inside it, outer stages first."""
-        todo: list[StageTotal] = [self]
-        while todo:
-            total = todo.pop()
-            yield total
-            todo += reversed(total.inner.values())
 
 
 def add_up(spans: Sequence[Span], duration: int) -> StageTotal:

@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 def stage_table(whole: StageTotal) -> str:
     """Format one line per stage. Columns without a value are left out."""
     rows = [["stage", "time", "share", "itself", "calls", "a call", "on GPU", "bytes", "in cache", "allocated"]]
-    for name, total in _branches(whole):
+    for name, total in branches(whole):
         rows.append(
             [
                 name + (" (cut off)" if total.unfinished else ""),
@@ -65,8 +65,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _branches(root: StageTotal) -> Iterator[tuple[str, StageTotal]]:
-    """Yield each stage with its name behind the branches that lead to it."""
+def branches(root: StageTotal) -> Iterator[tuple[str, StageTotal]]:
+    """Yield each stage, outer stages first, with its name behind the branches that lead to it."""
     todo: list[tuple[str, str, StageTotal]] = [("", "", root)]
     while todo:
         branch, below, total = todo.pop()

@@ -13,7 +13,7 @@ from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import IRESNET_100, write_iresnet, write_scrfd
 from examples.tiny_sdxl import _BLOCKS, write_tiny_sdxl
 from fast_instantid.observe.doctor import Finding, Places
-from fast_instantid.observe.doctor.files import CHECKS
+from fast_instantid.observe.doctor.files import model_files
 
 IRESNET_50 = (3, 4, 14, 3)
 SMALL = (4, 4, 4, 4)
@@ -55,7 +55,7 @@ def write_checkpoint(path: Path, width: int) -> Path:
 
 
 def examined(places: Places) -> list[Finding]:
-    return [finding for check in CHECKS for finding in check(places)]
+    return list(model_files(places))
 
 
 def troubles(places: Places) -> list[Finding]:

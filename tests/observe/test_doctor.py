@@ -179,7 +179,7 @@ def test_with_nothing_but_the_package_itself(tmp_path: Path):
 def test_onnxruntime_asked_for_and_not_there(tmp_path: Path):
     findings = findings_without(OPTIONAL, tmp_path, "--backend", "onnxruntime", "--device", "cuda")
     (found,) = [f for f in findings if f["topic"] == "Face networks" and f["level"] == "broken"]
-    assert "cannot be imported" in found["found"]
+    assert "needs the package" in found["found"]
     assert "onnxruntime-gpu" in found["do"]
 
 

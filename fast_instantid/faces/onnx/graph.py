@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,8 +21,6 @@ import xxhash
 from ...errors import ModelFileError
 from ...recorder import stage
 from ...weights import existing_file
-
-Attribute: TypeAlias = int | float | str | list[int] | list[float] | np.ndarray
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -46,7 +44,8 @@ class Node:
     op: str
     inputs: Sequence[str]
     outputs: Sequence[str]
-    attributes: dict[str, Attribute]
+    attributes: dict[str, Any]
+    """Integers, floats, texts, lists of numbers, and arrays."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,21 @@ def read_graph(path: str | Path) -> Graph:
         # Copy-on-write, because torch accepts writable buffers only; the file itself is never written.
         buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     try:
+        if buffer[:23] == b"version https://git-lfs":
+            raise ValueError("a Git LFS pointer, not the file it points to")
+        if bytes(buffer[:64]).lstrip().startswith(b"<"):
+            raise ValueError("a web page saved in place of the file")
         graphs = [value for field, value in _fields(buffer) if field == 7]
         if len(graphs) != 1:
-            raise _Malformed("it holds no graph")
+            raise ValueError("it holds no graph")
         return _graph(path, graphs[0], buffer)
-    except (_Malformed, struct.error, KeyError, ValueError) as error:
+    except (struct.error, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
         ) from error
 
 
-class _Malformed(Exception):
-    pass
-
-
-def _graph(path: Path, graph: int | memoryview, content: memoryview) -> Graph:
+def _graph(path: Path, graph: Any, content: memoryview) -> Graph:
     fields = _message(graph)
     initializers = dict(map(_tensor, fields[5]))
     # Older exporters list the weights among the inputs too.
@@ -110,50 +109,50 @@ def _graph(path: Path, graph: int | memoryview, content: memoryview) -> Graph:
     return Graph(path, tuple(map(_node, fields[1])), initializers, inputs, tuple(map(_value, fields[12])), content)
 
 
-def _node(node: int | memoryview) -> Node:
+def _node(node: Any) -> Node:
     fields = _message(node)
     inputs, outputs = tuple(map(_text, fields[1])), tuple(map(_text, fields[2]))
     return Node(_name(fields[4]), inputs, outputs, dict(map(_attribute, fields[5])))
 
 
-def _attribute(attribute: int | memoryview) -> tuple[str, Attribute]:
+def _attribute(attribute: Any) -> tuple[str, Any]:
     fields = _message(attribute)
     name, kind = _name(fields[1]), _integers(fields[20])
     if kind == [6]:
-        return name, [number for data in fields[7] for number in np.frombuffer(_submessage(data), "<f4").tolist()]
+        return name, [number for data in fields[7] for number in np.frombuffer(data, "<f4").tolist()]
     if kind == [7]:
         return name, _integers(fields[8])
     if fields[2]:
-        return name, struct.unpack("<f", _submessage(fields[2][-1]))[0]
+        return name, struct.unpack("<f", fields[2][-1])[0]
     if fields[4]:
-        return name, bytes(_submessage(fields[4][-1])).decode("utf-8", "replace")
+        return name, str(fields[4][-1], "utf-8", "replace")
     if fields[5]:
         return name, _tensor(fields[5][-1])[1]
     return name, [0, *_integers(fields[3])][-1]
 
 
-def _tensor(tensor: int | memoryview) -> tuple[str, np.ndarray]:
+def _tensor(tensor: Any) -> tuple[str, np.ndarray]:
     fields = _message(tensor)
     name, dims, element = _name(fields[8]), _integers(fields[1]), [0, *_integers(fields[2])][-1]
     if fields[13]:
-        raise _Malformed("it keeps its weights in a second file, which is not supported")
+        raise ValueError("it keeps its weights in a second file, which is not supported")
     if element not in DTYPES:
-        raise _Malformed(f"tensor {name!r} has an unknown element type {element}")
+        raise ValueError(f"tensor {name!r} has an unknown element type {element}")
     dtype = DTYPES[element]
     if fields[9]:  # raw_data
-        array = np.frombuffer(_submessage(fields[9][-1]), dtype)
+        array = np.frombuffer(fields[9][-1], dtype)
     elif fields[5] or fields[7]:  # int32_data, int64_data
         array = np.array(_integers(fields[5] + fields[7]), dtype)
     else:  # float_data, double_data
-        parts = [np.frombuffer(_submessage(data), "<f4") for data in fields[4]]
-        parts += [np.frombuffer(_submessage(data), "<f8") for data in fields[10]]
+        parts = [np.frombuffer(data, "<f4") for data in fields[4]]
+        parts += [np.frombuffer(data, "<f8") for data in fields[10]]
         array = np.concatenate(parts or [np.empty(0)]).astype(dtype)
     if array.size != int(np.prod(dims, dtype=np.int64)):
-        raise _Malformed(f"tensor {name!r} of shape {dims} has {array.size} values")
+        raise ValueError(f"tensor {name!r} of shape {dims} has {array.size} values")
     return name, array.reshape(dims)
 
 
-def _value(value: int | memoryview) -> Value:
+def _value(value: Any) -> Value:
     fields = _message(value)
     shape: list[int | None] = []
     for kind in fields[2]:  # TypeProto . tensor_type . shape . dim . dim_value
@@ -165,16 +164,19 @@ def _value(value: int | memoryview) -> Value:
     return Value(_name(fields[1]), tuple(shape))
 
 
-def _message(message: int | memoryview) -> defaultdict[int, list[int | memoryview]]:
+def _message(message: Any) -> defaultdict[int, list[Any]]:
     """The values of a message by field number."""
-    fields: defaultdict[int, list[int | memoryview]] = defaultdict(list)
-    for number, value in _fields(_submessage(message)):
+    fields: defaultdict[int, list[Any]] = defaultdict(list)
+    for number, value in _fields(message):
         fields[number].append(value)
     return fields
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers and values of a message: an int for a varint, the bytes for anything else."""
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """Field numbers and values of a message: an int for a varint, a memoryview for anything else.
+
+    A value of the wrong kind raises TypeError where it is used.
+    """
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)
@@ -188,9 +190,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire in (_FIXED32, _FIXED64):
             length = 4 if wire == _FIXED32 else 8
         else:
-            raise _Malformed(f"unknown wire type {wire}")
+            raise ValueError(f"unknown wire type {wire}")
         if position + length > end:
-            raise _Malformed(f"{position + length - end:,} bytes are missing at its end")
+            raise ValueError(f"{position + length - end:,} bytes are missing at its end")
         yield tag >> 3, message[position : position + length]
         position += length
 
@@ -199,7 +201,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= len(message) or shift > 63:
-            raise _Malformed("it ends within a number")
+            raise ValueError("it ends within a number")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
@@ -208,21 +210,15 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _submessage(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise _Malformed("a number stands where a message should")
-    return value
+def _text(value: Any) -> str:
+    return str(value, "utf-8")
 
 
-def _text(value: int | memoryview) -> str:
-    return bytes(_submessage(value)).decode("utf-8")
-
-
-def _name(values: Sequence[int | memoryview]) -> str:
+def _name(values: Sequence[Any]) -> str:
     return _text(values[-1]) if values else ""
 
 
-def _integers(values: Sequence[int | memoryview]) -> list[int]:
+def _integers(values: Sequence[Any]) -> list[int]:
     """A repeated integer field, in its packed or its one-by-one form."""
     numbers: list[int] = []
     for value in values:

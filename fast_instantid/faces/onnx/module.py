@@ -31,7 +31,7 @@ def to_module(graph: Graph) -> fx.GraphModule:
     check_operators(graph)
     try:
         return _build(graph)
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelFileError(
             f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"
         ) from error

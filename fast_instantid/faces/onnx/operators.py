@@ -42,15 +42,15 @@ def _conv(b: Builder, node: Node) -> fx.Node:
     if weight.ndim != 4:
         raise b.unsupported(node, f"with a weight of shape {weight.shape}")
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    groups = _int(node, "group", 1)
+    groups = node.attributes.get("group", 1)
     with torch.device("meta"):
         module = nn.Conv2d(
             weight.shape[1] * groups,
             weight.shape[0],
             (weight.shape[2], weight.shape[3]),
-            stride=_pair(node, "strides", 1),
+            stride=_pair(node, "strides"),
             padding=padding,
-            dilation=_pair(node, "dilations", 1),
+            dilation=_pair(node, "dilations"),
             groups=groups,
             bias=bias is not None,
         )
@@ -82,7 +82,7 @@ def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None)
 def _batch_norm(b: Builder, node: Node) -> fx.Node:
     scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
     # Some versions of torch refuse 0. The smallest float changes no variance but 0.
-    epsilon = float(_number(node, "epsilon", 1e-5)) or torch.finfo(torch.float32).tiny
+    epsilon = node.attributes.get("epsilon", 1e-5) or torch.finfo(torch.float32).tiny
     module = nn.BatchNorm2d(len(mean), eps=epsilon)
     module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)
     return b.layer(module, b.tensor(node.inputs[0]), weight=scale, bias=shift)
@@ -115,11 +115,11 @@ def _elementwise(b: Builder, node: Node) -> fx.Node:
 @_handles("MaxPool", "AveragePool")
 def _pool(b: Builder, node: Node) -> fx.Node:
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    arguments = (x, _pair(node, "kernel_shape", 1), _pair(node, "strides", 1), padding)
-    ceil = bool(_int(node, "ceil_mode", 0))
+    arguments = (x, _pair(node, "kernel_shape"), _pair(node, "strides"), padding)
+    ceil = bool(node.attributes.get("ceil_mode", 0))
     if node.op == "MaxPool":
         return b.call(F.max_pool2d, *arguments, ceil_mode=ceil)
-    include = bool(_int(node, "count_include_pad", 0))
+    include = bool(node.attributes.get("count_include_pad", 0))
     return b.call(F.avg_pool2d, *arguments, ceil_mode=ceil, count_include_pad=include)
 
 
@@ -144,7 +144,7 @@ def _resize(b: Builder, node: Node) -> fx.Node:
 
 @_handles("Flatten")
 def _flatten(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.flatten, b.tensor(node.inputs[0]), _int(node, "axis", 1))
+    return b.call(torch.flatten, b.tensor(node.inputs[0]), node.attributes.get("axis", 1))
 
 
 @_handles("Reshape")
@@ -154,7 +154,7 @@ def _reshape(b: Builder, node: Node) -> fx.Node:
 
 @_handles("Transpose")
 def _transpose(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.permute, b.tensor(node.inputs[0]), _ints(node, "perm"))
+    return b.call(torch.permute, b.tensor(node.inputs[0]), node.attributes["perm"])
 
 
 # --- sizes: Python integers all the way ------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _transpose(b: Builder, node: Node) -> fx.Node:
 @_handles("Shape")
 def _shape(b: Builder, node: Node) -> fx.Node:
     b.sizes.add(node.outputs[0])
-    return b.call(_size_of, b.tensor(node.inputs[0]))
+    return b.call(getattr, b.tensor(node.inputs[0]), "shape")
 
 
 @_handles("Gather")
@@ -193,7 +193,7 @@ def _concat(b: Builder, node: Node) -> fx.Node:
     if any(name in b.sizes for name in node.inputs):
         b.sizes.add(node.outputs[0])
         return b.call(_joined, *(_sizes(b, node, i) for i in range(len(node.inputs))))
-    return b.call(torch.cat, [b.tensor(name) for name in node.inputs], _int(node, "axis", 1))
+    return b.call(torch.cat, [b.tensor(name) for name in node.inputs], node.attributes.get("axis", 1))
 
 
 # --- no operation ----------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def _constant(b: Builder, node: Node) -> np.ndarray:
 def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
     value = b.values[node.inputs[0]]
     if node.op == "Cast" and isinstance(value, np.ndarray):
-        return value.astype(DTYPES[_int(node, "to", 1)])
+        return value.astype(DTYPES[node.attributes["to"]])
     # The only other casts in these networks turn sizes into int64, which Python's integers do not need.
     if node.op == "Cast" and node.inputs[0] not in b.sizes:
         raise b.unsupported(node, "of a tensor")
@@ -221,10 +221,6 @@ def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def _size_of(x: torch.Tensor) -> list[int]:
-    return list(x.shape)
 
 
 def _as_list(size: int) -> list[int]:
@@ -253,7 +249,7 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
     auto_pad = node.attributes.get("auto_pad", "NOTSET")
     if auto_pad not in ("NOTSET", "VALID"):
         raise b.unsupported(node, f"with auto_pad={auto_pad}")
-    top, left, bottom, right = _ints(node, "pads") or [0, 0, 0, 0]
+    top, left, bottom, right = node.attributes.get("pads", (0, 0, 0, 0))
     if (top, left) == (bottom, right):
         return x, (top, left)
     if node.op != "Conv":
@@ -261,20 +257,6 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
     return b.call(F.pad, x, [left, right, top, bottom]), (0, 0)
 
 
-def _ints(node: Node, name: str) -> list[int]:
-    value = node.attributes.get(name, [])
-    return [int(item) for item in value] if isinstance(value, list) else []
-
-
-def _pair(node: Node, name: str, default: int) -> tuple[int, int]:
-    values = _ints(node, name) or [default, default]
-    return values[0], values[1]
-
-
-def _int(node: Node, name: str, default: int) -> int:
-    return int(_number(node, name, default))
-
-
-def _number(node: Node, name: str, default: float) -> float:
-    value = node.attributes.get(name, default)
-    return value if isinstance(value, (int, float)) else default
+def _pair(node: Node, name: str) -> tuple[int, int]:
+    vertical, horizontal = node.attributes.get(name, (1, 1))
+    return vertical, horizontal

@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...download import local_path
 from ...errors import ModelFileError
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, shapes_of, text_width
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, text_width
 from .places import Places
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and works with no other base model."
@@ -27,12 +28,12 @@ def base(places: Places) -> Iterator[Finding]:
         yield from _checkpoints(places)
         return
     for path in places.bases:
+        with suppress(ModelFileError, OSError):  # the model is missing, or its folder cannot be read
+            path = local_path(path, "SDXL")
         if os.path.isfile(path):
             yield from _checkpoint(path)
         elif _names_in(path):
             yield from _folder(path, places)
-        elif (cached := _in_hub_cache(path)) is not None:
-            yield from _folder(cached, places)
 
 
 def _checkpoints(places: Places) -> Iterator[Finding]:
@@ -52,8 +53,10 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
 
 
 def _checkpoint(path: Path) -> Iterator[Finding]:
+    from ...weights import read_tensors
+
     try:
-        width = text_width(shapes_of(path))
+        width = text_width(read_tensors(path))
         problem = (
             "" if width == SDXL_WIDTH else f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
         )
@@ -115,10 +118,12 @@ def _problems(part: Path) -> Iterator[str]:
 
 def _damage(path: Path) -> str:
     """Say what is wrong with a file of weights, or with the shards of an index; "" if nothing is."""
+    from ...weights import read_tensors
+
     try:
         files = sorted(set(_read(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:
-            shapes_of(path.parent / file)
+            read_tensors(path.parent / file)
     except ModelFileError as error:
         return str(error)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -135,14 +140,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _names_in(folder: Path) -> list[str]:
     return os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
-
-
-def _in_hub_cache(path: Path) -> Path | None:
-    """Return the cached folder of a hub id such as ``stabilityai/stable-diffusion-xl-base-1.0``; None without one."""
-    if path.is_absolute() or len(path.parts) != 2:
-        return None
-    with suppress(Exception):  # not installed, no such id, or not cached: the model is missing
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path.as_posix(), local_files_only=True))
-    return None

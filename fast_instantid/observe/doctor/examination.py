@@ -17,10 +17,10 @@ Check = Callable[[Places], Iterable[Finding]]
 
 # Topics, their checks, and whether these need the packages that are always needed.
 _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
-    ("Machine", machine.CHECKS, False),
-    ("Installed packages", versions.CHECKS, False),
-    ("Face networks", faces.CHECKS, True),
-    ("Model files", files.CHECKS, True),
+    ("Machine", (machine.torch_and_device,), False),
+    ("Installed packages", (versions.needed, versions.bounds), False),
+    ("Face networks", (faces.backend,), True),
+    ("Model files", (files.model_files,), True),
     ("Node packs", (node_packs.node_packs,), False),
     ("GPU", (gpus.gpus,), False),
 )

@@ -64,6 +64,8 @@ def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
 
 def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     """Say which part of a pack is there, and what is wrong with it."""
+    from ...faces.onnx.graph import read_graph
+
     do = places.how_to_fetch("antelopev2", _destination(places))
     beside = [folder.with_name("antelopev2.zip") for folder in places.faces]
     below = [path for path in files_below(places.faces, (".zip",)) if path.stem.lower().startswith(("ant", "buf"))]
@@ -77,8 +79,13 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
         yield Finding("broken", text, "The face models are read from a folder.", do)
     if not networks:
         return
-    graphs = {path: _readable(path) for path in networks}
-    problems = {path: graph for path, graph in graphs.items() if isinstance(graph, str)}
+    graphs: list[Graph] = []
+    problems: dict[Path, str] = {}
+    for path in networks:
+        try:
+            graphs.append(read_graph(path))
+        except ModelFileError as error:
+            problems[path] = str(error)
     if problems:
         again = (
             f"unpack {archives[0]} again, over it"
@@ -87,28 +94,9 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
         )
         yield Finding("broken", "; ".join(problems.values()), _INCOMPLETE, again)
     else:
-        has_detector = any(len(graph.outputs) > 1 for graph in graphs.values() if not isinstance(graph, str))
+        has_detector = any(len(graph.outputs) > 1 for graph in graphs)
         missing = "a recogniser (glintr100.onnx)" if has_detector else "a face detector (scrfd_10g_bnkps.onnx)"
         yield Finding("broken", f"the face models are not complete: {missing} is missing", f"{'. '.join(reasons)}.", do)
-
-
-def _readable(path: Path) -> Graph | str:
-    """Read the network in a file, or say what the file is instead."""
-    from ...faces.onnx.graph import read_graph
-
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); check its permissions"
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path}: a Git LFS pointer, not the file it points to"
-    if head.lstrip()[:1] == b"<":
-        return f"{path}: a web page saved in place of the file"
-    try:
-        return read_graph(path)
-    except ModelFileError as error:
-        return str(error)
 
 
 def _destination(places: Places) -> Path:

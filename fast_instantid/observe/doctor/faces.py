@@ -1,11 +1,9 @@
-"""Checks of the backend that runs the face networks: a tiny network is loaded and run where they would run."""
+"""Checks of the backend that runs the face networks: a small network is loaded and run where they would run."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from ..report import Finding
 from .machine import first_line
@@ -20,7 +18,7 @@ _BUILDS = re.compile(r"onnxruntime(?!-extensions|-genai|-tools)(-.*)?|ort-.*nigh
 
 
 def backend(places: Places) -> Iterator[Finding]:
-    """Run a tiny network where the face networks would run."""
+    """Run a small network where the face networks would run."""
     import torch
 
     from ...errors import BackendError
@@ -43,39 +41,21 @@ def backend(places: Places) -> Iterator[Finding]:
         yield Finding("broken", text, "A small convolution was tried.", "free memory there, or run them on cpu")
 
 
-CHECKS = (backend,)
-
-
-def _builds() -> list[str]:
-    return sorted(name for name in installed() if _BUILDS.fullmatch(name))
-
-
 def _onnxruntime(device: str, torch_instead: str) -> Finding:
     import numpy as np
 
     from ...errors import BackendError
     from ...faces.onnx.network import OnnxRuntimeNetwork
+    from ...miniature import files
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            network = OnnxRuntimeNetwork(_write_tiny_network(Path(folder) / "tiny.onnx"), device)
-            network.run(np.zeros((1, 8, 8, 3), np.uint8), 0.0, 1.0)
-    except (ImportError, BackendError) as error:
-        reason = f"{error.name or error} cannot be imported" if isinstance(error, ImportError) else str(error)
+        network = OnnxRuntimeNetwork(files().pack / "glintr100.onnx", device)
+        network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
+    except BackendError as error:
         why, do = _explained(device)
-        found = f"the face networks cannot run in onnxruntime on {device}: {reason}"
+        found = f"the face networks cannot run in onnxruntime on {device}: {error}"
         return Finding("broken", found, why, f"{do}; or use torch, which needs none of this: {torch_instead}")
-    return Finding("ok", f"the face networks run in {network.backend}; a tiny one was tried")
-
-
-def _write_tiny_network(path: Path) -> Path:
-    """Write a network of shape ``(N, 3, 8, 8)``, enough to load a provider."""
-    from onnx import TensorProto, helper, save  # which the backend needs too
-
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 8, 8]) for name in ("in", "out")]
-    graph = helper.make_graph([helper.make_node("Relu", ["in"], ["out"])], "tiny", ends[:1], ends[1:])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(path))
-    return path
+    return Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
 
 
 def _explained(device: str) -> tuple[str, str]:
@@ -84,7 +64,7 @@ def _explained(device: str) -> tuple[str, str]:
 
     from ...faces.onnx.network import PROVIDERS
 
-    builds = _builds()
+    builds = sorted(name for name in installed() if _BUILDS.fullmatch(name))
     provider = PROVIDERS.get(device.partition(":")[0].lower(), device)
     if provider == "ROCMExecutionProvider":
         why = "onnxruntime has no provider for ROCm any more: it ended with ROCm 7.1, and MIGraphX is its successor."
@@ -96,5 +76,5 @@ def _explained(device: str) -> tuple[str, str]:
         return why, f"{pip('uninstall', *builds)}, then: {pip('install', build)}"
     if needed:
         return "The backend needs the packages onnx and onnxruntime.", pip("install", *needed)
-    why = f"A tiny network was tried there. torch brings CUDA {torch.version.cuda}; onnxruntime may need another one."
+    why = f"A small network was tried there. torch brings CUDA {torch.version.cuda}; onnxruntime may need another one."
     return why, "see the message of onnxruntime; install the CUDA and cuDNN that it was built for"

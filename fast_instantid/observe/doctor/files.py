@@ -52,9 +52,6 @@ def model_files(places: Places) -> Iterator[Finding]:
         yield Finding("note", text, "Some folders that it names were not looked into.")
 
 
-CHECKS = (model_files,)
-
-
 def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
     names, size = ", ".join(kind.name for kind in missing), sum(kind.size for kind in missing)
     folders = dict.fromkeys((*places.faces, *places.adapters, *places.identitynets, *places.bases))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-Shapes = Mapping[str, tuple[int, ...]]
+if TYPE_CHECKING:
+    from ...weights import StateDict
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MAX_DEPTH = 5
@@ -15,26 +17,10 @@ SDXL_WIDTH = 2048
 NAMES_OF_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL's refiner", SDXL_WIDTH: "SDXL"}
 
 
-def shapes_of(path: Path) -> Shapes:
-    """Return the shape of each tensor in a file, which is memory-mapped.
-
-    Raises:
-        ModelFileError: missing, empty, incomplete, or not weights; the message says what the file is.
-    """
-    from ...weights import read_tensors
-
-    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
-
-
-def is_controlnet(shapes: Shapes) -> bool:
-    """Whether the shapes are of a ControlNet in diffusers' layout, as InstantID's is."""
-    return "controlnet_cond_embedding.conv_in.weight" in shapes
-
-
-def text_width(shapes: Shapes) -> int | None:
+def text_width(tensors: StateDict) -> int | None:
     """Return the width of the tokens that cross-attention reads (see ``NAMES_OF_WIDTHS``); None without one."""
-    widths = (shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2)
-    return next(widths, None)
+    keys = (tensor for name, tensor in tensors.items() if name.endswith("attn2.to_k.weight") and tensor.ndim == 2)
+    return next((key.shape[1] for key in keys), None)
 
 
 def files_below(folders: Iterable[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:

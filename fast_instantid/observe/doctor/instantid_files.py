@@ -12,7 +12,7 @@ from typing import Any
 from ...download import MODELS
 from ...errors import ModelFileError
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, is_controlnet, shapes_of, text_width
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, text_width
 from .places import Places, quoted
 
 _LAYERS = 70  # cross-attention layers of SDXL's UNet
@@ -130,13 +130,13 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
     findings = [_controlnet(path, again) for path in named]
     is_good = any(finding.level == "ok" for finding in findings)
     below = files_below(places.adapters, WEIGHTS)
-    elsewhere = None if is_good else next((path for path in below if _is_sdxl_controlnet(path)), None)
+    elsewhere = None if is_good else next((path for path in below if _controlnet(path, again).level == "ok"), None)
     if elsewhere is not None:
         yield _misplaced("the IdentityNet", [elsewhere], places.identitynets[0] / "instantid")
     for finding in findings:
         is_trap = finding.level != "ok" and (is_good or elsewhere)
         yield Finding("note", finding.found, _TRAP, _MOVE) if is_trap else finding
-    possible = [path for path in files if not named and not elsewhere and _is_sdxl_controlnet(path)]
+    possible = [path for path in files if not named and not elsewhere and _controlnet(path, again).level == "ok"]
     if possible:
         yield Finding(
             "note",
@@ -154,23 +154,14 @@ def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
         tensors = read_tensors(path)
     except ModelFileError as error:
         return Finding("broken", str(error), _PLACES, again)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if not is_controlnet(shapes):
+    if "controlnet_cond_embedding.conv_in.weight" not in tensors:
         kind = kind_of(tensors)
         with suppress(ModelFileError):
             read_adapter(path)
             kind = "InstantID's adapter"
         return Finding("broken", f"{path}: this is {kind}; expected InstantID's ControlNet", _PLACES, again)
-    width = text_width(shapes) or width
+    width = text_width(tensors) or width
     if width != SDXL_WIDTH:
         base = NAMES_OF_WIDTHS.get(width or 0, f"a model with tokens of width {width}")
         return Finding("broken", f"{path}: a ControlNet for {base}", "InstantID's is for SDXL.", again)
     return Finding("ok", f"IdentityNet: {path} (a ControlNet for SDXL; a file does not tell whether it is InstantID's)")
-
-
-def _is_sdxl_controlnet(path: Path) -> bool:
-    try:
-        shapes = shapes_of(path)
-    except ModelFileError:
-        return False
-    return is_controlnet(shapes) and text_width(shapes) == SDXL_WIDTH

@@ -24,12 +24,7 @@ _DISPLAY_CONTROLLER = "0x03"  # first byte of the class of a PCI device
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 
 
-@functools.cache
-def import_torch() -> ModuleType | Exception:
-    """Import torch; return the error if that fails."""
-    return import_module("torch")
-
-
+@functools.cache  # after a failed import, torch fails in another way
 def import_module(name: str) -> ModuleType | Exception:
     """Import a module; return the error if that fails."""
     try:
@@ -55,7 +50,7 @@ def torch_and_device(places: Places) -> Iterator[Finding]:
     """Check that torch can be imported, and report the device that it uses."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
     yield Finding("ok", f"Python {platform.python_version()}, {sys.executable}; {system}")
-    torch: Any = import_torch()
+    torch: Any = import_module("torch")
     if isinstance(torch, Exception):
         missing = is_missing("torch", torch)
         again = f"{pip('install --force-reinstall --no-deps torch')}, with the --index-url of your GPU from there"
@@ -77,9 +72,6 @@ def torch_and_device(places: Places) -> Iterator[Finding]:
         yield from _why_cpu(torch)
     else:
         yield Finding("ok", f"torch {torch.__version__}; everything runs on {best}")
-
-
-CHECKS = (torch_and_device,)
 
 
 def _built_for(torch: Any) -> str:

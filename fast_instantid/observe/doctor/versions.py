@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 
 from ..report import Finding
-from .machine import first_line, gpu_vendor, import_module, import_torch, is_missing
+from .machine import first_line, gpu_vendor, import_module, is_missing
 from .places import ROOT, Places, comfyui_around, pip
 
 NEEDED = {
@@ -40,7 +40,7 @@ def installed() -> dict[str, str]:
 
 def unusable() -> list[str]:
     """Return the names of the needed packages that cannot be imported."""
-    return [name for name, module in NEEDED.items() if isinstance(_import(module), Exception)]
+    return [name for name, module in NEEDED.items() if isinstance(import_module(module), Exception)]
 
 
 def declared() -> dict[str, str]:
@@ -59,7 +59,7 @@ def needed(places: Places) -> Iterator[Finding]:
     """Check that the needed packages can be imported: one finding for all that are missing."""
     present, missing, good = installed(), list[str](), list[str]()
     for name, module in NEEDED.items():
-        result = _import(module)
+        result = import_module(module)
         if not isinstance(result, Exception):
             good.append(f"{name} {present.get(name, '')}".strip())
         elif is_missing(module, result):
@@ -117,10 +117,3 @@ def bounds(places: Places) -> Iterator[Finding]:
         each = "; ".join(f"{extra} ({', '.join(names)})" for extra, names in absent.items())
         do = f"if you want these: {pip('install', *(name for names in absent.values() for name in names))}"
         yield Finding("note", f"not installed, for optional extras: {each}", "", do)
-
-
-CHECKS = (needed, bounds)
-
-
-def _import(module: str) -> object:
-    return import_torch() if module == "torch" else import_module(module)
