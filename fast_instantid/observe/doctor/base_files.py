@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...download import local_path
 from ...errors import ModelFileError
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, text_width
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, read_json, text_width
 from .places import Places
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and works with no other base model."
@@ -71,10 +69,10 @@ def _checkpoint(path: Path) -> Iterator[Finding]:
 def _folder(folder: Path, places: Places) -> Iterator[Finding]:
     index, again = folder / "model_index.json", places.how_to_fetch("base", folder)
     try:
-        content = _read(index)
+        content = read_json(index)
         kind = str(content.get("_class_name"))
         parts = {name: str(value[0]) for name, value in content.items() if isinstance(value, list) and value[0]}
-        unet = _read(folder / "unet" / "config.json") if (folder / "unet" / "config.json").is_file() else {}
+        unet = read_json(folder / "unet" / "config.json") if (folder / "unet" / "config.json").is_file() else {}
     except FileNotFoundError:
         yield Finding("broken", f"{index} is missing", _INCOMPLETE, again)
         return
@@ -104,7 +102,7 @@ def _problems(part: Path) -> Iterator[str]:
             yield f"{part} is missing"
         return
     try:
-        _read(part / "config.json")
+        read_json(part / "config.json")
     except FileNotFoundError:
         yield f"{part}: config.json is missing"
     except (OSError, ValueError) as error:
@@ -121,7 +119,7 @@ def _damage(path: Path) -> str:
     from ...weights import read_tensors
 
     try:
-        files = sorted(set(_read(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
+        files = sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:
             read_tensors(path.parent / file)
     except ModelFileError as error:
@@ -129,13 +127,6 @@ def _damage(path: Path) -> str:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{path} is damaged ({error})"
     return ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: Any = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content
 
 
 def _names_in(folder: Path) -> list[str]:
