@@ -61,8 +61,7 @@ def stage(name: str, **facts: float | str) -> Stage:
 
 def count(**facts: float) -> None:
     """Add numbers to the facts of this thread's innermost stage, such as ``hits`` and ``misses`` of the cache."""
-    recorder = _current
-    if recorder is not None:
+    if (recorder := _current) is not None:
         recorder.count(facts)
 
 
@@ -290,10 +289,9 @@ class CudaClock:
         torch = sys.modules["torch"]
         for device in self._zeros:
             torch.cuda.synchronize(device)
-        return [self._between(begin, end) for begin, end in marks]
-
-    def _between(self, begin: Any, end: Any) -> tuple[int, int] | None:
-        if begin[0] != end[0]:  # on different devices
-            return None
-        zero, host = self._zeros[begin[0]]
-        return host + round(1e6 * zero.elapsed_time(begin[1])), round(1e6 * begin[1].elapsed_time(end[1]))
+        times: list[tuple[int, int] | None] = []
+        for (device, begin), (device_at_end, end) in marks:
+            zero, host = self._zeros[device]
+            start = host + round(1e6 * zero.elapsed_time(begin))
+            times.append((start, round(1e6 * begin.elapsed_time(end))) if device == device_at_end else None)
+        return times
