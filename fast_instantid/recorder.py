@@ -98,10 +98,8 @@ class Span:
     """One call of a stage. Times are nanoseconds since the recorder started."""
 
     name: str
-    parent: int
-    """Index of the outer stage in ``Recorder.spans``; -1 without one."""
-    thread: int
-    """Index of the thread in ``Recorder.threads``."""
+    parent: int  # index of the outer stage in ``Recorder.spans``; -1 without one
+    thread: int  # index of the thread in ``Recorder.threads``
     start: int
     duration: int = 0
     """Host time. For work on a GPU it is mostly the time to queue that work."""
@@ -120,16 +118,11 @@ class Recorder:
     """
 
     def __init__(self, clock: CudaClock | None = None) -> None:
-        self.spans: list[Span] = []
-        """Ordered by start."""
-        self.dropped = 0
-        """The number of spans that were not kept, beyond 200,000."""
-        self.started_at = 0.0
-        """Seconds since 1970."""
-        self.duration = 0
-        """Nanoseconds from start to stop."""
-        self.threads: list[str] = []
-        """Names of the threads that were in stages."""
+        self.spans: list[Span] = []  # ordered by start
+        self.dropped = 0  # spans that were not kept, beyond 200,000
+        self.started_at = 0.0  # seconds since 1970
+        self.duration = 0  # nanoseconds from start to stop
+        self.threads: list[str] = []  # names of the threads that were in stages
         self._clock = CudaClock() if clock is None else clock
         self._zero = 0
         self._marks: dict[int, tuple[Any, Any]] = {}

@@ -61,6 +61,7 @@ class Detector:
         self, network: Network, graph: Graph, threshold: float = 0.5, sizes: Sequence[int] | None = None
     ) -> None:
         self.network = network
+        self.backend = network.backend
         self.threshold = threshold
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
