@@ -5,6 +5,7 @@ Each is named after the host's function that it wraps (comfy/patcher_extension.p
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -171,17 +172,12 @@ def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:
     )
 
 
-_warned = False
-
-
+@functools.cache
 def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        logger.warning(
-            "this model runs uncompiled: another pack changes its attention too (IPAdapter, SageAttention, ...), and "
-            "this ComfyUI's TorchCompileModel would then draw wrong pictures"
-        )
+    logger.warning(
+        "this model runs uncompiled: another pack changes its attention too (IPAdapter, SageAttention, ...), and "
+        "this ComfyUI's TorchCompileModel would then draw wrong pictures"
+    )
 
 
 def _structure(transformer_options: Mapping[str, Any]) -> str:

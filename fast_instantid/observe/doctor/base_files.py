@@ -29,7 +29,7 @@ def base(places: Places) -> Iterator[Finding]:
         with suppress(ModelFileError, OSError):  # the model is missing, or its folder cannot be read
             path = local_path(path, "SDXL")
         if os.path.isfile(path):
-            yield from _checkpoint(path)
+            yield _checkpoint(path)
         elif _names_in(path):
             yield from _folder(path, places)
 
@@ -39,7 +39,7 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
     others: list[str] = []
     files = files_below(places.bases, (".safetensors", ".ckpt"))
     for path in sorted(files, key=lambda path: ("xl" not in path.name.lower(), path.suffix == ".ckpt")):
-        (finding,) = _checkpoint(path)
+        finding = _checkpoint(path)
         if finding.level == "ok":
             yield finding
             return
@@ -50,20 +50,17 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
         yield Finding("warning", text, why, f"put an SDXL checkpoint into {places.bases[0]}")
 
 
-def _checkpoint(path: Path) -> Iterator[Finding]:
+def _checkpoint(path: Path) -> Finding:
     from ...weights import read_tensors
 
     try:
         width = text_width(read_tensors(path))
-        problem = (
-            "" if width == SDXL_WIDTH else f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
-        )
+        if width == SDXL_WIDTH:
+            return Finding("ok", f"base model: {path}")
+        problem = f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
     except ModelFileError as error:
         problem = str(error)
-    if problem:
-        yield Finding("broken", problem, _SDXL_ONLY, "name an SDXL checkpoint with --base")
-    else:
-        yield Finding("ok", f"base model: {path}")
+    return Finding("broken", problem, _SDXL_ONLY, "name an SDXL checkpoint with --base")
 
 
 def _folder(folder: Path, places: Places) -> Iterator[Finding]:
