@@ -101,11 +101,9 @@ class Span:
     parent: int  # index of the outer stage in ``Recorder.spans``; -1 without one
     thread: int  # index of the thread in ``Recorder.threads``
     start: int
-    duration: int = 0
-    """Host time. For work on a GPU it is mostly the time to queue that work."""
+    duration: int = 0  # host time; for work on a GPU it is mostly the time to queue that work
     device_start: int | None = None
-    device_duration: int | None = None
-    """GPU time between the start and end events of the stage; None if the GPU was not used."""
+    device_duration: int | None = None  # GPU time between the events of start and end; None if the GPU was not used
     facts: dict[str, float | str] = field(default_factory=dict[str, "float | str"])
     """Facts of the stage; outer stages on CUDA also have ``allocated``, the bytes that torch held at the end."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...download import local_path
 from ...errors import ModelFileError
+from ...weights import read_tensors
 from ..report import Finding
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, read_json, text_width
 from .places import Places
@@ -51,8 +52,6 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
 
 
 def _checkpoint(path: Path) -> Finding:
-    from ...weights import read_tensors
-
     try:
         width = text_width(read_tensors(path))
         if width == SDXL_WIDTH:
@@ -113,8 +112,6 @@ def _problems(part: Path) -> Iterator[str]:
 
 def _damage(path: Path) -> str:
     """Say what is wrong with a file of weights, or with the shards of an index; "" if nothing is."""
-    from ...weights import read_tensors
-
     try:
         files = sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:

@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ...weights import StateDict
+from ...weights import StateDict
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MAX_DEPTH = 5

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ...download import MODELS
 from ...errors import ModelFileError
+from ...identity.checkpoint import find_adapter, kind_of, read_adapter
+from ...weights import read_tensors
 from ..report import Finding
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, read_json, text_width
 from .places import Places, quoted
@@ -25,8 +27,6 @@ _HUB = f"huggingface.co/{MODELS['instantid'].repository}"
 
 def adapter(places: Places) -> Iterator[Finding]:
     """Check the adapter. Yields nothing if there is no file."""
-    from ...identity.checkpoint import find_adapter, read_adapter
-
     folder = (places.adapters or (places.models,))[-1]
     candidates, has_usual_name = [*files_below(places.adapters, WEIGHTS)], True
     if places.host == "diffusers":
@@ -64,8 +64,6 @@ def adapter(places: Places) -> Iterator[Finding]:
 
 def _adapter_elsewhere(places: Places) -> Path | None:
     """Find the adapter in a folder where people put it, and where it is not looked for."""
-    from ...identity.checkpoint import read_adapter
-
     if places.host == "diffusers":
         folders = (places.models, *(folder / "ControlNetModel" for folder in places.adapters))
         paths = [folder / name for folder in folders for name in _ADAPTER_NAMES]
@@ -141,9 +139,6 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
 
 
 def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
-    from ...identity.checkpoint import kind_of, read_adapter
-    from ...weights import read_tensors
-
     try:
         tensors = read_tensors(path)
     except ModelFileError as error:
