@@ -82,21 +82,16 @@ class Photo:
 
     @property
     def width(self) -> int:
-        """In pixels."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        """In pixels."""
         return int(self.pixels.shape[0])
 
     @property
     def size(self) -> tuple[int, int]:
         """``(width, height)`` in pixels, as in PIL."""
         return self.width, self.height
-
-    def __repr__(self) -> str:
-        return f"Photo({self.name!r}, {self.width} x {self.height})"
 
 
 def photos(images: ImageInput) -> list[Photo]:

@@ -61,8 +61,7 @@ def stage(name: str, **facts: float | str) -> Stage:
 
 def count(**facts: float) -> None:
     """Add numbers to the facts of this thread's innermost stage, such as ``hits`` and ``misses`` of the cache."""
-    recorder = _current
-    if recorder is not None:
+    if (recorder := _current) is not None:
         recorder.count(facts)
 
 
@@ -99,16 +98,12 @@ class Span:
     """One call of a stage. Times are nanoseconds since the recorder started."""
 
     name: str
-    parent: int
-    """Index of the outer stage in ``Recorder.spans``; -1 without one."""
-    thread: int
-    """Index of the thread in ``Recorder.threads``."""
+    parent: int  # index of the outer stage in ``Recorder.spans``; -1 without one
+    thread: int  # index of the thread in ``Recorder.threads``
     start: int
-    duration: int = 0
-    """Host time. For work on a GPU it is mostly the time to queue that work."""
+    duration: int = 0  # host time; for work on a GPU it is mostly the time to queue that work
     device_start: int | None = None
-    device_duration: int | None = None
-    """GPU time between the start and end events of the stage; None if the GPU was not used."""
+    device_duration: int | None = None  # GPU time between the events of start and end; None if the GPU was not used
     facts: dict[str, float | str] = field(default_factory=dict[str, "float | str"])
     """Facts of the stage; outer stages on CUDA also have ``allocated``, the bytes that torch held at the end."""
 
@@ -121,16 +116,11 @@ class Recorder:
     """
 
     def __init__(self, clock: CudaClock | None = None) -> None:
-        self.spans: list[Span] = []
-        """Ordered by start."""
-        self.dropped = 0
-        """The number of spans that were not kept, beyond 200,000."""
-        self.started_at = 0.0
-        """Seconds since 1970."""
-        self.duration = 0
-        """Nanoseconds from start to stop."""
-        self.threads: list[str] = []
-        """Names of the threads that were in stages."""
+        self.spans: list[Span] = []  # ordered by start
+        self.dropped = 0  # spans that were not kept, beyond 200,000
+        self.started_at = 0.0  # seconds since 1970
+        self.duration = 0  # nanoseconds from start to stop
+        self.threads: list[str] = []  # names of the threads that were in stages
         self._clock = CudaClock() if clock is None else clock
         self._zero = 0
         self._marks: dict[int, tuple[Any, Any]] = {}
@@ -290,10 +280,9 @@ class CudaClock:
         torch = sys.modules["torch"]
         for device in self._zeros:
             torch.cuda.synchronize(device)
-        return [self._between(begin, end) for begin, end in marks]
-
-    def _between(self, begin: Any, end: Any) -> tuple[int, int] | None:
-        if begin[0] != end[0]:  # on different devices
-            return None
-        zero, host = self._zeros[begin[0]]
-        return host + round(1e6 * zero.elapsed_time(begin[1])), round(1e6 * begin[1].elapsed_time(end[1]))
+        times: list[tuple[int, int] | None] = []
+        for (device, begin), (device_at_end, end) in marks:
+            zero, host = self._zeros[device]
+            start = host + round(1e6 * zero.elapsed_time(begin))
+            times.append((start, round(1e6 * begin.elapsed_time(end))) if device == device_at_end else None)
+        return times

@@ -20,7 +20,7 @@ from ..faces.onnx.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
 from ..weights import file_version
-from .memory import ManagedAdapter, ManagedNetwork
+from .memory import ManagedNetwork
 
 logger = logging.getLogger("fast_instantid")
 
@@ -66,25 +66,6 @@ def adapter_path(name: str) -> Path:
         f"InstantID's adapter {name!r} is not in {looked} ({found}). Put ip-adapter.bin (1.69 GB, from "
         "huggingface.co/InstantX/InstantID) there, press R in the browser, and choose it in the node"
     )
-
-
-def load_adapter(name: str) -> ManagedAdapter:
-    """Open an adapter file by its name in ComfyUI.
-
-    Raises:
-        ModelFileError: missing, damaged, or another kind of file, which the message names.
-    """
-    return ManagedAdapter.load(adapter_path(name), device="cpu")
-
-
-def load_analyzer(provider: str) -> FaceAnalyzer:
-    """Return face analysis by the networks in ComfyUI's folders.
-
-    Raises:
-        ModelFileError: no model pack; the message names the searched folders.
-        BackendError: onnxruntime or its provider is missing.
-    """
-    return analyzer_of(find_face_pack(), provider)
 
 
 def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:

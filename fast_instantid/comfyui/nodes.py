@@ -21,8 +21,9 @@ from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
+from .memory import ManagedAdapter
 from .miniature import InstantIDMiniature
-from .models import PROVIDERS, adapter_path, find_face_pack, load_adapter, load_analyzer
+from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
 from .observe.nodes import InstantIDDoctor, InstantIDProfile
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
@@ -63,7 +64,7 @@ class InstantIDModelLoader:
         return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
 
     def load_model(self, instantid_file: str) -> tuple[Adapter]:
-        return (load_adapter(instantid_file),)
+        return (ManagedAdapter.load(adapter_path(instantid_file), device="cpu"),)
 
 
 class InstantIDFaceAnalysis:
@@ -88,7 +89,7 @@ class InstantIDFaceAnalysis:
         return True
 
     def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
-        return (load_analyzer(provider),)
+        return (analyzer_of(find_face_pack(), provider),)
 
 
 class FaceKeypointsPreprocessor:
@@ -252,31 +253,17 @@ def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:
     return cond, uncond
 
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {
-    node.__name__: node
-    for node in (
-        InstantIDModelLoader,
-        InstantIDFaceAnalysis,
-        ApplyInstantID,
-        ApplyInstantIDAdvanced,
-        FaceKeypointsPreprocessor,
-        InstantIDAttentionPatch,
-        ApplyInstantIDControlNet,
-        InstantIDDoctor,
-        InstantIDProfile,
-        InstantIDMiniature,
-    )
+_NODES: dict[str, type] = {
+    "Load InstantID Model": InstantIDModelLoader,
+    "InstantID Face Analysis": InstantIDFaceAnalysis,
+    "Apply InstantID": ApplyInstantID,
+    "Apply InstantID Advanced": ApplyInstantIDAdvanced,
+    "Face Keypoints Preprocessor": FaceKeypointsPreprocessor,
+    "InstantID Patch Attention": InstantIDAttentionPatch,
+    "InstantID Apply ControlNet": ApplyInstantIDControlNet,
+    "InstantID Doctor": InstantIDDoctor,
+    "InstantID Profile": InstantIDProfile,
+    "InstantID Miniature": InstantIDMiniature,
 }
-
-NODE_DISPLAY_NAME_MAPPINGS = {
-    "InstantIDModelLoader": "Load InstantID Model",
-    "InstantIDFaceAnalysis": "InstantID Face Analysis",
-    "ApplyInstantID": "Apply InstantID",
-    "ApplyInstantIDAdvanced": "Apply InstantID Advanced",
-    "FaceKeypointsPreprocessor": "Face Keypoints Preprocessor",
-    "InstantIDAttentionPatch": "InstantID Patch Attention",
-    "ApplyInstantIDControlNet": "InstantID Apply ControlNet",
-    "InstantIDDoctor": "InstantID Doctor",
-    "InstantIDProfile": "InstantID Profile",
-    "InstantIDMiniature": "InstantID Miniature",
-}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
+NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for title, node in _NODES.items()}

@@ -5,6 +5,7 @@ Each is named after the host's function that it wraps (comfy/patcher_extension.p
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -139,7 +140,8 @@ def _keep_graphs_apart(
     names of keyword arguments, and the UNet ignores unknown ones.
     """
     arguments = (x, t, c_concat, c_crossattn, control, transformer_options)
-    if not _drops_guards(executor.class_obj):
+    # torch.compile removes the guard filter from its options; without a filter, options is None.
+    if (_compiled_with(executor.class_obj) or {}).get("options") is None:
         return executor(*arguments, **kwargs)
     if _has_foreign(transformer_options):
         # Foreign code breaks the graph, and its parts are compiled without any guard.
@@ -147,11 +149,6 @@ def _keep_graphs_apart(
         with torch.compiler.set_stance("force_eager"):
             return executor(*arguments, **kwargs)
     return executor(*arguments, **kwargs, **{f"{_KEY}_{_structure(transformer_options)}": True})
-
-
-def _drops_guards(model: Any) -> bool:
-    # torch.compile removes the guard filter from its options; without a filter, options is None.
-    return (_compiled_with(model) or {}).get("options") is not None
 
 
 def _compiled_with(model: Any) -> Mapping[str, Any] | None:
@@ -171,17 +168,12 @@ def _has_foreign(transformer_options: Mapping[str, Any]) -> bool:
     )
 
 
-_warned = False
-
-
+@functools.cache
 def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        logger.warning(
-            "this model runs uncompiled: another pack changes its attention too (IPAdapter, SageAttention, ...), and "
-            "this ComfyUI's TorchCompileModel would then draw wrong pictures"
-        )
+    logger.warning(
+        "this model runs uncompiled: another pack changes its attention too (IPAdapter, SageAttention, ...), and "
+        "this ComfyUI's TorchCompileModel would then draw wrong pictures"
+    )
 
 
 def _structure(transformer_options: Mapping[str, Any]) -> str:

@@ -30,17 +30,8 @@ class CachedNetworks:
         self.detector = detector
         self.recognizer = recognizer
         self.cache = cache
-
-    @property
-    def backend(self) -> str:
-        """Backend and device in use."""
-        network = getattr(self.detector, "network", None)
-        return "insightface" if network is None else network.backend
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to search at, in turn."""
-        return self.detector.sizes
+        self.backend = detector.backend
+        self.sizes = detector.sizes
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""

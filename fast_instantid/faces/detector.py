@@ -61,25 +61,21 @@ class Detector:
         self, network: Network, graph: Graph, threshold: float = 0.5, sizes: Sequence[int] | None = None
     ) -> None:
         self.network = network
+        self.backend = network.backend
         self.threshold = threshold
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
         self._fixed_size = (width, height) if width and height else None
         self.sizes = DETECTION_SIZES if self._fixed_size is None else (self._fixed_size,)
         """``(width, height)`` to try in turn; one only, if the network was exported for one."""
-        if sizes is not None:
-            self.sizes = self._checked(sizes)
-
-    def _checked(self, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        if sizes is None:
+            return
+        sides, stride = [*sizes], self.strides[-1]
         if self._fixed_size is not None:
-            raise BackendError(
-                f"detection sizes {list(sizes)}: this detector was exported for {self._fixed_size} alone"
-            )
-        stride = self.strides[-1]
-        sides = [*sizes]
+            raise BackendError(f"detection sizes {sides}: this detector was exported for {self._fixed_size} alone")
         if not sides or not all(isinstance(side, Integral) and side > 0 and side % stride == 0 for side in sides):
             raise BackendError(f"detection sizes {sides}: expected multiples of {stride}, such as [320, 640]")
-        return tuple((int(side), int(side)) for side in sides)
+        self.sizes = tuple((int(side), int(side)) for side in sides)
 
     @property
     def result_id(self) -> str:

@@ -70,11 +70,8 @@ def field(face: Any, name: str) -> Any:
 def is_face(value: Any) -> bool:
     """Whether a value is one face, or the keypoints of one."""
     if isinstance(value, (list, tuple)):
-        return (
-            bool(value)
-            and isinstance(value[0], (list, tuple, np.ndarray))
-            and all(isinstance(x, Real) for x in value[0])
-        )
+        first = value[0] if value else None
+        return isinstance(first, (list, tuple, np.ndarray)) and all(isinstance(x, Real) for x in first)
     return isinstance(value, Mapping) or hasattr(value, "kps") or getattr(value, "ndim", 0) == 2
 
 

@@ -82,21 +82,19 @@ class InsightFaceDetector:
     The size goes in as an argument: since insightface 1.0, assigning ``input_size`` changes nothing.
     """
 
+    backend = "insightface"
+
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "detection")
         self._content = _content(self._model)
+        fixed = getattr(self._model, "static_input_size", None)
+        self.sizes = DETECTION_SIZES if fixed is None else (tuple(fixed),)
 
     @property
     def result_id(self) -> str | None:
         """Identifies the results, with the current thresholds, which ``prepare`` may change at any time."""
         thresholds = [getattr(self._model, name, None) for name in ("det_thresh", "nms_thresh")]
         return self._content and f"{self._content}/{thresholds}"
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """``(width, height)`` to search at in turn; a single one if the network was exported for it."""
-        fixed = getattr(self._model, "static_input_size", None)
-        return DETECTION_SIZES if fixed is None else (tuple(fixed),)
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]:
         """As :meth:`Detector.detect`."""

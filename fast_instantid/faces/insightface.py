@@ -99,11 +99,7 @@ class DetectorView:
             self.det_thresh = det_thresh
 
     def detect(
-        self,
-        img: np.ndarray,
-        input_size: tuple[int, int] | None = None,
-        max_num: int = 0,
-        metric: str = "default",
+        self, img: np.ndarray, input_size: tuple[int, int] | None = None, max_num: int = 0, metric: str = "default"
     ) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores ``(n, 5)`` and keypoints ``(n, 5, 2)`` of a BGR picture."""
         found = self.detections(photo_of_bgr(img), input_size, max_num, metric)

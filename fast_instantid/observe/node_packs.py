@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,22 +16,17 @@ if TYPE_CHECKING:
 _NAME = "ComfyUI_InstantID"
 
 
-@dataclass(frozen=True)
-class NodePack:
-    """A folder with InstantID's nodes."""
+def find_node_packs(custom_nodes: Iterable[Path | str]) -> dict[Path, bool]:
+    """Find the packs that ComfyUI would load from these folders: True for a copy of this pack, False for the old one.
 
-    folder: Path
-    ours: bool  # True for a copy of this pack, False for the old one
-
-
-def find_node_packs(custom_nodes: Iterable[Path | str]) -> list[NodePack]:
-    """Find the packs that ComfyUI would load from these folders. Disabled ones are left out."""
-    packs: list[NodePack] = []
+    Disabled packs are left out.
+    """
+    packs: dict[Path, bool] = {}
     for folder in custom_nodes:
         with suppress(OSError):  # ComfyUI loads nothing from a folder that it cannot read
             for path in sorted(Path(folder).iterdir()):
                 if not path.name.endswith(".disabled") and (ours := _is_ours(path)) is not None:
-                    packs.append(NodePack(path, ours))
+                    packs[path] = ours
     return packs
 
 
@@ -53,7 +47,7 @@ def node_packs(places: Places) -> Iterator[Finding]:
     if not places.custom_nodes:
         return
     packs = find_node_packs(places.custom_nodes)
-    ours, old = [pack.folder for pack in packs if pack.ours], [pack.folder for pack in packs if not pack.ours]
+    ours, old = ([pack for pack, is_ours in packs.items() if is_ours == wanted] for wanted in (True, False))
     if not ours:
         there = f", but the old one is, in {old[0]}" if old else ""
         yield Finding(

@@ -31,22 +31,14 @@ _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy")
 class Profile:
     """A recorded run. Saving and loading gives an equal one."""
 
-    title: str
-    """What ran, such as the command."""
-    spans: list[Span]
-    """As in ``Recorder.spans``."""
-    duration: int
-    """In nanoseconds."""
-    started_at: float
-    """Seconds since 1970."""
-    threads: list[str]
-    """Names of the threads."""
-    dropped: int = 0
-    """Spans beyond the recorder's limit. Their time counts for the stages around them."""
-    ended_early: str = ""
-    """Why the run failed or stopped, such as "interrupted"; empty if it succeeded."""
-    about: dict[str, str] = field(default_factory=dict[str, str])
-    """The machine and the versions."""
+    title: str  # what ran, such as the command
+    spans: list[Span]  # as in ``Recorder.spans``
+    duration: int  # in nanoseconds
+    started_at: float  # seconds since 1970
+    threads: list[str]  # their names
+    dropped: int = 0  # spans beyond the recorder's limit; their time counts for the stages around them
+    ended_early: str = ""  # why the run failed or stopped, such as "interrupted"; empty if it succeeded
+    about: dict[str, str] = field(default_factory=dict[str, str])  # the machine and the versions
 
     @classmethod
     def of(cls, recorder: Recorder, title: str = "a run", ended_early: str = "") -> Profile:

@@ -18,10 +18,8 @@ class StageTotal:
     calls: int = 0
     time: int = 0  # host time of all calls
     self_time: int = 0  # ``time`` without inner stages
-    device_time: int | None = None
-    """Time between the start and end events in the device's queue; None if the device was not used."""
-    facts: dict[str, float] = field(default_factory=dict[str, float])
-    """Sums of the numeric facts of this stage and its inner stages."""
+    device_time: int | None = None  # between the events of start and end; None if the device was not used
+    facts: dict[str, float] = field(default_factory=dict[str, float])  # sums of numeric facts, with the inner stages
     allocated: int | None = None  # the most bytes that torch held on the device at the end of a call
     unfinished: int = 0  # calls that were still open when the recording ended
     inner: dict[str, StageTotal] = field(default_factory=dict[str, "StageTotal"])

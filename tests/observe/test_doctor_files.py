@@ -13,9 +13,8 @@ import torch
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_iresnet, write_landmark_net
-from fast_instantid.observe.doctor import Places, instantid_files
+from fast_instantid.observe.doctor import Places
 from fast_instantid.observe.doctor.headers import files_below
-from fast_instantid.pipelines.generate import _ADAPTER_NAMES
 from tests.observe.doctor_models import (
     IRESNET_50,
     LFS,
@@ -208,10 +207,6 @@ def test_damaged_adapters(models: Path, content: bytes | None, word: str):
     found = trouble(Places.of_shell(models))
     assert found.level == "broken"
     assert word in found.found
-
-
-def test_the_names_of_adapters_are_those_that_our_pipelines_look_for():
-    assert instantid_files._ADAPTER_NAMES == _ADAPTER_NAMES
 
 
 def test_an_adapter_that_does_not_fit_sdxl(models: Path):

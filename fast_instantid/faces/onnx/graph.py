@@ -24,17 +24,8 @@ from ...weights import existing_file
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-DTYPES = {
-    1: np.float32,
-    2: np.uint8,
-    3: np.int8,
-    6: np.int32,
-    7: np.int64,
-    9: np.bool_,
-    10: np.float16,
-    11: np.float64,
-}
-"""numpy dtypes by their number in onnx.proto."""
+# numpy dtypes by their number in onnx.proto.
+DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,19 +85,15 @@ def read_graph(path: str | Path) -> Graph:
         graphs = [value for field, value in _fields(buffer) if field == 7]
         if len(graphs) != 1:
             raise ValueError("it holds no graph")
-        return _graph(path, graphs[0], buffer)
+        fields = _message(graphs[0])
+        initializers = dict(map(_tensor, fields[5]))
+        # Older exporters list the weights among the inputs too.
+        inputs = tuple(value for value in map(_value, fields[11]) if value.name not in initializers)
+        return Graph(path, tuple(map(_node, fields[1])), initializers, inputs, tuple(map(_value, fields[12])), buffer)
     except (struct.error, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
         ) from error
-
-
-def _graph(path: Path, graph: Any, content: memoryview) -> Graph:
-    fields = _message(graph)
-    initializers = dict(map(_tensor, fields[5]))
-    # Older exporters list the weights among the inputs too.
-    inputs = tuple(value for value in map(_value, fields[11]) if value.name not in initializers)
-    return Graph(path, tuple(map(_node, fields[1])), initializers, inputs, tuple(map(_value, fields[12])), content)
 
 
 def _node(node: Any) -> Node:

@@ -29,8 +29,17 @@ def to_module(graph: Graph) -> fx.GraphModule:
         ModelFileError: an operator, or a form of one, that these families do not use; the message names it.
     """
     check_operators(graph)
+    builder = Builder(graph)
     try:
-        return _build(graph)
+        builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
+        for node in graph.nodes:
+            if node.op == "Cast" and node.inputs[0] in graph.initializers:  # weights kept as float16
+                builder.values[node.outputs[0]] = HANDLERS["Cast"](builder, node)
+        for node in fold_batch_norms(graph, builder.values):
+            builder.values[node.outputs[0]] = HANDLERS[node.op](builder, node)
+        builder.graph.output(tuple(builder.tensor(value.name) for value in graph.outputs))
+        builder.graph.lint()
+        return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelFileError(
             f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"
@@ -51,19 +60,6 @@ def check_operators(graph: Graph) -> None:
         )
     if len(graph.inputs) != 1:
         raise ModelFileError(f"{graph.path}: expected a network with one input, found {len(graph.inputs)}")
-
-
-def _build(graph: Graph) -> fx.GraphModule:
-    builder = Builder(graph)
-    builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
-    for node in graph.nodes:
-        if node.op == "Cast" and node.inputs[0] in graph.initializers:  # weights kept as float16
-            builder.values[node.outputs[0]] = HANDLERS["Cast"](builder, node)
-    for node in fold_batch_norms(graph, builder.values):
-        builder.values[node.outputs[0]] = HANDLERS[node.op](builder, node)
-    builder.graph.output(tuple(builder.tensor(value.name) for value in graph.outputs))
-    builder.graph.lint()
-    return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
 
 
 def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:

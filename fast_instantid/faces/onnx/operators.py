@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,24 +18,11 @@ from torch import fx, nn
 from .builder import Builder
 from .graph import DTYPES, Node
 
-Handler = Callable[[Builder, Node], Any]
-HANDLERS: dict[str, Handler] = {}
-"""Handlers by the name of the operator."""
-
-
-def _handles(*ops: str) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
-        for op in ops:
-            HANDLERS[op] = handler
-        return handler
-
-    return register
-
+Handler: TypeAlias = Callable[[Builder, Node], Any]
 
 # --- layers with weights ---------------------------------------------------------------------------------------------
 
 
-@_handles("Conv")
 def _conv(b: Builder, node: Node) -> fx.Node:
     weight = b.constant(node, 1)
     bias = b.constant(node, 2) if len(node.inputs) > 2 else None
@@ -57,7 +44,6 @@ def _conv(b: Builder, node: Node) -> fx.Node:
     return b.layer(module, x, weight=weight, bias=bias)
 
 
-@_handles("Gemm")
 def _gemm(b: Builder, node: Node) -> fx.Node:
     if node.attributes.get("transA", 0) or any(node.attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta")):
         raise b.unsupported(node, "with transA, alpha or beta")
@@ -67,18 +53,12 @@ def _gemm(b: Builder, node: Node) -> fx.Node:
     return _linear(b, b.tensor(node.inputs[0]), weight, bias)
 
 
-@_handles("MatMul")
-def _matmul(b: Builder, node: Node) -> fx.Node:
-    return _linear(b, b.tensor(node.inputs[0]), np.ascontiguousarray(b.constant(node, 1).T), None)
-
-
 def _linear(b: Builder, x: fx.Node, weight: np.ndarray, bias: np.ndarray | None) -> fx.Node:
     with torch.device("meta"):
         module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     return b.layer(module, x, weight=weight, bias=bias)
 
 
-@_handles("BatchNormalization")
 def _batch_norm(b: Builder, node: Node) -> fx.Node:
     scale, shift, mean, variance = (b.constant(node, i) for i in range(1, 5))
     # Some versions of torch refuse 0. The smallest float changes no variance but 0.
@@ -88,7 +68,6 @@ def _batch_norm(b: Builder, node: Node) -> fx.Node:
     return b.layer(module, b.tensor(node.inputs[0]), weight=scale, bias=shift)
 
 
-@_handles("PRelu")
 def _prelu(b: Builder, node: Node) -> fx.Node:
     slope = b.constant(node, 1).reshape(-1)
     return b.layer(nn.PReLU(len(slope)), b.tensor(node.inputs[0]), weight=slope)
@@ -97,22 +76,10 @@ def _prelu(b: Builder, node: Node) -> fx.Node:
 # --- layers without weights ------------------------------------------------------------------------------------------
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Relu": F.relu,
-    "Sigmoid": torch.sigmoid,
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-    "Div": operator.truediv,
-}
+def _elementwise(function: Callable[..., Any]) -> Handler:
+    return lambda b, node: b.call(function, *map(b.tensor, node.inputs))
 
 
-@_handles(*_FUNCTIONS)
-def _elementwise(b: Builder, node: Node) -> fx.Node:
-    return b.call(_FUNCTIONS[node.op], *(b.tensor(name) for name in node.inputs))
-
-
-@_handles("MaxPool", "AveragePool")
 def _pool(b: Builder, node: Node) -> fx.Node:
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
     arguments = (x, _pair(node, "kernel_shape"), _pair(node, "strides"), padding)
@@ -123,12 +90,6 @@ def _pool(b: Builder, node: Node) -> fx.Node:
     return b.call(F.avg_pool2d, *arguments, ceil_mode=ceil, count_include_pad=include)
 
 
-@_handles("GlobalAveragePool")
-def _global_average_pool(b: Builder, node: Node) -> fx.Node:
-    return b.call(F.adaptive_avg_pool2d, b.tensor(node.inputs[0]), 1)
-
-
-@_handles("Resize", "Upsample")
 def _resize(b: Builder, node: Node) -> fx.Node:
     """Nearest neighbour with ``floor(x / scale)``, which is what torch's "nearest" computes."""
     modes = [node.attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")]
@@ -142,31 +103,14 @@ def _resize(b: Builder, node: Node) -> fx.Node:
     return b.call(F.interpolate, x, scale_factor=scales, mode="nearest")
 
 
-@_handles("Flatten")
-def _flatten(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.flatten, b.tensor(node.inputs[0]), node.attributes.get("axis", 1))
-
-
-@_handles("Reshape")
-def _reshape(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.reshape, b.tensor(node.inputs[0]), _sizes(b, node, 1))
-
-
-@_handles("Transpose")
-def _transpose(b: Builder, node: Node) -> fx.Node:
-    return b.call(torch.permute, b.tensor(node.inputs[0]), node.attributes["perm"])
-
-
 # --- sizes: Python integers all the way ------------------------------------------------------------------------------
 
 
-@_handles("Shape")
 def _shape(b: Builder, node: Node) -> fx.Node:
     b.sizes.add(node.outputs[0])
     return b.call(getattr, b.tensor(node.inputs[0]), "shape")
 
 
-@_handles("Gather")
 def _gather(b: Builder, node: Node) -> fx.Node:
     index = b.constant(node, 1)
     if index.ndim != 0:
@@ -174,13 +118,11 @@ def _gather(b: Builder, node: Node) -> fx.Node:
     return _on_sizes(b, node, operator.getitem, int(index))
 
 
-@_handles("Slice")
 def _slice(b: Builder, node: Node) -> fx.Node:
     starts, ends = b.constant(node, 1), b.constant(node, 2)
     return _on_sizes(b, node, operator.getitem, slice(int(starts[0]), int(ends[0])))
 
 
-@_handles("Unsqueeze")
 def _unsqueeze(b: Builder, node: Node) -> fx.Node | np.ndarray:
     value = b.values[node.inputs[0]]
     if isinstance(value, np.ndarray):
@@ -188,7 +130,6 @@ def _unsqueeze(b: Builder, node: Node) -> fx.Node | np.ndarray:
     return _on_sizes(b, node, _as_list)
 
 
-@_handles("Concat")
 def _concat(b: Builder, node: Node) -> fx.Node:
     if any(name in b.sizes for name in node.inputs):
         b.sizes.add(node.outputs[0])
@@ -199,7 +140,6 @@ def _concat(b: Builder, node: Node) -> fx.Node:
 # --- no operation ----------------------------------------------------------------------------------------------------
 
 
-@_handles("Constant")
 def _constant(b: Builder, node: Node) -> np.ndarray:
     value = node.attributes.get("value")
     if not isinstance(value, np.ndarray):
@@ -207,7 +147,6 @@ def _constant(b: Builder, node: Node) -> np.ndarray:
     return value
 
 
-@_handles("Identity", "Dropout", "Cast")
 def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
     value = b.values[node.inputs[0]]
     if node.op == "Cast" and isinstance(value, np.ndarray):
@@ -260,3 +199,36 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
 def _pair(node: Node, name: str) -> tuple[int, int]:
     vertical, horizontal = node.attributes.get(name, (1, 1))
     return vertical, horizontal
+
+
+HANDLERS: dict[str, Handler] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": lambda b, node: _linear(b, b.tensor(node.inputs[0]), np.ascontiguousarray(b.constant(node, 1).T), None),
+    "BatchNormalization": _batch_norm,
+    "PRelu": _prelu,
+    "Relu": _elementwise(F.relu),
+    "Sigmoid": _elementwise(torch.sigmoid),
+    "Add": _elementwise(operator.add),
+    "Sub": _elementwise(operator.sub),
+    "Mul": _elementwise(operator.mul),
+    "Div": _elementwise(operator.truediv),
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "GlobalAveragePool": lambda b, node: b.call(F.adaptive_avg_pool2d, b.tensor(node.inputs[0]), 1),
+    "Resize": _resize,
+    "Upsample": _resize,
+    "Flatten": lambda b, node: b.call(torch.flatten, b.tensor(node.inputs[0]), node.attributes.get("axis", 1)),
+    "Reshape": lambda b, node: b.call(torch.reshape, b.tensor(node.inputs[0]), _sizes(b, node, 1)),
+    "Transpose": lambda b, node: b.call(torch.permute, b.tensor(node.inputs[0]), node.attributes["perm"]),
+    "Shape": _shape,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Unsqueeze": _unsqueeze,
+    "Concat": _concat,
+    "Constant": _constant,
+    "Identity": _identity,
+    "Dropout": _identity,
+    "Cast": _identity,
+}
+"""Handlers by the name of the operator."""

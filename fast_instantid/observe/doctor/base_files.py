@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...download import local_path
 from ...errors import ModelFileError
+from ...weights import read_tensors
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, text_width
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, read_json, text_width
 from .places import Places
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and works with no other base model."
@@ -31,7 +30,7 @@ def base(places: Places) -> Iterator[Finding]:
         with suppress(ModelFileError, OSError):  # the model is missing, or its folder cannot be read
             path = local_path(path, "SDXL")
         if os.path.isfile(path):
-            yield from _checkpoint(path)
+            yield _checkpoint(path)
         elif _names_in(path):
             yield from _folder(path, places)
 
@@ -41,7 +40,7 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
     others: list[str] = []
     files = files_below(places.bases, (".safetensors", ".ckpt"))
     for path in sorted(files, key=lambda path: ("xl" not in path.name.lower(), path.suffix == ".ckpt")):
-        (finding,) = _checkpoint(path)
+        finding = _checkpoint(path)
         if finding.level == "ok":
             yield finding
             return
@@ -52,29 +51,24 @@ def _checkpoints(places: Places) -> Iterator[Finding]:
         yield Finding("warning", text, why, f"put an SDXL checkpoint into {places.bases[0]}")
 
 
-def _checkpoint(path: Path) -> Iterator[Finding]:
-    from ...weights import read_tensors
-
+def _checkpoint(path: Path) -> Finding:
     try:
         width = text_width(read_tensors(path))
-        problem = (
-            "" if width == SDXL_WIDTH else f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
-        )
+        if width == SDXL_WIDTH:
+            return Finding("ok", f"base model: {path}")
+        problem = f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
     except ModelFileError as error:
         problem = str(error)
-    if problem:
-        yield Finding("broken", problem, _SDXL_ONLY, "name an SDXL checkpoint with --base")
-    else:
-        yield Finding("ok", f"base model: {path}")
+    return Finding("broken", problem, _SDXL_ONLY, "name an SDXL checkpoint with --base")
 
 
 def _folder(folder: Path, places: Places) -> Iterator[Finding]:
     index, again = folder / "model_index.json", places.how_to_fetch("base", folder)
     try:
-        content = _read(index)
+        content = read_json(index)
         kind = str(content.get("_class_name"))
         parts = {name: str(value[0]) for name, value in content.items() if isinstance(value, list) and value[0]}
-        unet = _read(folder / "unet" / "config.json") if (folder / "unet" / "config.json").is_file() else {}
+        unet = read_json(folder / "unet" / "config.json") if (folder / "unet" / "config.json").is_file() else {}
     except FileNotFoundError:
         yield Finding("broken", f"{index} is missing", _INCOMPLETE, again)
         return
@@ -104,7 +98,7 @@ def _problems(part: Path) -> Iterator[str]:
             yield f"{part} is missing"
         return
     try:
-        _read(part / "config.json")
+        read_json(part / "config.json")
     except FileNotFoundError:
         yield f"{part}: config.json is missing"
     except (OSError, ValueError) as error:
@@ -118,10 +112,8 @@ def _problems(part: Path) -> Iterator[str]:
 
 def _damage(path: Path) -> str:
     """Say what is wrong with a file of weights, or with the shards of an index; "" if nothing is."""
-    from ...weights import read_tensors
-
     try:
-        files = sorted(set(_read(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
+        files = sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:
             read_tensors(path.parent / file)
     except ModelFileError as error:
@@ -129,13 +121,6 @@ def _damage(path: Path) -> str:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{path} is damaged ({error})"
     return ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: Any = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -8,19 +8,32 @@ from dataclasses import replace
 
 from .. import node_packs
 from ..report import Finding, Report
-from . import faces, files, gpus, machine, versions
+from . import gpus, machine, versions
 from .places import Places
 
 logger = logging.getLogger("fast_instantid")
 
 Check = Callable[[Places], Iterable[Finding]]
 
-# Topics, their checks, and whether these need the packages that are always needed.
+
+def _face_networks(places: Places) -> Iterable[Finding]:
+    from .faces import backend
+
+    return backend(places)
+
+
+def _model_files(places: Places) -> Iterable[Finding]:
+    from .files import model_files
+
+    return model_files(places)
+
+
+# Topics, their checks, and whether these import the packages that are always needed.
 _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
     ("Machine", (machine.torch_and_device,), False),
     ("Installed packages", (versions.needed, versions.bounds), False),
-    ("Face networks", (faces.backend,), True),
-    ("Model files", (files.model_files,), True),
+    ("Face networks", (_face_networks,), True),
+    ("Model files", (_model_files,), True),
     ("Node packs", (node_packs.node_packs,), False),
     ("GPU", (gpus.gpus,), False),
 )

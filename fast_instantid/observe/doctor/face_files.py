@@ -6,16 +6,13 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...errors import ModelFileError
+from ...faces.onnx.graph import Graph, read_graph
+from ...faces.pack import Pack, is_of_buffalo, look_for_pack
 from ..report import Finding
 from .headers import files_below
 from .places import Places
-
-if TYPE_CHECKING:
-    from ...faces.onnx.graph import Graph
-    from ...faces.pack import Pack
 
 # Convolutions of an IResNet: one at the start, two in each block, one where a block halves the picture
 # (insightface, arcface_torch/backbones/iresnet.py).
@@ -29,8 +26,6 @@ _INCOMPLETE = "The face models are not complete without it."
 
 def faces(places: Places) -> Iterator[Finding]:
     """Check the first pack in the folders. Yields nothing if there is no file of one."""
-    from ...faces.pack import Pack, look_for_pack
-
     reasons: list[str] = []
     for folder in places.faces:
         found = look_for_pack(folder)
@@ -42,8 +37,6 @@ def faces(places: Places) -> Iterator[Finding]:
 
 
 def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
-    from ...faces.pack import is_of_buffalo
-
     recognizer = pack.recognizer.path
     convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
     do = places.how_to_fetch("antelopev2", _destination(places))
@@ -64,8 +57,6 @@ def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
 
 def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
     """Say which part of a pack is there, and what is wrong with it."""
-    from ...faces.onnx.graph import read_graph
-
     do = places.how_to_fetch("antelopev2", _destination(places))
     beside = [folder.with_name("antelopev2.zip") for folder in places.faces]
     below = [path for path in files_below(places.faces, (".zip",)) if path.stem.lower().startswith(("ant", "buf"))]

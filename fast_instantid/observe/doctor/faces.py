@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import numpy as np
+import torch
+
+from ...errors import BackendError
+from ...faces.onnx.network import PROVIDERS, OnnxRuntimeNetwork
+from ...miniature import files
+from ...placement import Placement
 from ..report import Finding
 from .machine import first_line
 from .places import Places, pip
@@ -19,15 +26,8 @@ _BUILDS = re.compile(r"onnxruntime(?!-extensions|-genai|-tools)(-.*)?|ort-.*nigh
 
 def backend(places: Places) -> Iterator[Finding]:
     """Run a small network where the face networks would run."""
-    import torch
-
-    from ...errors import BackendError
-    from ...placement import Placement
-
     if places.backend == "onnxruntime":
-        yield _onnxruntime(
-            places.device or "cpu", "--backend torch" if places.host == "diffusers" else "provider 'auto'"
-        )
+        yield _onnxruntime(places)
         return
     try:
         placed = Placement.resolve(places.device).device
@@ -41,29 +41,21 @@ def backend(places: Places) -> Iterator[Finding]:
         yield Finding("broken", text, "A small convolution was tried.", "free memory there, or run them on cpu")
 
 
-def _onnxruntime(device: str, torch_instead: str) -> Finding:
-    import numpy as np
-
-    from ...errors import BackendError
-    from ...faces.onnx.network import OnnxRuntimeNetwork
-    from ...miniature import files
-
+def _onnxruntime(places: Places) -> Finding:
+    device = places.device or "cpu"
     try:
         network = OnnxRuntimeNetwork(files().pack / "glintr100.onnx", device)
         network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
     except BackendError as error:
         why, do = _explained(device)
         found = f"the face networks cannot run in onnxruntime on {device}: {error}"
+        torch_instead = "--backend torch" if places.host == "diffusers" else "provider 'auto'"
         return Finding("broken", found, why, f"{do}; or use torch, which needs none of this: {torch_instead}")
     return Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
 
 
 def _explained(device: str) -> tuple[str, str]:
     """Say why onnxruntime lacks the provider of ``device``, and what to do."""
-    import torch
-
-    from ...faces.onnx.network import PROVIDERS
-
     builds = sorted(name for name in installed() if _BUILDS.fullmatch(name))
     provider = PROVIDERS.get(device.partition(":")[0].lower(), device)
     if provider == "ROCMExecutionProvider":

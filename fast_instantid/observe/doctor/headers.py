@@ -1,14 +1,14 @@
-"""The kind of a file of weights, told from the names and shapes in its header in milliseconds."""
+"""Reading of configurations, and of the headers of weights."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from ...weights import StateDict
+from ...weights import StateDict
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MAX_DEPTH = 5
@@ -21,6 +21,14 @@ def text_width(tensors: StateDict) -> int | None:
     """Return the width of the tokens that cross-attention reads (see ``NAMES_OF_WIDTHS``); None without one."""
     keys = (tensor for name, tensor in tensors.items() if name.endswith("attn2.to_k.weight") and tensor.ndim == 2)
     return next((key.shape[1] for key in keys), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError if the file holds anything else."""
+    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
 
 
 def files_below(folders: Iterable[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...download import MODELS
 from ...errors import ModelFileError
+from ...identity.checkpoint import find_adapter, kind_of, read_adapter
+from ...weights import read_tensors
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, text_width
+from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, read_json, text_width
 from .places import Places, quoted
 
 _LAYERS = 70  # cross-attention layers of SDXL's UNet
-_ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")  # in search order
+_ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")
 _USUAL_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # in diffusers' order
 _NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
 _PLACES = "The IdentityNet places the face by the keypoints."
@@ -27,14 +27,13 @@ _HUB = f"huggingface.co/{MODELS['instantid'].repository}"
 
 def adapter(places: Places) -> Iterator[Finding]:
     """Check the adapter. Yields nothing if there is no file."""
-    from ...identity.checkpoint import read_adapter
-
-    candidates = [*files_below(places.adapters, WEIGHTS)]
-    if places.host == "diffusers":
-        beside = [path for path in candidates if path.parent in places.adapters]
-        named = [path for name in _ADAPTER_NAMES for path in beside if path.name == name]
-        candidates = named[:1] or beside
     folder = (places.adapters or (places.models,))[-1]
+    candidates, has_usual_name = [*files_below(places.adapters, WEIGHTS)], True
+    if places.host == "diffusers":
+        try:
+            candidates = [find_adapter(folder)]
+        except ModelFileError:
+            candidates, has_usual_name = [path for path in candidates if path.parent == folder], False
     is_good, wrong = False, list[str]()
     for path in candidates:
         try:
@@ -43,13 +42,10 @@ def adapter(places: Places) -> Iterator[Finding]:
             wrong.append(str(error))
             continue
         is_good, layers, width = True, len(weights.layers), weights.token_width
-        if places.host == "diffusers" and path.name not in _ADAPTER_NAMES:
-            text, why = (
-                f"{path} is InstantID's adapter under another name",
-                f"Its name must be one of {_ADAPTER_NAMES}.",
-            )
-            new = _ADAPTER_NAMES[0] if path.suffix == ".safetensors" else _ADAPTER_NAMES[1]
-            yield Finding("broken", text, why, f"rename it to {new}")
+        if not has_usual_name:
+            text = f"{path} is InstantID's adapter under another name"
+            new = "ip-adapter.safetensors" if path.suffix == ".safetensors" else "ip-adapter.bin"
+            yield Finding("broken", text, "The commands do not find it by this name.", f"rename it to {new}")
         elif (layers, width) == (_LAYERS, SDXL_WIDTH):
             yield Finding("ok", f"adapter: {path}")
         else:
@@ -68,8 +64,6 @@ def adapter(places: Places) -> Iterator[Finding]:
 
 def _adapter_elsewhere(places: Places) -> Path | None:
     """Find the adapter in a folder where people put it, and where it is not looked for."""
-    from ...identity.checkpoint import read_adapter
-
     if places.host == "diffusers":
         folders = (places.models, *(folder / "ControlNetModel" for folder in places.adapters))
         paths = [folder / name for folder in folders for name in _ADAPTER_NAMES]
@@ -109,18 +103,16 @@ def _controlnet_folder(folder: Path, again: str) -> Finding:
     if weights is None:
         return Finding("broken", f"{folder}: its weights are missing", _PLACES, again)
     try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, width = config.get("_class_name"), config.get("cross_attention_dim")
+        config = read_json(folder / "config.json")
     except FileNotFoundError:
         return Finding("broken", f"{folder}: config.json is missing", _PLACES, again)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         text = f"{folder / 'config.json'} is not a configuration ({error})"
         return Finding("broken", text, _PLACES, f"delete it, then: {again}")
-    if kind != "ControlNetModel":
-        return Finding(
-            "broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, f"delete it, then: {again}"
-        )
-    return _controlnet(weights, f"delete it, then: {again}", width)
+    again = f"delete it, then: {again}"
+    if (kind := config.get("_class_name")) != "ControlNetModel":
+        return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
+    return _controlnet(weights, again, config.get("cross_attention_dim"))
 
 
 def _among_controlnets(places: Places) -> Iterator[Finding]:
@@ -147,9 +139,6 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
 
 
 def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
-    from ...identity.checkpoint import kind_of, read_adapter
-    from ...weights import read_tensors
-
     try:
         tensors = read_tensors(path)
     except ModelFileError as error:

@@ -36,11 +36,6 @@ def import_module(name: str) -> ModuleType | Exception:
         return error
 
 
-def is_missing(name: str, error: object) -> bool:
-    """Whether the import of a module failed because it does not exist."""
-    return isinstance(error, ModuleNotFoundError) and error.name == name
-
-
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -52,7 +47,7 @@ def torch_and_device(places: Places) -> Iterator[Finding]:
     yield Finding("ok", f"Python {platform.python_version()}, {sys.executable}; {system}")
     torch: Any = import_module("torch")
     if isinstance(torch, Exception):
-        missing = is_missing("torch", torch)
+        missing = isinstance(torch, ModuleNotFoundError) and torch.name == "torch"
         again = f"{pip('install --force-reinstall --no-deps torch')}, with the --index-url of your GPU from there"
         yield Finding(
             "broken",
@@ -137,11 +132,7 @@ def _why_cpu(torch: Any) -> Iterator[Finding]:
 
 
 def gpu_vendor(root: Path = Path("/")) -> str | None:
-    """Return "NVIDIA" or "AMD" if there is such a GPU, also one without a driver.
-
-    Args:
-        root: of the file system; for tests.
-    """
+    """Return "NVIDIA" or "AMD" if there is such a GPU, also one without a driver. Tests give another ``root``."""
     signs = ("proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1")  # the second in WSL 2
     windows = os.name == "nt" and shutil.which("nvidia-smi")
     if find_gpus()[0] or windows or any(os.path.exists(root / sign) for sign in signs):

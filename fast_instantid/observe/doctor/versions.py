@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 
 from ..report import Finding
-from .machine import first_line, gpu_vendor, import_module, is_missing
+from .machine import first_line, gpu_vendor, import_module
 from .places import ROOT, Places, comfyui_around, pip
 
 NEEDED = {
@@ -62,7 +62,7 @@ def needed(places: Places) -> Iterator[Finding]:
         result = import_module(module)
         if not isinstance(result, Exception):
             good.append(f"{name} {present.get(name, '')}".strip())
-        elif is_missing(module, result):
+        elif isinstance(result, ModuleNotFoundError) and result.name == module:
             missing.append(name)
         elif name != "torch" and "numpy" not in missing:  # torch is reported above, and OpenCV needs numpy
             yield Finding(
