@@ -37,11 +37,14 @@ def run(options: argparse.Namespace) -> int:
     files = miniature.files()
     importing: dict[str, float] = {}
     with timed("import the libraries", importing), stage("import"):
+        import torch
+
         from ..demo import PROMPTS, SAMPLING, run
         from ..demo.sheet import sheet
 
     sampling = replace(SAMPLING, num_inference_steps=options.num_inference_steps, seed=options.seed)
     photo = options.photo or files.portraits[0]
+    torch.set_num_threads(1)  # networks as small as these gain nothing from a second one, and lose much where it waits
     demo = run(files, photo, options.prompt or PROMPTS, sampling, options.device, report_step, options.cache)
     progress("")
     demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ..cache import Cache
@@ -56,18 +55,6 @@ class Demo:
     """Of each stage: the first time, and again where it is repeated."""
 
 
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """The miniature's networks gain nothing from a second thread, and on a busy machine lose a factor of ten to it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
 def run(
     files: MiniatureFiles,
     portrait: Path,

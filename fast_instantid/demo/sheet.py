@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +12,7 @@ from . import Demo
 _TILE = 288  # side of a picture on the sheet, in pixels
 _GAP, _MARGIN = 22, 28
 _CAPTION = 62  # height below a picture: two lines of words and one of numbers
+_LETTERS = 40  # in a line of a caption
 _PAPER, _INK, _GREY, _GREEN, _RED = (250, 248, 244), (38, 38, 46), (128, 126, 132), (30, 126, 84), (186, 60, 52)
 
 
@@ -42,23 +44,7 @@ def _place(
     paper.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
     canvas, font = ImageDraw.Draw(paper), ImageFont.load_default(14)
     top += _TILE + 6
-    for line in _lines(words, font):
+    for line in textwrap.wrap(words, _LETTERS, max_lines=2, placeholder=" …"):
         canvas.text((left, top), line, _INK, font)
         top += 18
     canvas.text((left, top), note, color, font)
-
-
-def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Break a caption into at most two lines of similar width, cut to the width of a picture."""
-    words, lines = text.split(), [text]
-    if font.getlength(text) > _TILE and len(words) > 1:
-        halves = [[" ".join(words[:i]), " ".join(words[i:])] for i in range(1, len(words))]
-        lines = min(halves, key=lambda half: max(map(font.getlength, half)))
-    return [_cut(line, font) for line in lines]
-
-
-def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(line) <= _TILE:
-        return line
-    kept = max(i for i in range(len(line)) if font.getlength(f"{line[:i]}…") <= _TILE)
-    return f"{line[:kept]}…"

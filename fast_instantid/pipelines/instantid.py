@@ -14,18 +14,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from .. import miniature
 from ..cache import Cache
 from ..errors import BackendError, FastInstantIDError
 from ..faces import Face, FaceAnalyzer, largest
 from ..identity import Adapter, Identity
 from ..images import ImageInput
 from ..people import Person, find_person
+from ..placement import Placement
 from . import attachment
 from .approximations import EXACT, Approximations
 from .call import call_options
 from .cross_attention import cross_attention_layers
 from .drawing import Drawing, is_compiled
 from .fit import check_fit, check_pipeline, choose_identity_net
+from .load import InstantIDFiles, load_pipeline
 from .subject import DEFAULT_WEIGHT, Subject, as_subjects
 
 People: TypeAlias = "Identity | Person | Subject | Sequence[Identity | Person | Subject]"
@@ -114,9 +117,16 @@ class InstantID:
             ModelFileError: files that are missing or of another kind; says where it looked.
             BackendError: a device that is not there.
         """
-        from .load import load_instantid
-
-        return load_instantid(cls, instantid, base, faces, device, dtype, cache)
+        defaults = None
+        if "miniature" in (instantid, base, faces):
+            files = miniature.files()
+            instantid, base, faces = files.instantid, files.base, files.pack
+            defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
+        place = Placement.resolve(device, dtype)
+        analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
+        adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
+        pipe = load_pipeline(base, instantid, place.device, place.dtype)
+        return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
     def person(
         self,

@@ -17,12 +17,9 @@ from diffusers import (
     StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from .. import miniature
-from ..cache import Cache
 from ..download import DOWNLOAD_HINT, local_path
 from ..errors import ModelFileError
-from ..faces import FaceAnalyzer
-from ..identity import Adapter, find_adapter
+from ..identity import find_adapter
 from ..placement import Placement
 from ..recorder import stage
 
@@ -54,22 +51,6 @@ class InstantIDFiles:
                 f"{controlnet}: no config.json; expected InstantID's ControlNet there; {DOWNLOAD_HINT}"
             )
         return cls(controlnet, find_adapter(folder, dtype))
-
-
-def load_instantid(
-    cls: Any, instantid: Any, base: Any, faces: Any, device: Any, dtype: Any, cache: Cache | None
-) -> Any:
-    """What :meth:`InstantID.from_pretrained` documents."""
-    defaults = None
-    if "miniature" in (instantid, base, faces):
-        files = miniature.files()
-        instantid, base, faces = files.instantid, files.base, files.pack
-        defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
-    place = Placement.resolve(device, dtype)
-    analyzer = FaceAnalyzer.load(local_path(faces, "a face model pack"), device=place.device, cache=cache)
-    adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
-    pipe = load_pipeline(base, instantid, place.device, place.dtype)
-    return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
 
 def load_pipeline(
