@@ -214,22 +214,22 @@ def test_a_cache_folder_remembers_faces_and_identities(models, photo, tmp_path, 
     assert kept.keys() == set(folder.rglob("*.safetensors"))
 
 
-def test_photos_of_two_people_are_told(drawn, tmp_path, capsys):
+def test_photos_of_two_people_are_told_on_stderr_and_to_the_host(drawn, tmp_path, capsys, caplog):
     other = str(miniature.files().portraits[1])
     command = ["generate", "--prompt", "x", "--steps", "1", "--base", "miniature", "-o", str(tmp_path / "out.png")]
     assert main([*command, "--photo", drawn, "--photo", other]) == 0
-    assert "warning: ada.png and " in capsys.readouterr().err.replace(str(Path(drawn).parent) + os.sep, "")
+    assert f"warning: {drawn} and {other} look like two people" in capsys.readouterr().err
+    assert "look like two people" in caplog.text
     assert main([*command, "--photo", drawn, drawn]) == 0
     assert "look like two people" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("left", [0, 384])
-def test_a_face_beside_the_middle_of_a_wide_photo_is_drawn(drawn, left, tmp_path, capsys):
+def test_a_face_beside_the_middle_of_a_wide_photo_is_drawn(drawn, tmp_path):
     wide = Image.new("RGB", (512, 128), "grey")
-    wide.paste(Image.open(drawn), (left, 0))
+    wide.paste(Image.open(drawn), (384, 0))
     wide.save(tmp_path / "wide.png")
     command = ["generate", "--photo", str(tmp_path / "wide.png"), "--prompt", "flat portrait, plain blue background"]
-    command += ["--base", "miniature", "--size", "128x128", "--device", "cpu", "-o", str(tmp_path / "out.png")]
+    command += ["--base", "miniature", "--size", "128x128", "--steps", "10", "-o", str(tmp_path / "out.png")]
     assert main(command) == 0
     analyzer = FaceAnalyzer.load(miniature.files().pack, device="cpu")
     embeddings = analyzer.embed([drawn, tmp_path / "out.png"])
@@ -362,8 +362,8 @@ def test_an_option_of_one_value_given_twice_is_wrong_usage(arguments, option, ca
         main(arguments)
     assert exit_.value.code == 2
     said = capsys.readouterr().err
-    assert f"usage: fast-instantid {arguments[0]}" in said
-    assert f"argument {option}: given twice" in said
+    assert said.startswith("usage:")
+    assert f"fast-instantid {arguments[0]}: error: argument {option}: given twice" in said
 
 
 def test_options_that_take_a_list_add_up_and_long_names_are_diffusers():
@@ -381,19 +381,13 @@ def test_options_that_take_a_list_add_up_and_long_names_are_diffusers():
         assert (options.num_inference_steps, options.guidance_scale) == (3, 4)
 
 
-def test_the_logging_of_the_host_stays_as_it_is(blank, pack, caplog, capsys):
+def test_the_logging_of_the_host_stays_as_it_is(blank, pack):
     logger = logging.getLogger("fast_instantid")
     before = (logger.handlers[:], logger.propagate, logger.level)
     assert main(["embed", blank, "--pack", str(pack)]) == 1
     with pytest.raises(SystemExit):
         main(["frobnicate"])
     assert (logger.handlers, logger.propagate, logger.level) == before
-    with caplog.at_level(logging.WARNING):
-        portraits = miniature.files().portraits[:2]
-        command = ["generate", "--prompt", "x", "--base", "miniature", "--steps", "0", "-o", "x.png"]
-        main([*command, "--photo", *map(str, portraits)])
-        logger.warning("to the host")
-    assert [record.getMessage() for record in caplog.records] == ["to the host"]
 
 
 def test_no_memory_is_an_error_in_one_line(monkeypatch, capsys):
