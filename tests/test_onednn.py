@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -19,6 +20,10 @@ from fast_instantid.faces.onnx.onednn import OneDNNConv2d, has_onednn, use_onedn
 needs_onednn = pytest.mark.skipif(not has_onednn(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
 
 
+def has_fixed_size(graph: Graph) -> bool:
+    return None not in graph.inputs[0].shape[2:]
+
+
 @pytest.fixture(params=[write_scrfd, write_iresnet], ids=["detector", "recogniser"])
 def graph(request, tmp_path: Path) -> Graph:
     return read_graph(request.param(tmp_path / "network.onnx"))
@@ -30,15 +35,16 @@ def test_onednn_equals_plain(graph, dtype):
     if not has_onednn(dtype):
         pytest.skip(f"this CPU has no {dtype}")
     plain = to_module(graph).to(dtype)
-    converted = use_onednn(copy.deepcopy(plain))
+    converted = use_onednn(copy.deepcopy(plain), has_fixed_size(graph))
     side = graph.inputs[0].shape[2] or 64
     for batch, size in ((1, side), (3, side), (1, side if graph.inputs[0].shape[2] else 96)):
         images = torch.randn(batch, 3, size, size).to(dtype).to(memory_format=torch.channels_last)
         with torch.inference_mode():
             for expected, found in zip(plain(images), converted(images), strict=True):
-                assert found.abs().max() > 0
-                # Where torch has a kernel of its own for a layer this small, last bits differ.
-                torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 0.1, atol=1e-6)
+                # Where torch has a kernel of its own for a layer this small, last bits differ. They are rounding errors
+                # of sums, so they scale with the largest values, and one element may be any fraction of its own error.
+                error = (found - expected).norm() / expected.norm()
+                assert error <= (5e-6 if dtype == torch.float32 else 0.02)
 
 
 @needs_onednn
@@ -53,18 +59,40 @@ def test_every_convolution_is_converted_and_its_relu_with_it(graph):
 
 
 @needs_onednn
-def test_results_do_not_depend_on_the_size_that_came_first(tmp_path):
+@pytest.mark.parametrize("fixed_size", [True, False])
+def test_results_do_not_depend_on_the_size_that_came_first(tmp_path, fixed_size):
     graph = read_graph(write_scrfd(tmp_path / "network.onnx"))
     small, large = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 160, 160)
     orders = [(small, large), (large, small)]
     outputs = []
     for first, second in orders:
-        network = use_onednn(to_module(graph))
+        network = use_onednn(to_module(graph), fixed_size)
         with torch.inference_mode():
             found = {len(images[0, 0]): network(images) for images in (first, second)}
         outputs.append(found)
     for side in (64, 160):
         assert all(torch.equal(one, other) for one, other in zip(outputs[0][side], outputs[1][side], strict=True))
+
+
+@needs_onednn
+def test_weights_are_reordered_once_for_a_fixed_size_and_never_by_the_reference_code(tmp_path, capfd):
+    """A recogniser's layout fits its kernels; a detector's stays plain, which oneDNN reorders by generated code."""
+    files = {
+        "recogniser": write_iresnet(tmp_path / "recogniser.onnx", widths=(64, 128, 256, 512), blocks=(1, 1, 1, 1)),
+        "detector": write_scrfd(tmp_path / "detector.onnx"),
+    }
+    for name, path in files.items():
+        network = TorchNetwork(read_graph(path), torch.device("cpu"))
+        pictures = np.zeros((1, 112, 112, 3) if name == "recogniser" else (1, 640, 640, 3), np.uint8)
+        network.run(pictures, 127.5, 1 / 127.5)
+        capfd.readouterr()
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            network.run(pictures, 127.5, 1 / 127.5)
+        executed = [line for line in capfd.readouterr().out.splitlines() if ",exec,cpu," in line]
+        assert sum(",convolution," in line for line in executed) > 10
+        reorders = [line for line in executed if ",reorder," in line]
+        assert not any(",simple:" in line for line in reorders)
+        assert name == "detector" or not reorders
 
 
 def test_without_onednn_the_layers_are_torchs_own(graph, monkeypatch):

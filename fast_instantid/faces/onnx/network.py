@@ -103,7 +103,8 @@ class TorchNetwork:
                 with stage("load network"):
                     module = to_module(self._graph).to(self.dtype)
                     if self._uses_onednn:
-                        self._module = self.place(use_onednn(module))
+                        fixed_size = None not in self._graph.inputs[0].shape[2:]
+                        self._module = self.place(use_onednn(module, fixed_size))
                     else:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module

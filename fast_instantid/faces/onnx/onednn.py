@@ -1,8 +1,8 @@
 """Convolutions on a CPU with weights in oneDNN's blocked layout.
 
-torch's own layer reorders its weights at every call. Here they are reordered once, at loading, and a following ReLU is
-fused. The operators are those of torch's compiler (torch/_inductor/fx_passes/mkldnn_fusion.py). They are not public:
-without them, the layers stay torch's own.
+torch's own layer reorders its weights at every call. Here a network with a fixed input size reorders them once, and a
+following ReLU is fused. The operators, and the rule that needs a fixed size, are those of torch's compiler
+(torch/_inductor/fx_passes/mkldnn_fusion.py). They are not public: without them, the layers stay torch's own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _OPERATORS._is_mkldnn_bf16_supported())
 
 
-def use_onednn(module: fx.GraphModule) -> fx.GraphModule:
-    """Replace the convolutions of a network, in-place, and fuse the ReLUs that follow them."""
+def use_onednn(module: fx.GraphModule, fixed_size: bool) -> fx.GraphModule:
+    """Replace the convolutions of a network, in-place, and fuse the ReLUs that follow them.
+
+    Args:
+        fixed_size: the network takes pictures of one size only.
+    """
     for node in [*module.graph.nodes]:
         conv = module.get_submodule(node.target) if node.op == "call_module" else None
         if type(conv) is nn.Conv2d:
@@ -37,7 +41,7 @@ def use_onednn(module: fx.GraphModule) -> fx.GraphModule:
             if with_relu:
                 readers[0].replace_all_uses_with(node)
                 module.graph.erase_node(readers[0])
-            module.add_module(node.target, OneDNNConv2d(conv, with_relu))
+            module.add_module(node.target, OneDNNConv2d(conv, with_relu, fixed_size))
     module.recompile()
     return module
 
@@ -45,16 +49,24 @@ def use_onednn(module: fx.GraphModule) -> fx.GraphModule:
 class OneDNNConv2d(nn.Module):
     """A convolution, and a ReLU if asked for, in inference on a CPU.
 
-    The layout does not depend on the input, so results do not depend on the size of the first picture.
+    oneDNN selects the kernel for the size of the input, and each kernel needs its own layout of the weights. With a
+    fixed size, the first call reorders the weights into that layout. Otherwise they stay channels-last and are
+    reordered at every call: from a layout made for another size, that can take ten times as long as the convolution.
+    The result is the same to the bit for any layout.
     """
 
-    def __init__(self, conv: nn.Conv2d, with_relu: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, with_relu: bool, fixed_size: bool) -> None:
         super().__init__()
         self.bias = conv.bias
         self._sizes = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups  # pyright: ignore[reportGeneralTypeIssues]
         self._then = "relu" if with_relu else "none"
-        # Not a parameter: its layout is opaque, so it must not be moved or read.
-        self._weight = _REORDER(conv.weight.detach().to_mkldnn(), *self._sizes)
+        self._fixed_size = fixed_size
+        # Not a parameter: a blocked layout is opaque, so it must not be moved or read.
+        weight = conv.weight.detach()
+        self._weight = weight if fixed_size else weight.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _OPERATORS._convolution_pointwise(x, self._weight, self.bias, *self._sizes, self._then, [], "")
+        weight = self._weight  # read once: another thread may replace it
+        if self._fixed_size and weight.layout == torch.strided:
+            weight = self._weight = _REORDER(weight.to_mkldnn(), *self._sizes, x.shape)
+        return _OPERATORS._convolution_pointwise(x, weight, self.bias, *self._sizes, self._then, [], "")
