@@ -17,7 +17,7 @@ from .places import Places
 # Convolutions of an IResNet: one at the start, two in each block, one where a block halves the picture
 # (insightface, arcface_torch/backbones/iresnet.py).
 _IRESNET_100, _IRESNET_50 = 1 + 2 * (3 + 13 + 30 + 3) + 4, 1 + 2 * (3 + 4 + 14 + 3) + 4
-_OTHER_PERSON = "InstantID was trained on antelopev2's glintr100. With another recogniser it draws another person."
+_OTHER_PERSON = "InstantID was trained on antelopev2's glintr100. Another recogniser gives another person."
 
 
 def faces(places: Places) -> Iterator[Finding]:
