@@ -30,8 +30,7 @@ def has_own_get(analysis: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _FaceFromGet(Face):
-    source: Any
-    """The face as ``get`` returned it."""
+    source: Any  # the face as ``get`` returned it
 
 
 class AnalysisByGet:

@@ -136,7 +136,8 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
 
 def _is_detector(graph: Graph) -> bool:
     """Whether a graph has SCRFD's outputs, with or without keypoints, and one picture as its input."""
-    return len(graph.inputs) == 1 and _channels(graph) == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
+    shape = graph.inputs[0].shape if len(graph.inputs) == 1 else ()
+    return len(shape) == 4 and shape[1] == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
 
 
 def _is_recognizer(graph: Graph) -> bool:
@@ -144,15 +145,10 @@ def _is_recognizer(graph: Graph) -> bool:
 
     Landmark networks read 192 x 192 pixels, gender networks 96 x 96.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.inputs[0].shape[2:] != (112, 112):
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.inputs[0].shape[1:] != (3, 112, 112):
         return False
     width = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
-    return _channels(graph) == 3 and (width is None or width >= 128)
-
-
-def _channels(graph: Graph) -> int | None:
-    shape = graph.inputs[0].shape
-    return shape[1] if len(shape) == 4 else None
+    return width is None or width >= 128
 
 
 def is_of_buffalo(recognizer: Graph) -> bool:

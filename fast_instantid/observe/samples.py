@@ -18,8 +18,7 @@ class Sample:
     time: float  # seconds since the start
     memory_used: float | None = None
     memory_total: float | None = None
-    utilization: float | None = None
-    """0 to 1: the part of the driver's sample period (1/6 to 1 s) in which a kernel ran."""
+    utilization: float | None = None  # 0 to 1: part of the driver's sample period (1/6 to 1 s) in which a kernel ran
     pcie_in: float | None = None
     pcie_out: float | None = None
     pcie_capacity: float | None = None  # what the link can carry each way at the moment

@@ -17,11 +17,7 @@ from .places import Places
 # Convolutions of an IResNet: one at the start, two in each block, one where a block halves the picture
 # (insightface, arcface_torch/backbones/iresnet.py).
 _IRESNET_100, _IRESNET_50 = 1 + 2 * (3 + 13 + 30 + 3) + 4, 1 + 2 * (3 + 4 + 14 + 3) + 4
-_OTHER_PERSON = (
-    "InstantID was trained on antelopev2's glintr100. With another recogniser, pictures show another person than the "
-    "photo."
-)
-_INCOMPLETE = "The face models are not complete without it."
+_OTHER_PERSON = "InstantID was trained on antelopev2's glintr100. Another recogniser gives another person."
 
 
 def faces(places: Places) -> Iterator[Finding]:
@@ -83,7 +79,7 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
             if archives
             else f"delete {', '.join(map(str, problems))}, then: {do}"
         )
-        yield Finding("broken", "; ".join(problems.values()), _INCOMPLETE, again)
+        yield Finding("broken", "; ".join(problems.values()), "The face models are not complete without it.", again)
     else:
         has_detector = any(len(graph.outputs) > 1 for graph in graphs)
         missing = "a recogniser (glintr100.onnx)" if has_detector else "a face detector (scrfd_10g_bnkps.onnx)"
