@@ -9,73 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
 
-import numpy as np
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
 
+from .disk_tier import FOLDER as FOLDER
+from .disk_tier import DiskTier
 from .recorder import count
-from .weights import write_safetensors
+from .records import Record as Record
+from .records import content_key as content_key
+from .records import record_bytes as record_bytes
 
 logger = logging.getLogger("fast_instantid")
-
-Record = Mapping[str, torch.Tensor]
-"""A cached value. It is shared between callers: never change its tensors in-place.
-
-A record that was changed is dropped at the next request, but who holds it already sees the change.
-"""
-
-FOLDER = "fast-instantid-cache"
-"""Subfolder that the disk tier works in: nothing outside of it is read, written or removed."""
-
-_OVERHEAD = 1024  # bytes of the Python objects around a tensor; counting them bounds empty records too
-
-
-def content_key(*parts: object) -> str:
-    """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
-
-    Args:
-        parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
-
-    Raises:
-        TypeError: a part is of another type.
-    """
-    digest = xxhash.xxh3_128()
-    for part in parts:
-        _update(digest, part)
-    return digest.hexdigest()
-
-
-def _update(digest: xxhash.xxh3_128, part: object) -> None:
-    if isinstance(part, torch.Tensor):
-        tensor = part.detach().cpu().contiguous()
-        digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(part, np.ndarray):
-        digest.update(f"A{part.dtype.str}{list(part.shape)}".encode())
-        digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-    elif isinstance(part, (str, bytes)):
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(f"{type(part).__name__}{len(data)}:".encode())
-        digest.update(data)
-    elif part is None or isinstance(part, (bool, int, float)):
-        digest.update(f"{type(part).__name__}:{part!r};".encode())
-    elif isinstance(part, (tuple, list)):
-        digest.update(f"S{len(part)}:".encode())
-        for item in part:
-            _update(digest, item)
-    else:
-        raise TypeError(f"a {type(part).__name__} cannot be part of a content key")
 
 
 @dataclass
@@ -106,7 +57,7 @@ class Cache:
         self, max_bytes: int = 256 << 20, directory: str | Path | None = None, max_disk_bytes: int = 2 << 30
     ) -> None:
         self.max_bytes = max_bytes
-        self._disk = None if directory is None else _DiskTier(Path(directory), max_disk_bytes)
+        self._disk = None if directory is None else DiskTier(Path(directory), max_disk_bytes)
         self._records: OrderedDict[str, tuple[Record, list[int]]] = OrderedDict()
         self._stats = CacheStats()
         self.forget_threads()
@@ -239,11 +190,6 @@ class Cache:
         self._stats.entries = len(self._records)
 
 
-def record_bytes(record: Record) -> int:
-    """Return the size of a record in bytes: its tensors, and about 1 KB of overhead for each."""
-    return sum(tensor.nbytes + _OVERHEAD for tensor in record.values())
-
-
 def _owned(record: Record) -> Record:
     """Copy inference-mode tensors, which are useless outside, and views, which hold more storage than they count."""
     return {
@@ -252,77 +198,6 @@ def _owned(record: Record) -> Record:
     }
 
 
-class _DiskTier:
-    """Safetensors files named by key. Errors are logged and never raised."""
-
-    lock: threading.Lock
-
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.directory = directory.expanduser() / FOLDER
-        self.max_bytes = max_bytes
-        self._room = 0  # bytes to write before the next scan of the folder
-
-    def read(self, key: str) -> Record | None:
-        path = self._path(key)
-        try:
-            with safe_open(path, framework="pt") as file:
-                # Copied out of the mapping: another process may evict the file meanwhile.
-                record = {name: file.get_tensor(name).clone() for name in file.keys()}
-                checksum = (file.metadata() or {}).get("checksum")
-            if checksum != _checksum(key, record):
-                raise SafetensorError("its checksum does not fit")
-        except FileNotFoundError:
-            return None
-        except (OSError, SafetensorError) as error:
-            logger.warning("cache file %s cannot be used (%s): computing again", path, error)
-            return None
-        with suppress(OSError):  # a read-only folder can still be read
-            os.utime(path)  # time of the last read, for eviction
-        return record
-
-    def write(self, key: str, record: Record) -> None:
-        if record_bytes(record) > self.max_bytes:
-            return
-        path = self._path(key)
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_safetensors(path, dict(record), {"checksum": _checksum(key, record)})
-            with self.lock:
-                self._room -= path.stat().st_size
-                if self._room < 0:
-                    self._room = self._evict()
-        except OSError as error:
-            logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
-
-    def _evict(self) -> int:
-        """Remove the least recently read files above the bound; return the bytes to write before the next scan.
-
-        A scan is slow, so a tenth is freed at once. Other processes write too, so the next scan comes soon.
-        """
-        files = []
-        for path in self.directory.glob("*/*.safetensors"):
-            if _OURS.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # another process evicted it
-                    files.append((path.stat(), path))
-        total = sum(stat.st_size for stat, _ in files)
-        if total > self.max_bytes:
-            for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
-                path.unlink(missing_ok=True)
-                total -= stat.st_size
-                if total <= 0.9 * self.max_bytes:
-                    break
-        return min(self.max_bytes - total, self.max_bytes // 16)
-
-    def _path(self, key: str) -> Path:
-        return self.directory / key[:2] / f"{key}.safetensors"
-
-
-def _checksum(key: str, record: Record) -> str:
-    return content_key(key, *(part for name in sorted(record) for part in (name, record[name])))
-
-
-_OURS = re.compile(r"(\.[0-9a-f]{16}|[0-9a-f]{32})\.safetensors")  # an interrupted write, or a content key
 _shared: Cache | None = None
 _shared_lock = threading.Lock()
 _caches: WeakSet[Cache] = WeakSet()
