@@ -51,6 +51,17 @@ class TestMiniature:
         assert usual.images.shape == (1, 128, 192, 3)
         assert np.abs(usual.images - other.images).max() > 0.01
 
+    def test_an_argument_that_would_be_ignored_is_refused(self, instantid, people):
+        with pytest.raises(FastInstantIDError, match=r"takes no steps=: did you mean num_inference_steps=\?"):
+            instantid(PROMPT, people[0], steps=2)
+        with pytest.raises(FastInstantIDError, match=r"PosixPath.*instantid.person\(photo\)"):
+            instantid(PROMPT, miniature.files().portraits[0])
+
+    def test_a_seed_is_a_generator(self, instantid, people):
+        options = {"num_inference_steps": 1, "output_type": "np"}
+        by_seed = instantid(PROMPT, people[0], seed=3, **options).images
+        assert np.array_equal(by_seed, instantid(PROMPT, people[0], generator=seeded(3), **options).images)
+
     def test_a_person_is_what_its_photographs_say(self, instantid, people):
         portrait = miniature.files().portraits[0]
         person = instantid.person([portrait, portrait], name="Anna")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from ..people import Person
 from .subject import Subject
 
 _SCALE = "controlnet_conditioning_scale"
+_TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_scale")  # the last two are warned of
 
 
 def call_options(
@@ -27,10 +29,20 @@ def call_options(
         given: the caller's arguments, which win.
 
     Raises:
-        FastInstantIDError: too few or too many pictures for the other ControlNets.
+        FastInstantIDError: too few or too many pictures for the other ControlNets, or an argument that the pipeline
+            would ignore.
     """
     pipe = instantid.pipe
-    takes = inspect.signature(type(pipe).__call__).parameters
+    takes = _parameters(pipe)
+    for name in given:
+        if name not in takes and name not in _TAKEN_BY_KWARGS:
+            like = difflib.get_close_matches(
+                name, [*takes, *(word for long in takes for word in long.split("_"))], cutoff=0.75
+            )
+            hint = next((long for long in takes if like and (long == like[0] or like[0] in long.split("_"))), None)
+            raise FastInstantIDError(
+                f"{type(pipe).__name__} takes no {name}=" + (f": did you mean {hint}=?" if hint else "")
+            )
     defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
     options: dict[str, Any] = {**defaults, **given}
     person = _posing(people)
@@ -71,7 +83,7 @@ def _size(options: Mapping[str, Any], pipe: Any, person: Person | None) -> tuple
     """``(width, height)`` of the new picture: as said, or that of the picture to change, or the shape of the photo."""
     if options.get("width") and options.get("height"):
         return options["width"], options["height"]
-    if "control_image" in inspect.signature(type(pipe).__call__).parameters:
+    if "control_image" in _parameters(pipe):
         image = _listed(options.get("image"))
         return image[0].size if image and isinstance(image[0], Image.Image) else None
     return None if person is None else sdxl_size(person.photo_size, native_side(pipe))
@@ -85,3 +97,9 @@ def _posing(people: Any) -> Person | None:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _parameters(pipe: Any) -> set[str]:
+    """The names that the pipeline's call takes. A wrapper that passes everything on has those of its base classes."""
+    calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    return {name for call in calls for name in inspect.signature(call).parameters}

@@ -12,6 +12,7 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .. import miniature
@@ -123,8 +124,8 @@ class InstantID:
             instantid, base, faces = files.instantid, files.base, files.pack
             defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
         place = Placement.resolve(device, dtype)
-        analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
         adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
+        analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
         pipe = load_pipeline(base, instantid, place.device, place.dtype)
         return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
@@ -169,6 +170,7 @@ class InstantID:
         *,
         keypoints: Image.Image | None = None,
         scale: Scale | None = None,
+        seed: int | None = None,
         approximations: Approximations = EXACT,
         **options: Any,
     ) -> Any:
@@ -180,6 +182,7 @@ class InstantID:
             keypoints: the keypoint picture that places the faces. By default the face of the first person with
                 keypoints lies as in its photograph; without any, the IdentityNet does not act.
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
+            seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
                 ControlNets' pictures go into ``image`` (or ``control_image``), in their order.
@@ -192,6 +195,8 @@ class InstantID:
         """
         if prompt is not None:
             options["prompt"] = prompt
+        if seed is not None:
+            options["generator"] = torch.Generator().manual_seed(seed)
         with self.attached(people, scale, approximations):
             return self.pipe(**call_options(self, people, keypoints, options))
 
@@ -302,6 +307,9 @@ class InstantID:
         if scale is not None and weight is not scale:
             drawing.weights = _each(scale, len(given))
         return drawing
+
+    def __repr__(self) -> str:
+        return f"InstantID({type(self.pipe).__name__})"
 
     def _attached_now(self) -> Drawing:
         drawing = attachment.innermost(self) or next(reversed(attachment.attached_for(self)), None)

@@ -102,6 +102,9 @@ def as_subjects(
         person = item.identity if isinstance(item, Subject) else item
         identity = person if isinstance(person, Identity) else identify(person)
         if identity is None:
-            raise FastInstantIDError(f"cannot attach a {type(person).__name__}: expected an Identity or a Subject")
+            raise FastInstantIDError(
+                f"cannot attach a {type(person).__name__}: expected an Identity or a Subject, or a Person, which "
+                "instantid.person(photo) finds"
+            )
         subjects.append((identity, item if isinstance(item, Subject) else Subject(identity, default)))
     return subjects
