@@ -31,7 +31,7 @@ ALLOWED = {
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
-    "observe": {"", "faces", "identity"},
+    "observe": {"", "faces", "identity", "miniature"},
     "cli": {"", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
     "__main__": {"cli"},
 }

@@ -158,7 +158,7 @@ def test_a_profile_shows_nodes_and_what_goes_on_in_them(node, draw, output, forg
     seen = stages(output / "profile" / "run_00001_.json")
     for path, calls in {
         "ApplyInstantID": 1,
-        "ApplyInstantID/detect": 2,
+        "ApplyInstantID/detect": 1,
         "ApplyInstantID/recognise": 1,
         "ApplyInstantID/identity/resample": 1,
         "ApplyInstantID/identity/project": 1,
