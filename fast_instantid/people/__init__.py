@@ -1,4 +1,4 @@
-"""Who somebody is, apart from any picture that is drawn."""
+"""Persons: the embeddings and the face of one individual, independent of any picture to draw."""
 
 from .person import Person, find_person
 

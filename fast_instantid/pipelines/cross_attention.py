@@ -86,7 +86,8 @@ class CrossAttention:
         if not faces:
             return attended
         # to_out is linear: projecting the two attentions apart, with its bias once, equals projecting their sum.
-        identity = self._identity(self.attn.to_q(hidden_states), faces)
+        query = self.attn.to_q(hidden_states)
+        identity = identity_attention(query, self._entries(query, faces))
         projection = self.attn.to_out[0]
         identity = projection(identity) - projection.bias
         return attended + identity / self.attn.rescale_output_factor
@@ -98,22 +99,18 @@ class CrossAttention:
         attn, reuse = self.attn, self.evaluation.reuse
         query = attn.to_q(hidden_states)
         key, value = (to(text) if reuse is None else reuse(to, text) for to in (attn.to_k, attn.to_v))
-        attended = None
-        if faces and attention_mask is None:
-            attended = fused_attention(query, key, value, self._entries(query, faces))
+        entries = self._entries(query, faces) if faces else []
+        attended = fused_attention(query, key, value, entries) if entries and attention_mask is None else None
         if attended is None:
             attended = _text_attention(attn, query, key, value, attention_mask)
-            if faces:
-                attended = self._identity(query, faces, onto=attended)
+            if entries:
+                attended = identity_attention(query, entries, onto=attended)
         return attn.to_out[1](attn.to_out[0](attended))
 
     def _entries(self, query: Tensor, faces: Sequence[LayerFace]) -> list[Any]:
         layout = self.evaluation.layout
         assert layout is not None, "the network says how its batch is made up before its layers run"
         return [face.entry(query, self.attn.heads, layout) for face in faces]
-
-    def _identity(self, query: Tensor, faces: Sequence[LayerFace], onto: Tensor | None = None) -> Tensor:
-        return identity_attention(query, self._entries(query, faces), onto=onto)
 
 
 def is_plain(attn: Attention) -> bool:
