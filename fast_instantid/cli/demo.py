@@ -49,16 +49,14 @@ def run(options: argparse.Namespace) -> int:
     progress("")
     demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds
     save_picture(sheet(demo), options.output)
-    print(_as_json(demo, options.output) if options.json else _as_text(demo, photo, options.output))
+    if options.json:
+        pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
+        seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
+        document = {"output": str(options.output), "pictures": pictures}
+        print(json.dumps({**document, "strangers": demo.strangers, "seconds": seconds}, indent=2))
+    else:
+        print(_as_text(demo, photo, options.output))
     return 0
-
-
-def _as_json(demo: Demo, output: Path) -> str:
-    pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
-    seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
-    return json.dumps(
-        {"output": str(output), "pictures": pictures, "strangers": demo.strangers, "seconds": seconds}, indent=2
-    )
 
 
 def _as_text(demo: Demo, photo: Path, output: Path) -> str:

@@ -107,15 +107,8 @@ def apply_advanced() -> Inputs:
 
 def attention_patch() -> Inputs:
     weight = _number(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it.")
-    required = {
-        "instantid": _INSTANTID,
-        "insightface": _FACE_ANALYSIS,
-        "image": _IMAGE,
-        "model": _MODEL,
-        "weight": weight,
-        **_RANGE,
-        "noise": _NOISE,
-    }
+    subject = {name: _SUBJECT[name] for name in ("instantid", "insightface", "image", "model")}
+    required = {**subject, "weight": weight, **_RANGE, "noise": _NOISE}
     return deepcopy({"required": required, "optional": {"mask": _MASK}})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...download import MODELS
@@ -20,34 +20,30 @@ class _Kind:
     name: str
     model: str  # its name for ``fast-instantid download``
     size: float  # GB to download
+    look: Callable[[Places], Iterator[Finding]]  # yields nothing if there is no file of this kind
     by_hand: str  # the folder below ComfyUI's models, and the files for it
 
 
-_FACES = _Kind(
-    "the face models", "antelopev2", 0.3, "insightface/models/antelopev2: scrfd_10g_bnkps.onnx and glintr100.onnx"
+_FACE_FILES = "insightface/models/antelopev2: scrfd_10g_bnkps.onnx and glintr100.onnx"
+_IDENTITYNET_FILE = "controlnet/instantid: ControlNetModel/diffusion_pytorch_model.safetensors"
+_BASE_FILE = "checkpoints: an SDXL checkpoint, such as sd_xl_base_1.0.safetensors"
+_KINDS = (
+    _Kind("the face models", "antelopev2", 0.3, face_files.faces, _FACE_FILES),
+    _Kind("InstantID's adapter", "instantid", 1.7, instantid_files.adapter, "instantid: ip-adapter.bin"),
+    _Kind("the IdentityNet", "instantid", 2.5, instantid_files.identitynet, _IDENTITYNET_FILE),
+    _Kind("an SDXL base model", "base", 6.9, base_files.base, _BASE_FILE),
 )
-_ADAPTER = _Kind("InstantID's adapter", "instantid", 1.7, "instantid: ip-adapter.bin")
-_IDENTITYNET = _Kind(
-    "the IdentityNet", "instantid", 2.5, "controlnet/instantid: ControlNetModel/diffusion_pytorch_model.safetensors"
-)
-_BASE = _Kind("an SDXL base model", "base", 6.9, "checkpoints: an SDXL checkpoint, such as sd_xl_base_1.0.safetensors")
 
 
 def model_files(places: Places) -> Iterator[Finding]:
     """Check all kinds of model files."""
     missing: list[_Kind] = []
-    parts = (
-        (_FACES, face_files.faces),
-        (_ADAPTER, instantid_files.adapter),
-        (_IDENTITYNET, instantid_files.identitynet),
-        (_BASE, base_files.base),
-    )
-    for kind, look in parts:
-        findings = list(look(places))
+    for kind in _KINDS:
+        findings = list(kind.look(places))
         yield from findings
         missing += [] if findings else [kind]
     if missing:
-        yield _missing(missing, places, len(missing) == len(parts))
+        yield _missing(missing, places, len(missing) == len(_KINDS))
     for text in places.notes:
         yield Finding("note", text, "Some folders that it names were not looked into.")
 
@@ -70,6 +66,6 @@ def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
         do = f"{first}{download(places.models, *models)} (about {size:.1f} GB)\n"
         do += "or, if you have them, say where: --models, --pack, --instantid, --base, or $FAST_INSTANTID_MODELS"
     # In ComfyUI, a UNet without its checkpoint is usual.
-    only_base = places.host == "comfyui" and missing == [_BASE]
+    only_base = places.host == "comfyui" and missing == [_KINDS[-1]]
     text = "the model files are not here yet" if everything else f"not here yet: {names}"
     return Finding("warning" if only_base else "broken", text, why, do)
