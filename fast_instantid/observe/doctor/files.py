@@ -43,29 +43,26 @@ def model_files(places: Places) -> Iterator[Finding]:
         yield from findings
         missing += [] if findings else [kind]
     if missing:
-        yield _missing(missing, places, len(missing) == len(_KINDS))
+        everything = len(missing) == len(_KINDS)
+        names, size = ", ".join(kind.name for kind in missing), sum(kind.size for kind in missing)
+        folders = dict.fromkeys((*places.faces, *places.adapters, *places.identitynets, *places.bases))
+        why = "Looked in "
+        for folder in folders:
+            may_not = os.path.exists(folder) and not os.access(folder, os.R_OK | os.X_OK)
+            is_not = "" if os.path.exists(folder) else " (which does not exist)"
+            why += f"{folder}{' (no permission to read it)' if may_not else is_not}, "
+        why = f"{why[:-2]}."
+        if places.host == "comfyui":
+            lines = [f"{kind.by_hand} of huggingface.co/{MODELS[kind.model].repository}" for kind in missing]
+            do = "\n".join([f"put into {places.models}, and press R in the browser:", *lines])
+        else:
+            models = () if everything else tuple(dict.fromkeys(kind.model for kind in missing))
+            first = "" if "huggingface-hub" in installed() else f"{pip('install huggingface-hub')}, then: "
+            do = f"{first}{download(places.models, *models)} (about {size:.1f} GB)\n"
+            do += "or, if you have them, say where: --models, --pack, --instantid, --base, or $FAST_INSTANTID_MODELS"
+        # In ComfyUI, a UNet without its checkpoint is usual.
+        only_base = places.host == "comfyui" and missing == [_KINDS[-1]]
+        text = "the model files are not here yet" if everything else f"not here yet: {names}"
+        yield Finding("warning" if only_base else "broken", text, why, do)
     for text in places.notes:
         yield Finding("note", text, "Some folders that it names were not looked into.")
-
-
-def _missing(missing: list[_Kind], places: Places, everything: bool) -> Finding:
-    names, size = ", ".join(kind.name for kind in missing), sum(kind.size for kind in missing)
-    folders = dict.fromkeys((*places.faces, *places.adapters, *places.identitynets, *places.bases))
-    why = "Looked in "
-    for folder in folders:
-        may_not = os.path.exists(folder) and not os.access(folder, os.R_OK | os.X_OK)
-        is_not = "" if os.path.exists(folder) else " (which does not exist)"
-        why += f"{folder}{' (no permission to read it)' if may_not else is_not}, "
-    why = f"{why[:-2]}."
-    if places.host == "comfyui":
-        lines = [f"{kind.by_hand} of huggingface.co/{MODELS[kind.model].repository}" for kind in missing]
-        do = "\n".join([f"put into {places.models}, and press R in the browser:", *lines])
-    else:
-        models = () if everything else tuple(dict.fromkeys(kind.model for kind in missing))
-        first = "" if "huggingface-hub" in installed() else f"{pip('install huggingface-hub')}, then: "
-        do = f"{first}{download(places.models, *models)} (about {size:.1f} GB)\n"
-        do += "or, if you have them, say where: --models, --pack, --instantid, --base, or $FAST_INSTANTID_MODELS"
-    # In ComfyUI, a UNet without its checkpoint is usual.
-    only_base = places.host == "comfyui" and missing == [_KINDS[-1]]
-    text = "the model files are not here yet" if everything else f"not here yet: {names}"
-    return Finding("warning" if only_base else "broken", text, why, do)
