@@ -8,8 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,14 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 interrupted."""
-    with _warnings_on_stderr():
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("fast_instantid")
+    logger.addHandler(handler)  # other handlers stay as they are
+    try:
         return run_command(arguments)
+    finally:
+        logger.removeHandler(handler)
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
@@ -225,16 +230,3 @@ def _analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer:
 
     less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
     return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)
-
-
-@contextmanager
-def _warnings_on_stderr() -> Generator[None]:
-    """Print our warnings in the block. Other handlers of the logger stay as they are."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logger = logging.getLogger("fast_instantid")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

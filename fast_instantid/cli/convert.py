@@ -34,12 +34,15 @@ def run(options: argparse.Namespace) -> int:
         from ..identity.convert import convert_adapter, converted_path, is_used
         from ..weights import existing_file
 
+    def report(done: int, total: int) -> None:
+        progress(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB written")
+
     existing_file(options.adapter, "InstantID's adapter")
     output: Path = options.output or converted_path(options.adapter, options.dtype)
     check_output(output, (".safetensors",))
     try:
         with stage("convert"):
-            convert_adapter(options.adapter, output, options.dtype, _report)
+            convert_adapter(options.adapter, output, options.dtype, report)
     finally:
         progress("")
     before, after = (path.stat().st_size for path in (options.adapter, output))
@@ -50,7 +53,3 @@ def run(options: argparse.Namespace) -> int:
         used = f"used from now on where identities are computed in {options.dtype}"
         say(used if is_used(output, options.dtype) else "not found by its name: give this file to Adapter.load")
     return 0
-
-
-def _report(done: int, total: int) -> None:
-    progress(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB written")

@@ -7,14 +7,10 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import miniature
 from ..recorder import stage
 from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, timed
-
-if TYPE_CHECKING:
-    from ..demo import Demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,19 +45,12 @@ def run(options: argparse.Namespace) -> int:
     progress("")
     demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds
     save_picture(sheet(demo), options.output)
-    print(_as_json(demo, options.output) if options.json else _as_text(demo, photo, options.output))
-    return 0
-
-
-def _as_json(demo: Demo, output: Path) -> str:
-    pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
-    seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
-    return json.dumps(
-        {"output": str(output), "pictures": pictures, "strangers": demo.strangers, "seconds": seconds}, indent=2
-    )
-
-
-def _as_text(demo: Demo, photo: Path, output: Path) -> str:
+    if options.json:
+        pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
+        seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
+        document = {"output": str(options.output), "pictures": pictures}
+        print(json.dumps({**document, "strangers": demo.strangers, "seconds": seconds}, indent=2))
+        return 0
     lines = [f"The person of {photo}, drawn by the miniature.", "", "likeness  prompt"]
     for picture in demo.pictures:
         likeness = "no face" if picture.likeness is None else f"{picture.likeness:.2f}"
@@ -74,5 +63,6 @@ def _as_text(demo: Demo, photo: Path, output: Path) -> str:
     for name, runs in demo.seconds.items():
         lines.append(f"{name:{width}}" + "".join(f"{1000 * value:9.1f} ms" for value in runs))
     lines += [f"{'in all':{width}}{1000 * sum(runs[0] for runs in demo.seconds.values()):9.1f} ms", ""]
-    lines.append(f"written: {output}")
-    return "\n".join(lines)
+    lines.append(f"written: {options.output}")
+    print("\n".join(lines))
+    return 0

@@ -8,13 +8,9 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import FastInstantIDError
 from .models import MINIATURE
-
-if TYPE_CHECKING:
-    from ..observe.doctor import Places
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,20 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; return 1 if something is broken."""
-    from ..observe.doctor import examine
-
-    report = examine(_places(options))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that the console cannot show
-    if options.json:
-        print(report.to_json())
-    else:
-        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, 110)))
-    return 1 if report.broken else 0
-
-
-def _places(options: argparse.Namespace) -> Places:
-    from ..observe.doctor.places import Places, comfyui_around
+    from ..observe.doctor import Places, examine
+    from ..observe.doctor.places import comfyui_around
 
     given = {name: path for name in ("models", "pack", "instantid", "base") if (path := getattr(options, name))}
     if Path(MINIATURE) in given.values() and not Path(MINIATURE).exists():
@@ -63,4 +47,11 @@ def _places(options: argparse.Namespace) -> Places:
     places = Places.of_shell(options.models) if comfyui is None else Places.of_comfyui(comfyui, options.models)
     fields = {"pack": ("faces",), "instantid": ("adapters", "identitynets"), "base": ("bases",), "models": ()}
     chosen = {field: (path,) for name, path in given.items() for field in fields[name]}
-    return replace(places, backend=options.backend, device=options.device, **chosen)
+    report = examine(replace(places, backend=options.backend, device=options.device, **chosen))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that the console cannot show
+    if options.json:
+        print(report.to_json())
+    else:
+        print(report.text(min(shutil.get_terminal_size((100, 24)).columns, 110)))
+    return 1 if report.broken else 0

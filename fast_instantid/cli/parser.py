@@ -158,9 +158,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     watch.add_arguments(command("watch", "watch the GPUs and tell whether their memory swaps", "-- python main.py"))
     profile.add_arguments(
         command(
-            "profile",
-            "show where the time of a command goes",
-            '-- generate --photo anna.jpg --prompt "a" -o anna.png',
+            "profile", "show where the time of a command goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png'
         )
     )
     return parser

@@ -44,7 +44,15 @@ def run(options: argparse.Namespace) -> int:
             f"{command[0]!r} cannot be profiled, only {', '.join(_COMMANDS)}. Code of your own: "
             "'with Recorder() as recorder:' around it, then Profile.of(recorder).save('run.json')"
         )
-    path, recorder = _output(options.output), Recorder()
+    path: Path | None = options.output
+    if path is None:
+        path = Path(f"{time.strftime('profile-%Y%m%d-%H%M%S')}-{os.getpid()}.json")
+    else:  # refused before the command runs
+        path = path if path.suffix else path.with_name(f"{path.name}.json")
+        check_output(path, (".json",))
+        if path.exists():
+            raise FastInstantIDError(f"{path}: this file exists; choose another name, or remove it first")
+    recorder = Recorder()
     try:
         with recorder:
             code = run_command(command)
@@ -65,17 +73,6 @@ def _save(recorder: Recorder, command: list[str], ended_early: str, path: Path) 
     profile.save(path)
     with suppress(OSError):  # stderr may be closed
         _print(f"\n{profile.tree()}\nwritten: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
-
-
-def _output(wanted: Path | None) -> Path:
-    """Return the file to write; refuse names that exist or have another suffix, before the command runs."""
-    if wanted is None:
-        return Path(f"{time.strftime('profile-%Y%m%d-%H%M%S')}-{os.getpid()}.json")
-    path = wanted if wanted.suffix else wanted.with_name(f"{wanted.name}.json")
-    check_output(path, (".json",))
-    if path.exists():
-        raise FastInstantIDError(f"{path}: this file exists; choose another name, or remove it first")
-    return path
 
 
 def _print(text: str, to: TextIO) -> None:

@@ -68,10 +68,16 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
     if without and len(found) > 1:
         logger.warning("no face found in %s: left out", ", ".join(without))
     with_face = [(entry.photo, entry.face) for entry in found if entry.face is not None]
+    features: list[Tensor] = []
     if extract_kps:
-        features = [_keypoint_picture(photo, face) for photo, face in with_face]
+        for photo, face in with_face:
+            # Memory pages outside the drawn region are never touched.
+            drawn, region = draw_keypoints(photo, face), drawn_region(photo.size, keypoints_of(face))
+            picture = np.zeros(drawn.shape, np.float32)
+            np.divide(drawn[region], 255, out=picture[region], dtype=np.float32)
+            features.append(torch.from_numpy(picture))
     else:
-        networks, features = FaceAnalyzer.wrap(insightface).networks, list[Tensor]()
+        networks = FaceAnalyzer.wrap(insightface).networks
         for batch in _batches(with_face):
             embeddings = networks.embed([photo for photo, _ in batch], [face for _, face in batch])
             features += torch.from_numpy(embeddings).unsqueeze(1)
@@ -88,14 +94,6 @@ def _batches(items: list[Item]) -> Iterator[list[Item]]:
         batch = items[start : start + _BATCH]
         yield batch
         progress.update(len(batch))
-
-
-def _keypoint_picture(picture: Photo, face: Face) -> Tensor:
-    """Draw ``(H, W, 3)`` float32 in 0..1; memory pages outside the drawn region are never touched."""
-    drawn = draw_keypoints(picture, face)
-    result, region = np.zeros(drawn.shape, np.float32), drawn_region(picture.size, keypoints_of(face))
-    np.divide(drawn[region], 255, out=result[region], dtype=np.float32)
-    return torch.from_numpy(result)
 
 
 def draw_kps(image_pil: np.ndarray, kps: Any, color_list: Sequence[tuple[int, int, int]] = _COLOR_LIST) -> Image.Image:

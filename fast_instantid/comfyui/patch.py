@@ -70,8 +70,16 @@ class AttentionPatch:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
         """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
-        if is_available(q.device):
-            fused = self._in_one_launch(q, k, v, extra_options)
+        if (  # one face alone, and torch's text attention
+            is_available(q.device)
+            and self.base is None
+            and self.callback == [add_identity]
+            and always_acts(self.kwargs[0])
+            and optimized_attention is attention_pytorch  # not SageAttention, xFormers, ...
+            and extra_options.get("optimized_attention_override") is None
+            and extra_options.get("attn_precision") is None
+        ):
+            fused = fused_attention(q, k, v, [_entry(self.kwargs[0]["face"], q, extra_options)])
             if fused is not None:
                 return fused
         if self.base is None:
@@ -95,19 +103,6 @@ class AttentionPatch:
             else:
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
-
-    def _in_one_launch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor | None:
-        """Return the same by the fused kernel; None unless there is one face alone and torch's text attention."""
-        if (
-            self.base is not None
-            or self.callback != [add_identity]
-            or not always_acts(self.kwargs[0])
-            or optimized_attention is not attention_pytorch  # SageAttention, xFormers, ...
-            or extra_options.get("optimized_attention_override") is not None
-            or extra_options.get("attn_precision") is not None
-        ):
-            return None
-        return fused_attention(q, k, v, [_entry(self.kwargs[0]["face"], q, extra_options)])
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:

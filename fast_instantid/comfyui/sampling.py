@@ -118,12 +118,7 @@ def _roles(conds: Sequence[Any], names: Mapping[str, Any]) -> tuple[int, ...]:
     return COND, UNCOND
 
 
-def _apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    with stage("UNet"):
-        return _keep_graphs_apart(executor, *args, **kwargs)
-
-
-def _keep_graphs_apart(
+def _apply_model(
     executor: Any,
     x: Tensor,
     t: Tensor,
@@ -133,22 +128,23 @@ def _keep_graphs_apart(
     transformer_options: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Give a compiled model one graph for each structure of its patches.
+    """Make the UNet a stage, and give a compiled model one graph for each structure of its patches.
 
     ComfyUI's TorchCompileModel drops the guards on ``transformer_options`` (0.8.0,
     comfy_extras/nodes_torch_compile.py). A graph would be reused for a model with other patches. torch still guards the
     names of keyword arguments, and the UNet ignores unknown ones.
     """
     arguments = (x, t, c_concat, c_crossattn, control, transformer_options)
-    # torch.compile removes the guard filter from its options; without a filter, options is None.
-    if (_compiled_with(executor.class_obj) or {}).get("options") is None:
-        return executor(*arguments, **kwargs)
-    if _has_foreign(transformer_options):
-        # Foreign code breaks the graph, and its parts are compiled without any guard.
-        _warn_once()
-        with torch.compiler.set_stance("force_eager"):
+    with stage("UNet"):
+        # torch.compile removes the guard filter from its options; without a filter, options is None.
+        if (_compiled_with(executor.class_obj) or {}).get("options") is None:
             return executor(*arguments, **kwargs)
-    return executor(*arguments, **kwargs, **{f"{_KEY}_{_structure(transformer_options)}": True})
+        if _has_foreign(transformer_options):
+            # Foreign code breaks the graph, and its parts are compiled without any guard.
+            _warn_once()
+            with torch.compiler.set_stance("force_eager"):
+                return executor(*arguments, **kwargs)
+        return executor(*arguments, **kwargs, **{f"{_KEY}_{_structure(transformer_options)}": True})
 
 
 def _compiled_with(model: Any) -> Mapping[str, Any] | None:
@@ -178,18 +174,13 @@ def _warn_once() -> None:
 
 def _structure(transformer_options: Mapping[str, Any]) -> str:
     """Return a hash of everything that a compiled graph bakes in, which is all but the values of tensors."""
-    layers = {
-        layer: [_shapes(kwargs, transformer_options) for kwargs in patch.kwargs]
-        for layer, patch in attention_patches(transformer_options).items()
-        if isinstance(patch, AttentionPatch)
-    }
-    return xxhash.xxh3_64_hexdigest(repr((chunks_of(transformer_options), layers)).encode())
-
-
-def _shapes(kwargs: Mapping[str, Any], transformer_options: Mapping[str, Any]) -> Any:
-    face: LayerFace = kwargs["face"]
-    mask = None if face.strength.mask is None else face.strength.mask.shape
-    return face.key.shape, face.key.dtype, face.key.device, mask, frames_of(transformer_options)
+    baked: list[Any] = [chunks_of(transformer_options), frames_of(transformer_options)]
+    for layer, patch in attention_patches(transformer_options).items():
+        if isinstance(patch, AttentionPatch):
+            faces: list[LayerFace] = [kwargs["face"] for kwargs in patch.kwargs]
+            masks = [None if face.strength.mask is None else face.strength.mask.shape for face in faces]
+            baked += [layer, masks, [(face.key.shape, face.key.dtype, face.key.device) for face in faces]]
+    return xxhash.xxh3_64_hexdigest(repr(baked).encode())
 
 
 def _copy_patches(model: ModelPatcher, clone: ModelPatcher) -> None:

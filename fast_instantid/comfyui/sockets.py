@@ -31,17 +31,13 @@ _CONTROL_NET = _input(
     "CONTROL_NET", "The InstantID ControlNet (diffusion_pytorch_model.safetensors of InstantX/InstantID)."
 )
 _IMAGE = _input(
-    "IMAGE",
-    "The person. The largest face of each picture is used; several pictures of one person are combined.",
+    "IMAGE", "The person. The largest face of each picture is used; several pictures of one person are combined."
 )
 _MODEL = _input("MODEL", "An SDXL model.")
 _POSITIVE = _input("CONDITIONING", "The prompt.")
 _NEGATIVE = _input("CONDITIONING", "The negative prompt.")
 _MASK = _input("MASK", "Where the person may appear. Without it: everywhere.")
-_KEYPOINTS = _input(
-    "IMAGE",
-    "A picture whose face sets place and pose. Without it: the first picture of image.",
-)
+_KEYPOINTS = _input("IMAGE", "A picture whose face sets place and pose. Without it: the first picture of image.")
 _START = _number(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001)
 _END = _number(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001)
 _NOISE = _number(
@@ -107,15 +103,8 @@ def apply_advanced() -> Inputs:
 
 def attention_patch() -> Inputs:
     weight = _number(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it.")
-    required = {
-        "instantid": _INSTANTID,
-        "insightface": _FACE_ANALYSIS,
-        "image": _IMAGE,
-        "model": _MODEL,
-        "weight": weight,
-        **_RANGE,
-        "noise": _NOISE,
-    }
+    subject = {name: _SUBJECT[name] for name in ("instantid", "insightface", "image", "model")}
+    required = {**subject, "weight": weight, **_RANGE, "noise": _NOISE}
     return deepcopy({"required": required, "optional": {"mask": _MASK}})
 
 

@@ -67,7 +67,11 @@ class Report:
         for topic, findings in groupby(self.findings, lambda finding: finding.topic):
             lines += ["", topic]
             for finding in findings:
-                lines += _lines(finding, width)
+                label = (finding.level if finding.level in ("ok", "note") else finding.level.upper()).ljust(9)
+                found, *more = _wrapped(finding.found, width)
+                lines += [f"  {label}{found}", *(_INDENT + line for line in [*more, *_wrapped(finding.why, width)])]
+                do = [line for paragraph in finding.do.splitlines() for line in _wrapped(paragraph, width - 4)]
+                lines += [f"{_INDENT}{'    ' if number else 'Do: '}{line}" for number, line in enumerate(do)]
         return "\n".join([*lines, "", *textwrap.wrap(printable(self.conclusion), width)])
 
     def to_json(self) -> str:
@@ -82,15 +86,6 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
         }
         return json.dumps(document, indent=1)
-
-
-def _lines(finding: Finding, width: int) -> list[str]:
-    label = (finding.level if finding.level in ("ok", "note") else finding.level.upper()).ljust(9)
-    found, *more = _wrapped(finding.found, width)
-    lines = [f"  {label}{found}", *(_INDENT + line for line in [*more, *_wrapped(finding.why, width)])]
-    do = [line for paragraph in finding.do.splitlines() for line in _wrapped(paragraph, width - 4)]
-    lines += [f"{_INDENT}{'    ' if number else 'Do: '}{line}" for number, line in enumerate(do)]
-    return lines
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -17,8 +17,6 @@ from . import prompt as prompts
 
 logger = logging.getLogger("fast_instantid")
 
-_LOST = "the workflow failed, was cancelled, or did not reach this node"
-
 
 class InstantIDDoctor:
     """Runs ``fast-instantid doctor`` on this ComfyUI."""
@@ -94,7 +92,8 @@ class InstantIDProfile:
     def check_lazy_status(self, enabled: bool, filename_prefix: str, dynprompt: Any = None, **_: Any) -> list[str]:
         """Start recording. ComfyUI calls this before it runs the nodes behind the lazy input."""
         if enabled:
-            prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, _LOST))
+            why = "the workflow failed, was cancelled, or did not reach this node"
+            prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, why))
         return ["images"]
 
     def __init__(self) -> None:

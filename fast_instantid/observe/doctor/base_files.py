@@ -23,8 +23,19 @@ _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 def base(places: Places) -> Iterator[Finding]:
     """Check the base model. Yields nothing if there is no file of one."""
-    if places.host == "comfyui":
-        yield from _checkpoints(places)
+    if places.host == "comfyui":  # the first SDXL checkpoint; others beside it are fine
+        files = files_below(places.bases, (".safetensors", ".ckpt"))
+        others: list[str] = []
+        for path in sorted(files, key=lambda path: ("xl" not in path.name.lower(), path.suffix == ".ckpt")):
+            finding = _checkpoint(path)
+            if finding.level == "ok":
+                yield finding
+                return
+            others.append(finding.found)
+        if others:
+            text = f"no SDXL checkpoint in {' and '.join(map(str, places.bases))}: {'; '.join(others[:3])}"
+            why = f"{_SDXL_ONLY} Diffusion models in other folders were not looked at."
+            yield Finding("warning", text, why, f"put an SDXL checkpoint into {places.bases[0]}")
         return
     for path in places.bases:
         with suppress(ModelFileError, OSError):  # the model is missing, or its folder cannot be read
@@ -33,22 +44,6 @@ def base(places: Places) -> Iterator[Finding]:
             yield _checkpoint(path)
         elif _names_in(path):
             yield from _folder(path, places)
-
-
-def _checkpoints(places: Places) -> Iterator[Finding]:
-    """Find the first SDXL checkpoint of ComfyUI. Others beside it are fine."""
-    others: list[str] = []
-    files = files_below(places.bases, (".safetensors", ".ckpt"))
-    for path in sorted(files, key=lambda path: ("xl" not in path.name.lower(), path.suffix == ".ckpt")):
-        finding = _checkpoint(path)
-        if finding.level == "ok":
-            yield finding
-            return
-        others.append(finding.found)
-    if others:
-        text = f"no SDXL checkpoint in {' and '.join(map(str, places.bases))}: {'; '.join(others[:3])}"
-        why = f"{_SDXL_ONLY} Diffusion models in other folders were not looked at."
-        yield Finding("warning", text, why, f"put an SDXL checkpoint into {places.bases[0]}")
 
 
 def _checkpoint(path: Path) -> Finding:

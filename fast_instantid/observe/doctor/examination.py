@@ -41,7 +41,8 @@ _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
 
 def examine(places: Places) -> Report:
     """Run all checks. Takes seconds, writes nothing, uses no network, and never raises."""
-    unusable = versions.unusable()
+    modules = {name: machine.import_module(module) for name, module in versions.NEEDED.items()}
+    unusable = [name for name, module in modules.items() if isinstance(module, Exception)]
     without = [Finding("note", f"not examined without {', '.join(unusable)}, see above")]
     return Report(
         [

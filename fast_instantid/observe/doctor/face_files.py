@@ -29,30 +29,7 @@ def faces(places: Places) -> Iterator[Finding]:
             yield from _about_pack(found, places)
             return
         reasons.append(found)
-    yield from _why_none(places, reasons)
-
-
-def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
-    recognizer = pack.recognizer.path
-    convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
-    do = places.how_to_fetch("antelopev2", _destination(places))
-    # A download keeps files of the same name.
-    if recognizer.name == "glintr100.onnx":
-        do = f"delete {recognizer}, then: {do}"
-    if convolutions == _IRESNET_100 and not is_of_buffalo(pack.recognizer):
-        yield Finding("ok", f"face models: {pack.folder} ({pack.detector.path.name}, {recognizer.name})")
-    else:
-        is_buffalo = convolutions == _IRESNET_50 or is_of_buffalo(pack.recognizer)
-        kind = "the recogniser of a buffalo pack" if is_buffalo else f"a network of {convolutions} convolutions"
-        text = f"{recognizer} is {kind}, not antelopev2's glintr100 ({_IRESNET_100} convolutions)"
-        yield Finding("broken" if is_buffalo else "warning", text, _OTHER_PERSON, do)
-    if pack.damaged:
-        text = f"damaged files beside the face models in {pack.folder}: {'; '.join(pack.damaged)}"
-        yield Finding("warning", text, "They are not used, but another pack may read them.", "delete them")
-
-
-def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
-    """Say which part of a pack is there, and what is wrong with it."""
+    # No pack: say which part of one is there, and what is wrong with it.
     do = places.how_to_fetch("antelopev2", _destination(places))
     beside = [folder.with_name("antelopev2.zip") for folder in places.faces]
     below = [path for path in files_below(places.faces, (".zip",)) if path.stem.lower().startswith(("ant", "buf"))]
@@ -84,6 +61,25 @@ def _why_none(places: Places, reasons: list[str]) -> Iterator[Finding]:
         has_detector = any(len(graph.outputs) > 1 for graph in graphs)
         missing = "a recogniser (glintr100.onnx)" if has_detector else "a face detector (scrfd_10g_bnkps.onnx)"
         yield Finding("broken", f"the face models are not complete: {missing} is missing", f"{'. '.join(reasons)}.", do)
+
+
+def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
+    recognizer = pack.recognizer.path
+    convolutions = sum(node.op == "Conv" for node in pack.recognizer.nodes)
+    do = places.how_to_fetch("antelopev2", _destination(places))
+    # A download keeps files of the same name.
+    if recognizer.name == "glintr100.onnx":
+        do = f"delete {recognizer}, then: {do}"
+    if convolutions == _IRESNET_100 and not is_of_buffalo(pack.recognizer):
+        yield Finding("ok", f"face models: {pack.folder} ({pack.detector.path.name}, {recognizer.name})")
+    else:
+        is_buffalo = convolutions == _IRESNET_50 or is_of_buffalo(pack.recognizer)
+        kind = "the recogniser of a buffalo pack" if is_buffalo else f"a network of {convolutions} convolutions"
+        text = f"{recognizer} is {kind}, not antelopev2's glintr100 ({_IRESNET_100} convolutions)"
+        yield Finding("broken" if is_buffalo else "warning", text, _OTHER_PERSON, do)
+    if pack.damaged:
+        text = f"damaged files beside the face models in {pack.folder}: {'; '.join(pack.damaged)}"
+        yield Finding("warning", text, "They are not used, but another pack may read them.", "delete them")
 
 
 def _destination(places: Places) -> Path:

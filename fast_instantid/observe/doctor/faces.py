@@ -27,7 +27,16 @@ _BUILDS = re.compile(r"onnxruntime(?!-extensions|-genai|-tools)(-.*)?|ort-.*nigh
 def backend(places: Places) -> Iterator[Finding]:
     """Run a small network where the face networks would run."""
     if places.backend == "onnxruntime":
-        yield _onnxruntime(places)
+        device = places.device or "cpu"
+        try:
+            network = OnnxRuntimeNetwork(files().pack / "glintr100.onnx", device)
+            network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
+            yield Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
+        except BackendError as error:
+            why, do = _explained(device)
+            found = f"the face networks cannot run in onnxruntime on {device}: {error}"
+            torch_instead = "--backend torch" if places.host == "diffusers" else "provider 'auto'"
+            yield Finding("broken", found, why, f"{do}; or use torch, which needs none of this: {torch_instead}")
         return
     try:
         placed = Placement.resolve(places.device).device
@@ -39,19 +48,6 @@ def backend(places: Places) -> Iterator[Finding]:
     except Exception as error:
         text = f"the face networks cannot run in torch on {places.device or 'the best device'}: {first_line(error)}"
         yield Finding("broken", text, "A small convolution was tried.", "free memory there, or run them on cpu")
-
-
-def _onnxruntime(places: Places) -> Finding:
-    device = places.device or "cpu"
-    try:
-        network = OnnxRuntimeNetwork(files().pack / "glintr100.onnx", device)
-        network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
-    except BackendError as error:
-        why, do = _explained(device)
-        found = f"the face networks cannot run in onnxruntime on {device}: {error}"
-        torch_instead = "--backend torch" if places.host == "diffusers" else "provider 'auto'"
-        return Finding("broken", found, why, f"{do}; or use torch, which needs none of this: {torch_instead}")
-    return Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
 
 
 def _explained(device: str) -> tuple[str, str]:

@@ -40,7 +40,11 @@ def memory(gpu: nvml.Gpu) -> Iterator[Finding]:
     free = sample.memory_total - sample.memory_used
     text = f"{name}: {free / _GIB:.1f} of {sample.memory_total / _GIB:.1f} GiB free"
     if holders:
-        text += f"; held by {', '.join(map(_named, holders[:4]))}{' and others' * (len(holders) > 4)}"
+        names: list[str] = []
+        for holder in holders[:4]:
+            who = "this process" if holder.pid == os.getpid() else f"{holder.name} (pid {holder.pid})"
+            names.append(who if holder.memory is None else f"{who} {holder.memory / _GIB:.1f} GiB")
+        text += f"; held by {', '.join(names)}{' and others' * (len(holders) > 4)}"
     (generation, width), (most, lanes) = gpu.link("Curr"), gpu.link("Max")
     if generation and width:
         text += f"; PCIe {generation}.0 x{width} now, {most}.0 x{lanes} at most (an idle GPU lowers it)"
@@ -65,8 +69,3 @@ def _of_this_process() -> int:
     if torch is None or not torch.cuda.is_initialized():
         return 0
     return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
-
-
-def _named(holder: nvml.Holder) -> str:
-    who = "this process" if holder.pid == os.getpid() else f"{holder.name} (pid {holder.pid})"
-    return who if holder.memory is None else f"{who} {holder.memory / _GIB:.1f} GiB"

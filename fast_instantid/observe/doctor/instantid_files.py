@@ -86,36 +86,15 @@ def _misplaced(what: str, files: list[Path], to: Path) -> Finding:
 
 def identitynet(places: Places) -> Iterator[Finding]:
     """Check the IdentityNet. Yields nothing if there is no file."""
-    if places.host == "comfyui":
-        yield from _among_controlnets(places)
+    if places.host == "diffusers":
+        for parent in places.identitynets:
+            folder = parent / "ControlNetModel"
+            above = [parent / name for name in (*_USUAL_WEIGHTS, "config.json") if os.path.isfile(parent / name)]
+            if os.path.isdir(folder):
+                yield _controlnet_folder(folder, places.how_to_fetch("instantid", parent))
+            elif above and above[0].name in _USUAL_WEIGHTS:
+                yield _misplaced("the IdentityNet", above, folder)
         return
-    for parent in places.identitynets:
-        folder = parent / "ControlNetModel"
-        above = [parent / name for name in (*_USUAL_WEIGHTS, "config.json") if os.path.isfile(parent / name)]
-        if os.path.isdir(folder):
-            yield _controlnet_folder(folder, places.how_to_fetch("instantid", parent))
-        elif above and above[0].name in _USUAL_WEIGHTS:
-            yield _misplaced("the IdentityNet", above, folder)
-
-
-def _controlnet_folder(folder: Path, again: str) -> Finding:
-    weights = next((folder / name for name in _USUAL_WEIGHTS if os.path.isfile(folder / name)), None)
-    if weights is None:
-        return Finding("broken", f"{folder}: its weights are missing", _PLACES, again)
-    try:
-        config = read_json(folder / "config.json")
-    except FileNotFoundError:
-        return Finding("broken", f"{folder}: config.json is missing", _PLACES, again)
-    except (OSError, ValueError) as error:
-        text = f"{folder / 'config.json'} is not a configuration ({error})"
-        return Finding("broken", text, _PLACES, f"delete it, then: {again}")
-    again = f"delete it, then: {again}"
-    if (kind := config.get("_class_name")) != "ControlNetModel":
-        return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
-    return _controlnet(weights, again, config.get("cross_attention_dim"))
-
-
-def _among_controlnets(places: Places) -> Iterator[Finding]:
     files = list(files_below(places.identitynets, WEIGHTS))
     named = [path for path in files if any(name in "/".join(path.parts[-3:]).lower() for name in _NAMES)]
     again = f"get diffusion_pytorch_model.safetensors (ControlNetModel) of {_HUB}"
@@ -136,6 +115,23 @@ def _among_controlnets(places: Places) -> Iterator[Finding]:
             "All ControlNets for SDXL have the same shapes. One that is not InstantID's does not place the face.",
             f"put InstantID's into controlnet/instantid/; if you have none: {_HUB}, ControlNetModel",
         )
+
+
+def _controlnet_folder(folder: Path, again: str) -> Finding:
+    weights = next((folder / name for name in _USUAL_WEIGHTS if os.path.isfile(folder / name)), None)
+    if weights is None:
+        return Finding("broken", f"{folder}: its weights are missing", _PLACES, again)
+    try:
+        config = read_json(folder / "config.json")
+    except FileNotFoundError:
+        return Finding("broken", f"{folder}: config.json is missing", _PLACES, again)
+    except (OSError, ValueError) as error:
+        text = f"{folder / 'config.json'} is not a configuration ({error})"
+        return Finding("broken", text, _PLACES, f"delete it, then: {again}")
+    again = f"delete it, then: {again}"
+    if (kind := config.get("_class_name")) != "ControlNetModel":
+        return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
+    return _controlnet(weights, again, config.get("cross_attention_dim"))
 
 
 def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:

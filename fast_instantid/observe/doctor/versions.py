@@ -38,11 +38,6 @@ def installed() -> dict[str, str]:
     return found
 
 
-def unusable() -> list[str]:
-    """Return the names of the needed packages that cannot be imported."""
-    return [name for name, module in NEEDED.items() if isinstance(import_module(module), Exception)]
-
-
 def declared() -> dict[str, str]:
     """Return the requirements, such as ``numpy>=1.24``, each with its extra or ""."""
     project = ROOT / "pyproject.toml"
