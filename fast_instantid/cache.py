@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakSet
 
@@ -116,13 +116,13 @@ class Cache:
     def stats(self) -> CacheStats:
         """A snapshot of the counts."""
         with self._lock:
-            return CacheStats(**vars(self._stats))
+            return replace(self._stats, entries=len(self._records))
 
     def clear(self) -> None:
         """Empty the memory tier; the disk tier is unchanged."""
         with self._lock:
             self._records.clear()
-            self._stats.entries = self._stats.bytes = 0
+            self._stats.bytes = 0
 
     def _claim(
         self, keys: Sequence[str], found: dict[str, Record], mine: dict[str, Future[Record]]
@@ -183,11 +183,9 @@ class Cache:
         self._stats.bytes += size
         while self._stats.bytes > self.max_bytes:
             self._drop(next(iter(self._records)))
-        self._stats.entries = len(self._records)
 
     def _drop(self, key: str) -> None:
         self._stats.bytes -= record_bytes(self._records.pop(key)[0])
-        self._stats.entries = len(self._records)
 
 
 def _owned(record: Record) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,27 +84,19 @@ def local_path(source: str | os.PathLike[str], what: str) -> Path:
     downloaded = models_folder() / next((key for key, files in MODELS.items() if name == files.repository), name)
     if downloaded.exists():
         return downloaded
-    cached, cache = _in_hub_cache(name)
-    if cached is not None:
-        return cached
-    raise ModelFileError(
-        f"{source}: neither a file nor a folder, nor a name in {models_folder()}, nor a repository in {cache}; "
-        f"expected {what} there; {DOWNLOAD_HINT}"
-    )
-
-
-def _in_hub_cache(name: str) -> tuple[Path | None, str]:
-    """The snapshot of a repository, if there is one, and what to call the place that was looked into."""
     try:
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        return None, "the hub's cache (huggingface_hub is not installed)"
-    where = f"the hub's cache ({constants.HF_HUB_CACHE})"
-    try:
-        return Path(snapshot_download(name, local_files_only=True)), where
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None, where
+        cache = "the hub's cache (huggingface_hub is not installed)"
+    else:
+        cache = f"the hub's cache ({constants.HF_HUB_CACHE})"
+        with suppress(HFValidationError, LocalEntryNotFoundError):
+            return Path(snapshot_download(name, local_files_only=True))
+    raise ModelFileError(
+        f"{source}: neither a file nor a folder, nor a name in {models_folder()}, nor a repository in {cache}; "
+        f"expected {what} there; {DOWNLOAD_HINT}"
+    )
 
 
 def download(

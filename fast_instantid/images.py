@@ -29,7 +29,6 @@ ImageInput: TypeAlias = "OneImage | Sequence[OneImage]"
 """One image or many: paths, PIL images, ``(H, W[, 1|3|4])`` uint8/uint16 arrays in RGB order, or float tensors
 ``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence."""
 
-_INTEGER_MODES_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -201,8 +200,8 @@ def _from_array(array: np.ndarray, name: str) -> RGBImage:
 def _rgb_pixels(image: Image.Image, name: str) -> RGBImage:
     transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     upright = image if transpose is None else image.transpose(transpose)
-    if upright.mode in _INTEGER_MODES_OF_16_BITS:
-        # Pillow would clip these to 255 instead of scaling them.
+    if upright.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        # 16-bit integers: Pillow would clip these to 255 instead of scaling them.
         values = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if upright.mode == "F":  # Pillow would clip these too, and their range is unknown

@@ -14,8 +14,6 @@ Record = Mapping[str, torch.Tensor]
 A record that was changed is dropped at the next request, but who holds it already sees the change.
 """
 
-_OVERHEAD = 1024  # bytes of the Python objects around a tensor; counting them bounds empty records too
-
 
 def content_key(*parts: object) -> str:
     """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
@@ -55,5 +53,5 @@ def _update(digest: xxhash.xxh3_128, part: object) -> None:
 
 
 def record_bytes(record: Record) -> int:
-    """Return the size of a record in bytes: its tensors, and about 1 KB of overhead for each."""
-    return sum(tensor.nbytes + _OVERHEAD for tensor in record.values())
+    """Return the size of a record in bytes: its tensors, and 1 KB for the Python objects around each."""
+    return sum(tensor.nbytes + 1024 for tensor in record.values())

@@ -18,8 +18,6 @@ MAX_BYTES = 256 * 2**20
 """Bound for the results of one network; further results are computed at every step. Keys and values of SDXL's text take
 51 MB in half precision, for one picture with guidance and 77 tokens."""
 
-_PLAIN = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList)
-
 
 class Reuse:
     """Cached results of one network's modules for inputs that are constant during a run.
@@ -36,15 +34,11 @@ class Reuse:
     ) -> None:
         self._max_bytes = max_bytes
         self._inference = inference
-        self._layers = (*_PLAIN, *layers)
+        self._layers = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList, *layers)
         self._run: list[_Unchanged] = []
         self._results: dict[nn.Module, _Result] = {}
-        self._bytes = 0
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = 0
         """Bytes of all cached results."""
-        return self._bytes
 
     def begin(self, *tensors: Tensor | None) -> None:
         """Declare the constant inputs of the next evaluation; other inputs, or written ones, start a new run.
@@ -69,7 +63,7 @@ class Reuse:
         """Drop all results and end the run."""
         self._run.clear()
         self._results.clear()
-        self._bytes = 0
+        self.nbytes = 0
 
     def __call__(self, module: nn.Module, input: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return ``module(input)``, from the cache if possible.
@@ -90,12 +84,12 @@ class Reuse:
             return result.value
         if result is not None:
             del self._results[module]
-            self._bytes -= result.value.nbytes
+            self.nbytes -= result.value.nbytes
         value = compute(input)
-        fits = self._bytes + value.nbytes <= self._max_bytes
+        fits = self.nbytes + value.nbytes <= self._max_bytes
         if cacheable and fits and all(map(self._is_traceable, (value, *module.parameters()))):
             self._results[module] = _Result(module, input, value)
-            self._bytes += value.nbytes
+            self.nbytes += value.nbytes
         return value
 
     def is_of_run(self, input: Tensor) -> bool:

@@ -25,7 +25,6 @@ from .recorder import stage
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
-_CHUNK = 512 << 10  # bytes, few enough to stay in a core's cache between reading and hashing
 _fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()
 
@@ -55,10 +54,7 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Check that a file exists and is readable; return its Path.
-
-    Args:
-        what: the expected content, for the message.
+    """Check that a file exists and is readable; return its Path. ``what`` is expected there, for the message.
 
     Raises:
         ModelFileError: missing, a folder, empty or unreadable.
@@ -103,7 +99,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         known = _fingerprints.get(version)
     if known is None:
         digest = xxhash.xxh3_128()
-        chunk = memoryview(bytearray(_CHUNK))
+        chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
         with stage("fingerprint", nbytes=os.stat(path).st_size), open(path, "rb", buffering=0) as file:
             while size := file.readinto(chunk):
                 digest.update(chunk[:size])

@@ -48,8 +48,7 @@ class Detector:
     """An SCRFD network with five keypoints, in either layout of its outputs.
 
     Args:
-        network: the network, on its backend.
-        graph: its file, which gives the layout of the outputs.
+        graph: the network's file, which gives the layout of the outputs.
         threshold: score from which a candidate counts.
         sizes: sides of the squares to search at in turn, each only where nothing was found before.
 

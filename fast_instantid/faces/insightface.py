@@ -20,11 +20,8 @@ _PENDING = object()
 class AnalyzedFace(UserDict[str, Any]):
     """A face as ``FaceAnalysis.get`` returns it.
 
-    Items are attributes too, and an attribute that is not there is None. The embedding is computed on first use.
-
-    Args:
-        items: the items except ``embedding``.
-        embed: computes the embedding ``(512,)``.
+    Items are attributes too, and an attribute that is not there is None. ``embed`` computes the item ``embedding``,
+    ``(512,)``, on first use.
     """
 
     _embed: Callable[[], np.ndarray]
@@ -143,10 +140,8 @@ def most_central(found: Detections, size: tuple[int, int], max_num: int, metric:
     """The ``max_num`` most important faces, most important first; all of them for 0.
 
     A face counts by the area of its box, less twice its squared distance from the middle of the picture; by the area
-    alone if ``metric`` is "max" (insightface, model_zoo/scrfd.py, ``detect``).
-
-    Args:
-        size: ``(width, height)`` of the picture.
+    alone if ``metric`` is "max" (insightface, model_zoo/scrfd.py, ``detect``). ``size`` is the picture's
+    ``(width, height)``.
     """
     if not 0 < max_num < len(found.scores):
         return found

@@ -25,7 +25,6 @@ Size: TypeAlias = tuple[int, int] | Sequence[int] | Image.Image | Photo | np.nda
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of left eye, right eye, nose, and left and right corner of the mouth."""
-_LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each point to the nose
 _LIMB_HALF_WIDTH = 4  # pixels
 _DOT_RADIUS = 10  # pixels
 
@@ -49,25 +48,22 @@ def draw_keypoints(size: Size, *faces: Any, colors: Sequence[tuple[int, int, int
         ValueError: not five finite keypoints, or not a size.
     """
     width, height = _size(size)
-    points = [keypoints_of(face) for face in faces]
+    all_keypoints = [keypoints_of(face) for face in faces]
     with stage("draw keypoints"):
-        return _draw(np.zeros((height, width, 3), np.uint8), points, colors)
-
-
-def _draw(canvas: RGBImage, faces: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> RGBImage:
-    for keypoints in faces:
-        for start, end in _LIMBS:
-            points = keypoints[[start, end]]
-            (x0, y0), (x1, y1) = points
-            length = ((x0 - x1) ** 2 + (y0 - y1) ** 2) ** 0.5
-            angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
-            center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
-            polygon = cv2.ellipse2Poly(center, (int(length / 2), _LIMB_HALF_WIDTH), int(angle), 0, 360, 1)
-            cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in colors[start]])
-    for keypoints in faces:
-        for (x, y), color in zip(keypoints, colors, strict=True):
-            cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)
-    return canvas
+        canvas = np.zeros((height, width, 3), np.uint8)
+        for keypoints in all_keypoints:
+            for start, end in ((0, 2), (1, 2), (3, 2), (4, 2)):  # each point to the nose
+                points = keypoints[[start, end]]
+                (x0, y0), (x1, y1) = points
+                length = ((x0 - x1) ** 2 + (y0 - y1) ** 2) ** 0.5
+                angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
+                center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
+                polygon = cv2.ellipse2Poly(center, (int(length / 2), _LIMB_HALF_WIDTH), int(angle), 0, 360, 1)
+                cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in colors[start]])
+        for keypoints in all_keypoints:
+            for (x, y), color in zip(keypoints, colors, strict=True):
+                cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)
+        return canvas
 
 
 def drawn_region(size: tuple[int, int], keypoints: np.ndarray) -> tuple[slice, slice]:

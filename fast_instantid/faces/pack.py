@@ -124,7 +124,10 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
         except ModelFileError as error:
             problems.append(str(error))
             continue
-        if detector is None and _is_detector(graph):
+        # SCRFD's outputs, with or without keypoints, and one picture as its input.
+        shape = graph.inputs[0].shape if len(graph.inputs) == 1 else ()
+        is_detector = len(shape) == 4 and shape[1] == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
+        if detector is None and is_detector:
             if len(graph.outputs) in _OUTPUTS_WITH_KEYPOINTS:
                 detector = graph
             else:
@@ -132,12 +135,6 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
         elif recognizer is None and _is_recognizer(graph):
             recognizer = graph
     return detector, recognizer, problems
-
-
-def _is_detector(graph: Graph) -> bool:
-    """Whether a graph has SCRFD's outputs, with or without keypoints, and one picture as its input."""
-    shape = graph.inputs[0].shape if len(graph.inputs) == 1 else ()
-    return len(shape) == 4 and shape[1] == 3 and len(graph.outputs) in (6, 10, *_OUTPUTS_WITH_KEYPOINTS)
 
 
 def _is_recognizer(graph: Graph) -> bool:

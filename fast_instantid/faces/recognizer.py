@@ -16,12 +16,7 @@ _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
 
 
 class Recognizer:
-    """An ArcFace network of any family.
-
-    Args:
-        network: the network, on its backend.
-        graph: its file, which tells how to scale the pictures.
-    """
+    """An ArcFace network of any family; ``graph`` is its file, which tells how to scale the pictures."""
 
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network = network

@@ -51,8 +51,7 @@ def project_bank(
     Args:
         layers: ``to_k_ip`` and ``to_v_ip`` weight of each layer, ``(C, width)`` each, on any device, of any dtype.
         tokens: ``(2, T, width)``, uncond and cond.
-        device: of the computation and the bank.
-        dtype: of the computation and the bank.
+        device, dtype: of the computation and the bank.
     """
     tokens = tokens.to(device, dtype)
     projected = [

@@ -105,7 +105,9 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
             if _is_onnx(path):
                 raise _another_kind(path, "an ONNX network, as in the face packs") from error
             raise
-        if not _is_instantid(tensors):
+        # IP-Adapter Plus has the same keys, but its input is never 512 wide.
+        reads_faces = _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
+        if not reads_faces or not {"image_proj.latents", "ip_adapter.1.to_k_ip.weight"} <= tensors.keys():
             raise _another_kind(path, kind_of(tensors))
         prefix = "image_proj."
         image_proj = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -135,15 +137,6 @@ def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor]
             )
         layers.append((key, value))
     return tuple(layers)
-
-
-def _is_instantid(tensors: StateDict) -> bool:
-    """Whether this is InstantID's adapter. IP-Adapter Plus has the same keys, but its input is never 512 wide."""
-    return (
-        "image_proj.latents" in tensors
-        and _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
-        and "ip_adapter.1.to_k_ip.weight" in tensors
-    )
 
 
 def _another_kind(path: str | PathLike[str], kind: str) -> ModelFileError:

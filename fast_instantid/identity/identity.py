@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -84,7 +83,11 @@ class Identity:
             ModelFileError: missing, damaged, not an identity, or of another format version.
         """
         tensors = read_tensors(path)
-        metadata = _metadata(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError:  # a pickle
+            metadata = {}
         if metadata.get("format") != _FORMAT:
             raise ModelFileError(f"{path}: this is not an identity; expected a file written by Identity.save")
         if metadata.get("version") != _VERSION:
@@ -188,7 +191,14 @@ class Adapter:
         """
         if not 0 <= noise <= 1:
             raise FastInstantIDError(f"noise {noise} is not usable: expected 0 (none) to 1")
-        combined = combine_embeddings(_as_rows(embeddings), combine)
+        tensor = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings, np.float32))
+        rows = torch.atleast_2d(tensor.detach().to("cpu", torch.float32))
+        if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != EMBEDDING_DIM:
+            raise FastInstantIDError(
+                f"expected face embeddings of shape ({EMBEDDING_DIM},) or (N, {EMBEDDING_DIM}), "
+                f"got {tuple(tensor.shape)}"
+            )
+        combined = combine_embeddings(rows, combine)
         if not combined.isfinite().all():
             raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
         device, dtype = self.placement.device, self.placement.dtype
@@ -213,22 +223,3 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({self.weights.path.name!r}, {len(self.weights.layers)} layers, {self.placement.device})"
-
-
-def _as_rows(embeddings: np.ndarray | Tensor) -> Tensor:
-    """Return ``(N, 512)`` float32 on the CPU."""
-    tensor = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings, np.float32))
-    rows = torch.atleast_2d(tensor.detach().to("cpu", torch.float32))
-    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] != EMBEDDING_DIM:
-        raise FastInstantIDError(
-            f"expected face embeddings of shape ({EMBEDDING_DIM},) or (N, {EMBEDDING_DIM}), got {tuple(tensor.shape)}"
-        )
-    return rows
-
-
-def _metadata(path: str | PathLike[str]) -> Mapping[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError:  # a pickle
-        return {}

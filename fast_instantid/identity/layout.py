@@ -14,9 +14,6 @@ from ..errors import FastInstantIDError
 UNCOND, COND = 0, 1
 """Rows of an Identity's tokens, keys and values."""
 
-_MAX_LAYOUTS = 4  # one or two per run; copies take memory
-_MAX_SCALES = 16  # two per run, more with AnimateDiff's sliding windows
-
 
 class Layout(NamedTuple):
     """Chunks, size and frames of one batch, the same at every step of a run."""
@@ -70,7 +67,7 @@ class Strength:
         key = layout, query.shape[:2], query.dtype, query.device
         scale = self._scales.get(key)
         if scale is None:
-            if len(self._scales) >= _MAX_SCALES:
+            if len(self._scales) >= 16:  # two per run, more with AnimateDiff's sliding windows
                 self._scales.clear()
             scale = self._scales[key] = self._on_layer(self.mask, query, layout)
         return scale
@@ -85,12 +82,7 @@ class Strength:
 
 
 class LayerFace:
-    """Keys, values and strength of one person in one layer, laid out once per kind of batch.
-
-    Args:
-        key, value: ``(2, T, C)`` of an :class:`IdentityBank`.
-        strength: shared by all layers.
-    """
+    """Keys and values ``(2, T, C)`` and strength of one person in one layer, laid out once per kind of batch."""
 
     def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
         self.key, self.value, self.strength = key, value, strength
@@ -111,7 +103,7 @@ class LayerFace:
             key = layout.chunks, heads, query.dtype, query.device
             entry = self._entries.get(key)
             if entry is None:
-                if len(self._entries) >= _MAX_LAYOUTS:
+                if len(self._entries) >= 4:  # one or two per run; copies take memory
                     self._entries.clear()
                 entry = self._entries[key] = self._laid_out(query, heads, layout)
             if self.strength.mask is None and entry.scale == self.strength.weight:

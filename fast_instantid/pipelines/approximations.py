@@ -73,15 +73,14 @@ class Approximations:
         """
         if self.layers is None:
             return list(range(len(names)))
+        chosen: set[int] = set()
         for wanted in self.layers:
-            if not any(_is_in(name, wanted) for name in names):
+            inside = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{wanted}.")]
+            chosen.update(inside)
+            if not inside:
                 blocks = sorted({".".join(name.split(".")[: 1 if name.startswith("mid") else 2]) for name in names})
                 raise BackendError(f"no cross-attention layer is in {wanted!r}: those of this UNet are in {blocks}")
-        return [i for i, name in enumerate(names) if any(_is_in(name, wanted) for wanted in self.layers)]
-
-
-def _is_in(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")
+        return sorted(chosen)
 
 
 EXACT = Approximations()

@@ -159,10 +159,19 @@ def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
 
 @contextmanager
 def _run(drawing: Drawing) -> Generator[None]:
-    """One call of the drawing's pipeline."""
+    """One call of the drawing's pipeline.
+
+    Raises:
+        ModelFileError: the people do not fit networks that were exchanged since.
+    """
     with _lock:
         if not drawing.is_over:
-            _follow(drawing)
+            before = [(half.model, half.entry) for half in drawing.halves]
+            now = [(getattr(entry, "_orig_mod", entry), entry_point(entry)) for entry in drawing.owner.networks()]
+            if before != now:  # exchanged or compiled since
+                drawing.owner.check(drawing.identities)
+                _eject(drawing)
+                _inject(drawing)
     token = _running.set(drawing)
     try:
         with _seen_crop(drawing):
@@ -201,20 +210,6 @@ def _seen_crop(drawing: Drawing) -> Generator[None]:
 def _turn_of(pipe: Any) -> Any:
     with _lock:
         return _turns.setdefault(getattr(pipe.unet, "_orig_mod", pipe.unet), threading.RLock())
-
-
-def _follow(drawing: Drawing) -> None:
-    """Inject into the networks that the pipeline has now, if they were exchanged or compiled since.
-
-    Raises:
-        ModelFileError: the people do not fit the new networks.
-    """
-    before = [(half.model, half.entry) for half in drawing.halves]
-    now = [(getattr(entry, "_orig_mod", entry), entry_point(entry)) for entry in drawing.owner.networks()]
-    if before != now:
-        drawing.owner.check(drawing.identities)
-        _eject(drawing)
-        _inject(drawing)
 
 
 def _inject(drawing: Drawing) -> None:

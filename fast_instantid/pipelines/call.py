@@ -45,7 +45,9 @@ def call_options(
             )
     defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
     options: dict[str, Any] = {**defaults, **given}
-    person = _posing(people)
+    everyone = people if isinstance(people, Sequence) else [people]
+    who = (one.identity if isinstance(one, Subject) else one for one in everyone)
+    person = next((one for one in who if isinstance(one, Person)), None)
     size = _size(options, pipe, person)
     _, *identity_net = instantid.networks()
     if not identity_net:
@@ -87,12 +89,6 @@ def _size(options: Mapping[str, Any], pipe: Any, person: Person | None) -> tuple
         image = _listed(options.get("image"))
         return image[0].size if image and isinstance(image[0], Image.Image) else None
     return None if person is None else sdxl_size(person.photo_size, native_side(pipe))
-
-
-def _posing(people: Any) -> Person | None:
-    given = people if isinstance(people, Sequence) else [people]
-    who = (one.identity if isinstance(one, Subject) else one for one in given)
-    return next((one for one in who if isinstance(one, Person)), None)
 
 
 def _listed(value: Any) -> list[Any]:

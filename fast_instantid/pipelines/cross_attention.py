@@ -45,16 +45,11 @@ class Evaluation:
 
 @dataclass
 class CrossAttention:
-    """A layer that does what its processor does, and adds the identity branch.
-
-    Args:
-        attn: the layer.
-        index: its place in :attr:`Evaluation.faces`.
-        evaluation: shared by the layers of a network.
-    """
+    """A layer that does what its processor does, and adds the identity branch."""
 
     attn: Attention
     index: int
+    """Its place in :attr:`Evaluation.faces`."""
     evaluation: Evaluation
     _forward: ReplacedForward | None = field(default=None, init=False)
 
@@ -102,7 +97,11 @@ class CrossAttention:
         entries = self._entries(query, faces) if faces else []
         attended = fused_attention(query, key, value, entries) if entries and attention_mask is None else None
         if attended is None:
-            attended = _text_attention(attn, query, key, value, attention_mask)
+            if attention_mask is not None:
+                attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], len(key))
+                attention_mask = attention_mask.view(len(key), attn.heads, -1, attention_mask.shape[-1])
+            heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+            attended = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask).transpose(1, 2).flatten(2)
             if entries:
                 attended = identity_attention(query, entries, onto=attended)
         return attn.to_out[1](attn.to_out[0](attended))
@@ -127,11 +126,3 @@ def cross_attention_layers(network: Any) -> dict[str, Attention]:
     """A network's cross-attention layers by name, in checkpoint order: down, up, middle."""
     names = [name.removesuffix(".processor") for name in network.attn_processors if name.endswith("attn2.processor")]
     return {name: network.get_submodule(name) for name in names}
-
-
-def _text_attention(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None:
-        mask = attn.prepare_attention_mask(mask, key.shape[1], len(key))
-        mask = mask.view(len(key), attn.heads, -1, mask.shape[-1])
-    heads = (tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)

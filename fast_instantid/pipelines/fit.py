@@ -54,19 +54,19 @@ def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
     """
     controlnet = getattr(pipe, "controlnet", None)
     nets = [] if controlnet is None else list(getattr(controlnet, "nets", [controlnet]))
+    models = [getattr(net, "_orig_mod", net) for net in nets]
     if which is None:
         return None
     if which == "auto":
-        told = [net for net in nets if _is_told(getattr(net, "_orig_mod", net))]
-        if told or not nets:
-            return told[0] if told else None
-        if say:
-            names = ", ".join(repr(_name(getattr(net, "_orig_mod", net))) for net in nets)
+        for net, model in zip(nets, models, strict=True):
+            if isinstance(model, ControlNetModel) and _IDENTITY_NET.search(_name(model)):
+                return net
+        if nets and say:
             logger.warning(
                 "no ControlNet of this %s is known to be InstantID's (%s): left alone, and only the attention draws "
                 "the person; if one is, give InstantID(pipe, identity_net=0)",
                 type(pipe).__name__,
-                names,
+                ", ".join(repr(_name(model)) for model in models),
             )
         return None
     if isinstance(which, int) and not isinstance(which, bool):
@@ -77,7 +77,7 @@ def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
         chosen = nets[which]
     else:
         given = getattr(which, "_orig_mod", which)
-        chosen = next((net for net in nets if getattr(net, "_orig_mod", net) is given), None)
+        chosen = next((net for net, model in zip(nets, models, strict=True) if model is given), None)
         if chosen is None:
             raise BackendError(
                 f"identity_net={type(which).__name__}: expected 'auto', None, an index, or a ControlNet of this "
@@ -90,11 +90,7 @@ def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
 
 
 def check_fit(identity: Identity, layers: Sequence[Attention], nets: Sequence[Any], pipeline: str) -> None:
-    """Refuse an identity that was made for another kind of model.
-
-    Args:
-        layers: the UNet's cross-attention layers.
-        nets: the IdentityNet, if there is one.
+    """Refuse an identity that was made for another kind of model; ``nets`` is the IdentityNet, if there is one.
 
     Raises:
         ModelFileError: another number or width of layers, or of tokens.
@@ -113,10 +109,6 @@ def check_fit(identity: Identity, layers: Sequence[Attention], nets: Sequence[An
                 f"this identity has tokens of width {width}, the IdentityNet of {pipeline} reads "
                 f"{net.config.cross_attention_dim}: it is not InstantID's ControlNetModel"
             )
-
-
-def _is_told(net: Any) -> bool:
-    return isinstance(net, ControlNetModel) and _IDENTITY_NET.search(_name(net)) is not None
 
 
 def _name(net: Any) -> str:

@@ -19,8 +19,6 @@ from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
 
-_AT_ONCE = 8  # pictures: SDXL at 1024 x 1024 in fp16 takes some 20 GB for them
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -48,7 +46,7 @@ class Sampling:
     guidance_scale: float = 5.0
     seed: int = 0
     num_images_per_prompt: int = 1
-    batch_size: int = _AT_ONCE
+    batch_size: int = 8  # for which SDXL at 1024 x 1024 in fp16 takes some 20 GB
     approximations: Approximations = EXACT
 
     def __post_init__(self) -> None:

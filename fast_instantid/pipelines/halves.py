@@ -38,13 +38,7 @@ def entry_point(network: Any) -> EntryPoint:
 
 
 class _Half:
-    """One network, and what was injected into it.
-
-    Args:
-        model: the network itself.
-        current: asked at every call.
-        layers: those of the cross-attention layers that take part.
-    """
+    """One network, and what was injected into it; ``layers`` are the cross-attention layers that take part."""
 
     def __init__(self, model: Any, current: Current, layers: Iterable[Attention]) -> None:
         self.model, self.entry = model, entry_point(model)

@@ -78,29 +78,30 @@ def load_pipeline(
         BackendError: a device that is not there.
     """
     with stage("load pipeline"):
-        return _load_pipeline(base, instantid, Placement.resolve(device, dtype))
-
-
-def _load_pipeline(base: Any, instantid: Any, placement: Placement) -> Any:
-    options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
-    kind, parts = StableDiffusionXLPipeline, {}
-    if instantid is not None:
-        controlnet = InstantIDFiles.find(instantid).controlnet
-        with _loading(controlnet, "InstantID's ControlNet"):
-            parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, **options)}
-        kind = StableDiffusionXLControlNetPipeline
-    path = local_path(base, "an SDXL model")
-    if path.is_file():
-        # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
-        with _loading(path, "an SDXL checkpoint"):
-            pipe = kind.from_single_file(os.fspath(path), **parts, **options)
-    else:
-        _check_sdxl(path)
-        options["variant"] = _variant(path, placement.dtype)
-        with _loading(path, "an SDXL model"):
-            pipe = kind.from_pretrained(path, **parts, **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(placement.device)
+        placement = Placement.resolve(device, dtype)
+        options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
+        kind, parts = StableDiffusionXLPipeline, {}
+        if instantid is not None:
+            controlnet = InstantIDFiles.find(instantid).controlnet
+            with _loading(controlnet, "InstantID's ControlNet"):
+                parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, **options)}
+            kind = StableDiffusionXLControlNetPipeline
+        path = local_path(base, "an SDXL model")
+        if path.is_file():
+            # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
+            with _loading(path, "an SDXL checkpoint"):
+                pipe = kind.from_single_file(os.fspath(path), **parts, **options)
+        else:
+            for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last: SDXL alone
+                if not (path / part).is_file():
+                    raise ModelFileError(
+                        f"{path}: has no {part}; expected an SDXL base model in diffusers' layout there"
+                    )
+            options["variant"] = _variant(path, placement.dtype)
+            with _loading(path, "an SDXL model"):
+                pipe = kind.from_pretrained(path, **parts, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(placement.device)
 
 
 @contextmanager
@@ -113,12 +114,6 @@ def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
-
-
-def _check_sdxl(folder: Path) -> None:
-    for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last is SDXL's alone
-        if not (folder / part).is_file():
-            raise ModelFileError(f"{folder}: has no {part}; expected an SDXL base model in diffusers' layout there")
 
 
 def _variant(folder: Path, dtype: torch.dtype) -> str | None:

@@ -135,12 +135,20 @@ class OnnxRuntimeNetwork:
     """The network in an onnxruntime session, on the requested provider and no other."""
 
     def __init__(self, path: Path, device: str) -> None:
-        self.provider, index = _provider(device)
-        self.backend = f"onnxruntime ({self.provider}{'' if index is None else f', device {index}'})"
+        name, _, index = device.partition(":")
+        self.provider = PROVIDERS.get(name.lower(), name)
+        if self.provider not in PROVIDERS.values():
+            raise BackendError(
+                f"onnxruntime has no provider for device {device!r}: choose one of {', '.join(PROVIDERS)}"
+            )
+        if index and (not index.isdecimal() or name.lower() not in _INDEXED):
+            raise BackendError(f"device {device!r}: onnxruntime takes an index only for {', '.join(sorted(_INDEXED))}")
+        settings = {"device_id": int(index)} if index else {}
+        self.backend = f"onnxruntime ({self.provider}{f', device {int(index)}' if index else ''})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
         with stage("load network"):
             self.result_id = f"{fingerprint(path)}/onnxruntime/{self.provider}"
-            self._session = _session(path, self.provider, {} if index is None else {"device_id": index})
+            self._session = _session(path, self.provider, settings)
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
@@ -181,19 +189,6 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
     if hasattr(matmul, "fp32_precision"):
         return [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
     return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-
-
-def _provider(device: str) -> tuple[str, int | None]:
-    """Provider and device index (None without one) of a name such as ``"cuda:1"``."""
-    name, _, index = device.partition(":")
-    provider = PROVIDERS.get(name.lower(), name)
-    if provider not in PROVIDERS.values():
-        raise BackendError(f"onnxruntime has no provider for device {device!r}: choose one of {', '.join(PROVIDERS)}")
-    if not index:
-        return provider, None
-    if not index.isdecimal() or name.lower() not in _INDEXED:
-        raise BackendError(f"device {device!r}: onnxruntime takes an index only for {', '.join(sorted(_INDEXED))}")
-    return provider, int(index)
 
 
 def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:

@@ -28,11 +28,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def use_onednn(module: fx.GraphModule, fixed_size: bool) -> fx.GraphModule:
-    """Replace the convolutions of a network, in-place, and fuse the ReLUs that follow them.
-
-    Args:
-        fixed_size: the network takes pictures of one size only.
-    """
+    """Replace the convolutions of a network, in-place, and fuse the ReLUs that follow them."""
     for node in [*module.graph.nodes]:
         conv = module.get_submodule(node.target) if node.op == "call_module" else None
         if type(conv) is nn.Conv2d:
