@@ -142,7 +142,7 @@ def _pillow_errors(name: str) -> Generator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}; scale the picture down first") from error
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file; check the path") from error
+        raise ImageError(f"{name}: no such file") from error
     except Exception as error:  # decoders share no base class for the errors of damaged files
         if isinstance(error, OSError) and error.errno:  # from the system, not from a decoder
             raise ImageError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error

@@ -39,9 +39,9 @@ from fast_instantid import (
 from fast_instantid.cli import main
 from fast_instantid.cli.output import timed
 from fast_instantid.cli.parser import make_parser
-from fast_instantid.download import MODELS
 from fast_instantid.people.person import cosine
 from fast_instantid.recorder import Recorder
+from fast_instantid.sources import MODELS
 
 COMMANDS = ("demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile")
 

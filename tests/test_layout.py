@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "files", "images", "cache", "weights", "placement", "recorder", "download", "records", "disk_tier"}
+GROUND = {"errors", "files", "images", "cache", "weights", "placement", "recorder", "sources", "records", "disk_tier"}
 # Each part may import itself, the ground, and these.
 ALLOWED = {
     **{name: set() for name in GROUND},
@@ -26,13 +26,14 @@ ALLOWED = {
     "fused": {"attention"},
     "reuse": set(),
     "": {"faces", "identity", "attention", "people", "pipelines", "miniature"},
+    "download": set(),
     "people": {"faces", "identity"},
     "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "miniature"},
-    "cli": {"", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
+    "cli": {"", "download", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {

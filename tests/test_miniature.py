@@ -192,7 +192,9 @@ def test_the_pictures_show_the_person(stack, drawn, gallery):
 def test_without_the_identity_they_show_somebody(stack, cases, gallery):
     """The test above can fail: nothing tells here who it is, neither the adapter nor the IdentityNet's tokens."""
     sampling = Sampling(
-        num_inference_steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance, num_images_per_prompt=PEOPLE
+        num_inference_steps=SAMPLING.num_inference_steps,
+        guidance_scale=SAMPLING.guidance_scale,
+        num_images_per_prompt=PEOPLE,
     )
     subject = Subject(stack.nobody, weight=0)
     pictures = generate(stack.pipe, [subject], cases[0].control, cases[0].scene.caption, sampling)
@@ -226,7 +228,9 @@ def test_more_weight_is_more_likeness(stack, cases, identities, drawn, gallery):
     few = 4
     means = []
     for weight in (0.0, 0.4):
-        sampling = Sampling(num_inference_steps=SAMPLING.steps, guidance_scale=SAMPLING.guidance, scale=weight)
+        sampling = Sampling(
+            num_inference_steps=SAMPLING.num_inference_steps, guidance_scale=SAMPLING.guidance_scale, scale=weight
+        )
         pictures = [
             generate(stack.pipe, identity, case.control, case.scene.caption, sampling)[0]
             for case, identity in zip(cases[:few], identities[:few], strict=True)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..download import MODELS, download
+from ..download import download
 from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from ..miniature import DRAWN_ONLY
 from ..recorder import stage
+from ..sources import MODELS
 from . import convert, demo, doctor, profile, watch
 from .models import Models, face_pack
 from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed

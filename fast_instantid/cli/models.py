@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import miniature
-from ..download import models_folder
 from ..errors import FastInstantIDError
+from ..sources import models_folder
 
 MINIATURE = "miniature"
 """In place of a path: the files that are shipped. A folder of that name is ``./miniature``."""

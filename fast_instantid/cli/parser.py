@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, miniature
-from ..download import MODELS, models_folder
+from ..sources import MODELS, models_folder
 from . import convert, demo, doctor, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 

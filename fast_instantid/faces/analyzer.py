@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..cache import Cache, shared_cache
-from ..download import local_path
 from ..errors import NoFaceError
 from ..images import ImageInput, photos
+from ..sources import local_path
 from .cached import CachedNetworks
 from .detector import Detector
 from .face import Face, faces_of, is_face, largest, listed

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..cache import content_key
-from ..download import DOWNLOAD_HINT
 from ..errors import ModelFileError
 from ..recorder import stage
+from ..sources import DOWNLOAD_HINT
 from ..weights import StateDict, file_version, read_tensors
 from .embeddings import EMBEDDING_DIM
 from .resampler import Resampler

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..cache import Cache, Record, content_key, shared_cache
-from ..download import local_path
 from ..errors import FastInstantIDError, ModelFileError
 from ..placement import DTYPES, Placement, device_and_dtype
 from ..recorder import stage
+from ..sources import local_path
 from ..weights import read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, find_adapter, read_adapter
@@ -148,7 +148,7 @@ class Adapter:
 
         Args:
             path: ``ip-adapter.bin`` or a safetensors file, a folder with one, or its name or hub id, see
-                :func:`~fast_instantid.download.local_path`.
+                :func:`~fast_instantid.sources.local_path`.
             device: of the computation and the identities; the best one by default.
             dtype: of the computation and the identities; by default fp16 on CUDA and fp32 elsewhere.
             cache: the shared cache of this process by default.

@@ -46,8 +46,8 @@ class Gpu:
         memory, rates = self._ask("nvmlDeviceGetMemoryInfo"), self._ask("nvmlDeviceGetUtilizationRates")
         incoming = self._ask("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_RX_BYTES)
         outgoing = self._ask("nvmlDeviceGetPcieThroughput", self._nvml.NVML_PCIE_UTIL_TX_BYTES)
-        generation, width = self.link("Curr")
-        lane = _LANE_BYTES.get(generation or 0)
+        width = self._ask("nvmlDeviceGetCurrPcieLinkWidth")
+        lane = _LANE_BYTES.get(self._ask("nvmlDeviceGetCurrPcieLinkGeneration") or 0)
         return Sample(
             self.index,
             self.name,
@@ -59,10 +59,6 @@ class Gpu:
             None if outgoing is None else outgoing * _KB,
             lane * width if lane and width else None,
         )
-
-    def link(self, which: str) -> tuple[int | None, int | None]:
-        """PCIe generation and lanes, ``"Curr"`` or ``"Max"``. An idle GPU lowers its generation."""
-        return self._ask(f"nvmlDeviceGet{which}PcieLinkGeneration"), self._ask(f"nvmlDeviceGet{which}PcieLinkWidth")
 
     def holders(self) -> list[Holder]:
         """The processes that hold memory, largest first. A container may not see those outside of it."""

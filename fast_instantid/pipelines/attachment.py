@@ -125,11 +125,13 @@ def attached_for(owner: Any, block: object = None) -> list[Drawing]:
 def current(model: nn.Module) -> Drawing | None:
     """For whom a call of this UNet or IdentityNet draws. Calls outside of a pipeline draw what their thread or task
     attached."""
+    own = [drawing for ref in _alive() if (drawing := ref()) is not None]
     running = _running.get()
-    if running is not None:
-        return running if running.has(model) else None
-    own = [drawing for ref in _own.get() if (drawing := ref()) is not None and not drawing.is_over]
-    return next((drawing for drawing in reversed(own) if drawing.has(model)), None)
+    if running is None:
+        return next((drawing for drawing in reversed(own) if drawing.has(model)), None)
+    # A callback may have attached or detached since the call began.
+    own = [drawing for drawing in own if drawing.pipe is running.pipe] or [running]
+    return own[-1] if own[-1].has(model) and not own[-1].is_over else None
 
 
 def _alive() -> tuple[weakref.ref[Drawing], ...]:

@@ -130,11 +130,7 @@ class InstantID:
         return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
     def person(
-        self,
-        photos: ImageInput,
-        *,
-        choose: Callable[[Sequence[Face]], Face] = largest,
-        name: str | None = None,
+        self, photos: ImageInput, *, choose: Callable[[Sequence[Face]], Face] = largest, name: str | None = None
     ) -> Person:
         """Find a person in one or more photographs of them.
 
@@ -262,10 +258,7 @@ class InstantID:
     def scale(self) -> Scale:
         """How strongly the people attached now act, 0..5: one number, or a list where they differ.
 
-        Setting it takes effect at the next step, without attaching again.
-
-        Raises:
-            FastInstantIDError: nobody is attached, or a scale out of range.
+        Setting it takes effect at the next step. Raises a FastInstantIDError where no one is attached.
         """
         weights = self._attached_now().weights
         return weights[0] if len(set(weights)) == 1 else weights
@@ -281,11 +274,7 @@ class InstantID:
         return [self.pipe.unet] if net is None else [self.pipe.unet, net]
 
     def check(self, identities: Sequence[Identity]) -> dict[str, Any]:
-        """The UNet's cross-attention layers by name, if these identities fit the pipeline's networks.
-
-        Raises:
-            ModelFileError: an identity that was made for another kind of model.
-        """
+        """The UNet's cross-attention layers by name. Raises a ModelFileError where an identity does not fit them."""
         choose_identity_net(self.pipe, self._identity_net, say=True)
         unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
         layers = cross_attention_layers(unet)

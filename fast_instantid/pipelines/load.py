@@ -17,11 +17,11 @@ from diffusers import (
     StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from ..download import DOWNLOAD_HINT, local_path
 from ..errors import ModelFileError
 from ..identity import find_adapter
 from ..placement import Placement
 from ..recorder import stage
+from ..sources import DOWNLOAD_HINT, local_path
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class InstantIDFiles:
         """Look into a folder, or into that of a name or a hub id.
 
         Args:
-            source: as :func:`~fast_instantid.download.local_path` takes it.
+            source: as :func:`~fast_instantid.sources.local_path` takes it.
             dtype: in which identities are computed: an adapter that was converted to it is preferred.
 
         Raises:

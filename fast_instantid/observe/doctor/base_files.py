@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...download import local_path
 from ...errors import ModelFileError
+from ...sources import local_path
 from ...weights import read_tensors
 from ..report import Finding
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, read_json, text_width

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .. import node_packs
 from ..report import Finding, Report
-from . import gpus, machine, versions
+from . import machine, versions
 from .places import Places
 
 logger = logging.getLogger("fast_instantid")
@@ -31,11 +31,10 @@ def _model_files(places: Places) -> Iterable[Finding]:
 # Topics, their checks, and whether these import the packages that are always needed.
 _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
     ("Machine", (machine.torch_and_device,), False),
-    ("Installed packages", (versions.needed, versions.bounds), False),
+    ("Installed packages", (versions.needed,), False),
     ("Face networks", (_face_networks,), True),
     ("Model files", (_model_files,), True),
     ("Node packs", (node_packs.node_packs,), False),
-    ("GPU", (gpus.gpus,), False),
 )
 
 

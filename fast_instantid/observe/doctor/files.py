@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ...download import MODELS
+from ...sources import MODELS
 from ..report import Finding
 from . import base_files, face_files, instantid_files
 from .places import Places, download, pip

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...download import MODELS
 from ...errors import ModelFileError
 from ...identity.checkpoint import find_adapter, kind_of, read_adapter
+from ...sources import MODELS
 from ...weights import read_tensors
 from ..report import Finding
 from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, read_json, text_width

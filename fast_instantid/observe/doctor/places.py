@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...download import MODELS, models_folder
+from ...sources import MODELS, models_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 _KINDS_OF_PACK = ("insightface", "instantid")  # which ComfyUI knows by this pack alone
