@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_generate_is_profiled_from_photo_to_picture(drawing, tmp_path, capsys, m
 
     profile = Profile.load("run.json")
     assert profile.tree() in printed.err
-    assert profile.title.startswith(f"fast-instantid generate --base miniature --photo {drawing}")
+    assert profile.title.startswith(f"fast-instantid generate --base miniature --photo {shlex.quote(drawing)}")
     assert profile.ended_early == ""
     assert profile.about["torch"]
     expected = {
