@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 RESULTS ?= benchmarks/results/here
+MINUTES ?= 3
 
-.PHONY: demo test test-comfyui lint docs bench bench-comfyui clean
+.PHONY: demo test trials test-comfyui lint docs bench bench-comfyui clean
 
 demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
 
 test: $(VENV)/with-dev
 	$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+trials: $(VENV)/with-dev  # MINUTES=... for all together
+	$(RUN) -m pytest trials --minutes $(MINUTES)
 
 test-comfyui:  # COMFYUI_PATH=... names the checkout of ComfyUI
 	.ci/comfyui -m pytest tests/comfyui
