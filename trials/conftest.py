@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def trials(request: pytest.FixtureRequest) -> Iterator[Iterator[random.Random]]:
+def trials(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     """One source of random numbers for each trial, until this test's share of the time is used up.
 
     The seed of the trial that fails is in the failure's message.
@@ -43,7 +43,7 @@ def trials(request: pytest.FixtureRequest) -> Iterator[Iterator[random.Random]]:
             COUNTS[name] += 1
             yield random.Random(seed)
 
-    yield each()
+    return each()
 
 
 @pytest.hookimpl(wrapper=True)
