@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import FastInstantIDError
 
 
-def check_folder(path: Path) -> None:
+def check_parent(path: Path) -> None:
     """Check, before the work, that a file can be written into its folder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""``fast-instantid demo``"""
+"""The command ``fast-instantid demo``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, judge, and say where the time went."""
+    """Draw the pictures, and print their likeness and times."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     check_output(options.output, PICTURE_SUFFIXES, [options.photo] if options.photo else [])

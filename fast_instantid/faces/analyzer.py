@@ -84,7 +84,7 @@ class FaceAnalyzer:
 
     @classmethod
     def wrap(cls, analysis: Any, cache: Cache | None = None) -> FaceAnalyzer:
-        """An analyzer on a face analysis that is loaded already.
+        """Return an analyzer that uses a loaded face analysis.
 
         insightface's ``FaceAnalysis`` lends its detector and recogniser. An object with a ``get`` of its own, such as a
         subclass that chooses the face, is asked through that ``get``; those results are not cached. A FaceAnalyzer is
@@ -199,7 +199,7 @@ class FaceAnalyzer:
 
 
 class _WrappedAnalyzer(FaceAnalyzer):
-    """Another library's face analysis behind our interface; its insightface interface stays its own."""
+    """An analyzer that uses another library's face analysis, and passes its insightface interface through."""
 
     def __init__(self, analysis: Any, networks: CachedNetworks | AnalysisByGet) -> None:
         self.networks = networks

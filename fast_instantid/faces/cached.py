@@ -48,7 +48,7 @@ class CachedNetworks:
         return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
-        """The faces of each picture, found at the first size that shows any."""
+        """Find the faces of each picture, at the first size with a face."""
         first, *others = self.sizes
         found = self.detect(pictures, first)
         for size in others:

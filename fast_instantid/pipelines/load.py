@@ -1,4 +1,4 @@
-"""Pipelines and InstantID from files on this disk. Nothing here uses the network."""
+"""Loading of pipelines and of InstantID from local files, without network access."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class InstantIDFiles:
 
     @classmethod
     def find(cls, source: str | os.PathLike[str], dtype: torch.dtype | None = None) -> InstantIDFiles:
-        """Look into a folder, or into that of a name or a hub id.
+        """Find the files in a folder, or in the folder of a name or hub id.
 
         Args:
             source: as :func:`~fast_instantid.sources.local_path` takes it.
@@ -59,14 +59,14 @@ def load_pipeline(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Any:
-    """An SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
+    """Load an SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
 
     Args:
         base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or the name or hub id of a folder
             that was downloaded.
         instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or such a name or id. None loads a
             pipeline without an IdentityNet.
-        device: where it runs; the best one there is by default.
+        device: of all networks; the best one present by default.
         dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
             for float16, and taken where there are no others.
 
@@ -75,7 +75,7 @@ def load_pipeline(
 
     Raises:
         ModelFileError: files that are missing, or are not of SDXL; says where it looked.
-        BackendError: a device that is not there.
+        BackendError: the device is not present.
     """
     with stage("load pipeline"):
         placement = Placement.resolve(device, dtype)
@@ -117,7 +117,7 @@ def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
 
 
 def _variant(folder: Path, dtype: torch.dtype) -> str | None:
-    """``fp16`` if there are such weights and they are what is wanted, or all there is."""
+    """Return ``fp16`` if there are such weights and they are wanted, or the only ones."""
     weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*.safetensors")]
     half = [name for name in weights if ".fp16." in name]
     return "fp16" if half and (dtype == torch.float16 or len(half) == len(weights)) else None

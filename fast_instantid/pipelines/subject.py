@@ -93,7 +93,7 @@ def as_subjects(
     """
     given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
     if not given:
-        raise FastInstantIDError("nobody to attach: expected an Identity, a Person or a Subject")
+        raise FastInstantIDError("no person to attach: expected an Identity, a Person or a Subject")
     if weight is not None and any(isinstance(item, Subject) for item in given):
         raise FastInstantIDError("Subjects have weights of their own: give Subject(identity, weight=...)")
     default = DEFAULT_WEIGHT if weight is None else weight

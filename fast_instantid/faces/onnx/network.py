@@ -152,7 +152,7 @@ class OnnxRuntimeNetwork:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        """As :meth:`TorchNetwork.run`."""
+        """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
             return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
