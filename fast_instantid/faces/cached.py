@@ -30,8 +30,12 @@ class CachedNetworks:
         self.detector = detector
         self.recognizer = recognizer
         self.cache = cache
-        self.backend = detector.backend
         self.sizes = detector.sizes
+
+    @property
+    def backend(self) -> str:
+        """Backend and device of the detector."""
+        return self.detector.backend
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""

@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BackendError
+from ..errors import BackendError, FastInstantIDError
 from ..recorder import stage_of
 from .drawing import Crop, Drawing
 from .halves import IdentityNetHalf, UNetHalf, entry_point
@@ -144,21 +144,30 @@ def end_ownerless(owner: Any) -> None:
                 detach(drawing)
 
 
+def end_for_all(owner: Any) -> None:
+    """End what an InstantID attached for all. Threads and tasks keep what they attached themselves."""
+    end_ownerless(owner)
+    for drawing in attached_for(owner):
+        drawing.is_for_all = False
+
+
 def innermost(owner: Any) -> Drawing | None:
     """Return the last attachment of an InstantID in this thread or task. Another context may have ended it."""
     return next((drawing for drawing in reversed(_own_of(owner.pipe)) if drawing.owner is owner), None)
 
 
-def attached_now(owner: Any) -> Drawing | None:
+def attached_now(owner: Any) -> Drawing:
     """Return the attachment that an InstantID draws in this thread or task: its own, or else the one for all.
 
     Raises:
-        BackendError: another context detached it.
+        FastInstantIDError: there is none, or not only one for all, or another context detached it.
     """
-    own, lasting = innermost(owner), attached_for(owner)
-    if own is not None:
-        _refuse_if_ended(own)
-    return own or (lasting[0] if len(lasting) == 1 else None)
+    own, lasting = innermost(owner), [drawing for drawing in attached_for(owner) if drawing.is_for_all]
+    if own is None and len(lasting) != 1:
+        raise FastInstantIDError("no person is attached in this thread or task: set scale after attach()")
+    drawing = own or lasting[0]
+    _refuse_if_ended(drawing)
+    return drawing
 
 
 def attached_for(owner: Any, block: object = None) -> list[Drawing]:

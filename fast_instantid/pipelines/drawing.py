@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,11 +76,12 @@ class Drawing:
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each person now. Setting them takes effect at the next step."""
+        """The weight of each person."""
         return list(self._weights)
 
-    @weights.setter
-    def weights(self, weights: Sequence[float]) -> None:
+    def set_weights(self, given: float | Sequence[float]) -> None:
+        """Set one weight for all, or one for each person, from the next step on."""
+        weights = [given] * len(self._weights) if isinstance(given, (int, float, np.number)) else list(given)  # pyright: ignore
         if len(weights) != len(self._weights):
             raise FastInstantIDError(f"{len(weights)} scales for {len(self._weights)} people: give one for each")
         self._weights = [checked_weight(weight) for weight in weights]

@@ -17,12 +17,12 @@ from PIL import Image
 
 from .. import miniature
 from ..cache import Cache
-from ..errors import BackendError, FastInstantIDError
+from ..errors import BackendError
 from ..faces import Face, FaceAnalyzer, largest
 from ..identity import Adapter, Identity
 from ..images import ImageInput
 from ..people import Person, find_person
-from ..placement import Placement
+from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
 from .call import call_options
@@ -127,6 +127,20 @@ class InstantID:
         analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
         pipe = load_pipeline(base, instantid, place.device, place.dtype)
         return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
+
+    def to(self, *given: Any, device: Any = None, dtype: Any = None) -> InstantID:
+        """Move the pipeline, the adapter and the face networks, in-place as ``pipe.to`` does, and return this object.
+
+        The face networks keep their dtype. Raises a BackendError if the device is not available.
+        """
+        device, dtype = device_and_dtype(given, device, dtype)
+        place = Placement.resolve(device or self.pipe.device, dtype or self.pipe.dtype)
+        self.pipe.to(place.device, place.dtype)
+        if self.adapter is not None:
+            self.adapter = self.adapter.to(place.device, place.dtype)
+        if self.faces is not None:
+            self.faces.to(place.device)
+        return self
 
     def person(
         self, photos: ImageInput, *, choose: Callable[[Sequence[Face]], Face] = largest, name: str | None = None
@@ -238,10 +252,8 @@ class InstantID:
         mine = attachment.innermost(self)
         if mine is not None:
             attachment.detach(mine)
-            return
-        attachment.end_ownerless(self)
-        for drawing in attachment.attached_for(self):
-            drawing.is_for_all = False
+        else:
+            attachment.end_for_all(self)
 
     @contextmanager
     def attached(
@@ -268,13 +280,12 @@ class InstantID:
 
         Setting it takes effect at the next step. Raises a FastInstantIDError if no person is attached.
         """
-        weights = self._attached_now().weights
+        weights = attachment.attached_now(self).weights
         return weights[0] if len(set(weights)) == 1 else weights
 
     @scale.setter
     def scale(self, scale: Scale) -> None:
-        drawing = self._attached_now()
-        drawing.weights = _each(scale, len(drawing.weights))
+        attachment.attached_now(self).set_weights(scale)
 
     def networks(self) -> list[Any]:
         """Return the pipeline's present UNet and, if there is one, IdentityNet, as the pipeline calls them."""
@@ -302,18 +313,8 @@ class InstantID:
         selected = approximations.selected(list(layers))
         drawing = Drawing(self, given, selected, len(layers), approximations, self._reuse)
         if scale is not None and weight is not scale:
-            drawing.weights = _each(scale, len(given))
+            drawing.set_weights(scale)
         return drawing
 
     def __repr__(self) -> str:
         return f"InstantID({type(self.pipe).__name__})"
-
-    def _attached_now(self) -> Drawing:
-        drawing = attachment.attached_now(self)
-        if drawing is None:
-            raise FastInstantIDError("no person is attached: scale belongs to attach() and attached()")
-        return drawing
-
-
-def _each(scale: Scale, count: int) -> list[float]:
-    return [scale] * count if isinstance(scale, (int, float, np.number)) else list(scale)  # pyright: ignore

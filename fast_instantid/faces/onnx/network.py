@@ -109,6 +109,10 @@ class TorchNetwork:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
+    def to(self, device: torch.device) -> TorchNetwork:
+        """Return the network on another device, or itself; it is loaded on first use there."""
+        return self if device == self.device else TorchNetwork(self._graph, device, self.dtype)
+
     def place(self, module: nn.Module) -> nn.Module:
         """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
