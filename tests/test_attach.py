@@ -211,13 +211,17 @@ class TestThreads:
         assert torch.equal(asyncio.run(both()), wanted)
 
     def test_tasks_of_one_thread_with_two_objects(self, pipe, identity, someone_else):
-        async def attach(person, done):
-            InstantID(pipe).attach(person)
+        objects = InstantID(pipe), InstantID(pipe)
+
+        async def attach(instantid, person, done):
+            instantid.attach(person)
             await done.wait()
 
         async def three():
             done = asyncio.Event()
-            tasks = [asyncio.create_task(attach(person, done)) for person in (identity, someone_else)]
+            tasks = [
+                asyncio.create_task(attach(*what, done)) for what in zip(objects, (identity, someone_else), strict=True)
+            ]
             await asyncio.sleep(0)
             with pytest.raises(BackendError, match="another thread or task"):
                 sample(pipe)
@@ -225,7 +229,9 @@ class TestThreads:
             await asyncio.gather(*tasks)
 
         asyncio.run(three())
-        pipe.__class__ = type(pipe).__base__
+        for instantid in objects:
+            instantid.detach()
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
 
     def test_detached_by_another_thread_while_it_draws(self, pipe, identity):
         instantid = InstantID(pipe)
@@ -432,8 +438,12 @@ class TestRefused:
     def test_arguments_of_instantx_are_warned_of(self, pipe, identity):
         with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="image_embeds= of InstantX"):
             sample(pipe, image_embeds=torch.zeros(1, 512))
-        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="ip_adapter_scale="):
+        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="ip_adapter_scale=") as said:
             sample(pipe, ip_adapter_scale=0.5)
+        assert said[0].filename == sample.__code__.co_filename
+        with pytest.warns(UserWarning, match="ip_adapter_scale=") as said:
+            InstantID(pipe)("a man", identity, keypoints=KEYPOINTS, ip_adapter_scale=0.5, num_inference_steps=1)
+        assert said[0].filename == __file__
 
 
 class TestChangesInTheBlock:

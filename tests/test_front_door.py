@@ -62,6 +62,22 @@ class TestMiniature:
         by_seed = instantid(PROMPT, people[0], seed=3, **options).images
         assert np.array_equal(by_seed, instantid(PROMPT, people[0], generator=seeded(3), **options).images)
 
+    def test_it_moves_as_a_pipeline_does(self, people):
+        moved = InstantID.from_pretrained("miniature", device="cpu")
+        plain = moved(PROMPT, people[0], seed=3, num_inference_steps=2, output_type="np").images
+        assert moved.to("meta", torch.bfloat16) is moved
+        assert {p.device.type for p in moved.pipe.unet.parameters()} == {"meta"}
+        assert moved.pipe.dtype == moved.adapter.placement.dtype == torch.bfloat16
+        assert moved.faces.backend == "torch (meta)"
+        with pytest.raises(BackendError, match="device 'nowhere'"):
+            moved.to("nowhere")
+        half = InstantID.from_pretrained("miniature", device="cpu", dtype="bfloat16").to(torch.float32)
+        again = half(
+            PROMPT, half.person(miniature.files().portraits[0]), seed=3, num_inference_steps=2, output_type="np"
+        )
+        assert again.images.shape == plain.shape
+        assert again.images.dtype == np.float32
+
     def test_a_person_is_what_its_photographs_say(self, instantid, people):
         portrait = miniature.files().portraits[0]
         person = instantid.person([portrait, portrait], name="Anna")

@@ -164,8 +164,6 @@ def _keypoints(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns of torchvision, which is not needed
     with stage("import"):
         from ..faces import keypoint_picture
         from ..identity import Adapter

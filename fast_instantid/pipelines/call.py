@@ -15,6 +15,7 @@ from ..people import Person
 from .subject import Subject
 
 _SCALE = "controlnet_conditioning_scale"
+_OURS = {"weight": "scale", "person": "people", "identity": "people", "face": "people"}
 _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_scale")  # the last two are warned of
 
 
@@ -40,6 +41,7 @@ def call_options(
                 name, [*takes, *(word for long in takes for word in long.split("_"))], cutoff=0.75
             )
             hint = next((long for long in takes if like and (long == like[0] or like[0] in long.split("_"))), None)
+            hint = _OURS.get(name, hint)
             raise FastInstantIDError(
                 f"{type(pipe).__name__} takes no {name}=" + (f": did you mean {hint}=?" if hint else "")
             )

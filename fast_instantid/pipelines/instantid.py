@@ -52,9 +52,8 @@ class InstantID:
         with instantid.attached(identity, scale=0.8):
             image = pipe(prompt, image=keypoints, controlnet_conditioning_scale=0.8).images[0]
 
-    Constructing it changes nothing. ``attach`` and ``detach`` are exact inverses. What is attached holds for the thread
-    or task that attached it, and travels with the call: in a service, each request draws its own people. Calls of one
-    pipeline wait for each other.
+    ``attach`` and ``detach`` are exact inverses. People are attached for one thread or task, and travel with its calls.
+    So each request of a service draws its own people. Calls of one pipeline wait for each other.
 
     Args:
         pipe: any SDXL pipeline. Without an IdentityNet, only the attention half acts.
@@ -98,19 +97,19 @@ class InstantID:
         *,
         device: Any = None,
         dtype: Any = None,
+        torch_dtype: Any = None,
         cache: Cache | None = None,
     ) -> InstantID:
         """Load all models from local files. ``from_pretrained("miniature")`` loads the shipped miniature.
 
-        Each source is a file, a folder, the name of a folder that ``fast-instantid download`` made, or the id of a
-        repository that was downloaded or is in the hub's local cache.
+        Each source is a file, a folder, a folder's name in the models folder, or the hub id of a downloaded repository.
 
         Args:
             instantid: InstantID's adapter and ControlNet.
             base: an SDXL model, in diffusers' layout or one ``.safetensors`` file.
             faces: a face model pack.
             device: of all networks; the best one present by default.
-            dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
+            dtype, torch_dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
             cache: keeps faces and identities; the one of this process by default.
 
         Raises:
@@ -122,7 +121,7 @@ class InstantID:
             files = miniature.files()
             instantid, base, faces = files.instantid, files.base, files.pack
             defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
-        place = Placement.resolve(device, dtype)
+        place = Placement.resolve(device, torch_dtype if dtype is None else dtype)
         adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
         analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
         pipe = load_pipeline(base, instantid, place.device, place.dtype)
@@ -135,7 +134,7 @@ class InstantID:
         """
         device, dtype = device_and_dtype(given, device, dtype)
         place = Placement.resolve(device or self.pipe.device, dtype or self.pipe.dtype)
-        self.pipe.to(place.device, place.dtype)
+        self.pipe.to(place.device, *([] if place.dtype == self.pipe.dtype else [place.dtype]))
         if self.adapter is not None:
             self.adapter = self.adapter.to(place.device, place.dtype)
         if self.faces is not None:
@@ -206,8 +205,9 @@ class InstantID:
             options["prompt"] = prompt
         if seed is not None:
             options["generator"] = torch.Generator().manual_seed(seed)
+        options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
-            return self.pipe(**call_options(self, people, keypoints, options))
+            return self.pipe(**options)
 
     def attach(
         self,

@@ -11,17 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
-    StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
-    StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
-)
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelFileError
 from ..identity import find_adapter
 from ..placement import Placement
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Hide progress bars of loading, and warnings of transformers. The host's settings are restored at the end."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+
+    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    level, hub_is_quiet = transformers_logging.get_verbosity(), are_progress_bars_disabled()
+    for library in libraries:
+        library.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        for library in libraries:
+            library.enable_progress_bar()
+        if hub_is_quiet:
+            disable_progress_bars()  # transformers' switch is the hub's too
+
+
+with _quiet():  # transformers warns that torchvision is not installed; it is not needed
+    from diffusers import (
+        ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+        StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +132,7 @@ def load_pipeline(
 @contextmanager
 def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
     try:
-        with warnings.catch_warnings():
+        with _quiet(), warnings.catch_warnings():
             # New versions of diffusers want it to be called dtype, which old ones do not know.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
             yield
