@@ -122,8 +122,8 @@ VARIANTS: dict[str, Callable[[Packs], Patched]] = {
     "ours, caches": ours_with_caches,
     "reference, no syncs": reference_without_syncs,
 }
-"""Names of the variants, in the order of their turns. Each is compared with "plain" and "reference". A choice of variants
-must name these two."""
+"""Names of the variants, in the order of their turns. Each is compared with "plain" and "reference", so a choice
+of variants names these two."""
 
 
 class _OneFace:
