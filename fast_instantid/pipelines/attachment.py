@@ -9,7 +9,7 @@ a scheduler. So calls of attached pipelines that share a UNet wait for each othe
 from __future__ import annotations
 
 import functools
-import sys
+import inspect
 import threading
 import warnings
 import weakref
@@ -214,7 +214,8 @@ def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
             return base.__call__(self, *args, **kwargs)
         for name, instead in _INSTANTX.items():
             if kwargs.get(name) is not None:
-                level = 2 + (sys._getframe(1).f_globals.get("__package__") == __package__)  # called by the facade
+                caller = inspect.currentframe().f_back.f_globals["__name__"]  # pyright: ignore[reportOptionalMemberAccess]
+                level = 2 + caller.startswith(f"{__package__}.")  # the facade's caller
                 warnings.warn(f"{name}= of InstantX's pipeline has no effect here: {instead}", stacklevel=level)
         with _turn_of(self), _run(drawing):
             return base.__call__(self, *args, **kwargs)

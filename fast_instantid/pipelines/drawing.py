@@ -51,7 +51,7 @@ class Drawing:
         """The networks in which the people are injected now."""
         self.is_for_all = True
         """Whether threads that attached nothing draw these people. Such a thread ends that with ``detach``."""
-        self.own: Callable[[], object] = lambda: None
+        self.own: Callable[[], Any] = lambda: None
         """A weak reference to the marker that contexts hold; it gives None after their end."""
         self.thread = threading.get_ident()
         self.ended_by: int | None = None
