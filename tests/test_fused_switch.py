@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from fast_instantid.fused import MEASURED_FASTER, SWITCH, fused_attention, is_av
 from fast_instantid.identity.layout import COND, UNCOND, LayerFace, Layout, Strength
 from fast_instantid.pipelines.cross_attention import CrossAttention, Evaluation
 from fast_instantid.recorder import Recorder
+from tests.fresh import fresh_python
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 KERNEL = "fast_instantid.fused.kernel"
@@ -84,7 +84,7 @@ def layer(dtype: torch.dtype = torch.float16, channels: int = CHANNELS) -> tuple
 
 def test_importing_it_does_not_import_triton():
     code = "import sys, fast_instantid.fused, fast_instantid.pipelines; print('fused.kernel' in ' '.join(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+    assert fresh_python(code).stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("asked", [None, "0", "1", "yes"])

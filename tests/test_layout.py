@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh import fresh_python
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
@@ -183,8 +185,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "diffusers" else 
 from fast_instantid import Identity, Person
 from fast_instantid import InstantID
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    last = result.stderr.splitlines()[-1]
+    last = fresh_python(code, check=False).stderr.splitlines()[-1]
     assert last.endswith("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 
