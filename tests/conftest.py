@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Tiny networks gain nothing from a second thread, and processes that share the cores lose much to it. Read when torch
 # is loaded, here and in the processes that tests start.
@@ -88,6 +91,25 @@ def pack(tmp_path_factory: pytest.TempPathFactory, best_detector: Path, recogniz
     (folder / "scrfd_10g_bnkps.onnx").symlink_to(best_detector)
     (folder / "glintr100.onnx").symlink_to(recognizer_file)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _loaded() -> Callable[..., Any]:
+    from fast_instantid.pipelines import load_pipeline
+
+    loaded = cache(load_pipeline)
+
+    def load(*arguments: Any) -> Any:
+        sources = [Path(source).resolve() if Path(source).exists() else source for source in arguments[:2]]
+        return loaded(*sources, *arguments[2:])
+
+    return load
+
+
+@pytest.fixture
+def loaded_once(_loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands share their pipelines, which each leaves as it was."""
+    monkeypatch.setattr("fast_instantid.pipelines.load_pipeline", _loaded)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 120
 """Seconds after which the process is ended."""
 
+SHELL = "import runpy; runpy.run_module('{}', run_name='__main__', alter_sys=True)"
+"""As ``python -m`` runs a module."""
 _SERVER = """
 import json, os, signal, sys, numpy, torch
 for line in sys.stdin:
@@ -35,7 +37,13 @@ for line in sys.stdin:
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def fresh_python(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 from fast_instantid.pipelines import InstantIDFiles, Sampling, generate, load_pipeline
-from training import autoencoder, recognizer, together
+from training import autoencoder, diffusion, recognizer, together
 from training.conditions import Batch, Conditions
 from training.data import TEST, TRAINING, Portraits, draw_portraits, person
 from training.diffusion import Stack, _apart, _together
@@ -32,6 +33,15 @@ from training.run import Run
 from training.world import SIZE, Pose, Scene, draw
 
 PEOPLE = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shallow():
+    """UNet and IdentityNet with 17 cross-attention layers of their 70, each block of SDXL's with one or two."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("unet", "identitynet"):
+            patch.setattr(diffusion, name, partial(getattr(diffusion, name), (1, 1, 2)))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from fast_instantid import cli
 from fast_instantid.observe.doctor import Finding, Places, Report, examination, examine
-from tests.fresh import fresh_python
+from tests.fresh import SHELL, fresh_python
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ["ok", "note", "warning", "broken"]
@@ -265,8 +265,7 @@ def test_in_a_clone_comfyuis_own_python_is_asked_for(clone: Path):
 
 
 def test_a_clone_in_comfyui_examines_that_comfyui(clone: Path, tmp_path: Path):
-    code = "import runpy; runpy.run_module('fast_instantid', run_name='__main__', alter_sys=True)"
-    result = fresh_python(code, "doctor", cwd=clone, check=False)
+    result = fresh_python(SHELL.format("fast_instantid"), "doctor", cwd=clone, check=False)
     assert result.returncode == 1
     assert f"one pack has InstantID's nodes: {clone}" in " ".join(result.stdout.split())
     assert str(tmp_path / "ComfyUI" / "models") in result.stdout
