@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
