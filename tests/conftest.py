@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import skimage.data
 import torch
@@ -44,6 +45,19 @@ def available_detectors() -> list[str]:
 def pytest_report_header() -> str:
     real = [name for name in available_detectors() if name in REAL_DETECTORS]
     return f"face detectors: {', '.join(real) or 'no real ones'} ({SHARED_MODELS}), and {len(MADE_DETECTORS)} made here"
+
+
+_start_session = onnxruntime.InferenceSession.__init__
+
+
+def _start_in_one_thread(session: Any, source: Any, sess_options: Any = None, *more: Any, **options: Any) -> None:
+    """Start insightface's sessions in one thread too: theirs spin while they wait."""
+    sess_options = sess_options or onnxruntime.SessionOptions()
+    sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+    _start_session(session, source, sess_options, *more, **options)
+
+
+onnxruntime.InferenceSession.__init__ = _start_in_one_thread
 
 
 @pytest.fixture(autouse=True)

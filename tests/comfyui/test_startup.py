@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_iresnet, write_skin_detector
 from tests.comfyui.conftest import HOST, ROOT
-from tests.fresh import fresh_python
 
 NEEDED = {"cv2", "PIL", "safetensors", "xxhash"}
 ADAPTER = {"channels": [320] * 70, "token_width": 512}  # 92 MB
@@ -77,7 +77,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_iresnet(faces / "glintr100.onnx", widths=(8, 16, 24, 256))  # 26 MB in its last layer
     for name in ("1k3d68.onnx", "2d106det.onnx", "genderage.onnx"):
         (faces / name).write_bytes(b"never opened")
-    return json.loads(fresh_python(START, str(ROOT), str(HOST), str(base)).stdout.splitlines()[-1])
+    command = [sys.executable, "-c", START, str(ROOT), str(HOST), str(base)]
+    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
 
 
 def test_the_pack_imports_what_it_needs(started) -> None:
