@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
@@ -40,6 +41,15 @@ MADE_DETECTORS = {
 
 def available_detectors() -> list[str]:
     return [name for name in REAL_DETECTORS if (SHARED_MODELS / f"{name}.onnx").is_file()] + list(MADE_DETECTORS)
+
+
+def pytest_collection() -> None:
+    gc.disable()  # modules that are imported make a million objects, and all stay
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
