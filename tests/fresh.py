@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 120
+LIMIT = 600
 """Seconds after which the process is ended."""
 
 SHELL = "import runpy; runpy.run_module('{}', run_name='__main__', alter_sys=True)"
@@ -61,5 +61,5 @@ def fresh_python(
         print(json.dumps({**job, "outputs": [str(output) for output in outputs]}), file=server.stdin, flush=True)
         code_of_exit = int(server.stdout.readline())
         printed, errors = (output.read_text() for output in outputs)
-    assert not (check and code_of_exit), errors
+    assert not (check and code_of_exit), f"exit code {code_of_exit}: {errors}"
     return subprocess.CompletedProcess([sys.executable, "-c", code, *arguments], code_of_exit, printed, errors)

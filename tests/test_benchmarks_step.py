@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.step.measure import Report
 from benchmarks.step.variants import VARIANTS
-from tests.fresh import SHELL, fresh_python
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = ROOT / "tests" / "comfyui" / "standin"
@@ -21,9 +22,14 @@ TINY = ("--device", "cpu", "--size", "tiny", "--runs", "1", "--batches", "1")
 def document(tmp_path_factory) -> dict:
     """Of a run without the reference pack, which needs a real ComfyUI."""
     path = tmp_path_factory.mktemp("step") / "results" / "step.json"
-    variants = ("--variants", "plain", "reference", "ours")
-    options = ("--comfyui", str(STANDIN), *TINY, "--json", str(path), *variants)
-    printed = fresh_python(SHELL.format("benchmarks"), "step", *options).stdout
+    command = [sys.executable, "-m", "benchmarks", "step", "--comfyui", str(STANDIN), *TINY, "--json", str(path)]
+    printed = subprocess.run(
+        [*command, "--variants", "plain", "reference", "ours"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
     written = json.loads(path.read_text())
     assert json.loads(printed.splitlines()[-1]) == written
     return written
