@@ -59,14 +59,14 @@ def portraits(work):
 
 @pytest.fixture(scope="module")
 def trained(work, portraits):
-    """Everything but the detector, two steps of each."""
-    recognizer.train(work, portraits, steps=2)
-    autoencoder.train(work, portraits, steps=2)
+    """Everything but the detector, a step of each and four of the networks that draw."""
+    recognizer.train(work, portraits, steps=1)
+    autoencoder.train(work, portraits, steps=1)
     shutil.copy(miniature.files().pack / "scrfd_10g_bnkps.onnx", work)
     make_pack(work)
     prepare(work, processes=1)
     together.train(work, together.Plan(steps=4, batch=2, processes=1, resampler_steps=20))  # the fourth is of pairs
-    autoencoder.refine(work, portraits, steps=2)
+    autoencoder.refine(work, portraits, steps=1)
     return work
 
 
