@@ -36,11 +36,13 @@ PEOPLE = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _shallow():
-    """UNet and IdentityNet with 17 cross-attention layers of their 70, each block of SDXL's with one or two."""
+def _small():
+    """UNet and IdentityNet with 17 of their 70 cross-attention layers, and batches of a few pictures."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("unet", "identitynet"):
             patch.setattr(diffusion, name, partial(getattr(diffusion, name), (1, 1, 2)))
+        patch.setattr(recognizer, "_PEOPLE", 8)
+        patch.setattr(autoencoder, "_BATCH", 2)
         yield
 
 
