@@ -22,8 +22,18 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 CHANNELS = (8, 16, 32)
-LAYER_CHANNELS = [16] * 4 + [32] * 20 + [32] * 30 + [16] * 6 + [32] * 10
-"""Channels of the 70 cross-attention layers in checkpoint order: down, up, middle."""
+DEPTH = (1, 2, 10)
+"""Transformer blocks of each attention on the three levels, as in SDXL, whose first level has no attention."""
+
+
+def layer_channels(depth: tuple[int, int, int] = DEPTH) -> list[int]:
+    """Channels of the cross-attention layers in checkpoint order: down, up, middle."""
+    _, few, many = depth
+    return [16] * 2 * few + [32] * (2 + 3) * many + [16] * 3 * few + [32] * many
+
+
+LAYER_CHANNELS = layer_channels()
+"""Channels of all 70 cross-attention layers."""
 TOKEN_WIDTH = 32
 """Width of the text and identity tokens; SDXL's is 2048."""
 
@@ -33,7 +43,6 @@ _BLOCKS = {
     "block_out_channels": CHANNELS,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
     "attention_head_dim": (1, 2, 4),  # the number of heads: diffusers' name for it is historical
     "cross_attention_dim": TOKEN_WIDTH,
     "norm_num_groups": 8,
@@ -44,14 +53,20 @@ _BLOCKS = {
 }
 
 
-def write_tiny_sdxl(folder: str | Path, seed: int = 0) -> Path:
-    """Write a tiny SDXL that ``StableDiffusionXLPipeline.from_pretrained`` loads; return the folder."""
+def write_tiny_sdxl(folder: str | Path, seed: int = 0, depth: tuple[int, int, int] = DEPTH) -> Path:
+    """Write a tiny SDXL that ``StableDiffusionXLPipeline.from_pretrained`` loads; return the folder.
+
+    Args:
+        depth: as :data:`DEPTH`; with fewer blocks it draws faster.
+    """
     folder = Path(folder)
     tokenizer = _tokenizer(folder / "tokenizer")
     with _seeded(seed):
         StableDiffusionXLPipeline(
             unet=UNet2DConditionModel(
-                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **_BLOCKS
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                transformer_layers_per_block=depth,
+                **_BLOCKS,
             ),
             vae=AutoencoderKL(
                 block_out_channels=(8, 8, 8, 8),
@@ -72,13 +87,15 @@ def write_tiny_sdxl(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_tiny_identitynet(folder: str | Path, seed: int = 1) -> Path:
+def write_tiny_identitynet(folder: str | Path, seed: int = 1, depth: tuple[int, int, int] = DEPTH) -> Path:
     """Write a tiny ControlNet to match; return the folder.
 
     The convolutions a ControlNet is read out through start as zeros: here they are random, so that it has an effect.
     """
     with _seeded(seed):
-        net = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 16, 16), **_BLOCKS)
+        net = ControlNetModel(
+            conditioning_embedding_out_channels=(8, 8, 16, 16), transformer_layers_per_block=depth, **_BLOCKS
+        )
         outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
         for output in outputs:
             torch.nn.init.normal_(output.weight, std=0.1)

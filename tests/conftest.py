@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Tiny networks gain nothing from a second thread, and processes that share the cores lose much to it. Read when torch
 # is loaded, here and in the processes that tests start.
@@ -13,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import skimage.data
 import torch
@@ -38,9 +43,31 @@ def available_detectors() -> list[str]:
     return [name for name in REAL_DETECTORS if (SHARED_MODELS / f"{name}.onnx").is_file()] + list(MADE_DETECTORS)
 
 
+def pytest_collection() -> None:
+    gc.disable()  # modules that are imported make a million objects, and all stay
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_report_header() -> str:
     real = [name for name in available_detectors() if name in REAL_DETECTORS]
     return f"face detectors: {', '.join(real) or 'no real ones'} ({SHARED_MODELS}), and {len(MADE_DETECTORS)} made here"
+
+
+_start_session = onnxruntime.InferenceSession.__init__
+
+
+def _start_in_one_thread(session: Any, source: Any, sess_options: Any = None, *more: Any, **options: Any) -> None:
+    """Start insightface's sessions in one thread too: theirs spin while they wait."""
+    sess_options = sess_options or onnxruntime.SessionOptions()
+    sess_options.intra_op_num_threads = sess_options.intra_op_num_threads or 1
+    _start_session(session, source, sess_options, *more, **options)
+
+
+onnxruntime.InferenceSession.__init__ = _start_in_one_thread
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +115,25 @@ def pack(tmp_path_factory: pytest.TempPathFactory, best_detector: Path, recogniz
     (folder / "scrfd_10g_bnkps.onnx").symlink_to(best_detector)
     (folder / "glintr100.onnx").symlink_to(recognizer_file)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _loaded() -> Callable[..., Any]:
+    from fast_instantid.pipelines import load_pipeline
+
+    loaded = cache(load_pipeline)
+
+    def load(*arguments: Any) -> Any:
+        sources = [Path(source).resolve() if Path(source).exists() else source for source in arguments[:2]]
+        return loaded(*sources, *arguments[2:])
+
+    return load
+
+
+@pytest.fixture
+def loaded_once(_loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands share their pipelines, which each leaves as it was."""
+    monkeypatch.setattr("fast_instantid.pipelines.load_pipeline", _loaded)
 
 
 @pytest.fixture(scope="session")

@@ -267,6 +267,7 @@ def test_a_module_without_layers_and_a_compiled_pipeline_are_refused(pipe, ident
     assert not any("Identity" in type(processor).__name__ for processor in pipe.unet.attn_processors.values())
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_the_shell_has_them(tmp_path, capsys):
     drawing, base = str(miniature.files().portraits[0]), ["--base", "miniature", "--device", "cpu"]
 

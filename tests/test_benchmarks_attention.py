@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import attention
+from tests.fresh import fresh_python
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/attention--*.json"))
@@ -69,7 +68,7 @@ def test_the_command_needs_only_what_it_measures():
         "    sys.modules[name] = None\n"
         "import benchmarks.__main__, benchmarks.attention\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    fresh_python(code)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -6,7 +6,6 @@ import linecache
 import logging
 import os
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -20,8 +19,7 @@ from safetensors.torch import save_file
 
 from fast_instantid.cache import FOLDER, Cache, content_key, record_bytes, shared_cache
 from tests.adversity import full_disk, needs_posix, unprivileged
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.fresh import fresh_python
 
 
 def record(value: float = 0.0, count: int = 256) -> dict[str, torch.Tensor]:
@@ -318,8 +316,7 @@ print(os.waitpid(child, 0)[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_while_another_thread_computes_hangs_nobody():
-    printed = subprocess.check_output([sys.executable, "-W", "ignore", "-c", _FORK], cwd=ROOT, text=True, timeout=60)
-    assert printed.strip() == "0"
+    assert fresh_python(_FORK).stdout.strip() == "0"
 
 
 def test_of_many_threads_one_computes():
@@ -428,24 +425,22 @@ def test_a_record_on_disk_equals_the_computed_one_to_the_bit(tmp_path):
 
 
 _ASK = """
-import sys, torch
+import os, sys, torch
 from fast_instantid.cache import Cache
+child = os.fork()
 cache = Cache(directory=sys.argv[1])
-for key in sys.argv[2:]:
+for key in sys.argv[2:] if child else sys.argv[:1:-1]:
     assert (cache.get(key, lambda: {"x": torch.full((4096,), float(key))})["x"] == float(key)).all()
 print(cache.stats.misses, cache.stats.disk_hits)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
 """
-
-
-def ask_in_a_process(folder: Path, *keys: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _ASK, folder, *keys], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def test_files_outlive_the_process_and_are_shared(tmp_path):
     keys = [str(i) for i in range(40)]
-    both = [ask_in_a_process(tmp_path, *order) for order in (keys, keys[::-1])]
-    counts = [process.communicate(timeout=60)[0].split() for process in both]
-    assert all(process.returncode == 0 for process in both)
+    counts = [line.split() for line in fresh_python(_ASK, str(tmp_path), *keys).stdout.splitlines()]
+    assert len(counts) == 2
     assert all(sum(map(int, count)) == len(keys) for count in counts)
     assert len(files(tmp_path)) == len(keys)
     assert all(path.suffix == ".safetensors" and not path.name.startswith(".") for path in files(tmp_path))
@@ -640,5 +635,4 @@ def test_an_environment_variable_gives_the_shared_cache_a_folder(tmp_path):
     code = "from fast_instantid.cache import shared_cache; print(shared_cache().persistent)"
     for folder, persistent in ((str(tmp_path), "True"), ("", "False")):
         environment = {**os.environ, "FAST_INSTANTID_CACHE": folder}
-        printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
-        assert printed.strip() == persistent
+        assert fresh_python(code, env=environment).stdout.strip() == persistent

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import resource
 import shlex
 import shutil
 import socket
@@ -25,7 +24,7 @@ from safetensors.numpy import load_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
-from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from examples.tiny_sdxl import TOKEN_WIDTH, layer_channels, write_tiny_identitynet, write_tiny_sdxl
 from fast_instantid import (
     Cache,
     FaceAnalyzer,
@@ -42,6 +41,8 @@ from fast_instantid.cli.parser import make_parser
 from fast_instantid.people.person import cosine
 from fast_instantid.recorder import Recorder
 from fast_instantid.sources import MODELS
+from tests.fresh import SHELL, fresh_python
+from tests.tiny_pipelines import SHALLOW
 
 COMMANDS = ("demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile")
 
@@ -65,16 +66,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder as ``download`` would fill it, with tiny networks."""
     folder = tmp_path_factory.mktemp("models")
     write_tiny_pack(folder / "antelopev2")
-    write_tiny_sdxl(folder / "base")
-    write_tiny_identitynet(folder / "instantid" / "ControlNetModel")
-    write_tiny_adapter(folder / "instantid" / "ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH)
+    write_tiny_sdxl(folder / "base", depth=SHALLOW)
+    write_tiny_identitynet(folder / "instantid" / "ControlNetModel", depth=SHALLOW)
+    write_tiny_adapter(
+        folder / "instantid" / "ip-adapter.bin", channels=layer_channels(SHALLOW), token_width=TOKEN_WIDTH
+    )
     return folder
 
 
 def shell(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
     """As a user would, in a process of its own."""
-    command = [sys.executable, "-m", "fast_instantid", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, **options)
+    code = SHELL.format("fast_instantid")
+    return fresh_python(code, *arguments, env={**os.environ, **(env or {})}, check=False, **options)
 
 
 def test_embed_prints_json_that_holds_the_embedding(pack, photo, astronaut, capsys):
@@ -151,6 +154,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(pack, photo, tmp_path
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_generate_makes_a_picture_and_the_same_one_again(models, photo, tmp_path, capsys):
     arguments = ["generate", "--photo", photo, "--prompt", "a portrait", "--steps", "2", "--size", "128x64"]
     for name in ("antelopev2", "base", "instantid"):
@@ -198,6 +202,7 @@ def test_the_front_door_loads_what_the_shell_does(models, photo, tmp_path, monke
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out.png")), np.array(expected))
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_a_cache_folder_remembers_faces_and_identities(models, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
     folder = tmp_path / "cache"
@@ -214,6 +219,7 @@ def test_a_cache_folder_remembers_faces_and_identities(models, photo, tmp_path, 
     assert kept.keys() == set(folder.rglob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_photos_of_two_people_are_told_on_stderr_and_to_the_host(drawn, tmp_path, capsys, caplog):
     other = str(miniature.files().portraits[1])
     command = ["generate", "--prompt", "x", "--steps", "1", "--base", "miniature", "-o", str(tmp_path / "out.png")]
@@ -224,6 +230,7 @@ def test_photos_of_two_people_are_told_on_stderr_and_to_the_host(drawn, tmp_path
     assert "look like two people" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_a_face_beside_the_middle_of_a_wide_photo_is_drawn(drawn, tmp_path):
     wide = Image.new("RGB", (512, 128), "grey")
     wide.paste(Image.open(drawn), (384, 0))
@@ -253,6 +260,7 @@ def drawn() -> str:
     return str(miniature.files().portraits[0])
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "nothing"))
     monkeypatch.setattr(miniature, "STEPS", 3)
@@ -451,18 +459,13 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 
 
 def test_a_full_disk_leaves_nothing_behind(pack, photo, tmp_path):
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
+    small_files = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
     for command in (["embed", photo, "-o", "out.safetensors"], ["keypoints", photo, "-o", "out.png"]):
         folder = tmp_path / command[0]
         folder.mkdir()
         (folder / command[-1]).write_text("old")
-        paths = {
-            "env": {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-            "cwd": folder,
-        }
-        result = shell(*command, "--pack", str(pack), "--device", "cpu", preexec_fn=small_files, **paths)
+        code = f"import sys; sys.dont_write_bytecode = True; {small_files}{SHELL.format('fast_instantid')}"
+        result = fresh_python(code, *command, "--pack", str(pack), "--device", "cpu", cwd=folder, check=False)
         assert result.returncode == 1
         assert "error: " in result.stderr
         assert "Traceback" not in result.stderr
@@ -552,9 +555,9 @@ def test_a_hub_that_refuses_is_reported(hub, tmp_path):
 
 def test_a_hub_that_cannot_be_reached_is_reported_once(tmp_path):
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
-    impatient = "import sys, time; time.sleep = lambda _: None; from fast_instantid.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", impatient, "download", "antelopev2", "--to", str(tmp_path / "to")]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    impatient = f"import time; time.sleep = lambda _: None; {SHELL.format('fast_instantid')}"
+    command = ("download", "antelopev2", "--to", str(tmp_path / "to"))
+    result = fresh_python(impatient, *command, env={**os.environ, **environment}, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: antelopev2/scrfd_10g_bnkps.onnx: could not be fetched")
     assert "refused" in result.stderr.splitlines()[-1].lower()

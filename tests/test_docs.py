@@ -69,6 +69,7 @@ def test_the_python_examples(page: Path, folder: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("page", pages_with("sh", "fast-instantid"))
 def test_the_shell_examples(page: Path, folder: Path):
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("*.jpg", "anna.jpg bob.jpg")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
 from fast_instantid.errors import BackendError, ImageError
 from fast_instantid.faces import largest
 from fast_instantid.faces.onnx.network import TorchNetwork
+from tests.fresh import fresh_python
 
 
 @pytest.fixture
@@ -302,7 +301,7 @@ assert [getattr(owner, name) for owner, name, _ in _precision_settings()] == bef
 if not {new_api}:
     assert matmul.allow_tf32 and cudnn.allow_tf32
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh_python(code)
 
 
 def test_the_analyzer_says_what_it_runs_on(pack):

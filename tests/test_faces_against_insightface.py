@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,22 @@ def insightface_detector(path: Path) -> SCRFD:
     return detector
 
 
+@pytest.fixture(scope="module")
+def theirs(pictures):
+    """``theirs(path)``: what insightface's detector finds in all pictures."""
+
+    def detect(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+        detector = insightface_detector(path)
+        return [detector.detect(bgr(image), input_size=(640, 640)) for image in pictures.values()]
+
+    return cache(detect)
+
+
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
-def test_same_faces_as_insightface(any_detector, backend, pictures):
-    ours, theirs = make_detector(any_detector, backend), insightface_detector(any_detector)
-    found = ours.detect(list(pictures.values()))
+def test_same_faces_as_insightface(any_detector, backend, pictures, theirs):
+    found = make_detector(any_detector, backend).detect(list(pictures.values()))
     total = 0
-    for (label, image), faces in zip(pictures.items(), found, strict=True):
-        boxes, keypoints = theirs.detect(bgr(image), input_size=(640, 640))
+    for label, faces, (boxes, keypoints) in zip(pictures, found, theirs(any_detector), strict=True):
         assert len(faces.scores) == len(boxes), label
         total += len(boxes)
         if len(boxes):

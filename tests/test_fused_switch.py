@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -80,11 +79,6 @@ def layer(dtype: torch.dtype = torch.float16, channels: int = CHANNELS) -> tuple
     query, key, value = (torch.randn(4, length, channels).to(dtype) for length in (20, 77, 77))
     face = torch.randn(2, 2, 16, channels).to(dtype)
     return query, key, value, [IdentityEntry.split(face[0], face[1], HEADS, 0.8)]
-
-
-def test_importing_it_does_not_import_triton():
-    code = "import sys, fast_instantid.fused, fast_instantid.pipelines; print('fused.kernel' in ' '.join(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 @pytest.mark.parametrize("asked", [None, "0", "1", "yes"])

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from examples.tiny_adapter import write_tiny_adapter
-from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from examples.tiny_sdxl import TOKEN_WIDTH, layer_channels, write_tiny_identitynet, write_tiny_sdxl
 from fast_instantid.errors import FastInstantIDError, ModelFileError
 from fast_instantid.identity import Adapter
 from fast_instantid.pipelines import InstantIDFiles, Sampling, Subject, generate, load_pipeline
+from tests.tiny_pipelines import SHALLOW
 
 KEYPOINTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 72, 3), dtype=np.uint8))
 
@@ -25,9 +26,9 @@ KEYPOINTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 72, 3
 def folders(tmp_path_factory):
     """``(base, instantid)``, as downloads of both leave them."""
     folder = tmp_path_factory.mktemp("downloads")
-    base, instantid = write_tiny_sdxl(folder / "sdxl"), folder / "InstantID"
-    write_tiny_identitynet(instantid / "ControlNetModel")
-    write_tiny_adapter(instantid / "ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH)
+    base, instantid = write_tiny_sdxl(folder / "sdxl", depth=SHALLOW), folder / "InstantID"
+    write_tiny_identitynet(instantid / "ControlNetModel", depth=SHALLOW)
+    write_tiny_adapter(instantid / "ip-adapter.bin", channels=layer_channels(SHALLOW), token_width=TOKEN_WIDTH)
     return base, instantid
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fresh import fresh_python
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
@@ -114,12 +116,12 @@ sys.modules[name] = module
 spec.loader.exec_module(module)
 assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
 assert os.path.isdir(os.path.join(path, module.WEB_DIRECTORY, "docs"))
-assert "fast_instantid" not in sys.modules, "an absolute import found another copy"
-
 faces = importlib.import_module(name + ".fast_instantid.faces")
 assert faces.__file__.startswith(path), faces.__file__
-for module in ("identity", "attention", "cli", "pipelines"):
+for module in ("identity", "attention", "fused", "cli", "pipelines"):
     importlib.import_module(f"{name}.fast_instantid.{module}")
+assert "fast_instantid" not in sys.modules, "an absolute import found another copy"
+assert "fused.kernel" not in " ".join(sys.modules), "which imports triton"
 print("loaded")
 """
 
@@ -128,14 +130,7 @@ def test_loads_as_a_custom_node_from_a_folder_with_any_name(tmp_path):
     folder = tmp_path / "custom_nodes" / "Fast-InstantID 1.0 (copy)"
     ignored = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "*.egg-info", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignored)
-    # -I leaves out PYTHONPATH and the current folder, -S the editable install of this very repository.
-    site = [path for path in sys.path if path.endswith("site-packages")]
-    code = f"import sys; sys.path += {site!r}\n{LOADER}"
-    result = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(folder), str(HOST)], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "loaded" in result.stdout
+    assert "loaded" in fresh_python(LOADER, str(folder), str(HOST)).stdout
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -182,8 +177,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "diffusers" else 
 from fast_instantid import Identity, Person
 from fast_instantid import InstantID
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    last = result.stderr.splitlines()[-1]
+    last = fresh_python(code, check=False).stderr.splitlines()[-1]
     assert last.endswith("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 

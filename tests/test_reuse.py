@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH
 from fast_instantid.pipelines import InstantID, drawing
 from fast_instantid.pipelines.attachment import innermost
+from fast_instantid.recorder import Recorder
 from fast_instantid.reuse import Reuse
 from tests.tiny_pipelines import KEYPOINTS, assert_unchanged, load_tiny_ip_adapter, make, picture, sample, state_of
 
@@ -79,6 +80,7 @@ def test_a_run_is_the_same_to_the_bit(any_pipe, identity, guidance):
         assert results(instantid) == 0
 
 
+@pytest.mark.all_layers
 def test_a_further_step_computes_none_of_it(pipe, identity):
     with InstantID(pipe, reuse=False).attached(identity):
         without = per_step(pipe)
@@ -91,6 +93,7 @@ def test_a_further_step_computes_none_of_it(pipe, identity):
     assert reused["text"] == 0
 
 
+@pytest.mark.all_layers
 def test_what_it_holds_in_a_run_and_nothing_after_it(pipe, identity):
     held, kept = [], []
     instantid = InstantID(pipe)
@@ -274,7 +277,7 @@ def test_gradients_flow_as_without(own_pipe, identity):
 
 
 @torch.no_grad()
-def test_a_compiled_unet_has_one_graph_and_no_breaks(shallow_pipe, shallow_identity):
+def test_a_compiled_unet_has_one_graph_and_no_breaks_whoever_records(shallow_pipe, shallow_identity):
     graphs = []
 
     def backend(graph, _):
@@ -286,10 +289,13 @@ def test_a_compiled_unet_has_one_graph_and_no_breaks(shallow_pipe, shallow_ident
         wanted = sample(shallow_pipe)
         shallow_pipe.unet.compile(backend=backend, fullgraph=True)
         assert torch.equal(sample(shallow_pipe, steps=3), sample(shallow_pipe, steps=3))
-        assert (sample(shallow_pipe) - wanted).abs().max() <= 1e-4
+        with Recorder() as recorder:
+            assert (sample(shallow_pipe) - wanted).abs().max() <= 1e-4
         assert results(instantid) == 0
     torch._dynamo.reset()
     assert len(graphs) == 1
+    assert "identity branch" not in {span.name for span in recorder.spans}, "which would be of the tracing"
+    assert {"IdentityNet", "UNet"} <= {span.name for span in recorder.spans if span.parent < 0}
 
 
 class Runs:

@@ -15,9 +15,6 @@ from fast_instantid.faces import draw_keypoints, largest
 from fast_instantid.images import photos
 from fast_instantid.pipelines import InstantID, Sampling, generate, load_pipeline
 from fast_instantid.recorder import Recorder, Span
-from tests.tiny_pipelines import sample
-
-pytest_plugins = ["tests.tiny_pipelines"]
 
 STEPS, LAYERS = 2, 70
 
@@ -143,26 +140,6 @@ def test_an_identity_net_that_a_pipeline_has_twice_is_one_stage_per_call(folders
         pipe("a man", image=[Image.new("RGB", (64, 64))] * 2, num_inference_steps=1)
     assert calls(recorder)["IdentityNet"] == 2
     assert not any("IdentityNet > " in path for path in calls(recorder))
-
-
-def test_a_compiled_unet_is_not_compiled_again_when_somebody_records(shallow_pipe, shallow_identity):
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    shallow_pipe.unet.compile(backend=backend, fullgraph=True)
-    with InstantID(shallow_pipe).attached(shallow_identity):
-        for _ in range(2):
-            sample(shallow_pipe)
-        compiled = len(graphs)
-        with Recorder() as recorder:
-            sample(shallow_pipe)
-    assert len(graphs) == compiled
-    assert "identity branch" not in {span.name for span in recorder.spans}, "which would be of the tracing"
-    assert {"IdentityNet", "UNet"} <= calls(recorder).keys()
 
 
 def test_a_tensor_is_converted_once_however_often_it_is_read(pack, astronaut):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fast_instantid import Cache, FaceAnalyzer
 from fast_instantid.recorder import Recorder
+from tests.fresh import fresh_python
 
-ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {"fast_instantid", "cv2", "PIL", "safetensors", "xxhash"}
 """Packages that faces and identities need beside torch and numpy; what else is installed stays unimported."""
 
@@ -32,8 +30,7 @@ print(json.dumps([sorted(added), models]))
 def imported(code: str) -> tuple[set[str], list[str]]:
     """Top-level packages that running ``code`` imports beside torch, numpy and the standard library, and the model
     files that it opens."""
-    printed = subprocess.check_output([sys.executable, "-c", IMPORTED % code], text=True, cwd=ROOT)
-    added, models = json.loads(printed)
+    added, models = json.loads(fresh_python(IMPORTED % code).stdout)
     return set(added) - {"torch", "numpy"}, models
 
 

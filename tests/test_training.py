@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 from fast_instantid.pipelines import InstantIDFiles, Sampling, generate, load_pipeline
-from training import autoencoder, recognizer, together
+from training import autoencoder, diffusion, recognizer, together
 from training.conditions import Batch, Conditions
 from training.data import TEST, TRAINING, Portraits, draw_portraits, person
 from training.diffusion import Stack, _apart, _together
@@ -32,6 +33,17 @@ from training.run import Run
 from training.world import SIZE, Pose, Scene, draw
 
 PEOPLE = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """UNet and IdentityNet with 17 of their 70 cross-attention layers, and batches of a few pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("unet", "identitynet"):
+            patch.setattr(diffusion, name, partial(getattr(diffusion, name), (1, 1, 2)))
+        patch.setattr(recognizer, "_PEOPLE", 8)
+        patch.setattr(autoencoder, "_BATCH", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +61,14 @@ def portraits(work):
 
 @pytest.fixture(scope="module")
 def trained(work, portraits):
-    """Everything but the detector, two steps of each."""
-    recognizer.train(work, portraits, steps=2)
-    autoencoder.train(work, portraits, steps=2)
+    """Everything but the detector, a step of each and four of the networks that draw."""
+    recognizer.train(work, portraits, steps=1)
+    autoencoder.train(work, portraits, steps=1)
     shutil.copy(miniature.files().pack / "scrfd_10g_bnkps.onnx", work)
     make_pack(work)
     prepare(work, processes=1)
     together.train(work, together.Plan(steps=4, batch=2, processes=1, resampler_steps=20))  # the fourth is of pairs
-    autoencoder.refine(work, portraits, steps=2)
+    autoencoder.refine(work, portraits, steps=1)
     return work
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from fast_instantid.errors import ModelFileError
 from fast_instantid.files import atomic_write
 from fast_instantid.weights import existing_file, fingerprint, read_tensors, write_safetensors
 from tests.adversity import full_disk, needs_posix, opened_files, unprivileged
+from tests.fresh import fresh_python
 
 
 @pytest.fixture
@@ -89,8 +89,7 @@ print(field("io", "rchar") - read, 1024 * (field("status", "VmRSS") - resident))
 tensors["image_proj.3"].sum()
 print(1024 * (field("status", "VmRSS") - resident))
 """
-    done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
-    bytes_read, resident, resident_after_use = map(int, done.stdout.split())
+    bytes_read, resident, resident_after_use = map(int, fresh_python(count).stdout.split())
     assert bytes_read < 5e6
     assert resident < 20e6
     assert 20e6 < resident_after_use < 60e6  # one tensor of eight

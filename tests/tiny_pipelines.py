@@ -1,7 +1,11 @@
-"""Pipelines of diffusers on tiny random networks of SDXL's shape: fixtures of the modules that name it a plugin."""
+"""Pipelines of diffusers on tiny random networks of SDXL's shape: fixtures of the modules that name it a plugin.
+
+They have 17 cross-attention layers, in SDXL's places, and all 70 in tests marked ``all_layers``.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +23,11 @@ from diffusers import (
 from PIL import Image
 
 from examples.tiny_adapter import write_tiny_adapter
-from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
+from examples.tiny_sdxl import DEPTH, TOKEN_WIDTH, layer_channels, write_tiny_identitynet, write_tiny_sdxl
 from fast_instantid.identity import Adapter
 
 SIZE = 128
+SHALLOW = (1, 1, 2)
 
 
 def picture(seed, mode="RGB"):
@@ -34,40 +39,65 @@ KEYPOINTS = picture(0)
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    return SimpleNamespace(
-        base=write_tiny_sdxl(folder / "base"),
-        identity_net=write_tiny_identitynet(folder / "ControlNetModel", seed=1),
-        other_net=write_tiny_identitynet(folder / "other", seed=2),
-        adapter=write_tiny_adapter(folder / "ip-adapter.bin", channels=LAYER_CHANNELS, token_width=TOKEN_WIDTH),
-    )
+def networks_of(tmp_path_factory):
+    """Depth -> files, and what is loaded from them."""
+
+    @cache
+    def networks_of(depth):
+        folder, channels = tmp_path_factory.mktemp("tiny"), layer_channels(depth)
+        files = SimpleNamespace(
+            base=write_tiny_sdxl(folder / "base", depth=depth),
+            identity_net=write_tiny_identitynet(folder / "ControlNetModel", seed=1, depth=depth),
+            other_net=write_tiny_identitynet(folder / "other", seed=2, depth=depth),
+            adapter=write_tiny_adapter(folder / "ip-adapter.bin", channels=channels, token_width=TOKEN_WIDTH),
+        )
+        adapter = Adapter.load(files.adapter, "cpu", torch.float32)
+        embeddings = (torch.randn(1, 512, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6))
+        return SimpleNamespace(
+            files=files,
+            components=StableDiffusionXLPipeline.from_pretrained(files.base).components,
+            nets=[ControlNetModel.from_pretrained(path) for path in (files.identity_net, files.other_net)],
+            adapter=adapter,
+            identities=[adapter.identity(embedding) for embedding in embeddings],
+        )
+
+    return networks_of
 
 
-@pytest.fixture(scope="session")
-def components(files):
+@pytest.fixture
+def networks(networks_of, request):
+    return networks_of(DEPTH if request.node.get_closest_marker("all_layers") else SHALLOW)
+
+
+@pytest.fixture
+def files(networks):
+    return networks.files
+
+
+@pytest.fixture
+def components(networks):
     """Networks that tests may attach to, but must leave as they were."""
-    return StableDiffusionXLPipeline.from_pretrained(files.base).components
+    return networks.components
 
 
-@pytest.fixture(scope="session")
-def nets(files):
-    return [ControlNetModel.from_pretrained(path) for path in (files.identity_net, files.other_net)]
+@pytest.fixture
+def nets(networks):
+    return [*networks.nets]
 
 
-@pytest.fixture(scope="session")
-def adapter(files):
-    return Adapter.load(files.adapter, "cpu", torch.float32)
+@pytest.fixture
+def adapter(networks):
+    return networks.adapter
 
 
-@pytest.fixture(scope="session")
-def identity(adapter):
-    return adapter.identity(torch.randn(1, 512, generator=torch.Generator().manual_seed(5)))
+@pytest.fixture
+def identity(networks):
+    return networks.identities[0]
 
 
-@pytest.fixture(scope="session")
-def someone_else(adapter):
-    return adapter.identity(torch.randn(1, 512, generator=torch.Generator().manual_seed(6)))
+@pytest.fixture
+def someone_else(networks):
+    return networks.identities[1]
 
 
 @pytest.fixture
@@ -182,9 +212,11 @@ def load_tiny_ip_adapter(unet):
         "norm.weight": torch.ones(TOKEN_WIDTH),
         "norm.bias": torch.zeros(TOKEN_WIDTH),
     }
+    layers = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    channels = [unet.get_submodule(layer).inner_dim for layer in layers]
     weights = {
-        f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(channels, TOKEN_WIDTH, generator=generator) / TOKEN_WIDTH**0.5
-        for i, channels in enumerate(LAYER_CHANNELS)
+        f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(width, TOKEN_WIDTH, generator=generator) / TOKEN_WIDTH**0.5
+        for i, width in enumerate(channels)
         for part in "kv"
     }
     unet._load_ip_adapter_weights([{"image_proj": image_proj, "ip_adapter": weights}])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,13 @@ def prepare(folder: Path, processes: int = 2, device: str = "cpu") -> None:
     Args:
         device: of the VAE's encoder; on the CPU it works in ``processes``, as all the rest does.
     """
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with ExitStack() as stack:
+        spread = map  # in this process
+        if processes > 1:
+            spread = stack.enter_context(multiprocessing.get_context("spawn").Pool(processes)).imap
 
         def in_processes(name: str, count: int) -> Iterator[np.ndarray]:
-            return pool.imap(_compute, [(folder, name, start) for start in range(0, count, _PART)])
+            return spread(_compute, [(folder, name, start) for start in range(0, count, _PART)])
 
         for kind in ("portrait", "pair"):
             path = folder / f"{kind}_controls.npy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ def counts(model: Any, positive: Any, negative: Any, steps: int = 2, **options: 
     return counted.calls
 
 
+@pytest.fixture(scope="module")
+def plain(positive, negative):
+    """``plain(**options)``: counts of the model without a face."""
+    return cache(lambda **options: counts(tiny.tiny_model(), positive, negative, **options))
+
+
 @pytest.fixture
 def patch(ours, adapter, faces, portrait):
     """``patch(model)``: the model with a face, the conditionings left alone."""
@@ -43,12 +50,13 @@ def patch(ours, adapter, faces, portrait):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("mask", [None, torch.rand(2, 64, 64)], ids=["everywhere", "masked"])
 @pytest.mark.parametrize("faces_applied", [1, 2])
-def test_a_layer_costs_an_attention_and_a_weighted_sum(patch, model, positive, negative, batch, mask, faces_applied):
-    plain = counts(model, positive, negative, batch=batch)
+def test_a_layer_costs_an_attention_and_a_weighted_sum(
+    patch, model, plain, positive, negative, batch, mask, faces_applied
+):
     patched = model
     for _ in range(faces_applied):
         patched = patch(patched, mask=mask)
-    added = counts(patched, positive, negative, batch=batch) - plain
+    added = counts(patched, positive, negative, batch=batch) - plain(batch=batch)
 
     attentions = {name: calls for name, calls in added.items() if "scaled_dot_product" in name}
     times = 2 * 70 * faces_applied
@@ -71,17 +79,15 @@ def test_prompts_that_were_combined_cost_no_copy(patch, model, positive, negativ
 
 @pytest.mark.parametrize(("start", "end", "reads"), [(0.0, 1.0, 0), (0.2, 0.8, 1), (0.0, 0.5, 1)])
 def test_the_noise_level_is_read_once_per_evaluation_and_only_if_it_matters(
-    patch, model, positive, negative, start, end, reads
+    patch, model, plain, positive, negative, start, end, reads
 ):
-    plain = counts(model, positive, negative, steps=4)
     patched = patch(patch(model, start_at=start, end_at=end), start_at=start, end_at=end)
-    added = counts(patched, positive, negative, steps=4) - plain
+    added = counts(patched, positive, negative, steps=4) - plain(steps=4)
     assert added["_local_scalar_dense"] == 4 * reads
 
 
-def test_outside_of_its_range_a_face_costs_nothing(patch, model, positive, negative):
-    plain = counts(model, positive, negative)
-    never = counts(patch(model, start_at=0.0, end_at=0.0), positive, negative) - plain
+def test_outside_of_its_range_a_face_costs_nothing(patch, model, plain, positive, negative):
+    never = counts(patch(model, start_at=0.0, end_at=0.0), positive, negative) - plain()
     assert set(never) <= {"_local_scalar_dense", "select", "alias", "detach"}, never
 
 

@@ -6,6 +6,7 @@ Import it only after ``conftest.py`` has put a host on ``sys.path``.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,22 @@ def adapter_file(folder: Path, name: str = "tiny-adapter.bin", seed: int = 0) ->
 
 def _randomize(network: torch.nn.Module, seed: int) -> None:
     """Weights that pass on about the variance they get. The host leaves them uninitialised for a checkpoint to fill."""
-    generator = torch.Generator().manual_seed(seed)
+    shapes = tuple((name, parameter.shape) for name, parameter in network.named_parameters())
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                values /= parameter[0].numel() ** 0.5
-                values *= 0.7 if name.endswith(_BRANCH_ENDS) else 1.0
-            else:
-                values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+        for parameter, values in zip(network.parameters(), _random_weights(shapes, seed), strict=True):
             parameter.copy_(values)
+
+
+@cache
+def _random_weights(shapes: tuple[tuple[str, torch.Size], ...], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weights: list[torch.Tensor] = []
+    for name, shape in shapes:
+        values = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            values /= shape[1:].numel() ** 0.5
+            values *= 0.7 if name.endswith(_BRANCH_ENDS) else 1.0
+        else:
+            values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+        weights.append(values)
+    return weights

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import IRESNET_100, write_iresnet, write_scrfd
-from examples.tiny_sdxl import _BLOCKS, write_tiny_sdxl
+from examples.tiny_sdxl import _BLOCKS, DEPTH, write_tiny_sdxl
 from fast_instantid.observe.doctor import Finding, Places
 from fast_instantid.observe.doctor.files import model_files
 
@@ -42,7 +42,9 @@ def set_width(base: Path, width: int) -> None:
 
 def write_controlnet(folder: Path, width: int) -> None:
     ControlNetModel(
-        conditioning_embedding_out_channels=(8, 8, 16, 16), **{**_BLOCKS, "cross_attention_dim": width}
+        conditioning_embedding_out_channels=(8, 8, 16, 16),
+        transformer_layers_per_block=DEPTH,
+        **{**_BLOCKS, "cross_attention_dim": width},
     ).save_pretrained(folder)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fast_instantid import cli
 from fast_instantid.observe.doctor import Finding, Places, Report, examination, examine
+from tests.fresh import SHELL, fresh_python
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ["ok", "note", "warning", "broken"]
@@ -145,6 +146,8 @@ class Blocked:
         if name.partition(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
+for name in [name for name in sys.modules if name.partition(".")[0] in BLOCKED]:
+    del sys.modules[name]
 sys.meta_path.insert(0, Blocked())
 from fast_instantid import cli
 code = cli.main(["doctor", *sys.argv[1:]])
@@ -157,6 +160,8 @@ OPTIONAL = ("diffusers", "transformers", "accelerate", "onnxruntime", "onnx", "h
 
 def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
     code = f"BLOCKED = {modules!r}\n{BARE}"
+    if "torch" not in modules:
+        return fresh_python(code, *arguments, check=False)
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )
@@ -223,8 +228,7 @@ def test_one_that_is_missing_is_one_finding(tmp_path: Path, module: str):
 def test_one_that_cannot_be_loaded_is_no_fault_of_the_doctor(tmp_path: Path):
     (tmp_path / "xxhash.py").write_text("raise ImportError('DLL load failed')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nBLOCKED = ()\n{BARE}"
-    command = [sys.executable, "-c", code, "--json", "--models", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    result = fresh_python(code, "--json", "--models", str(tmp_path), check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
     assert broken["found"] == "xxhash is installed, but cannot be loaded: DLL load failed"
 
@@ -253,17 +257,14 @@ def clone(tmp_path: Path) -> Path:
 
 def test_in_a_clone_comfyuis_own_python_is_asked_for(clone: Path):
     code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = ('cv2', 'numpy')\n{BARE}"
-    command = [sys.executable, "-c", code, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=clone, check=False)
+    result = fresh_python(code, "--json", cwd=clone, check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
     assert broken["do"].endswith(f'{PYTHON} -m pip install numpy "opencv-python-headless<4.12"')
     assert "ComfyUI's own Python" in broken["do"]
 
 
 def test_a_clone_in_comfyui_examines_that_comfyui(clone: Path, tmp_path: Path):
-    result = subprocess.run(
-        [sys.executable, "-m", "fast_instantid", "doctor"], capture_output=True, text=True, cwd=clone, check=False
-    )
+    result = fresh_python(SHELL.format("fast_instantid"), "doctor", cwd=clone, check=False)
     assert result.returncode == 1
     assert f"one pack has InstantID's nodes: {clone}" in " ".join(result.stdout.split())
     assert str(tmp_path / "ComfyUI" / "models") in result.stdout

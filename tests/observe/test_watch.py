@@ -227,7 +227,14 @@ sys.exit(cli.main(["watch", "--", sys.executable, "-c", script]))
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals")
 def test_ctrl_c_ends_the_command_and_its_code_is_returned(tmp_path: Path):
     command = [sys.executable, "-c", SIGNALLED, str(ROOT)]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
