@@ -163,7 +163,24 @@ def test_what_is_no_face_is_told_what_is_wanted(keypoints, message):
         draw_keypoints((100, 100), keypoints)
 
 
-@pytest.mark.parametrize("size", [(100,), (100, 0), (100.5, 50), "photo.jpg", 100, None])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint64, np.float16, ">f4", ">i2"])
+def test_keypoints_of_small_numbers_are_drawn_as_others(dtype):
+    """Their differences and squares would overflow, and foreign byte orders be read wrongly."""
+    keypoints = np.array([[30, 40], [90, 45], [60, 80], [35, 100], [88, 102]])
+    np.testing.assert_array_equal(
+        draw_keypoints((128, 128), keypoints.astype(dtype)), as_published((128, 128), keypoints)
+    )
+
+
+def test_an_upright_photo_stands_for_its_size():
+    turned = Image.new("RGB", (30, 20))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    assert draw_keypoints(turned).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "size", [(100,), (100, 0), (100.5, 50), "photo.jpg", 100, None, (10**20, 5), (5, 32_767)], ids=str
+)
 def test_what_is_no_size_is_told_what_is_wanted(size):
     with pytest.raises(ValueError, match=r"expected \(width, height\) in whole pixels, or a picture"):
         keypoint_picture(TEMPLATE, size)

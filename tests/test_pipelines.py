@@ -498,11 +498,52 @@ def test_weights_out_of_range_are_refused(pipe, identity, weight):
 
 
 @pytest.mark.parametrize(
-    "region", [torch.full((4, 4), 1.5), torch.full((4, 4), float("nan")), np.zeros((4, 4, 3)), torch.zeros(0, 4)]
+    "region",
+    [
+        torch.full((4, 4), 1.5),
+        torch.full((4, 4), float("nan")),
+        np.full((4, 4), np.inf),
+        np.full((4, 4), 255, np.uint8),
+        np.zeros((4, 4, 3)),
+        torch.zeros(0, 4),
+        Image.fromarray(np.full((4, 4), np.nan, np.float32)),
+        Image.new("F", (4, 4), 255),
+        Image.new("I", (4, 4), 70_000),
+        Image.new("L", (4, 0)),
+    ],
+    ids=lambda region: f"{type(region).__name__}",
 )
 def test_bad_regions_are_refused(identity, region):
     with pytest.raises(ImageError, match="region"):
         Subject(identity, region=region)
+
+
+def test_every_form_of_a_region_is_one_mask(identity):
+    values = np.zeros((4, 6), np.float32)
+    values[:, 4:] = 1
+    eight_bit = (values * 255).astype(np.uint8)
+    read_only = values.copy()
+    read_only.flags.writeable = False
+    forms = {
+        "booleans": values > 0,
+        "boolean tensor": torch.from_numpy(values > 0),
+        "0 and 1": values.astype(np.uint8),
+        "float16": values.astype(np.float16),
+        "float64": values.astype(np.float64),
+        "bfloat16": torch.from_numpy(values).bfloat16(),
+        "big-endian": values.astype(">f4"),
+        "reversed view": np.ascontiguousarray(values[::-1, ::-1])[::-1, ::-1],
+        "columns first": np.asfortranarray(values),
+        "read-only": read_only,
+        "PIL": Image.fromarray(eight_bit),
+        "16 bits": Image.fromarray(eight_bit.astype(np.uint16) * 257),
+        "floats": Image.fromarray(values),
+        "transparency": Image.merge("LA", [Image.new("L", (6, 4)), Image.fromarray(eight_bit)]),
+    }
+    for name, form in forms.items():
+        mask = Subject(identity, region=form).mask
+        assert mask.dtype == torch.float32, name
+        assert torch.equal(mask, torch.from_numpy(values)[None]), name
 
 
 @pytest.mark.parametrize("who", ["anna.safetensors", [1], None])
@@ -520,7 +561,9 @@ def test_a_weight_beside_subjects_is_refused_and_beside_identities_theirs(pipe, 
         assert torch.equal(sample(pipe), both)
 
 
-@pytest.mark.parametrize("region", ["mask.png", (0, 0, 64, 64)])
+@pytest.mark.parametrize(
+    "region", ["mask.png", (0, 0, 64, 64), np.zeros((4, 4), complex), np.full((4, 4), "1")], ids=str
+)
 def test_a_region_is_a_picture(identity, region):
     with pytest.raises(ImageError, match="a region is a picture"):
         Subject(identity, region=region)

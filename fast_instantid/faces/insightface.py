@@ -133,7 +133,9 @@ class RecognizerView:
 
 def photo_of_bgr(image: np.ndarray) -> Photo:
     """A Photo of a copy, so that later writes to ``image`` cannot change it."""
-    return photos(np.array(image[..., 2::-1] if image.ndim == 3 else image))[0]
+    if isinstance(image, np.ndarray):  # anything else is refused, such as the None of cv2.imread
+        image = np.array(image[..., 2::-1] if image.ndim == 3 else image)
+    return photos(image)[0]
 
 
 def most_central(found: Detections, size: tuple[int, int], max_num: int, metric: str = "default") -> Detections:
