@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from insightface.app.common import Face as InsightFace
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fast_instantid import Face, NoFaceError, draw_keypoints
 from fast_instantid.faces import keypoint_picture, sdxl_size
@@ -151,6 +151,8 @@ def test_every_form_of_a_face_and_of_a_size_gives_one_picture():
             r"expected five points \(5, 2\) in pixels, or a face that has them, got ndarray of shape \(4, 2\)",
         ),
         (TEMPLATE * np.nan, "NaN"),
+        (TEMPLATE + np.inf, "beyond 1000000 pixels"),
+        (TEMPLATE * 1e8, "beyond 1000000 pixels"),
         (TEMPLATE.tolist()[:3], r"got list of shape \(3, 2\)"),
         ({"bbox": 1}, "got none"),
         (InsightFace(bbox=1), "got none"),
