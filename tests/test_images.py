@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from fast_instantid.errors import ImageError
 from fast_instantid.faces import sdxl_size
@@ -187,7 +187,7 @@ WITH_EXIF = {
     ".jpg": {"quality": 100, "subsampling": 0},
     ".mpo": {"quality": 100, "subsampling": 0, "save_all": True, "append_images": [Image.new("RGB", (5, 5))]},
 }
-if features.check("avif"):
+if ".avif" in Image.registered_extensions():
     WITH_EXIF[".avif"] = {"quality": 100, "subsampling": "4:4:4"}
 """Format -> how to keep the pixels of a picture in it."""
 
@@ -218,14 +218,15 @@ def test_exif_orientation_is_honoured_once(orientation, pixels, tmp_path):
             assert Image.open(path).getexif()[ExifTags.Base.Orientation] == orientation
         photo = rgb(path)
         assert np.abs(photo.astype(int) - pixels).max() <= (16 if "quality" in options else 0), suffix
-        loaded = Image.open(path)
+        loaded, tagged = Image.open(path), Image.open(path)
         loaded.load()
+        tagged.getexif()
         forms = {
             "str": str(path),
             "opened": Image.open(path),
             "loaded": loaded,
             "opened from memory": Image.open(io.BytesIO(path.read_bytes())),
-            "tag was read": (tagged := Image.open(path)).getexif() and tagged,
+            "tag was read": tagged,
             "copy": Image.open(path).copy(),
             "converted": Image.open(path).convert("RGBA"),
             "upright": ImageOps.exif_transpose(Image.open(path)),
@@ -463,19 +464,19 @@ def test_what_never_ends_is_refused(tmp_path):
         assert refusal(path) == f"{path}: this is a device or a pipe; save the picture as a file first"
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "L", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["I;16", "L", "P", "RGBA"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_memory_is_bounded_by_the_pixels(mode, orientation, tmp_path):
     """Beside Pillow's own picture: 3 bytes per pixel for the result, and those of a strip. Was 24 for 16 bits."""
-    path, pixels = tmp_path / "small.png", 4000 * 2000
+    path, pixels = tmp_path / "small.png", 2000 * 2000
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    Image.new(mode, (4000, 2000)).save(path, exif=exif)
+    Image.new(mode, (2000, 2000)).save(path, exif=exif)
     assert path.stat().st_size < 100_000
     tracemalloc.start()
     try:
         photos(path)
-        assert tracemalloc.get_traced_memory()[1] < 3 * pixels + (20 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 3 * pixels + (12 << 20)
     finally:
         tracemalloc.stop()
 
@@ -527,14 +528,15 @@ def test_the_transparency_of_a_mask_is_the_mask(mode, colour):
 def test_an_unclear_mask_is_refused(tmp_path):
     ramp = Image.linear_gradient("L")
     (tmp_path / "cut.png").write_bytes(encoded(np.array(ramp), "PNG")[:200])
-    for image, said in {
-        Image.merge("LA", [ramp, ramp]): "both the transparency and the brightness of this mask vary",
-        Image.fromarray(np.eye(4, dtype=np.uint8)): "255 counts as 1, but the largest value is 1: scale the values",
-        ramp.convert("I"): "65535 counts as 1, but the largest value is 255",
-        Image.new("L", (0, 4)): "empty picture of 0 x 4 pixels",
-        Image.new("L", (MAX_SIDE + 1, 1)): "no side may exceed",
-        Image.open(tmp_path / "cut.png"): "damaged or truncated",
-    }.items():
+    refused = [
+        (Image.merge("LA", [ramp, ramp]), "both the transparency and the brightness of this mask vary"),
+        (Image.fromarray(np.eye(4, dtype=np.uint8)), "255 counts as 1, but the largest value is 1: scale the values"),
+        (ramp.convert("I"), "65535 counts as 1, but the largest value is 255"),
+        (Image.new("L", (0, 4)), "empty picture of 0 x 4 pixels"),
+        (Image.new("L", (MAX_SIDE + 1, 1)), "no side may exceed"),
+        (Image.open(tmp_path / "cut.png"), "damaged or truncated"),
+    ]
+    for image, said in refused:
         with pytest.raises(ImageError, match=r"^region: ") as caught:
             mask_of(image, "region")
         assert said in str(caught.value)
