@@ -46,7 +46,7 @@ _UPRIGHT = {
 """EXIF orientation -> its inverse. Pillow's ``exif_transpose`` also rewrites other tags, and fails on damaged ones."""
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Modes that Pillow clips to 255 instead of scaling. Old versions open 16-bit PNGs as "I"."""
-_STRIP = 1 << 20  # pixels that are converted at once, which bounds the memory for copies
+_STRIP = 1 << 18  # pixels that are converted at once, which bounds the memory for copies
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -135,7 +135,16 @@ def upright(image: Image.Image, name: str = "image") -> Image.Image:
         ImageError: the image cannot be decoded.
     """
     with _pillow_errors(name):
-        image.load()  # before looking for the tag: Pillow turns TIFFs itself and drops the tag, both while loading
+        filename = getattr(image, "filename", None)
+        try:
+            if (
+                filename
+            ):  # by it, Pillow maps the pixels of uncompressed TIFFs, with width and height in the wrong order
+                image.filename = ""  # pyright: ignore[reportAttributeAccessIssue]
+            image.load()  # before looking for the tag: Pillow turns TIFFs itself and drops the tag, both while loading
+        finally:
+            if filename:
+                image.filename = filename  # pyright: ignore[reportAttributeAccessIssue]
         try:
             transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # damaged EXIF does not cost the picture
@@ -183,7 +192,7 @@ def _read(path: Path) -> RGBImage:
             raise ImageError(f"{path}: this is a folder, not a picture")
         if not stat.S_ISREG(status.st_mode):  # reading it may never end
             raise ImageError(f"{path}: this is a device or a pipe; save the picture as a file first")
-        with stage("decode", nbytes=status.st_size), Image.open(path) as opened:
+        with stage("decode", nbytes=status.st_size), path.open("rb") as file, Image.open(file) as opened:
             return _rgb_pixels(opened, str(path))
 
 
