@@ -19,8 +19,7 @@ def content_key(*parts: object) -> str:
     """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
 
     Args:
-        parts: str, bytes, bool, int, float, None, numpy's scalars and arrays, tensors (any device and dtype) and
-            sequences of these.
+        parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
 
     Raises:
         TypeError: a part is of another type.
@@ -43,8 +42,6 @@ def _update(digest: xxhash.xxh3_128, part: object) -> None:
         data = part.encode() if isinstance(part, str) else part
         digest.update(f"{type(part).__name__}{len(data)}:".encode())
         digest.update(data)
-    elif isinstance(part, np.generic):
-        _update(digest, part.item())
     elif part is None or isinstance(part, (bool, int, float)):
         digest.update(f"{type(part).__name__}:{part!r};".encode())
     elif isinstance(part, (tuple, list)):

@@ -24,7 +24,7 @@ from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH
 from fast_instantid.errors import BackendError, FastInstantIDError, ImageError, ModelFileError
 from fast_instantid.identity import Adapter
-from fast_instantid.pipelines import InstantID, Subject
+from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject
 from fast_instantid.reuse import ReplacedForward
 from fast_instantid.weights import read_tensors
 from tests.tiny_pipelines import (
@@ -489,6 +489,20 @@ def test_running_another_pipeline_of_the_same_unet_is_refused(components, identi
     pipe, another = make(StableDiffusionXLPipeline, components), make(StableDiffusionXLPipeline, components)
     with InstantID(pipe).attached(identity), pytest.raises(BackendError, match="guidance"):
         sample(another, height=SIZE, width=SIZE)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pipe, identity):
+    halves = [np.float16(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5)]
+    for half in [*halves, *([half] for half in halves), np.array([0.5]), torch.tensor([0.5])]:
+        with InstantID(pipe).attached(identity, half) as attached:
+            assert attached.scale == 0.5
+            attached.scale = half
+            assert attached.scale == 0.5
+    assert [Subject(identity, weight=half).weight for half in halves] == [0.5] * len(halves)
+    InstantID(pipe, identity_net=np.int64(0))
+    assert Approximations(identity_range=(np.float32(0.5), np.int64(1)), identity_net_every=np.int64(2)).is_sparse
+    assert Sampling(scale=np.float32(0.5), seed=np.int64(3), num_inference_steps=np.int32(2)).seed == 3
+    torch.Generator().manual_seed(np.int64(3))  # as InstantID does with a seed
 
 
 @pytest.mark.parametrize("weight", [-0.1, 5.1, float("nan")])

@@ -104,7 +104,8 @@ class DetectorView:
 
     def detections(self, photo: Photo, input_size: tuple[int, int] | None, max_num: int, metric: str) -> Detections:
         """:meth:`detect` for a Photo."""
-        found = self._networks.detect([photo], input_size or self.input_size)[0]
+        width, height = self.input_size if input_size is None else input_size
+        found = self._networks.detect([photo], (int(width), int(height)))[0]
         return most_central(found, photo.size, max_num, metric)
 
 

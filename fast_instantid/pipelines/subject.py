@@ -79,9 +79,10 @@ def checked_weight(weight: object) -> float:
     Raises:
         FastInstantIDError: not a number, NaN, or outside of 0..5.
     """
-    value = float(weight) if isinstance(weight, (Real, np.floating)) and not isinstance(weight, bool) else math.nan
+    weight = weight.tolist() if isinstance(weight, (np.ndarray, np.generic, torch.Tensor)) else weight
+    value = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
     if not 0 <= value <= MAX_WEIGHT:
-        raise FastInstantIDError(f"weight {weight} is out of range: expected 0 to {MAX_WEIGHT:g}")
+        raise FastInstantIDError(f"weight {weight!r} is out of range: expected 0 to {MAX_WEIGHT:g}")
     return value
 
 
