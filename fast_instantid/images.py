@@ -135,16 +135,12 @@ def upright(image: Image.Image, name: str = "image") -> Image.Image:
         ImageError: the image cannot be decoded.
     """
     with _pillow_errors(name):
-        filename = getattr(image, "filename", None)
+        filename = getattr(image, "filename", "")
+        vars(image)["filename"] = ""  # by it, Pillow maps uncompressed TIFFs, with width and height exchanged
         try:
-            if (
-                filename
-            ):  # by it, Pillow maps the pixels of uncompressed TIFFs, with width and height in the wrong order
-                image.filename = ""  # pyright: ignore[reportAttributeAccessIssue]
             image.load()  # before looking for the tag: Pillow turns TIFFs itself and drops the tag, both while loading
         finally:
-            if filename:
-                image.filename = filename  # pyright: ignore[reportAttributeAccessIssue]
+            vars(image)["filename"] = filename
         try:
             transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # damaged EXIF does not cost the picture
