@@ -109,7 +109,7 @@ def photos(images: ImageInput) -> list[Photo]:
     """
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Photo, torch.Tensor))
     if one or not isinstance(images, Iterable) or hasattr(images, "read"):
-        return _expand(images, "image")
+        return _expand(images, "image")  # pyright: ignore[reportArgumentType]
     made = [photo for i, image in enumerate(images) for photo in _expand(image, f"image {i}")]
     if not made:
         raise ImageError("no images given: expected at least one")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from os import PathLike
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -283,7 +283,7 @@ class InstantID:
         return layers
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
-        weight = scale if scale is None or isinstance(scale, Real) else DEFAULT_WEIGHT
+        weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
         given = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
         layers = self.check([identity for identity, _ in given])
         if approximations.vary_by_step and any(map(is_compiled, self.networks())):
@@ -309,4 +309,4 @@ class InstantID:
 
 def _each(scale: Any, count: int) -> list[float]:
     scale = scale.tolist() if hasattr(scale, "tolist") else scale  # numpy's and torch's numbers, one or several
-    return [scale] * count if isinstance(scale, Real) else list(scale)
+    return [scale] * count if isinstance(scale, (int, float)) else list(scale)
