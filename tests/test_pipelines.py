@@ -502,7 +502,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(pipe, identity):
     InstantID(pipe, identity_net=np.int64(0))
     assert Approximations(identity_range=(np.float32(0.5), np.int64(1)), identity_net_every=np.int64(2)).is_sparse
     assert Sampling(scale=np.float32(0.5), seed=np.int64(3), num_inference_steps=np.int32(2)).seed == 3
-    torch.Generator().manual_seed(np.int64(3))  # as InstantID does with a seed
+    options = {"keypoints": KEYPOINTS, "num_inference_steps": 1, "output_type": "latent"}
+    pictures = [InstantID(pipe)("a man", identity, seed=seed, **options).images for seed in (3, np.int64(3))]
+    assert torch.equal(*pictures)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 5.1, float("nan")])
