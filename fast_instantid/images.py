@@ -7,6 +7,7 @@ networks is made on first use. A cached face therefore costs one hash.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,7 +28,11 @@ RGBImage: TypeAlias = np.ndarray
 OneImage: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor | Photo"
 ImageInput: TypeAlias = "OneImage | Sequence[OneImage]"
 """One image or many: paths, PIL images, ``(H, W[, 1|3|4])`` uint8/uint16 arrays in RGB order, or float tensors
-``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence."""
+``[H, W, 3]`` / ``[B, H, W, 3]`` in 0..1 (ComfyUI's IMAGE). Sizes may differ within one sequence. A fourth channel is
+dropped, as transparency is: the colours beneath it count."""
+
+MAX_SIDE = 32_766
+"""Largest width and height in pixels that OpenCV aligns faces in (imgproc/src/imgwarp.cpp, ``remap``)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +44,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> its inverse. Pillow's ``exif_transpose`` also rewrites other tags, and fails on damaged ones."""
+_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+"""Modes that Pillow clips to 255 instead of scaling. Old versions open 16-bit PNGs as "I"."""
+_STRIP = 1 << 18  # pixels that are converted at once, which bounds the memory for copies
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -100,8 +108,8 @@ def photos(images: ImageInput) -> list[Photo]:
         ImageError: unreadable, truncated or empty pictures, and arrays of a shape or dtype that is not a picture.
     """
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, Photo, torch.Tensor))
-    if one or not isinstance(images, Iterable):
-        return _expand(images, "image")
+    if one or not isinstance(images, Iterable) or hasattr(images, "read"):
+        return _expand(images, "image")  # pyright: ignore[reportArgumentType]
     made = [photo for i, image in enumerate(images) for photo in _expand(image, f"image {i}")]
     if not made:
         raise ImageError("no images given: expected at least one")
@@ -114,19 +122,75 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     The EXIF orientation is applied. Transparency is dropped, not blended; 16-bit values keep their upper 8 bits.
 
     Raises:
-        ImageError: the file is missing, unreadable, not a picture, truncated, or larger than Pillow's
-            decompression-bomb limit.
+        ImageError: the file is missing, unreadable, not a picture, truncated, larger than memory or Pillow's
+            decompression-bomb limit, or has a side of more than 32,766 pixels.
     """
     return Image.fromarray(_read(Path(path)))
+
+
+def upright(image: Image.Image, name: str = "image") -> Image.Image:
+    """An image as its EXIF orientation wants it; the image itself where that changes nothing.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+    """
+    with _pillow_errors(name):
+        filename = getattr(image, "filename", "")
+        vars(image)["filename"] = ""  # by it, Pillow maps uncompressed TIFFs, with width and height exchanged
+        try:
+            image.load()  # before looking for the tag: Pillow turns TIFFs itself and drops the tag, both while loading
+        finally:
+            vars(image)["filename"] = filename
+        try:
+            transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # damaged EXIF does not cost the picture
+            transpose = None
+        return image if transpose is None else image.transpose(transpose)
+
+
+def mask_of(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image as a mask, ``(H, W)`` float32, upright: 1 where it is white, or opaque if it has transparency.
+
+    16 bits count 0..65535, floats as they are, colours by their luminance.
+
+    Raises:
+        ImageError: the image cannot be read, its values use 1/255 of their range at most, or both its transparency and
+            its brightness vary.
+    """
+    _check_size(*image.size, name)
+    with _pillow_errors(name):
+        image = upright(image, name)
+        if image.mode == "F":
+            return np.array(image)
+        white, values = 65535, np.asarray(image)
+        if image.mode not in _16_BIT:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else np.uint8(255)
+            white, values = 255, np.asarray(_rgb(image).convert("L"))
+            if alpha.min() < 255:
+                if np.unique(values[alpha > 0]).size != 1:
+                    raise ImageError(
+                        f"{name}: both the transparency and the brightness of this mask vary: give one of them, "
+                        "image.getchannel('A') or image.convert('L')"
+                    )
+                values = alpha
+        if 0 < values.max() <= white // 255:
+            raise ImageError(
+                f"{name}: in a mask of mode {image.mode} {white} counts as 1, but the largest value is {values.max()}: "
+                "scale the values, or give an array of them in 0..1"
+            )
+        return values.astype(np.float32) / white
 
 
 def _read(path: Path) -> RGBImage:
     with _pillow_errors(str(path)):
         if path.parts[:1] in (("http:",), ("https:",)):
             raise ImageError(f"{path}: a URL, not a file; download the picture, or use diffusers.utils.load_image")
-        if path.is_dir():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{path}: this is a folder, not a picture")
-        with stage("decode", nbytes=path.stat().st_size), Image.open(path) as opened:
+        if not stat.S_ISREG(status.st_mode):  # reading it may never end
+            raise ImageError(f"{path}: this is a device or a pipe; save the picture as a file first")
+        with stage("decode", nbytes=status.st_size), path.open("rb") as file, Image.open(file) as opened:
             return _rgb_pixels(opened, str(path))
 
 
@@ -135,20 +199,31 @@ def _pillow_errors(name: str) -> Generator[None]:
     """Turn the errors of opening and decoding into an ImageError about ``name``."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: not a picture that Pillow can read; save it as JPEG, PNG or WebP (HEIC photos need converting)"
         ) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: {error}; scale the picture down first") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except Exception as error:  # decoders share no base class for the errors of damaged files
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # Pillow's decoders say it in an OSError
+            raise ImageError(f"{name}: memory does not hold the picture; scale it down first") from error
         if isinstance(error, OSError) and error.errno:  # from the system, not from a decoder
             raise ImageError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
         raise ImageError(f"{name}: damaged or truncated picture ({error}); get the file again") from error
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if not width or not height:
+        raise ImageError(f"{name}: empty picture of {width} x {height} pixels")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, but no side may exceed {MAX_SIDE}; scale the picture down first"
+        )
 
 
 def _expand(image: OneImage, name: str) -> list[Photo]:
@@ -157,8 +232,6 @@ def _expand(image: OneImage, name: str) -> list[Photo]:
     if isinstance(image, (str, os.PathLike)):
         return [Photo(_read(Path(image)), os.fspath(image))]
     if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ImageError(f"{name}: empty picture of {image.width} x {image.height} pixels")
         with _pillow_errors(name):  # an image that was opened and not yet loaded is decoded here
             return [Photo(_rgb_pixels(image, name), name)]
     if isinstance(image, torch.Tensor):
@@ -172,8 +245,9 @@ def _from_tensor(tensor: torch.Tensor, name: str) -> list[Photo]:
         raise ImageError(
             f"{name}: expected a float tensor [B, H, W, 3] in 0..1, got {tensor.dtype} of shape {list(tensor.shape)}"
         )
-    if 0 in batch.shape:
+    if not len(batch):
         raise ImageError(f"{name}: empty tensor of shape {list(tensor.shape)}")
+    _check_size(batch.shape[2], batch.shape[1], name)
     batch = batch[..., :3]
     if len(batch) == 1:
         return [Photo(batch[0], name)]
@@ -182,17 +256,19 @@ def _from_tensor(tensor: torch.Tensor, name: str) -> list[Photo]:
 
 def _from_array(array: np.ndarray, name: str) -> RGBImage:
     if not isinstance(array, np.ndarray):
-        raise ImageError(f"{name}: expected a path, PIL image, array or tensor, got {type(array).__name__}")
+        raise ImageError(
+            f"{name}: expected a path, PIL image, array or tensor, got {type(array).__name__}; PIL's Image.open reads "
+            "open files and, in a BytesIO, the bytes of one"
+        )
     if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.dtype not in (np.uint8, np.uint16):
+        array = np.asarray(array)[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.dtype.kind != "u" or array.itemsize > 2:
         raise ImageError(
             f"{name}: expected a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4) in RGB order, "
-            f"got {array.dtype} of shape {array.shape}"
+            f"got {array.dtype} of shape {array.shape}; floats in 0..1 go in as torch.from_numpy(array)"
         )
-    if 0 in array.shape:
-        raise ImageError(f"{name}: empty picture of shape {array.shape}")
-    if array.dtype == np.uint16:
+    _check_size(array.shape[1], array.shape[0], name)
+    if array.itemsize == 2:
         array = (array >> 8).astype(np.uint8)
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
@@ -200,14 +276,22 @@ def _from_array(array: np.ndarray, name: str) -> RGBImage:
 
 
 def _rgb_pixels(image: Image.Image, name: str) -> RGBImage:
-    transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    upright = image if transpose is None else image.transpose(transpose)
-    if upright.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-        # 16-bit integers: Pillow would clip these to 255 instead of scaling them.
-        values = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if upright.mode == "F":  # Pillow would clip these too, and their range is unknown
+    _check_size(*image.size, name)  # before decoding
+    image = upright(image, name)
+    if image.mode == "F":  # Pillow would clip these, and their range is unknown
         raise ImageError(f"{name}: pixels are 32-bit floats of unknown range; save the picture with 8 or 16 bits")
-    if upright.mode == "P":  # by way of RGBA, or Pillow warns about palettes with transparency
-        upright = upright.convert("RGBA")
-    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(_STRIP // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.mode in _16_BIT:
+            pixels[top : top + rows] = (np.asarray(strip).clip(0, 65535) >> 8)[..., None]
+        else:
+            pixels[top : top + rows] = np.asarray(_rgb(strip))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P":  # by way of RGBA, or Pillow warns about palettes with transparency
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -341,6 +341,20 @@ def test_get_takes_grey_and_transparent_pictures_too(analyzer, astronaut):
         np.testing.assert_array_equal([face.kps for face in got], [face.kps for face in expected])
 
 
+def test_what_opencv_could_not_read_is_refused(analyzer):
+    with pytest.raises(ImageError, match="got NoneType"):
+        analyzer.get(None)
+
+
+def test_a_detection_size_may_be_an_array(analyzer, astronaut):
+    bgr = astronaut[..., ::-1]
+    for size in (np.array([320, 320]), [320, 320]):
+        for got, expected in zip(
+            analyzer.det_model.detect(bgr, size), analyzer.det_model.detect(bgr, (320, 320)), strict=True
+        ):
+            np.testing.assert_array_equal(got, expected)
+
+
 def test_detection_sizes_must_fit_the_strides(analyzer, astronaut):
     analyzer.det_model.input_size = (300, 300)
     with pytest.raises(ValueError, match=r"\(300, 300\): both sides must be positive multiples of 32"):

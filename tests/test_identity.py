@@ -128,6 +128,14 @@ def test_noise_of_an_embedding_with_a_negative_sum_is_the_references() -> None:
     assert torch.equal(unconditional_embedding(combined, 0.5), reference_noise(combined, 0.5))
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.array, torch.tensor])
+def test_noise_of_any_kind_of_number_is_the_same(kind: Any) -> None:
+    combined = embeddings().unsqueeze(1)
+    made = unconditional_embedding(combined, kind(0.5))
+    assert made.dtype == torch.float32
+    assert torch.equal(made, unconditional_embedding(combined, 0.5))
+
+
 def test_global_random_state_is_left_alone(adapter: Adapter) -> None:
     before = torch.get_rng_state()
     adapter.identity(embeddings(3), combine="norm average", noise=0.35)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from fast_instantid.errors import ImageError
-from fast_instantid.images import Photo, load_image, photos
+from fast_instantid.faces import sdxl_size
+from fast_instantid.faces.align import TEMPLATE, align
+from fast_instantid.images import MAX_SIDE, Photo, load_image, mask_of, photos
 from tests.adversity import needs_posix, unprivileged
 
 # What Pillow says about damaged files besides raising.
@@ -52,6 +56,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels(pixels, tmp_path):
         "array": pixels,
         "array with alpha": np.concatenate([pixels, alpha], axis=2),
         "16-bit array": pixels.astype(np.uint16) * 257,
+        "big-endian array": (pixels.astype(np.uint16) * 257).astype(">u2"),
         "reversed view": np.ascontiguousarray(pixels[::-1, :, ::-1])[::-1, :, ::-1],
         "tensor": tensor,
         "tensor of a batch": tensor[None],
@@ -174,6 +179,25 @@ def test_a_cmyk_jpeg_has_its_colours(tmp_path):
     assert np.abs(rgb(tmp_path / "print.jpg").astype(int) - colours).max() < 12
 
 
+WITH_EXIF = {
+    ".png": {},
+    ".webp": {"lossless": True},
+    ".tif": {},
+    ".tiff": {"compression": "tiff_lzw"},  # decoded by a library of its own
+    ".jpg": {"quality": 100, "subsampling": 0},
+    ".mpo": {"quality": 100, "subsampling": 0, "save_all": True, "append_images": [Image.new("RGB", (5, 5))]},
+}
+if ".avif" in Image.registered_extensions():
+    WITH_EXIF[".avif"] = {"quality": 100, "subsampling": "4:4:4"}
+"""Format -> how to keep the pixels of a picture in it."""
+
+
+def save_turned(pixels, orientation: int, path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif, **WITH_EXIF[path.suffix])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured_once(orientation, pixels, tmp_path):
     # EXIF 2.32, tag 0x0112: where the stored picture's first row and first column lie in the upright one.
@@ -187,22 +211,78 @@ def test_exif_orientation_is_honoured_once(orientation, pixels, tmp_path):
         7: pixels.transpose(1, 0, 2)[::-1, ::-1],
         8: np.rot90(pixels, -1),
     }[orientation]
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    for suffix, options in ((".png", {}), (".webp", {"lossless": True}), (".jpg", {"quality": 100, "subsampling": 0})):
+    for suffix, options in WITH_EXIF.items():
         path = tmp_path / f"rotated{suffix}"
-        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
-        upright = np.array(load_image(path)).astype(int)
-        assert np.abs(upright - pixels).max() <= (16 if suffix == ".jpg" else 0)
-        np.testing.assert_array_equal(rgb(path), upright)
-        np.testing.assert_array_equal(rgb(Image.open(path)), upright)
-        np.testing.assert_array_equal(rgb(load_image(path)), upright)
+        save_turned(stored, orientation, path)
+        if suffix != ".avif":  # which keeps it in a place of its own
+            assert Image.open(path).getexif()[ExifTags.Base.Orientation] == orientation
+        photo = rgb(path)
+        assert np.abs(photo.astype(int) - pixels).max() <= (16 if "quality" in options else 0), suffix
+        loaded, tagged = Image.open(path), Image.open(path)
+        loaded.load()
+        tagged.getexif()
+        forms = {
+            "str": str(path),
+            "opened": Image.open(path),
+            "loaded": loaded,
+            "opened from memory": Image.open(io.BytesIO(path.read_bytes())),
+            "tag was read": tagged,
+            "copy": Image.open(path).copy(),
+            "converted": Image.open(path).convert("RGBA"),
+            "upright": ImageOps.exif_transpose(Image.open(path)),
+            "upright in-place": ImageOps.exif_transpose(made := Image.open(path), in_place=True) or made,
+            "ours": load_image(path),
+        }
+        for name, form in forms.items():
+            np.testing.assert_array_equal(rgb(form), photo, err_msg=f"{suffix} {name}")
+        np.testing.assert_array_equal(np.array(load_image(path)), photo)
+        assert sdxl_size(Image.open(path)) == sdxl_size((30, 20))
+        mask = mask_of(Image.open(path), "region")
+        np.testing.assert_array_equal(mask, np.asarray(Image.fromarray(photo).convert("L"), np.float32) / 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_an_uncompressed_tiff_is_what_a_compressed_one_is(mode, orientation, pixels, tmp_path):
+    """Pillow maps its pixels to memory, with width and height in the wrong order where the orientation swaps them."""
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 if mode == "I;16" else pixels)
+    image = image if mode == "I;16" else image.convert(mode)
+    path, exif = tmp_path / "raw.tif", Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "compressed.tif", exif=exif, compression="tiff_lzw")
+    image.save(path, exif=exif)
+    expected = rgb(Image.open(io.BytesIO((tmp_path / "compressed.tif").read_bytes())))
+    opened = Image.open(path)
+    for form in (path, str(path), opened, load_image(path)):
+        np.testing.assert_array_equal(rgb(form), expected)
+    assert opened.filename == str(path)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_changes_nothing(orientation, pixels, tmp_path):
+    for suffix in (".png", ".webp", ".tif"):
+        save_turned(pixels, orientation, tmp_path / f"odd{suffix}")
+        np.testing.assert_array_equal(rgb(tmp_path / f"odd{suffix}"), pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_an_orientation_in_xmp_counts_too(suffix, pixels, tmp_path):
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = tmp_path / f"edited{suffix}"
+    options = {"tiffinfo": {700: xmp.encode()}} if suffix == ".tif" else {"pnginfo": PngImagePlugin.PngInfo()}
+    if suffix == ".png":
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(path, **options)
+    expected = np.array(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(rgb(path), expected)
+    np.testing.assert_array_equal(rgb(Image.open(path)), expected)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
 def test_damaged_exif_does_not_cost_the_picture(exif, pixels, tmp_path):
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
-    np.testing.assert_array_equal(rgb(tmp_path / "photo.jpg"), np.array(Image.open(tmp_path / "photo.jpg")))
+    for suffix in ("jpg", "png", "webp"):
+        Image.fromarray(pixels).save(path := tmp_path / f"photo.{suffix}", exif=exif)
+        np.testing.assert_array_equal(rgb(path), np.array(Image.open(path)))
 
 
 @pytest.mark.parametrize("kind", [5, 10, 11, 12])
@@ -324,12 +404,16 @@ def test_a_picture_that_may_not_be_read_is_named(pixels, tmp_path):
     ("image", "said"),
     [
         (np.zeros((4, 4, 3), np.float32), "expected a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4)"),
+        (np.zeros((4, 4, 3), np.float16), "floats in 0..1 go in as torch.from_numpy(array)"),
+        (np.full((4, 4, 3), 255.0), "got float64 of shape (4, 4, 3)"),
+        (np.zeros((4, 4, 3), np.uint32), "got uint32"),
+        (np.float32(0.5), "got float32"),
         (np.zeros((4, 4, 3), bool), "got bool"),
         (np.zeros((4, 4, 3), object), "got object"),
         (np.zeros((4, 4, 2), np.uint8), "shape (4, 4, 2)"),
         (np.zeros((2, 4, 4, 3), np.uint8), "shape (2, 4, 4, 3)"),
         (np.zeros(4, np.uint8), "shape (4,)"),
-        (np.zeros((0, 4, 3), np.uint8), "empty picture of shape (0, 4, 3)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty picture of 4 x 0 pixels"),
         (np.zeros((4, 0), np.uint8), "empty picture"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "expected a float tensor [B, H, W, 3] in 0..1, got torch.uint8"),
         (torch.zeros(4, 4, 3, dtype=torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
@@ -337,12 +421,13 @@ def test_a_picture_that_may_not_be_read_is_named(pixels, tmp_path):
         (torch.zeros(1, 8, 8), "of shape [1, 8, 8]"),
         (torch.zeros(8, 8), "of shape [8, 8]"),
         (torch.zeros(0, 8, 8, 3), "empty tensor of shape [0, 8, 8, 3]"),
-        (torch.zeros(1, 0, 8, 3), "empty tensor"),
+        (torch.zeros(1, 0, 8, 3), "empty picture of 8 x 0 pixels"),
         (torch.full((4, 4, 3), torch.nan), "holds NaN"),
         (torch.tensor([[[0.1, 0.2, torch.nan]]], dtype=torch.bfloat16), "holds NaN"),
         (Image.new("RGB", (0, 5)), "empty picture of 0 x 5 pixels"),
         (Image.new("F", (4, 4)), "32-bit floats"),
-        (b"\x89PNG", "expected a path, PIL image, array or tensor, got bytes"),
+        (b"\x89PNG", "expected a path, PIL image, array or tensor, got bytes; PIL's Image.open reads"),
+        (io.BytesIO(b"\x89PNG\n\n"), "image: expected a path, PIL image, array or tensor, got BytesIO"),
         (None, "got NoneType"),
         (3, "got int"),
         ([], "no images given"),
@@ -362,12 +447,113 @@ def test_the_bad_one_of_many_is_named(pixels):
         [photo.rgb for photo in photos(nan)]
 
 
-def test_running_out_of_memory_is_not_a_damaged_picture(tmp_path, monkeypatch, pixels):
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading image file")], ids=repr)
+def test_running_out_of_memory_is_not_a_damaged_picture(error, tmp_path, monkeypatch, pixels):
+    """Pillow's decoders say so with a number, of which it makes an OSError."""
     Image.fromarray(pixels).save(tmp_path / "large.png")
 
     def full(*args):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(Image.Image, "load", full)
-    with pytest.raises(MemoryError):
-        photos(tmp_path / "large.png")
+    assert refusal(tmp_path / "large.png") == (
+        f"{tmp_path / 'large.png'}: memory does not hold the picture; scale it down first"
+    )
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1)])
+def test_a_side_too_long_for_opencv_is_refused_before_decoding(size, tmp_path):
+    said = f"{size[0]} x {size[1]} pixels, but no side may exceed 32766; scale the picture down first"
+    Image.new("RGB", size).save(tmp_path / "long.png")
+    assert said in refusal(tmp_path / "long.png")
+    (tmp_path / "long.png").write_bytes((tmp_path / "long.png").read_bytes()[:60])
+    assert said in refusal(tmp_path / "long.png")
+    for form in (Image.new("RGB", size), np.zeros((size[1], size[0], 3), np.uint8), torch.zeros(size[1], size[0], 3)):
+        assert said in refusal(form)
+    longest = np.zeros((min(size[1], MAX_SIDE), min(size[0], MAX_SIDE), 3), np.uint8)
+    align(rgb(longest), TEMPLATE)  # OpenCV refuses one pixel more
+
+
+@needs_posix
+def test_what_never_ends_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        assert refusal(path) == f"{path}: this is a device or a pipe; save the picture as a file first"
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_memory_is_bounded_by_the_pixels(mode, orientation, tmp_path):
+    """Beside Pillow's own picture: 3 bytes per pixel for the result, and those of a strip. Was 24 for 16 bits."""
+    path, pixels = tmp_path / "small.png", 2000 * 2000
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new(mode, (2000, 2000)).save(path, exif=exif)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    try:
+        photos(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * pixels + (6 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+# Masks
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "HSV", "YCbCr", "LAB", "LA", "RGBA", "I;16", "I", "F"])
+def test_a_mask_is_1_where_it_is_white(mode, tmp_path):
+    values = np.zeros((4, 6), np.uint8)
+    values[:, 3:] = 255
+    image = {
+        "I;16": lambda: Image.fromarray(values.astype(np.uint16) * 257),
+        "I": lambda: Image.fromarray(values.astype(np.int32) * 257),
+        "F": lambda: Image.fromarray(values.astype(np.float32) / 255),
+        "LAB": lambda: Image.merge("LAB", [Image.fromarray(values), *[Image.new("L", (6, 4), 128)] * 2]),
+    }.get(mode, lambda: Image.fromarray(values).convert("RGB").convert(mode))()
+    assert image.mode == mode
+    mask = mask_of(image, "region")
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask, values / 255)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_mask_keeps_the_values_of_its_depth(dtype):
+    values = np.linspace(0, 1, 24).reshape(4, 6)
+    white = {np.uint8: 255, np.uint16: 65535, np.int32: 65535, np.float32: 1}[dtype]
+    stored = (values * white).astype(dtype)
+    np.testing.assert_allclose(mask_of(Image.fromarray(stored), "region"), stored / white, rtol=1e-6)
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA", "P"])
+def test_the_transparency_of_a_mask_is_the_mask(mode, colour):
+    alpha = np.array([[0, 255, 128], [255, 0, 64]], np.uint8)
+    if mode == "P":
+        image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3), "P")
+        image.putpalette([colour] * 18)
+        image.info["transparency"] = alpha.tobytes()
+    else:
+        image = Image.merge("LA", [Image.new("L", (3, 2), colour), Image.fromarray(alpha)]).convert(mode)
+        if mode == "PA":
+            image.putalpha(Image.fromarray(alpha))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(mask_of(image, "region"), alpha / np.float32(255))
+
+
+def test_an_unclear_mask_is_refused(tmp_path):
+    ramp = Image.linear_gradient("L")
+    (tmp_path / "cut.png").write_bytes(encoded(np.array(ramp), "PNG")[:200])
+    refused = [
+        (Image.merge("LA", [ramp, ramp]), "both the transparency and the brightness of this mask vary"),
+        (Image.fromarray(np.eye(4, dtype=np.uint8)), "255 counts as 1, but the largest value is 1: scale the values"),
+        (ramp.convert("I"), "65535 counts as 1, but the largest value is 255"),
+        (Image.new("L", (0, 4)), "empty picture of 0 x 4 pixels"),
+        (Image.new("L", (MAX_SIDE + 1, 1)), "no side may exceed"),
+        (Image.open(tmp_path / "cut.png"), "damaged or truncated"),
+    ]
+    for image, said in refused:
+        with pytest.raises(ImageError, match=r"^region: ") as caught:
+            mask_of(image, "region")
+        assert said in str(caught.value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from insightface.app.common import Face as InsightFace
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fast_instantid import Face, NoFaceError, draw_keypoints
 from fast_instantid.faces import keypoint_picture, sdxl_size
@@ -151,6 +151,8 @@ def test_every_form_of_a_face_and_of_a_size_gives_one_picture():
             r"expected five points \(5, 2\) in pixels, or a face that has them, got ndarray of shape \(4, 2\)",
         ),
         (TEMPLATE * np.nan, "NaN"),
+        (TEMPLATE + np.inf, "beyond 1000000 pixels"),
+        (TEMPLATE * 1e8, "beyond 1000000 pixels"),
         (TEMPLATE.tolist()[:3], r"got list of shape \(3, 2\)"),
         ({"bbox": 1}, "got none"),
         (InsightFace(bbox=1), "got none"),
@@ -163,7 +165,24 @@ def test_what_is_no_face_is_told_what_is_wanted(keypoints, message):
         draw_keypoints((100, 100), keypoints)
 
 
-@pytest.mark.parametrize("size", [(100,), (100, 0), (100.5, 50), "photo.jpg", 100, None])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint64, np.float16, ">f4", ">i2"])
+def test_keypoints_of_small_numbers_are_drawn_as_others(dtype):
+    """Their differences and squares would overflow, and foreign byte orders be read wrongly."""
+    keypoints = np.array([[30, 40], [90, 45], [60, 80], [35, 100], [88, 102]])
+    np.testing.assert_array_equal(
+        draw_keypoints((128, 128), keypoints.astype(dtype)), as_published((128, 128), keypoints)
+    )
+
+
+def test_an_upright_photo_stands_for_its_size():
+    turned = Image.new("RGB", (30, 20))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    assert draw_keypoints(turned).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "size", [(100,), (100, 0), (100.5, 50), "photo.jpg", 100, None, (10**20, 5), (5, 32_767)], ids=str
+)
 def test_what_is_no_size_is_told_what_is_wanted(size):
     with pytest.raises(ValueError, match=r"expected \(width, height\) in whole pixels, or a picture"):
         keypoint_picture(TEMPLATE, size)

@@ -24,7 +24,7 @@ from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH
 from fast_instantid.errors import BackendError, FastInstantIDError, ImageError, ModelFileError
 from fast_instantid.identity import Adapter
-from fast_instantid.pipelines import InstantID, Subject
+from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject
 from fast_instantid.reuse import ReplacedForward
 from fast_instantid.weights import read_tensors
 from tests.tiny_pipelines import (
@@ -494,6 +494,22 @@ def test_running_another_pipeline_of_the_same_unet_is_refused(components, identi
         sample(another, height=SIZE, width=SIZE)
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(pipe, identity):
+    halves = [np.float16(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5)]
+    for half in [*halves, *([half] for half in halves), np.array([0.5]), torch.tensor([0.5])]:
+        with InstantID(pipe).attached(identity, half) as attached:
+            assert attached.scale == 0.5
+            attached.scale = half
+            assert attached.scale == 0.5
+    assert [Subject(identity, weight=half).weight for half in halves] == [0.5] * len(halves)
+    InstantID(pipe, identity_net=np.int64(0))
+    assert Approximations(identity_range=(np.float32(0.5), np.int64(1)), identity_net_every=np.int64(2)).is_sparse
+    assert Sampling(scale=np.float32(0.5), seed=np.int64(3), num_inference_steps=np.int32(2)).seed == 3
+    options = {"keypoints": KEYPOINTS, "num_inference_steps": 1, "output_type": "latent"}
+    pictures = [InstantID(pipe)("a man", identity, seed=seed, **options).images for seed in (3, np.int64(3))]
+    assert torch.equal(*pictures)
+
+
 @pytest.mark.parametrize("weight", [-0.1, 5.1, float("nan")])
 def test_weights_out_of_range_are_refused(pipe, identity, weight):
     with pytest.raises(FastInstantIDError, match="out of range: expected 0 to 5"):
@@ -501,11 +517,52 @@ def test_weights_out_of_range_are_refused(pipe, identity, weight):
 
 
 @pytest.mark.parametrize(
-    "region", [torch.full((4, 4), 1.5), torch.full((4, 4), float("nan")), np.zeros((4, 4, 3)), torch.zeros(0, 4)]
+    "region",
+    [
+        torch.full((4, 4), 1.5),
+        torch.full((4, 4), float("nan")),
+        np.full((4, 4), np.inf),
+        np.full((4, 4), 255, np.uint8),
+        np.zeros((4, 4, 3)),
+        torch.zeros(0, 4),
+        Image.fromarray(np.full((4, 4), np.nan, np.float32)),
+        Image.new("F", (4, 4), 255),
+        Image.new("I", (4, 4), 70_000),
+        Image.new("L", (4, 0)),
+    ],
+    ids=lambda region: f"{type(region).__name__}",
 )
 def test_bad_regions_are_refused(identity, region):
     with pytest.raises(ImageError, match="region"):
         Subject(identity, region=region)
+
+
+def test_every_form_of_a_region_is_one_mask(identity):
+    values = np.zeros((4, 6), np.float32)
+    values[:, 4:] = 1
+    eight_bit = (values * 255).astype(np.uint8)
+    read_only = values.copy()
+    read_only.flags.writeable = False
+    forms = {
+        "booleans": values > 0,
+        "boolean tensor": torch.from_numpy(values > 0),
+        "0 and 1": values.astype(np.uint8),
+        "float16": values.astype(np.float16),
+        "float64": values.astype(np.float64),
+        "bfloat16": torch.from_numpy(values).bfloat16(),
+        "big-endian": values.astype(">f4"),
+        "reversed view": np.ascontiguousarray(values[::-1, ::-1])[::-1, ::-1],
+        "columns first": np.asfortranarray(values),
+        "read-only": read_only,
+        "PIL": Image.fromarray(eight_bit),
+        "16 bits": Image.fromarray(eight_bit.astype(np.uint16) * 257),
+        "floats": Image.fromarray(values),
+        "transparency": Image.merge("LA", [Image.new("L", (6, 4)), Image.fromarray(eight_bit)]),
+    }
+    for name, form in forms.items():
+        mask = Subject(identity, region=form).mask
+        assert mask.dtype == torch.float32, name
+        assert torch.equal(mask, torch.from_numpy(values)[None]), name
 
 
 @pytest.mark.parametrize("who", ["anna.safetensors", [1], None])
@@ -523,7 +580,9 @@ def test_a_weight_beside_subjects_is_refused_and_beside_identities_theirs(pipe, 
         assert torch.equal(sample(pipe), both)
 
 
-@pytest.mark.parametrize("region", ["mask.png", (0, 0, 64, 64)])
+@pytest.mark.parametrize(
+    "region", ["mask.png", (0, 0, 64, 64), np.zeros((4, 4), complex), np.full((4, 4), "1")], ids=str
+)
 def test_a_region_is_a_picture(identity, region):
     with pytest.raises(ImageError, match="a region is a picture"):
         Subject(identity, region=region)

@@ -9,15 +9,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import FastInstantIDError
+from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
 from ..identity.layout import LayerFace, Strength, mask_batch
+from ..images import photos
 from .observe.networks import mark_identity_net
 from .patch import AttentionPatch, add_identity
 from .sampling import IS_COND, attention_patches, wrap
 
 Conditioning: TypeAlias = "list[list[Any]]"
 """A list with one entry per prompt: its text ``(1, T, W)`` and a dictionary of options."""
+_LARGEST = 10  # of all strengths that the nodes offer
 Layers: TypeAlias = Literal["reference", "paper"]
 
 _OUTER_LAYERS = [
@@ -75,10 +77,12 @@ def apply_to_model(
         mask: active region, ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size. Image i gets mask i.
 
     Raises:
-        FastInstantIDError: unknown layers, or an empty mask.
+        FastInstantIDError: unknown layers.
+        ImageError: an unusable mask.
     """
     if layers not in LAYERS:
         raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
+    mask = _checked(mask)
     clone = model.clone()
     if weight == 0:
         return clone
@@ -112,11 +116,18 @@ def apply_to_conditioning(
 
     Args:
         tokens: cond and uncond, ``(M, 16, W)`` each.
-        keypoints: the keypoint picture, ``(B, H, W, 3)`` in 0..1.
+        keypoints: the keypoint picture, ``(B, H, W, 3)`` in 0..1. A fourth channel is dropped.
         strength: of the IdentityNet. It is left out at 0, where the host would run it for a result of zeros.
         mask: active region of the positive conditioning, ``(H, W)`` or ``(M, H, W)``.
+
+    Raises:
+        ImageError: an unusable keypoint picture or mask.
     """
-    hint = keypoints.movedim(-1, 1)
+    mask = _checked(mask)
+    photos(keypoints)  # refuses what is not a picture
+    hint = keypoints.reshape(-1, *keypoints.shape[-3:])[..., :3].movedim(-1, 1)
+    if hint.amin().isnan():
+        raise ImageError("the keypoint picture holds NaN: look at the node that made it")
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
     control_nets: dict[Any, Any] = {}
@@ -144,3 +155,19 @@ def apply_to_conditioning(
         for conditioning, is_cond in ((positive, True), (negative, False))
     ]
     return applied[0], applied[1]
+
+
+def _checked(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as floats, which the host can resize.
+
+    Values beyond 0..1 act as in the reference. Beyond the largest strength they are no strengths, such as 0..255.
+    """
+    if mask is None:
+        return None
+    if mask.ndim < 2 or not mask.numel():
+        raise ImageError(f"expected a mask (H, W) or (M, H, W), got one of shape {list(mask.shape)}")
+    mask = mask if mask.is_floating_point() else mask.float()
+    low, high = (float(bound) for bound in mask.aminmax())
+    if not max(-low, high) <= _LARGEST:  # also refuses NaN, which aminmax gives for both
+        raise ImageError(f"expected a mask of values in 0..1, got {low:g} to {high:g}: look at the node that made it")
+    return mask

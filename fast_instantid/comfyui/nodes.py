@@ -105,7 +105,7 @@ class FaceKeypointsPreprocessor:
         keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
         if keypoints is None:
             logger.warning("no face found: the keypoint picture is black")
-            keypoints = torch.zeros_like(image)
+            keypoints = torch.zeros_like(image[..., :3])
         return (keypoints,)
 
 

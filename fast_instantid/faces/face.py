@@ -14,6 +14,7 @@ from ..errors import NoFaceError
 from .detector import Detections
 
 AnyFace = TypeVar("AnyFace")
+_FARTHEST = 1_000_000  # pixels of a keypoint from the picture; OpenCV draws what is farther slowly, or not at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,10 @@ def keypoints_of(face: Any) -> np.ndarray:
     if points.shape != (5, 2) or points.dtype.kind not in "iuf":
         found = "none" if given is None else f"{type(given).__name__} of shape {points.shape}"
         raise ValueError(f"keypoints: expected five points (5, 2) in pixels, or a face that has them, got {found}")
-    if not np.isfinite(points).all():
-        raise ValueError("keypoints hold NaN or infinity: detect the face again")
+    if points.dtype.kind in "iu":
+        points = points.astype(np.int64)  # whose squares do not overflow
+    elif points.dtype.itemsize < 4:
+        points = points.astype(np.float32)
+    if not (np.abs(points) < _FARTHEST).all():
+        raise ValueError(f"keypoints hold NaN or numbers beyond {_FARTHEST} pixels: detect the face again")
     return points

@@ -104,7 +104,8 @@ class DetectorView:
 
     def detections(self, photo: Photo, input_size: tuple[int, int] | None, max_num: int, metric: str) -> Detections:
         """:meth:`detect` for a Photo."""
-        found = self._networks.detect([photo], input_size or self.input_size)[0]
+        width, height = self.input_size if input_size is None else input_size
+        found = self._networks.detect([photo], (int(width), int(height)))[0]
         return most_central(found, photo.size, max_num, metric)
 
 
@@ -133,7 +134,9 @@ class RecognizerView:
 
 def photo_of_bgr(image: np.ndarray) -> Photo:
     """A Photo of a copy, so that later writes to ``image`` cannot change it."""
-    return photos(np.array(image[..., 2::-1] if image.ndim == 3 else image))[0]
+    if isinstance(image, np.ndarray):  # anything else is refused, such as the None of cv2.imread
+        image = np.array(image[..., 2::-1] if image.ndim == 3 else image)
+    return photos(image)[0]
 
 
 def most_central(found: Detections, size: tuple[int, int], max_num: int, metric: str = "default") -> Detections:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..errors import NoFaceError
-from ..images import Photo, RGBImage, photos
+from ..images import MAX_SIDE, Photo, RGBImage, photos, upright
 from ..recorder import stage
 from .face import keypoints_of, listed
 
@@ -138,11 +138,15 @@ def _size(picture: Size) -> tuple[int, int]:
     """``(width, height)`` of a picture, or of such a pair."""
     if isinstance(picture, (np.ndarray, torch.Tensor)) and picture.ndim > 1:
         picture = photos(picture)[0]
+    if isinstance(picture, Image.Image):
+        picture = upright(picture)
     sides = picture.size if isinstance(picture, (Image.Image, Photo)) else picture
     try:
         width, height = (operator.index(side) for side in sides)
     except (TypeError, ValueError):
         width = height = 0
-    if width <= 0 or height <= 0:
-        raise ValueError(f"size {sides!r}: expected (width, height) in whole pixels, or a picture")
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise ValueError(
+            f"size {sides!r}: expected (width, height) in whole pixels, or a picture; no side may exceed {MAX_SIDE}"
+        )
     return width, height

@@ -57,4 +57,4 @@ def unconditional_embedding(combined: Tensor, noise: float = 0.0) -> Tensor:
     if noise <= 0:
         return torch.zeros_like(combined)
     seed = int(combined.sum().item()) % 1_000_000_007
-    return noise * torch.rand(combined.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return float(noise) * torch.rand(combined.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..attention import IdentityEntry, region_mask
-from ..errors import FastInstantIDError
 
 UNCOND, COND = 0, 1
 """Rows of an Identity's tokens, keys and values."""
@@ -31,16 +30,11 @@ class Strength:
 
     Args:
         weight: of the identity branch.
-        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size; None for everywhere. Image i gets mask i.
+        mask: ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size and not empty; None for everywhere. Image i gets mask i.
         device: of the sampling.
-
-    Raises:
-        FastInstantIDError: an empty mask.
     """
 
     def __init__(self, weight: float, mask: Tensor | None, device: torch.device) -> None:
-        if mask is not None and not mask.numel():
-            raise FastInstantIDError(f"the mask is empty: it has the shape {list(mask.shape)}")
         self.weight = weight
         self.mask = None if mask is None else mask_batch(mask).to(device, torch.float32)
         # A compiled graph would bake in a number and recompile when it changes.

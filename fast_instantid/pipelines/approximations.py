@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -46,13 +47,13 @@ class Approximations:
         for name in ("identity_range", "identity_net_range"):
             value: Any = getattr(self, name)
             is_pair = isinstance(value, (tuple, list)) and len(value) == 2
-            is_pair = is_pair and all(isinstance(number, (int, float)) for number in value)
+            is_pair = is_pair and all(isinstance(number, Real) for number in value)
             if not is_pair or not 0 <= value[0] < value[1] <= 1:  # also refuses NaN
                 raise FastInstantIDError(
                     f"{name.replace('_', ' ')} {value!r}: expected start and end, 0 <= start < end <= 1"
                 )
         every: object = self.identity_net_every
-        if not isinstance(every, int) or isinstance(every, bool) or not 1 <= every <= 1000:
+        if not isinstance(every, Integral) or isinstance(every, bool) or not 1 <= every <= 1000:
             raise FastInstantIDError(f"identity net every {every!r} steps: expected 1 to 1000")
 
     @property

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,9 +78,10 @@ class Drawing:
         """The weight of each person."""
         return list(self._weights)
 
-    def set_weights(self, given: float | Sequence[float]) -> None:
-        """Set one weight for all, or one for each person, from the next step on."""
-        weights = [given] * len(self._weights) if isinstance(given, (int, float, np.number)) else list(given)  # pyright: ignore
+    def set_weights(self, given: Any) -> None:
+        """Set one weight for all, or one for each person, from the next step on: numbers of Python, numpy or torch."""
+        given = given.tolist() if hasattr(given, "tolist") else given
+        weights = [given] * len(self._weights) if isinstance(given, (int, float)) else list(given)
         if len(weights) != len(self._weights):
             raise FastInstantIDError(f"{len(weights)} scales for {len(self._weights)} people: give one for each")
         self._weights = [checked_weight(weight) for weight in weights]

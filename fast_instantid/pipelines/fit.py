@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from diffusers.models.attention_processor import Attention
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -69,7 +70,7 @@ def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
                 ", ".join(repr(_name(model)) for model in models),
             )
         return None
-    if isinstance(which, int) and not isinstance(which, bool):
+    if isinstance(which, (int, np.integer)) and not isinstance(which, bool):
         if not 0 <= which < len(nets):
             raise BackendError(
                 f"ControlNet {which} was to be the IdentityNet, but {type(pipe).__name__} has {len(nets)}"

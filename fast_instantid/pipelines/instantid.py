@@ -6,6 +6,7 @@ UNet of diffusers, with or without ControlNets.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -204,7 +205,7 @@ class InstantID:
         if prompt is not None:
             options["prompt"] = prompt
         if seed is not None:
-            options["generator"] = torch.Generator().manual_seed(seed)
+            options["generator"] = torch.Generator().manual_seed(operator.index(seed))
         options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
             return self.pipe(**options)

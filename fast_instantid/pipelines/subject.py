@@ -15,13 +15,15 @@ from PIL import Image
 
 from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
+from ..images import mask_of
 from ..people import Person
 
 DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
 
 Region: TypeAlias = torch.Tensor | np.ndarray | Image.Image
-"""``(H, W)`` in 0..1 (a PIL image: its luminance), of any size and aspect, stretched over the picture."""
+"""``(H, W)`` in 0..1, of any size and aspect, stretched over the picture. A PIL image is 1 where it is white, or opaque
+where it has transparency (:func:`~..images.mask_of`)."""
 _EXPECTED = "expected a Person, which instantid.person(photo) finds, an Identity or a Subject"
 
 
@@ -51,7 +53,9 @@ class Subject:
         if mask.ndim != 3 or 0 in mask.shape:
             raise ImageError(f"a region is a picture of shape (H, W), got {list(mask.shape[1:])}")
         if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise ImageError(f"a region holds values in 0..1, got {mask.min():g} to {mask.max():g}")
+            raise ImageError(
+                f"a region holds values in 0..1, got {mask.min():g} to {mask.max():g}: divide those of 8 bits by 255"
+            )
 
     @cached_property
     def mask(self) -> torch.Tensor | None:
@@ -59,11 +63,14 @@ class Subject:
         if self.region is None:
             return None
         if isinstance(self.region, Image.Image):
-            values = torch.from_numpy(np.asarray(self.region.convert("L"), np.float32) / 255)
-        elif isinstance(self.region, (torch.Tensor, np.ndarray)):
-            values = torch.as_tensor(self.region).detach().float().cpu()
+            values = torch.from_numpy(mask_of(self.region, "region"))
+        elif isinstance(self.region, torch.Tensor):
+            values = self.region.detach().float().cpu()
+        elif isinstance(self.region, np.ndarray) and self.region.dtype.kind in "buif":
+            values = torch.from_numpy(np.array(self.region, np.float32))
         else:
-            raise ImageError(f"a region is a picture (PIL image, array or tensor), got a {type(self.region).__name__}")
+            kind = getattr(self.region, "dtype", type(self.region).__name__)
+            raise ImageError(f"a region is a picture (PIL image, or array or tensor of numbers), got {kind}")
         return values[None]
 
 
@@ -73,9 +80,10 @@ def checked_weight(weight: object) -> float:
     Raises:
         FastInstantIDError: not a number, NaN, or outside of 0..5.
     """
-    value = float(weight) if isinstance(weight, (Real, np.floating)) and not isinstance(weight, bool) else math.nan
+    weight = weight.tolist() if isinstance(weight, (np.ndarray, np.generic, torch.Tensor)) else weight
+    value = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
     if not 0 <= value <= MAX_WEIGHT:
-        raise FastInstantIDError(f"weight {weight} is out of range: expected 0 to {MAX_WEIGHT:g}")
+        raise FastInstantIDError(f"weight {weight!r} is out of range: expected 0 to {MAX_WEIGHT:g}")
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -431,3 +432,81 @@ def test_controlnet_applied_after_ours(apply, model, controlnet, portraits):
     alone = [[[text, options | {"control": other.copy()}] for text, options in c] for c in conditionings]
     assert distance(both, sample(patched, *alone)) > ACTS
     assert torch.equal(sample(patched, *conditionings), once)
+
+
+# Pictures and masks as other nodes make them
+
+
+def hint_of(conditioning: Any) -> torch.Tensor:
+    return conditioning[0][1]["control"].cond_hint_original
+
+
+def with_alpha(images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([images, torch.rand_like(images[..., :1])], dim=-1)
+
+
+def test_a_fourth_channel_changes_nothing(apply, ours, model, faces, controlnet, portrait, positive, negative):
+    """Not that of a photo with or without a face, nor that of a keypoint picture. The sampler wants three channels."""
+    blank = torch.full_like(portrait[:, :64, :64], 0.5)
+    without_face_first = torch.cat([torch.zeros_like(portrait), portrait])
+    for inputs in ({"image": portrait}, {"image": without_face_first}, {"image_kps": portrait}, {"image_kps": blank}):
+        _, plain, _ = apply(model, **inputs)
+        _, cond, uncond = apply(model, **{name: with_alpha(images) for name, images in inputs.items()})
+        assert torch.equal(hint_of(cond), hint_of(plain)), inputs.keys()
+        assert hint_of(uncond) is hint_of(cond)
+    (drawn,) = tiny.call(ours["FaceKeypointsPreprocessor"], faceanalysis=faces, image=with_alpha(blank))
+    assert torch.equal(drawn, torch.zeros_like(blank))
+    embeds = {name: torch.zeros(1, 16, tiny.TOKEN_WIDTH) for name in ("cond", "uncond")}
+    options = {"control_net": controlnet, "strength": 1.0, "start_at": 0.0, "end_at": 1.0}
+    for keypoints in (with_alpha(blank), blank[0]):
+        inputs = {"face_embeds": embeds, "image_kps": keypoints, "positive": positive, "negative": negative}
+        cond, _ = tiny.call(ours["ApplyInstantIDControlNet"], **options, **inputs)
+        assert torch.equal(hint_of(cond), blank.movedim(-1, 1))
+    assert torch.isfinite(sample(model, cond, negative, steps=1)).all()
+
+
+def test_a_mask_of_whole_numbers_is_a_mask(apply, model):
+    half = torch.zeros(1, 32, 32)
+    half[..., :16] = 1
+    expected = sample(*apply(model, mask=half), steps=1)
+    assert torch.equal(sample(*apply(model, mask=half.bool()), steps=1), expected)
+    for dtype in (torch.uint8, torch.int64, torch.float16, torch.float64):
+        _, cond, _ = apply(model, mask=half.to(dtype))
+        assert torch.equal(cond[0][1]["mask"].float(), half)
+        assert cond[0][1]["mask"].is_floating_point()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"mask": torch.full((1, 8, 8), torch.nan)}, "a mask of values in 0..1, got nan to nan"),
+        ({"mask": torch.full((1, 8, 8), torch.inf)}, "got inf to inf"),
+        ({"mask": torch.full((1, 8, 8), 255, dtype=torch.uint8)}, "got 255 to 255"),
+        ({"mask": torch.zeros(1, 0, 8)}, "expected a mask (H, W) or (M, H, W), got one of shape [1, 0, 8]"),
+        ({"mask": torch.ones(8)}, "got one of shape [8]"),
+        ({"mask": torch.full((8, 8), torch.nan), "ip_weight": 0.0}, "got nan to nan"),
+        ({"image_kps": torch.full((1, 64, 64, 3), torch.nan)}, "holds NaN"),
+        ({"image_kps": torch.zeros(1, 64, 64, 1)}, "expected a float tensor [B, H, W, 3]"),
+        ({"image": torch.zeros(1, 8, 32_767, 3)}, "no side may exceed 32766"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_cannot_be_sampled_is_refused_by_the_node(apply, model, inputs, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        apply(model, **inputs)
+
+
+def test_a_keypoint_picture_of_nan_is_refused(ours, controlnet, positive, negative):
+    embeds = {name: torch.zeros(1, 16, tiny.TOKEN_WIDTH) for name in ("cond", "uncond")}
+    inputs = {"face_embeds": embeds, "control_net": controlnet, "positive": positive, "negative": negative}
+    nan = torch.full((1, 64, 64, 3), torch.nan)
+    with pytest.raises(ValueError, match="keypoint picture holds NaN"):
+        tiny.call(ours["ApplyInstantIDControlNet"], image_kps=nan, strength=1.0, start_at=0.0, end_at=1.0, **inputs)
+
+
+def test_a_mask_beyond_0_to_1_acts_as_in_the_reference(apply, model):
+    """Sums and differences of masks leave 0..1: twice the mask is twice the strength."""
+    mask = torch.linspace(-1, 2, 32).repeat(1, 32, 1)
+    patched, cond, _ = apply(model, mask=mask)
+    assert torch.equal(cond[0][1]["mask"], mask)
+    assert torch.equal(patches_of(patched)["input", 4, 0].kwargs[0]["face"].strength.mask, mask)
