@@ -175,7 +175,7 @@ class Cache:
             self._drop(key)
         self._records[key] = record, [tensor._version for tensor in record.values()]
         self._stats.bytes += size
-        while self._stats.bytes > self.max_bytes:
+        while self._records and self._stats.bytes > self.max_bytes:
             self._drop(next(iter(self._records)))
 
     def _drop(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """Files of weights: reading into memory or by mapping, fingerprints of content, atomic writing.
 
-A ``version`` identifies a file by its path, inode and times, a ``fingerprint`` its content by a hash. Both become part of the
-``key`` of a cached result (:mod:`.cache`): the version in this process, the fingerprint on disk.
+A ``version`` identifies a file by its path, inode and times, a ``fingerprint`` its content by a hash. Both become part
+of the ``key`` of a cached result (:mod:`.cache`): the version in this process, the fingerprint on disk.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -45,6 +47,38 @@ def full_disk(limit: int = 4096) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def interrupts(action: Callable[[], object], *files: str) -> Iterator[int]:
+    """Run ``action`` again and again, each time with Ctrl-C at the next line of these files, until it comes through.
+
+    Yields after each run that was interrupted. Python delivers no signal between the end of a ``with`` block and its
+    exit, where a trace may raise, so lines of ``with`` are left out.
+    """
+    left = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal left
+        path = frame.f_code.co_filename
+        if not path.endswith(files):
+            return None
+        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith("with "):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    for line in range(1, 10_000):
+        left = line
+        sys.settrace(trace)
+        try:
+            action()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        yield line
 
 
 @contextmanager
