@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ class FileVersion(NamedTuple):
                 raise ModelFileError(f"{self.path}: this file was changed while it was in use; load it again")
 
 
+_TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux
 _ZIP = b"PK\x03\x04"
 _fingerprints: dict[str, tuple[FileVersion, str]] = {}  # by path
 _fingerprints_lock = fork_safe_lock()
@@ -122,6 +124,10 @@ def file_version(path: str | os.PathLike[str]) -> FileVersion:
     """
     path = os.path.realpath(path)
     found = os.stat(path)
+    age = time.time_ns() - found.st_ctime_ns
+    if 0 <= age < _TICK_NS:  # a second change in this tick would leave the times as they are
+        time.sleep((_TICK_NS - age) / 1e9)
+        found = os.stat(path)
     return FileVersion(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
