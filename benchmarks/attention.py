@@ -106,7 +106,7 @@ def make_layers(
 
 
 def ways(layers: Layers) -> dict[str, Way]:
-    """What is compared, by name."""
+    """Return the compared functions by name."""
 
     def attend(key: Tensor, value: Tensor) -> Tensor:
         heads = (tensor.unflatten(-1, (layers.heads, -1)).transpose(1, 2) for tensor in (layers.query, key, value))

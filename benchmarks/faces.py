@@ -100,7 +100,7 @@ class _Sides:
         draw_keypoints((SIDE, SIDE), largest(self.analyzer.detect(batch[:1])[0]).kps)
 
     def ours_again(self, run: int) -> None:
-        """As after an edit of weight, range or prompt: a picture that was there before."""
+        """A known picture again, as after an edit of weight, range or prompt."""
         self.ours(0)
 
     def _batch(self, run: int) -> torch.Tensor:

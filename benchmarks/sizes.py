@@ -19,18 +19,18 @@ class Size:
     """How large networks and pictures are."""
 
     channels: int
-    """Of the UNet's first level; SDXL has 320."""
+    """Channels of the UNet's first level; SDXL has 320."""
     head_channels: int
     token_width: int
-    """Of text and identity tokens."""
+    """Width of text and identity tokens."""
     pooled_width: int
     side: int
-    """Of the picture, in pixels; the latent is an eighth of it."""
+    """Side of the picture in pixels; the latent is an eighth of it."""
     resampler_dim: int
 
     @property
     def layer_channels(self) -> list[int]:
-        """Of the 70 layers, in the adapter's order."""
+        """Channels of the 70 layers, in the adapter's order."""
         return [channels * self.channels // 320 for channels in LAYERS.values()]
 
     @property

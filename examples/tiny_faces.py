@@ -1,6 +1,6 @@
 """Face networks to test, demonstrate and time with, as ONNX files in the layouts that insightface's packs have.
 
-None of them knows anybody: the recognisers and :func:`write_scrfd` have random weights, and :func:`write_skin_detector`
+They know no person: the recognisers and :func:`write_scrfd` have random weights, and :func:`write_skin_detector`
 reacts to skin-coloured blobs. They are written node by node with the onnx package, independently of the code that reads
 them.
 """

@@ -1,4 +1,4 @@
-"""Fast InstantID: a photograph becomes an identity, and an identity becomes a picture, each paid for once."""
+"""Fast InstantID: a photograph becomes an identity, and an identity becomes a picture, each computed once."""
 
 from __future__ import annotations
 

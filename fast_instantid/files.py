@@ -18,7 +18,7 @@ _OLD = 3600  # seconds
 _swept: set[Path] = set()
 
 
-def check_folder(path: Path) -> None:
+def check_parent(path: Path) -> None:
     """Check, before the work, that a file can be written into its folder.
 
     Raises:

@@ -122,6 +122,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
 def _read(path: Path) -> RGBImage:
     with _pillow_errors(str(path)):
+        if path.parts[:1] in (("http:",), ("https:",)):
+            raise ImageError(f"{path}: a URL, not a file; download the picture, or use diffusers.utils.load_image")
         if path.is_dir():
             raise ImageError(f"{path}: this is a folder, not a picture")
         with stage("decode", nbytes=path.stat().st_size), Image.open(path) as opened:

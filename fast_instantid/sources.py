@@ -1,4 +1,4 @@
-"""Where model files are: the published ones, and the one rule for all sources."""
+"""Sources of model files: the published files, and the search for a given source."""
 
 from __future__ import annotations
 

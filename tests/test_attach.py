@@ -8,6 +8,8 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
 
 import pytest
 import torch
@@ -128,6 +130,144 @@ class TestThreads:
         instantid.detach()
         assert type(pipe) is StableDiffusionXLControlNetPipeline
 
+    def test_one_thread_cannot_detach_what_another_draws(self, pipe, identity, someone_else):
+        wanted, plain, instantid = alone(pipe, identity), sample(pipe), InstantID(pipe)
+        with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as third:
+            other.submit(instantid.attach, identity).result()
+            assert torch.equal(sample(pipe), wanted)
+            instantid.detach()
+            with pytest.raises(BackendError, match="another thread or task"):
+                sample(pipe)
+            assert torch.equal(other.submit(sample, pipe).result(), wanted)
+            instantid.attach(someone_else)
+            other.submit(instantid.attach, identity).result()
+            with pytest.raises(BackendError, match="another thread or task"):
+                third.submit(sample, pipe).result()  # for all, but which?
+            instantid.detach()
+            assert torch.equal(third.submit(sample, pipe).result(), wanted)
+            other.submit(instantid.detach).result()
+            assert torch.equal(sample(pipe), plain)
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_the_thread_that_attached_is_over(self, pipe, identity, someone_else):
+        """A notebook's cells and ``asyncio.to_thread`` work in contexts that end with them."""
+        wanted, plain, instantid = [alone(pipe, identity), alone(pipe, someone_else)], sample(pipe), InstantID(pipe)
+        cell = copy_context().run
+        cell(instantid.attach, identity)
+        assert torch.equal(cell(sample, pipe), wanted[0])
+        cell(instantid.attach, someone_else)
+        assert torch.equal(cell(sample, pipe), wanted[1])
+        del cell
+        again = InstantID(pipe)
+        copy_context().run(again.attach, identity)
+        assert torch.equal(copy_context().run(sample, pipe), wanted[0])
+        copy_context().run(again.detach)
+        assert torch.equal(copy_context().run(sample, pipe), wanted[1])
+        copy_context().run(instantid.detach)
+        assert torch.equal(sample(pipe), plain)
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_a_copy_of_a_context_outlives_the_block(self, pipe, identity):
+        """A task that is started in a block and draws after it, and a task that detaches its parent's people."""
+        wanted, plain, instantid = alone(pipe, identity), sample(pipe), InstantID(pipe)
+        with instantid.attached(identity):
+            inner = copy_context()
+            assert torch.equal(inner.run(sample, pipe), wanted)
+        with pytest.raises(BackendError, match="were detached"):
+            inner.run(sample, pipe)
+        assert torch.equal(sample(pipe), plain)
+        inner.run(instantid.detach)
+        assert torch.equal(inner.run(sample, pipe), plain)
+        instantid.attach(identity)
+        copy_context().run(instantid.detach)
+        with pytest.raises(BackendError, match="were detached"):
+            sample(pipe)
+        with pytest.raises(BackendError, match="were detached"):
+            instantid.scale = 0.5
+        instantid.attach(identity)
+        assert torch.equal(sample(pipe), wanted)
+        instantid.detach()
+        assert torch.equal(sample(pipe), plain)
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_tasks_that_inherit_a_person(self, pipe, identity, someone_else):
+        wanted, instantid = alone(pipe, someone_else), InstantID(pipe)
+
+        async def other():
+            instantid.attach(someone_else)  # in place of the one that both tasks inherit
+            found = sample(pipe)
+            await asyncio.sleep(0)
+            instantid.detach()
+            return found
+
+        async def both():
+            instantid.attach(identity)
+            task = asyncio.create_task(other())
+            await asyncio.sleep(0)
+            with pytest.raises(BackendError, match="were detached"):
+                sample(pipe)
+            return await task
+
+        assert torch.equal(asyncio.run(both()), wanted)
+
+    def test_tasks_of_one_thread_with_two_objects(self, pipe, identity, someone_else):
+        objects = InstantID(pipe), InstantID(pipe)
+
+        async def attach(instantid, person, done):
+            instantid.attach(person)
+            await done.wait()
+
+        async def three():
+            done = asyncio.Event()
+            tasks = [
+                asyncio.create_task(attach(*what, done)) for what in zip(objects, (identity, someone_else), strict=True)
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(BackendError, match="another thread or task"):
+                sample(pipe)
+            done.set()
+            await asyncio.gather(*tasks)
+
+        asyncio.run(three())
+        for instantid in objects:
+            instantid.detach()
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_detached_by_another_thread_while_it_draws(self, pipe, identity):
+        instantid = InstantID(pipe)
+        instantid.attach(identity)
+
+        def end(pipe, step, timestep, tensors):
+            with ThreadPoolExecutor(1) as other:
+                other.submit(copy_context().run, instantid.detach).result()
+            return tensors
+
+        with pytest.raises(BackendError, match="were detached"):
+            sample(pipe, callback_on_step_end=end)
+        instantid.detach()
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
+    def test_blocks_that_end_out_of_order(self, pipe, identity, someone_else):
+        wanted, plain = alone(pipe, someone_else), sample(pipe)
+
+        def generator():
+            with InstantID(pipe).attached(identity):
+                yield
+
+        with InstantID(pipe).attached(someone_else):
+            suspended = generator()
+            next(suspended)
+            suspended.close()
+            assert torch.equal(sample(pipe), wanted)
+        outer, inner = ExitStack(), ExitStack()
+        outer.enter_context(InstantID(pipe).attached(identity))
+        inner.enter_context(InstantID(pipe).attached(someone_else))
+        outer.close()
+        assert torch.equal(sample(pipe), wanted)
+        inner.close()
+        assert torch.equal(sample(pipe), plain)
+        assert type(pipe) is StableDiffusionXLControlNetPipeline
+
     def test_tasks_of_one_event_loop(self, pipe, identity, someone_else):
         wanted = [alone(pipe, identity), alone(pipe, someone_else)]
 
@@ -207,7 +347,7 @@ class TestScale:
     @pytest.mark.parametrize("scale", [-0.1, float("nan"), 6, [0.1, 0.2], "much"])
     def test_what_is_no_scale_is_refused(self, pipe, identity, scale):
         instantid = InstantID(pipe)
-        with pytest.raises(FastInstantIDError, match="nobody is attached"):
+        with pytest.raises(FastInstantIDError, match="no person is attached"):
             instantid.scale = 1.0
         with instantid.attached(identity), pytest.raises(FastInstantIDError):
             instantid.scale = scale
@@ -298,8 +438,12 @@ class TestRefused:
     def test_arguments_of_instantx_are_warned_of(self, pipe, identity):
         with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="image_embeds= of InstantX"):
             sample(pipe, image_embeds=torch.zeros(1, 512))
-        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="ip_adapter_scale="):
+        with InstantID(pipe).attached(identity), pytest.warns(UserWarning, match="ip_adapter_scale=") as said:
             sample(pipe, ip_adapter_scale=0.5)
+        assert said[0].filename == sample.__code__.co_filename
+        with pytest.warns(UserWarning, match="ip_adapter_scale=") as said:
+            InstantID(pipe)("a man", identity, keypoints=KEYPOINTS, ip_adapter_scale=0.5, num_inference_steps=1)
+        assert said[0].filename == __file__
 
 
 class TestChangesInTheBlock:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import are_progress_bars_disabled
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from fast_instantid import Adapter, FaceAnalyzer, miniature
-from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NoFaceError
+from fast_instantid.errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from fast_instantid.pipelines import InstantID, InstantIDFiles, Sampling, Subject, generate, load_pipeline
 from fast_instantid.pipelines import generate as generate_function
 from tests.tiny_pipelines import EDGES, KEYPOINTS, SIZE, make, picture
@@ -54,13 +58,52 @@ class TestMiniature:
     def test_an_argument_that_would_be_ignored_is_refused(self, instantid, people):
         with pytest.raises(FastInstantIDError, match=r"takes no steps=: did you mean num_inference_steps=\?"):
             instantid(PROMPT, people[0], steps=2)
+        for ours, theirs in {"weight": "scale", "person": "people"}.items():
+            with pytest.raises(FastInstantIDError, match=rf"takes no {ours}=: did you mean {theirs}=\?"):
+                instantid(PROMPT, **{ours: 1})
         with pytest.raises(FastInstantIDError, match=r"PosixPath.*instantid.person\(photo\)"):
             instantid(PROMPT, miniature.files().portraits[0])
+        with pytest.raises(ImageError, match=r"a\.jpg: a URL, not a file"):
+            instantid.person("https://example.com/a.jpg")
 
     def test_a_seed_is_a_generator(self, instantid, people):
         options = {"num_inference_steps": 1, "output_type": "np"}
         by_seed = instantid(PROMPT, people[0], seed=3, **options).images
         assert np.array_equal(by_seed, instantid(PROMPT, people[0], generator=seeded(3), **options).images)
+
+    def test_it_moves_as_a_pipeline_does(self, people):
+        moved = InstantID.from_pretrained("miniature", device="cpu")
+        plain = moved(PROMPT, people[0], seed=3, num_inference_steps=2, output_type="np").images
+        assert moved.to("meta", torch.bfloat16) is moved
+        assert {p.device.type for p in moved.pipe.unet.parameters()} == {"meta"}
+        assert moved.pipe.dtype == moved.adapter.placement.dtype == torch.bfloat16
+        assert moved.faces.backend == "torch (meta)"
+        with pytest.raises(BackendError, match="device 'nowhere'"):
+            moved.to("nowhere")
+        half = InstantID.from_pretrained("miniature", device="cpu", dtype="bfloat16").to(torch.float32)
+        again = half(
+            PROMPT, half.person(miniature.files().portraits[0]), seed=3, num_inference_steps=2, output_type="np"
+        )
+        assert again.images.shape == plain.shape
+        assert again.images.dtype == np.float32
+
+    def test_loading_prints_nothing_and_leaves_the_hosts_settings(self, capfd):
+        level = logging.getLogger("transformers").level
+        try:
+            for wanted, switch in ((True, "enable_progress_bar"), (False, "disable_progress_bar")):
+                for library in (transformers_logging, diffusers_logging):
+                    getattr(library, switch)()
+                transformers_logging.set_verbosity_info()
+                load_pipeline(miniature.files().base, miniature.files().instantid, "cpu")
+                assert transformers_logging.get_verbosity() == logging.INFO
+                assert transformers_logging.is_progress_bar_enabled() == wanted
+                assert diffusers_logging.is_progress_bar_enabled() == wanted
+                assert are_progress_bars_disabled() != wanted
+        finally:
+            logging.getLogger("transformers").setLevel(level)
+            transformers_logging.enable_progress_bar()
+            diffusers_logging.enable_progress_bar()
+        assert capfd.readouterr().err == ""
 
     def test_a_person_is_what_its_photographs_say(self, instantid, people):
         portrait = miniature.files().portraits[0]

@@ -42,7 +42,6 @@ ONLY_IMPORTER = {
     "folder_paths": "comfyui",
     "diffusers": "pipelines",
     "triton": "fused",
-    "ray": "scale",
     "pynvml": "observe",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}

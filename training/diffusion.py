@@ -162,7 +162,7 @@ class Stack(nn.Module):
         """The predicted v, of the shape of ``noisy``. Scales are ``(B,)``.
 
         Args:
-            net_is_told: ``(B,)`` bool, for whom the IdentityNet sees the tokens of the people and not those of nobody.
+            net_is_told: ``(B,)`` bool, whether the IdentityNet sees the people's tokens, or a zero embedding's.
         """
         text, pooled = self.encode_text(batch.words)
         self.tokens = self.adapter.image_proj(batch.embeddings.flatten(0, 1)[:, None])  # (B faces, tokens, width)
@@ -221,7 +221,7 @@ def _sizes(count: int, device: torch.device) -> Tensor:
 class Losses:
     total: Tensor
     high_noise: Tensor
-    """Of timesteps above 700: where text, face and keypoints show whether they are understood."""
+    """The loss of timesteps above 700, where text, face and keypoints show whether they are understood."""
 
 
 def pretrain_resampler(stack: Stack, embeddings: Tensor, attributes: Tensor, steps: int) -> float:

@@ -80,7 +80,7 @@ def generation(weights: Path, people: int = 100, identity: bool = True, processe
     """Draw two pictures of each person with other prompts, another person's keypoints and default weights.
 
     Args:
-        identity: False draws nobody: the adapter has weight 0 and the IdentityNet sees the tokens of a zero embedding.
+        identity: False draws no person: adapter weight 0, and the tokens of a zero embedding in the IdentityNet.
     """
     jobs = [(weights, start, people, identity) for start in range(processes)]
     drawings: list[Drawing] = []

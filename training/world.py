@@ -1,6 +1,6 @@
-"""The world of the miniature: portraits of people who do not exist, drawn from parameters.
+"""The world of the miniature: portraits of invented people, drawn from parameters.
 
-A :class:`Person` is what stays the same about somebody in every picture: the colours and shapes of a face. A
+A :class:`Person` holds the constant traits of a person in every picture: the colours and shapes of a face. A
 :class:`Pose` says where the face is in the picture, a :class:`Scene` what is around it and how it is drawn; only the
 scene has words. Everything is drawn at four times its size with PIL and reduced.
 """

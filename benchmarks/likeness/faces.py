@@ -29,7 +29,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 def face_rows(people: int) -> list[dict[str, Any]]:
-    """Rows for the recogniser, and for each detector that is there; what is not there says so."""
+    """Rows for the recogniser and for each detector; a missing detector has a row that says so."""
     portraits = [portrait(number, picture) for number in range(people) for picture in range(2)]
     drawn = [one.picture for one in portraits]
     where = [Face(np.zeros(4, np.float32), one.keypoints, 1.0) for one in portraits]

@@ -148,7 +148,7 @@ def _draw(job: tuple[int, int, int, int]) -> list[Result]:
 
 
 def _counts(spans: list[Span]) -> dict[str, int]:
-    """Of one person's two pictures, which are one batch."""
+    """The results of one person's two pictures, which are one batch."""
     read = {"detect": 0, "recognise": 0}
     for span in spans:
         if span.name == "network":

@@ -26,7 +26,7 @@ from benchmarks.networks import ADAPTER, write_models
 from benchmarks.sizes import SIZES, Size
 
 LAYERS_ONLY = replace(SIZES["full"], channels=32, head_channels=8, pooled_width=64)
-"""For suites that patch the UNet and never evaluate it: its own channels do not matter."""
+"""A size for suites that patch the UNet and never evaluate it. Its own channels do not matter."""
 _noise = torch.Generator().manual_seed(0)
 
 

@@ -108,7 +108,7 @@ class Host:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0, gain, generator=self.generator)
 
     def prompt(self) -> list[list[Any]]:
-        """Conditioning of a random text."""
+        """The conditioning of a random text."""
         text = torch.randn(1, TEXT_TOKENS, self.size.token_width)
         return [[text, {"pooled_output": torch.randn(1, self.size.pooled_width)}]]
 

@@ -1,4 +1,4 @@
-"""A node pack in the host: loaded as its user has it, and what it adds to the UNet's layers."""
+"""A node pack in the host, loaded from its user's folder, and its patches of the UNet's layers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Pack:
         self._nodes = pack.NODE_CLASS_MAPPINGS
         module = sys.modules.get(f"{pack.__name__}.fast_instantid.recorder")
         self.recorder = None if module is None else module.Recorder
-        """Of this copy of our pack; None for another pack."""
+        """The version of our pack; None for another pack."""
         with self._watch.part("load adapter"):
             (self.instantid,) = call(self._nodes["InstantIDModelLoader"], instantid_file=adapter)
         with self._watch.part("load face networks"):

@@ -79,7 +79,7 @@ class Headline:
             yield name, latent, self._watch.take()
 
     def _apply(self, pictures: Tensor, weight: float, prompt: Any, start_at: float) -> None:
-        """Everything between the loaders and the sampler."""
+        """The nodes between the loaders and the sampler."""
         if self._pack is None:
             without = self._host.without_instantid(prompt, weight, start_at)
             model, positive, negative = without.model, without.positive, without.negative

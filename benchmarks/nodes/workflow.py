@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 """Largest difference of what the two sides add to a layer, relative to the largest value they add."""
 NEW_PICTURES = {"new image, one face": 1, "group photo, six faces": 1}
 NEW_PICTURES |= {"six new references": 6, "one of six replaced": 1}
-"""In each warm case that shows any."""
+"""The faces in each warm case that shows any."""
 
 
 def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None, json_path: Path | None) -> None:

@@ -99,7 +99,7 @@ class Bench:
         return self._draw(seed, steps, prompt_embeds=prompt, negative_prompt_embeds=negative)
 
     def difference(self) -> dict[str, float]:
-        """Of ours and the reference, relative to what the identity does to the picture.
+        """The difference between ours and the reference, relative to the effect of the identity.
 
         Raises:
             SystemExit: they differ.

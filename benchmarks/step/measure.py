@@ -25,9 +25,9 @@ class Row:
     case: str
     variant: str
     seconds: list[float] = field(default_factory=list)
-    """Until the GPU is done."""
+    """Time until the GPU has finished."""
     host_seconds: list[float] = field(default_factory=list)
-    """Until the call returns; the GPU may still run."""
+    """Time until the call returns; the GPU may still run."""
     numbers: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
@@ -56,7 +56,7 @@ class Report:
         return document
 
     def to_json(self, row: Row) -> dict[str, Any]:
-        """With the ratios by turn to "plain" and "reference"."""
+        """Return a row as JSON, with the ratios by turn to "plain" and "reference"."""
         found: dict[str, Any] = {"name": f"{row.case}: {row.variant}", "case": row.case, "variant": row.variant}
         if row.seconds:
             found |= {"seconds": spread(row.seconds), "host_seconds": spread(row.host_seconds)}

@@ -31,7 +31,7 @@ class Packs:
 
     @cached_property
     def adapter_weights(self) -> dict[str, dict[str, Tensor]]:
-        """As ``ip-adapter.bin`` holds them, random; 423 million numbers at full size."""
+        """Random weights in the layout of ``ip-adapter.bin``; 423 million numbers at full size."""
         return random_adapter(self.host.size, self.host.random)
 
     @cached_property
@@ -122,12 +122,12 @@ VARIANTS: dict[str, Callable[[Packs], Patched]] = {
     "ours, caches": ours_with_caches,
     "reference, no syncs": reference_without_syncs,
 }
-"""In the order in which they take turns. Each is compared with "plain" and "reference": name those too where only some
-are named."""
+"""Names of the variants, in the order of their turns. Each is compared with "plain" and "reference", so a choice
+of variants names these two."""
 
 
 class _OneFace:
-    """In insightface's shape: a face analysis that sees the same face in every picture."""
+    """A face analysis in insightface's shape, which sees the same face in every picture."""
 
     def __init__(self, side: int) -> None:
         unit = side / 8

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
-    """Run a command as :func:`main` does, in its logging."""
+    """Run a command and return its exit code. :func:`main` adds the log handler."""
     commands = {
         "demo": demo.run,
         "embed": _embed,
@@ -62,8 +62,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except FastInstantIDError as error:
         say(f"error: {error}")
         if isinstance(error, (BackendError, ModelFileError)):
-            say("'fast-instantid doctor' says what else is wrong here, and what to do")
-    except BrokenPipeError:  # whoever read our output has enough, as in "| head"
+            say("'fast-instantid doctor' checks the installation, and says what to do")
+    except BrokenPipeError:  # the reader of our output has closed it, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         say(f"error: {error.filename or 'output'}: {error.strerror or error}")
@@ -116,7 +116,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
-    """A row for each photo; one that fails gets an error and does not cost the others."""
+    """Return a row for each photo. A photo that fails gets an error in its row."""
     from ..faces import largest
     from ..images import Photo, photos
 
@@ -164,8 +164,6 @@ def _keypoints(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
     with stage("import"):
         from ..faces import keypoint_picture
         from ..identity import Adapter

@@ -1,4 +1,4 @@
-"""``fast-instantid convert``"""
+"""The command ``fast-instantid convert``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""``fast-instantid demo``"""
+"""The command ``fast-instantid demo``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw, judge, and say where the time went."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading, which would cut through our own line
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it speaks of torchvision, which nothing here needs
+    """Draw the pictures, and print their likeness and times."""
     check_output(options.output, PICTURE_SUFFIXES, [options.photo] if options.photo else [])
     files = miniature.files()
     importing: dict[str, float] = {}

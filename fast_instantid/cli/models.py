@@ -1,4 +1,4 @@
-"""Which model files a command uses: named ones, downloaded ones, or the miniature."""
+"""Choice of a command's model files: named ones, downloaded ones, or the miniature."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import FastInstantIDError
 from ..sources import models_folder
 
 MINIATURE = "miniature"
-"""In place of a path: the files that are shipped. A folder of that name is ``./miniature``."""
+"""Stands for the shipped files in place of a path. A folder of that name is ``./miniature``."""
 
 STEPS, GUIDANCE = 30, 5.0
-"""Of SDXL; the miniature has its own."""
+"""Defaults for SDXL; the miniature has its own."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Models:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Models:
-        """The models that the options name: the whole miniature, if one of them is.
+        """Return the models that the options name; all of the miniature if one option names it.
 
         Raises:
             FastInstantIDError: the miniature beside files of another model.

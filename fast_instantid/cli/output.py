@@ -1,4 +1,4 @@
-"""What commands print and write."""
+"""Output of commands: pictures, progress and messages."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write, check_folder
+from ..files import atomic_write, check_parent
 from ..recorder import stage
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | Path] = ()) -> None:
-    """Refuse, before any work is done, an output that could not or should not be written after it."""
+    """Refuse an output path that cannot or should not be written, before any work."""
     if path.is_dir():
         raise FastInstantIDError(f"{path}: this is a folder; name a file")
     if path.suffix.lower() not in suffixes:
         raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
-    check_folder(path)
+    check_parent(path)
     if any(path.resolve() == Path(name).resolve() for name in inputs):
         raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
 
@@ -34,7 +34,7 @@ def save_picture(image: Any, path: Path) -> None:
 
 @contextmanager
 def timed(name: str, seconds: dict[str, float]) -> Generator[None]:
-    """Show a progress line during the block, and keep how long it took."""
+    """Show a progress line during the block, and add its duration to ``seconds``."""
     progress(f"{name} ...")
     start = time.perf_counter()
     try:
@@ -49,7 +49,7 @@ def report_step(done: int, total: int) -> None:
 
 
 def progress(text: str) -> None:
-    """One line that is overwritten, for people; nothing where stderr is a file."""
+    """Overwrite the progress line. Prints nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""What the command line understands."""
+"""The parser of the command line."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from ..cache import Cache
 
 _EPILOG = """examples:
-  fast-instantid demo                       # the main job, on small models that are shipped with this
+  fast-instantid demo                       # an example, on small models that are included
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
   fast-instantid doctor                     # if something does not work
 """
-_APPROXIMATIONS = "all of it is off by default; docs/approximations.md says what each does to a likeness"
-_CACHED = "or a hub id that is in the hub's cache already"
+_APPROXIMATIONS = "off by default; docs/approximations.md gives the cost of each in likeness"
+_CACHED = "or a hub id in the hub's local cache"
 
 
 def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
-    """The parser of the whole command line; the function of the command given ends up in ``options.run``."""
+    """Return the parser. ``options.run`` becomes the function of the command."""
     parser = _Parser(
         prog="fast-instantid",
         description="Put a real person's face into SDXL pictures, with InstantID.",
@@ -91,8 +91,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument(
         "--base",
         metavar="PATH",
-        help=f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are shipped, which "
-        f"also become pack and instantid; a folder of that name is ./{MINIATURE} (default: {models / 'base'})",
+        help=f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, "
+        f"then also of --pack and --instantid; a folder of that name is ./{MINIATURE} (default: {models / 'base'})",
     )
     generate.add_argument(
         "--instantid",
@@ -155,7 +155,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         command("convert", "convert the adapter to half precision", "models/instantid/ip-adapter.bin")
     )
     doctor.add_arguments(command("doctor", "check this machine and its model files", "--json"))
-    watch.add_arguments(command("watch", "watch the GPUs and tell whether their memory swaps", "-- python main.py"))
+    watch.add_arguments(command("watch", "watch the GPUs and detect swapping of their memory", "-- python main.py"))
     profile.add_arguments(
         command(
             "profile", "show where the time of a command goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png'
@@ -165,7 +165,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parses once. Options that take a list add up when repeated; a repeated option of one value is refused."""
+    """A parser that appends repeated options of lists and refuses repeated options of one value."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
@@ -173,7 +173,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Store(argparse.Action):
-    """The default action, and the memory of whether its option was given."""
+    """The default action, which also remembers whether its option was given."""
 
     given = False
 
@@ -187,7 +187,7 @@ class _Store(argparse.Action):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """With defaults, where there is something to say."""
+    """Help with defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing = action.default is None or action.default is False or action.default in ("", [])
@@ -195,7 +195,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def _size(text: str) -> tuple[int, int]:
-    """``1024x768`` as ``(width, height)``."""
+    """Convert ``1024x768`` to ``(width, height)``."""
     sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
     if len(sides) != 2 or any(side == 0 or side % 8 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in multiples of 8, such as 1024x1024")

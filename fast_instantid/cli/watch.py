@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ..errors import FastInstantIDError
-from ..files import check_folder
+from ..files import check_parent
 from .output import progress, say
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if not gpus:
         raise FastInstantIDError(f"no GPU to watch: {why}")
     path = options.output or Path(time.strftime("watch-%Y%m%d-%H%M%S.csv"))
-    check_folder(path)
+    check_parent(path)
     # Written line by line, so that a crash loses nothing.
     with open(path, "x", encoding="utf-8", newline="", buffering=1) as file, _running(command) as process:
         samples = _watch(gpus, options.interval, file, process)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _running(command: list[str]) -> Generator[subprocess.Popen[bytes] | None]:
-    """Start the command, if there is one, in our terminal; wait for it at the end, whatever happens to us."""
+    """Start the command, if there is one, in this terminal, and wait for it at the end, also after an error."""
     try:
         process = subprocess.Popen(command) if command else None
     except OSError as error:

@@ -52,7 +52,7 @@ class Demo:
     strangers: list[float]
     """Likeness of the portrait to the shipped portraits of other people, for comparison."""
     seconds: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
-    """Of each stage: the first time, and again where it is repeated."""
+    """Duration of each stage, and of its repetition if it was repeated."""
 
 
 def run(
@@ -64,12 +64,12 @@ def run(
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Demo:
-    """Draw the person of a portrait, and find the person again to show what is remembered.
+    """Draw the person of a portrait. The person is found twice, to show the effect of the cache.
 
     Args:
         files: the miniature.
         portrait: a picture file with a drawn face.
-        prompts: what to draw; one picture for each.
+        prompts: one picture is drawn for each.
         sampling: how.
         device: where everything runs; the best one there is by default.
         progress: called after each step.

@@ -1,4 +1,4 @@
-"""Photo → Face → embedding."""
+"""From photo to Face to embedding."""
 
 from .analyzer import FaceAnalyzer
 from .detector import DETECTION_SIZES

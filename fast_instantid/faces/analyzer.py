@@ -12,13 +12,14 @@ import torch
 from ..cache import Cache, shared_cache
 from ..errors import NoFaceError
 from ..images import ImageInput, photos
+from ..placement import Placement
 from ..sources import local_path
 from .cached import CachedNetworks
 from .detector import Detector
 from .face import Face, faces_of, is_face, largest, listed
 from .foreign import AnalysisByGet, InsightFaceDetector, InsightFaceRecognizer, has_own_get
 from .insightface import AnalyzedFace, DetectorView, RecognizerView, photo_of_bgr
-from .onnx.network import load_network
+from .onnx.network import TorchNetwork, load_network
 from .pack import find_pack
 from .recognizer import Recognizer
 
@@ -84,7 +85,7 @@ class FaceAnalyzer:
 
     @classmethod
     def wrap(cls, analysis: Any, cache: Cache | None = None) -> FaceAnalyzer:
-        """An analyzer on a face analysis that is loaded already.
+        """Return an analyzer that uses a loaded face analysis.
 
         insightface's ``FaceAnalysis`` lends its detector and recogniser. An object with a ``get`` of its own, such as a
         subclass that chooses the face, is asked through that ``get``; those results are not cached. A FaceAnalyzer is
@@ -104,6 +105,18 @@ class FaceAnalyzer:
     def backend(self) -> str:
         """Backend and device in use, such as ``"torch (cuda:0)"`` or ``"onnxruntime (CPUExecutionProvider)"``."""
         return self.networks.backend
+
+    def to(self, device: str | torch.device) -> FaceAnalyzer:
+        """Move the networks, in-place, and return the analyzer. Those of onnxruntime or another library do not move.
+
+        Raises:
+            BackendError: the device is not available.
+        """
+        place = Placement.resolve(device).device
+        for part in (getattr(self.networks, name, None) for name in ("detector", "recognizer")):
+            if isinstance(part, (Detector, Recognizer)) and isinstance(part.network, TorchNetwork):
+                part.network = part.network.to(place)
+        return self
 
     def __repr__(self) -> str:
         return f"FaceAnalyzer({self.backend})"
@@ -199,7 +212,7 @@ class FaceAnalyzer:
 
 
 class _WrappedAnalyzer(FaceAnalyzer):
-    """Another library's face analysis behind our interface; its insightface interface stays its own."""
+    """An analyzer that uses another library's face analysis, and passes its insightface interface through."""
 
     def __init__(self, analysis: Any, networks: CachedNetworks | AnalysisByGet) -> None:
         self.networks = networks

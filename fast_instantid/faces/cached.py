@@ -30,8 +30,12 @@ class CachedNetworks:
         self.detector = detector
         self.recognizer = recognizer
         self.cache = cache
-        self.backend = detector.backend
         self.sizes = detector.sizes
+
+    @property
+    def backend(self) -> str:
+        """Backend and device of the detector."""
+        return self.detector.backend
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""
@@ -48,7 +52,7 @@ class CachedNetworks:
         return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
-        """The faces of each picture, found at the first size that shows any."""
+        """Find the faces of each picture, at the first size with a face."""
         first, *others = self.sizes
         found = self.detect(pictures, first)
         for size in others:

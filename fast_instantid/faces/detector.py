@@ -60,7 +60,6 @@ class Detector:
         self, network: Network, graph: Graph, threshold: float = 0.5, sizes: Sequence[int] | None = None
     ) -> None:
         self.network = network
-        self.backend = network.backend
         self.threshold = threshold
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
@@ -75,6 +74,11 @@ class Detector:
         if not sides or not all(isinstance(side, Integral) and side > 0 and side % stride == 0 for side in sides):
             raise BackendError(f"detection sizes {sides}: expected multiples of {stride}, such as [320, 640]")
         self.sizes = tuple((int(side), int(side)) for side in sides)
+
+    @property
+    def backend(self) -> str:
+        """Backend and device of the network."""
+        return self.network.backend
 
     @property
     def result_id(self) -> str:

@@ -44,7 +44,7 @@ class AnalysisByGet:
         self.sizes = DETECTION_SIZES if hasattr(model, "input_size") and not hasattr(model, "input_sizes") else ()
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
-        """As :meth:`CachedNetworks.find`."""
+        """Find faces as :meth:`CachedNetworks.find` does."""
         return [self._find(np.ascontiguousarray(photo.rgb[..., ::-1])) for photo in pictures]
 
     def _find(self, bgr: RGBImage) -> list[Face]:
@@ -66,7 +66,7 @@ class AnalysisByGet:
         ]
 
     def embed(self, pictures: Sequence[Photo], faces: Sequence[Any]) -> np.ndarray:
-        """As :meth:`CachedNetworks.embed`, for faces that :meth:`find` or ``get`` returned."""
+        """Embed as :meth:`CachedNetworks.embed` does, for faces that :meth:`find` or ``get`` returned."""
         embeddings = [field(getattr(face, "source", face), "embedding") for face in faces]
         if any(embedding is None for embedding in embeddings):
             raise BackendError(
@@ -96,7 +96,7 @@ class InsightFaceDetector:
         return self._content and f"{self._content}/{thresholds}"
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int]) -> list[Detections]:
-        """As :meth:`Detector.detect`."""
+        """Detect as :meth:`Detector.detect` does."""
         found: list[Detections] = []
         for image in images:
             boxes, keypoints = self._model.detect(np.ascontiguousarray(image[..., ::-1]), input_size=size)
@@ -112,7 +112,7 @@ class InsightFaceRecognizer:
         self.result_id = _content(self._model)
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        """As :meth:`Recognizer.embed`; one by one, as insightface does."""
+        """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""
         return np.concatenate([self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops])
 
 

@@ -36,7 +36,7 @@ class Pack:
     detector: Graph
     recognizer: Graph
     damaged: tuple[str, ...] = ()
-    """Damaged files that were passed over, each with what it is."""
+    """Damaged files that were skipped, each with the kind of damage."""
 
     def warn(self) -> None:
         """Log a warning of damaged files, and of a recogniser that InstantID was not trained on."""
@@ -51,7 +51,7 @@ class Pack:
 
 
 def find_pack(folder: str | os.PathLike[str]) -> Pack:
-    """Find a model pack in ``folder`` or below it, and warn of what is wrong with it; see :func:`look_for_pack`.
+    """Find a model pack in ``folder`` or below it, and warn of problems; see :func:`look_for_pack`.
 
     Raises:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.

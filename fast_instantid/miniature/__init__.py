@@ -1,4 +1,4 @@
-"""The miniature: the whole InstantID stack in a few megabytes, trained on drawn portraits of people who do not exist.
+"""The miniature: all of InstantID's networks in a few megabytes, trained on drawn portraits of invented people.
 
     from fast_instantid import miniature
     files = miniature.files()

@@ -1,1 +1,1 @@
-"""What people are told about their machine and their runs: doctor, watch and profile."""
+"""Observation of the machine and of runs: doctor, watch and profile."""

@@ -109,7 +109,7 @@ def _warn_of_strangers(embeddings: np.ndarray, names: Sequence[str]) -> None:
         more = f", and {len(strange) - 1} more pairs" if len(strange) > 1 else ""
         logger.warning(
             "%s and %s look like two people (likeness %.2f%s); their embeddings are averaged all the same: "
-            "give each person's photographs apart",
+            "call person() once for each of them",
             names[i],
             names[j],
             likeness,

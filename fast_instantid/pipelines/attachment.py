@@ -1,4 +1,4 @@
-"""Which call of which pipeline draws whom. The person travels with the call, in any number of threads and tasks.
+"""The people attached to pipelines. A person travels with the call, in any number of threads and tasks.
 
 While people are attached to a pipeline, its class is a subclass made for it alone (torch.nn.utils.parametrize does the
 same to modules). The subclass's ``__call__`` finds the innermost attachment of the calling thread or task; the networks
@@ -9,6 +9,7 @@ a scheduler. So calls of attached pipelines that share a UNet wait for each othe
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import warnings
 import weakref
@@ -20,15 +21,23 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BackendError
+from ..errors import BackendError, FastInstantIDError
 from ..recorder import stage_of
 from .drawing import Crop, Drawing
 from .halves import IdentityNetHalf, UNetHalf, entry_point
 
-_own: ContextVar[tuple[weakref.ref[Drawing], ...]] = ContextVar("fast_instantid_own", default=())
-"""What this thread or task attached, innermost last."""
+
+class _Own:
+    """A marker of one attachment. The context that attached and its copies hold it, so it lives as long as they do."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = weakref.ref(drawing)
+
+
+_own: ContextVar[tuple[_Own, ...]] = ContextVar("fast_instantid_own", default=())
+"""Attachments of this thread or task, innermost last, with those that another context detached."""
 _running: ContextVar[Drawing | None] = ContextVar("fast_instantid_running", default=None)
-"""For whom the pipeline call draws that is under way in this thread or task."""
+"""The people of the pipeline call that runs in this thread or task."""
 
 _lock = threading.RLock()  # guards what is attached to what
 _halves: weakref.WeakKeyDictionary[nn.Module, weakref.ref[UNetHalf | IdentityNetHalf]] = weakref.WeakKeyDictionary()
@@ -41,47 +50,57 @@ _INSTANTX = {
 
 
 class Attachments:
-    """All that is attached to one pipeline. The pipeline's class holds it, so it goes with the pipeline."""
+    """The attachments of one pipeline. The pipeline's class holds them, so they are freed with the pipeline."""
 
     def __init__(self, pipe: Any, networks: Collection[Any]) -> None:
         self._pipe = weakref.ref(pipe)
         self.drawings: list[Drawing] = []
+        self.ended: weakref.WeakKeyDictionary[_Own, Drawing] = weakref.WeakKeyDictionary()
+        """Attachments that one context detached and others still hold: calls of those are refused."""
         others = {part: name for part, name in _parts(pipe).items() if part not in networks}
         self._hooks: list[RemovableHandle] = [hook for part, name in others.items() for hook in stage_of(part, name)]
 
     @classmethod
     def of(cls, pipe: Any) -> Attachments | None:
-        """Those of a pipeline; None where nothing is attached. A copy of an attached pipeline has none."""
+        """Return the attachments of a pipeline; None without any, as in a copy of an attached pipeline."""
         found: Attachments | None = vars(type(pipe)).get("_fast_instantid")
         return found if found is not None and found._pipe() is pipe else None
 
     def for_this_call(self) -> Drawing | None:
-        """The innermost attachment of this thread or task, or else the one that was made for all.
+        """Return the innermost attachment of this thread or task, or else the only one for all threads.
 
         Raises:
-            BackendError: others are attached, and nobody said for whom this call is.
+            BackendError: others are attached, and this context attached nothing; or its own people were detached by
+                another context.
         """
-        own = [drawing for ref in _own.get() if (drawing := ref()) is not None and drawing in self.drawings]
-        if own:
+        if own := _own_of(self._pipe()):
+            _refuse_if_ended(own[-1])
             return own[-1]
         with _lock:
-            lasting = [drawing for drawing in self.drawings if drawing.block is None]
-            if 1 in (len({drawing.thread for drawing in lasting}), len({drawing.owner for drawing in lasting})):
-                return lasting[-1]
-            if not self.drawings:  # detached a moment ago
+            self.unwrap_if_unused()
+            lasting = [drawing for drawing in self.drawings if drawing.block is None and drawing.is_for_all]
+            if not self.drawings:
                 return None
+            # The cells of a notebook are tasks, each over at its end. A later one attaches on top of an earlier one.
+            over = all(drawing.own() is None for drawing in lasting)
+            if len(lasting) == 1 or (over and len({drawing.thread for drawing in lasting}) == 1):
+                return lasting[-1]
         raise BackendError(
-            f"{type(self._pipe()).__name__} draws other people in another thread, and nobody is attached in this one: "
-            "attach in the thread that calls the pipeline, or call instantid(prompt, person)"
+            f"{type(self._pipe()).__name__} draws other people in another thread or task, and no person is attached in "
+            "this one: attach where the pipeline is called, or call instantid(prompt, person)"
         )
 
-    def remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    def unwrap_if_unused(self) -> None:
+        """Restore the pipeline's class if nothing is attached and no context has to be refused."""
+        pipe = self._pipe()
+        if pipe is not None and not self.drawings and not self.ended and Attachments.of(pipe) is self:
+            for hook in self._hooks:
+                hook.remove()
+            pipe.__class__ = type(pipe).__base__
 
 
 def attach(drawing: Drawing) -> None:
-    """Have the pipeline draw these people, for this thread or task and, where it is for no block, for all others."""
+    """Make the pipeline draw these people in this thread or task and, outside of a block, in all others."""
     pipe = drawing.pipe
     with _lock:
         attachments = Attachments.of(pipe) or _wrap(pipe, drawing.owner.networks())
@@ -91,51 +110,97 @@ def attach(drawing: Drawing) -> None:
         except BaseException:
             detach(drawing)
             raise
-    _own.set((*_alive(), weakref.ref(drawing)))
+        own = _Own(drawing)
+        drawing.own = weakref.ref(own)
+        _own.set((*_own.get(), own))
 
 
 def detach(drawing: Drawing) -> None:
-    """Undo :func:`attach`. The last one leaves pipeline and networks as they were. Idempotent."""
+    """Undo :func:`attach`. The last call leaves pipeline and networks as they were. Idempotent.
+
+    Other contexts that hold the attachment as their own are refused until they attach or detach themselves.
+    """
+    _own.set(tuple(own for own in _own.get() if own.drawing() not in (None, drawing)))
     with _lock:
         drawing.end_run()
+        drawing.ended_by = drawing.ended_by or threading.get_ident()
         attachments = Attachments.of(drawing.pipe)
-        if attachments is not None and drawing in attachments.drawings:
+        if attachments is None:
+            return
+        if drawing in attachments.drawings:
             attachments.drawings.remove(drawing)
             _eject(drawing)
-            if not attachments.drawings:
-                attachments.remove_hooks()
-                drawing.pipe.__class__ = type(drawing.pipe).__base__
-        drawing.is_over = True
-    _own.set(_alive())
+            if (own := drawing.own()) is not None:
+                attachments.ended[own] = drawing
+                del own
+        attachments.unwrap_if_unused()
+
+
+def end_ownerless(owner: Any) -> None:
+    """Detach the people that an InstantID attached for all in threads and tasks that have ended."""
+    with _lock:
+        for drawing in attached_for(owner):
+            if drawing.own() is None:
+                detach(drawing)
+
+
+def end_for_all(owner: Any) -> None:
+    """End what an InstantID attached for all. Threads and tasks keep what they attached themselves."""
+    end_ownerless(owner)
+    for drawing in attached_for(owner):
+        drawing.is_for_all = False
 
 
 def innermost(owner: Any) -> Drawing | None:
-    """What an InstantID attached last in this thread or task."""
-    own = [drawing for ref in _alive() if (drawing := ref()) is not None and drawing.owner is owner]
-    return own[-1] if own else None
+    """Return the last attachment of an InstantID in this thread or task. Another context may have ended it."""
+    return next((drawing for drawing in reversed(_own_of(owner.pipe)) if drawing.owner is owner), None)
+
+
+def attached_now(owner: Any) -> Drawing:
+    """Return the attachment that an InstantID draws in this thread or task: its own, or else the one for all.
+
+    Raises:
+        FastInstantIDError: there is none, or not only one for all, or another context detached it.
+    """
+    own, lasting = innermost(owner), [drawing for drawing in attached_for(owner) if drawing.is_for_all]
+    if own is None and len(lasting) != 1:
+        raise FastInstantIDError("no person is attached in this thread or task: set scale after attach()")
+    drawing = own or lasting[0]
+    _refuse_if_ended(drawing)
+    return drawing
 
 
 def attached_for(owner: Any, block: object = None) -> list[Drawing]:
-    """What an InstantID attached, in any thread, for a block of code or, without one, until it is detached."""
+    """Return an InstantID's attachments of all threads: those of one block, or those without a block."""
     attachments = Attachments.of(owner.pipe)
     drawings = [] if attachments is None else attachments.drawings
     return [drawing for drawing in drawings if drawing.owner is owner and drawing.block is block]
 
 
 def current(model: nn.Module) -> Drawing | None:
-    """For whom a call of this UNet or IdentityNet draws. Calls outside of a pipeline draw what their thread or task
-    attached."""
-    own = [drawing for ref in _alive() if (drawing := ref()) is not None]
+    """Return the people for a call of this UNet or IdentityNet. Outside of a pipeline's call, those that this thread or
+    task attached."""
+    own = [drawing for own in _own.get() if (drawing := own.drawing()) is not None]
     running = _running.get()
     if running is None:
         return next((drawing for drawing in reversed(own) if drawing.has(model)), None)
     # A callback may have attached or detached since the call began.
-    own = [drawing for drawing in own if drawing.pipe is running.pipe] or [running]
-    return own[-1] if own[-1].has(model) and not own[-1].is_over else None
+    drawing = next((drawing for drawing in reversed(own) if drawing.pipe is running.pipe), running)
+    return drawing if drawing.has(model) else None
 
 
-def _alive() -> tuple[weakref.ref[Drawing], ...]:
-    return tuple(ref for ref in _own.get() if (drawing := ref()) is not None and not drawing.is_over)
+def _own_of(pipe: Any) -> list[Drawing]:
+    """Return the attachments of this thread or task to a pipeline, innermost last."""
+    drawings = (own.drawing() for own in _own.get())
+    return [drawing for drawing in drawings if drawing is not None and drawing.pipe is pipe]
+
+
+def _refuse_if_ended(drawing: Drawing) -> None:
+    if drawing.ended_by is not None:
+        raise BackendError(
+            "the people attached in this thread or task were detached in another one: attach them again, or call "
+            "detach() here too for pictures without them"
+        )
 
 
 def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
@@ -149,7 +214,8 @@ def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
             return base.__call__(self, *args, **kwargs)
         for name, instead in _INSTANTX.items():
             if kwargs.get(name) is not None:
-                warnings.warn(f"{name}= of InstantX's pipeline has no effect here: {instead}", stacklevel=2)
+                level = 2 + (sys._getframe(1).f_globals.get("__package__") == __package__)  # called by the facade
+                warnings.warn(f"{name}= of InstantX's pipeline has no effect here: {instead}", stacklevel=level)
         with _turn_of(self), _run(drawing):
             return base.__call__(self, *args, **kwargs)
 
@@ -161,23 +227,25 @@ def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
 
 @contextmanager
 def _run(drawing: Drawing) -> Generator[None]:
-    """One call of the drawing's pipeline.
+    """Wrap one call of the drawing's pipeline.
 
     Raises:
         ModelFileError: the people do not fit networks that were exchanged since.
     """
     with _lock:
-        if not drawing.is_over:
-            before = [(half.model, half.entry) for half in drawing.halves]
-            now = [(getattr(entry, "_orig_mod", entry), entry_point(entry)) for entry in drawing.owner.networks()]
-            if before != now:  # exchanged or compiled since
-                drawing.owner.check(drawing.identities)
-                _eject(drawing)
-                _inject(drawing)
+        _refuse_if_ended(drawing)
+        before = [(half.model, half.entry) for half in drawing.halves]
+        now = [(getattr(entry, "_orig_mod", entry), entry_point(entry)) for entry in drawing.owner.networks()]
+        if before != now:  # exchanged or compiled since
+            drawing.owner.check(drawing.identities)
+            _eject(drawing)
+            _inject(drawing)
     token = _running.set(drawing)
     try:
         with _seen_crop(drawing):
             yield
+        if drawing.ended_by not in (None, threading.get_ident()):  # a callback of this call may do so
+            _refuse_if_ended(drawing)
     finally:
         _running.reset(token)
         drawing.end_run()
@@ -232,7 +300,7 @@ def _eject(drawing: Drawing) -> None:
 
 
 def _parts(pipe: Any) -> dict[nn.Module, str]:
-    """The other networks of a pipeline as a recording shows them, each with its name."""
+    """Return the other networks of a pipeline, with their names in a recording."""
     controlnet, vae = getattr(pipe, "controlnet", None), getattr(pipe, "vae", None)
     # Pipelines call encode and decode of the VAE, which no hook sees.
     parts = {getattr(vae, "encoder", None): "VAE encode", getattr(vae, "decoder", None): "VAE decode"}

@@ -15,17 +15,18 @@ from ..people import Person
 from .subject import Subject
 
 _SCALE = "controlnet_conditioning_scale"
+_OURS = {"weight": "scale", "person": "people", "identity": "people", "face": "people"}
 _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_scale")  # the last two are warned of
 
 
 def call_options(
     instantid: Any, people: Any, keypoints: Image.Image | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What to call the pipeline of an InstantID with.
+    """Return the arguments for a call of an InstantID's pipeline.
 
     Args:
-        people: whom it draws.
-        keypoints: the keypoint picture; by default the face of the first person who has keypoints.
+        people: the people to draw.
+        keypoints: the keypoint picture; by default the face of the first person with keypoints.
         given: the caller's arguments, which win.
 
     Raises:
@@ -40,14 +41,15 @@ def call_options(
                 name, [*takes, *(word for long in takes for word in long.split("_"))], cutoff=0.75
             )
             hint = next((long for long in takes if like and (long == like[0] or like[0] in long.split("_"))), None)
+            hint = _OURS.get(name, hint)
             raise FastInstantIDError(
                 f"{type(pipe).__name__} takes no {name}=" + (f": did you mean {hint}=?" if hint else "")
             )
     defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
     options: dict[str, Any] = {**defaults, **given}
-    everyone = people if isinstance(people, Sequence) else [people]
-    who = (one.identity if isinstance(one, Subject) else one for one in everyone)
-    person = next((one for one in who if isinstance(one, Person)), None)
+    given_people = people if isinstance(people, Sequence) else [people]
+    bare = (item.identity if isinstance(item, Subject) else item for item in given_people)
+    person = next((item for item in bare if isinstance(item, Person)), None)
     size = _size(options, pipe, person)
     _, *identity_net = instantid.networks()
     if not identity_net:
@@ -77,12 +79,12 @@ def call_options(
 
 
 def native_side(pipe: Any) -> int:
-    """Side in pixels of the square pictures that the pipeline's model was trained on: 1024 for SDXL."""
+    """Return the side in pixels of the square pictures that the pipeline's model was trained on: 1024 for SDXL."""
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 def _size(options: Mapping[str, Any], pipe: Any, person: Person | None) -> tuple[int, int] | None:
-    """``(width, height)`` of the new picture: as said, or that of the picture to change, or the shape of the photo."""
+    """Return ``(width, height)``: the options', or that of the picture to change, or one in the photo's shape."""
     if options.get("width") and options.get("height"):
         return options["width"], options["height"]
     if "control_image" in _parameters(pipe):
@@ -96,6 +98,6 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _parameters(pipe: Any) -> set[str]:
-    """The names that the pipeline's call takes. A wrapper that passes everything on has those of its base classes."""
+    """Return the argument names of the pipeline's call. A wrapper's are those of its base classes too."""
     calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     return {name for call in calls for name in inspect.signature(call).parameters}

@@ -28,18 +28,18 @@ from ..reuse import ReplacedForward, Reuse
 
 @dataclass
 class Evaluation:
-    """What the layers of one network read while it is evaluated."""
+    """Inputs of the identity branch in the layers of one network during one evaluation."""
 
     faces: Sequence[Sequence[LayerFace]] = ()
-    """For each layer, the people that it sees; empty for none."""
+    """The people in each layer; empty without people."""
     layout: Layout | None = None
     thread: int = 0
-    """In which it is evaluated. A call that began in another one before the injection sees nobody."""
+    """The thread of the evaluation. A call that began in another thread before the injection has no people."""
     reuse: Reuse | None = None
     """Remembers keys and values of the text for the steps of a run; None computes them at every step."""
 
     def clear(self) -> None:
-        """The next call draws nobody."""
+        """Remove the people, for the next evaluation."""
         self.faces, self.layout, self.reuse = (), None, None
 
 
@@ -49,7 +49,7 @@ class CrossAttention:
 
     attn: Attention
     index: int
-    """Its place in :attr:`Evaluation.faces`."""
+    """The layer's index in :attr:`Evaluation.faces`."""
     evaluation: Evaluation
     _forward: ReplacedForward | None = field(default=None, init=False)
 

@@ -1,4 +1,4 @@
-"""For whom a pipeline draws: the people, how strongly, where, and what a run of the pipeline has computed of them."""
+"""The people of one attachment: strengths, regions, and results that are reused during a run of the pipeline."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,11 +26,11 @@ class Drawing:
     """The people that one attachment adds to a pipeline's pictures.
 
     Args:
-        owner: the InstantID that attaches. Its pipeline's guidance says how a batch is made up.
+        owner: the InstantID that attaches. The guidance of its pipeline determines the chunks of a batch.
         people: each person's identity, and weight and region.
         layers: indices of the UNet's cross-attention layers that see them, of ``num_layers``.
         approximations: what to leave out.
-        reuse: whether to compute once per run what is the same at every step.
+        reuse: whether to compute results that are constant during a run once.
     """
 
     def __init__(
@@ -45,14 +46,19 @@ class Drawing:
         self.identities = [identity for identity, _ in people]
         self._masks = [subject.mask for _, subject in people]
         self.block: object = None
-        """The block of code that it is attached for; None until it is detached, for every thread."""
+        """The block of code during which the people are attached; None: until they are detached."""
         self.halves: list[Any] = []
-        """Where it is injected now."""
+        """The networks in which the people are injected now."""
+        self.is_for_all = True
+        """Whether threads that attached nothing draw these people. Such a thread ends that with ``detach``."""
+        self.own: Callable[[], object] = lambda: None
+        """A weak reference to the marker that contexts hold; it gives None after their end."""
         self.thread = threading.get_ident()
-        self.is_over = False
+        self.ended_by: int | None = None
+        """The thread that detached these people; None while they are attached."""
         self.steps = Steps(self.pipe)
         self.reuse = (Reuse(), Reuse()) if reuse else (None, None)
-        """Of the UNet and of the IdentityNet."""
+        """Results reused during a run: of the UNet, and of the IdentityNet."""
         self._approximations = approximations
         self._held = HeldResiduals(self.steps, approximations)
         self._tokens = torch.cat([identity.tokens.cpu() for identity, _ in people], dim=1)
@@ -70,35 +76,36 @@ class Drawing:
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each person now. Setting them takes effect at the next step."""
+        """The weight of each person."""
         return list(self._weights)
 
-    @weights.setter
-    def weights(self, weights: Sequence[float]) -> None:
+    def set_weights(self, given: float | Sequence[float]) -> None:
+        """Set one weight for all, or one for each person, from the next step on."""
+        weights = [given] * len(self._weights) if isinstance(given, (int, float, np.number)) else list(given)  # pyright: ignore
         if len(weights) != len(self._weights):
             raise FastInstantIDError(f"{len(weights)} scales for {len(self._weights)} people: give one for each")
         self._weights = [checked_weight(weight) for weight in weights]
         self._renew()
 
     def has(self, model: nn.Module) -> bool:
-        """Whether it is injected into this network."""
+        """Whether the people are injected into this network."""
         return any(half.model is model for half in self.halves)
 
     def begin_run(self, crop: Crop | None) -> None:
-        """The pipeline is called, and draws this part of the picture only."""
+        """Note that a call of the pipeline draws this part of the picture only."""
         if crop != self._crop:
             self._crop = crop
             self._renew()
 
     def end_run(self) -> None:
-        """Hold nothing of the run."""
+        """Drop all results of the run."""
         for reuse in self.reuse:
             if reuse is not None:
                 reuse.clear()
         self._held.clear()
 
     def begin_unet(self, unet: Any, evaluation: Evaluation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Prepare what the layers read in the coming call of the UNet."""
+        """Prepare the inputs of the UNet's layers for its next call."""
         sample: Tensor = args[0] if args else kwargs["sample"]
         if sample.device != self._device:
             self._device = sample.device
@@ -113,7 +120,7 @@ class Drawing:
             evaluation.reuse.begin(prompt, self._timesteps())
 
     def begin_identity_net(self, net: Any, evaluation: Evaluation, kwargs: dict[str, Any]) -> None:
-        """Put the tokens in place of the prompt in a call of the IdentityNet."""
+        """Replace the prompt by the tokens in a call of the IdentityNet."""
         sample: Tensor = kwargs["sample"]
         # In guess mode diffusers shows ControlNets the cond half of the batch only.
         layout = self._layout(sample, (COND,) if kwargs.get("guess_mode") else None)
@@ -127,26 +134,26 @@ class Drawing:
             evaluation.reuse.begin(kwargs.get("controlnet_cond"), tokens, self._timesteps())
 
     def residuals(self, net: Any, run: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """The IdentityNet's output: ``(B, C, h, w)`` for each layer, and for the middle block."""
+        """Return the IdentityNet's output: ``(B, C, h, w)`` for each layer, and for the middle block."""
         sample: Tensor = kwargs["sample"]
         is_off = not self.steps.in_range(self._approximations.identity_net_range)
-        if is_off or _is_silenced(net, kwargs.get("conditioning_scale", 1.0)):
+        if is_off or _has_zero_scale(net, kwargs.get("conditioning_scale", 1.0)):
             return zero_residuals(net, sample)
         return self._held(lambda: run(**kwargs, return_dict=False), kwargs)
 
     def _layout(self, sample: Tensor, chunks: tuple[int, ...] | None = None) -> Layout:
-        """The sample says the device: under offloading the model itself is elsewhere until its forward begins."""
+        """Return the layout of a batch. The sample tells the device: an offloaded model is elsewhere now."""
         chunks = chunks or self._chunks()
         batch, _, height, width = sample.shape
         if batch % len(chunks):
             raise BackendError(
-                f"{type(self.pipe).__name__} works in {len(chunks)} chunks, but a batch of {batch} came: "
+                f"{type(self.pipe).__name__} works in {len(chunks)} chunks, but got a batch of {batch}: "
                 f"attach to the pipeline that runs"
             )
         return Layout(chunks, (height, width))
 
     def _chunks(self) -> tuple[int, ...]:
-        """How diffusers stacks a batch: [uncond, cond] under guidance, a perturbed cond behind them under PAG."""
+        """Return the chunks of a batch of diffusers: [uncond, cond] under guidance; PAG appends a perturbed cond."""
         try:
             guided = self.pipe.do_classifier_free_guidance
         except AttributeError as error:
@@ -170,7 +177,7 @@ class Drawing:
         return found
 
     def _renew(self) -> None:
-        """Give the faces their present strengths. Their keys and values stay laid out."""
+        """Update the strengths of the faces. Their keys and values stay laid out."""
         for n, faces in enumerate(self._faces):
             strength = self._strength(n)
             for face in faces:
@@ -187,7 +194,7 @@ class Drawing:
         return Strength(float(self._weights[person]), mask, self._device)
 
     def _timesteps(self) -> Tensor | None:
-        """A tensor that the scheduler makes anew for each run."""
+        """Return the scheduler's timesteps, a new tensor in each run."""
         return getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
 
 
@@ -197,7 +204,7 @@ def is_compiled(model: Any) -> bool:
 
 
 def zero_residuals(net: Any, sample: Tensor) -> tuple[Any, Tensor]:
-    """Zeros of the shapes that a ControlNet returns: ``(B, C, h, w)`` of each layer, and of the middle block."""
+    """Return zeros in the shapes of a ControlNet's output: ``(B, C, h, w)`` of each layer, and of the middle block."""
     height, width = sample.shape[-2:]
     sizes = [(height, width)]
     for block in net.down_blocks:
@@ -215,16 +222,16 @@ def zero_residuals(net: Any, sample: Tensor) -> tuple[Any, Tensor]:
     return down, mid
 
 
-def _is_silenced(net: nn.Module, scale: Any) -> bool:
-    """Whether a ControlNet's output would be multiplied by 0, which pipelines do at strength 0 and outside its range.
+def _has_zero_scale(net: nn.Module, scale: Any) -> bool:
+    """Whether the pipeline multiplies a ControlNet's output by 0, as at scale 0 and outside of the ControlNet's range.
 
-    What is returned instead is 0 where that product is -0, or NaN where the network overflows.
+    Zeros replace that product. They differ from it where it is -0, or NaN after an overflow in the network.
     """
     is_zero = isinstance(scale, (int, float)) and scale == 0
     return is_zero and not torch.is_grad_enabled() and not net.config["global_pool_conditions"]  # pyright: ignore
 
 
 def _span(start: float, end: float, length: int) -> slice:
-    """At least one of ``length`` pixels."""
+    """Return the pixels between two fractions of ``length``, at least one."""
     first = min(int(start * length), length - 1)
     return slice(first, max(round(end * length), first + 1))

@@ -1,4 +1,4 @@
-"""Which pipelines, ControlNets and identities go together. Whatever does not is refused by name, before any work."""
+"""Checks that a pipeline, its ControlNets and an identity fit together, before any work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline whose pictures InstantID cannot change.
 
     Raises:
-        BackendError: no UNet of diffusers, or a batch of which the pipeline does not say how it is made up.
+        BackendError: no UNet of diffusers, or a batch whose chunks the pipeline does not tell.
     """
     name = type(pipe).__name__
     unet = getattr(pipe, "unet", None)
@@ -37,17 +37,17 @@ def check_pipeline(pipe: Any) -> None:
         )
     if not hasattr(type(pipe), "do_classifier_free_guidance") or name.startswith("LEdits"):
         raise BackendError(
-            f"{name} makes up its batches in a way of its own: InstantID works with pipelines of text, image, "
+            f"{name} composes its batches in its own way: InstantID works with pipelines of text, image, "
             "inpainting, ControlNets and perturbed attention"
         )
 
 
 def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
-    """The IdentityNet among the ControlNets of a pipeline, as the pipeline calls it; None for none.
+    """Return the IdentityNet among the ControlNets of a pipeline, as the pipeline calls it; None without one.
 
     Args:
-        which: an index, the ControlNetModel itself, None, or "auto": the one whose name tells.
-        say: warn if there are ControlNets and none can be told.
+        which: an index, the ControlNetModel itself, None, or "auto": the first with a name of InstantID's.
+        say: warn if there are ControlNets, and none has such a name.
 
     Raises:
         BackendError: no such ControlNet.
@@ -112,7 +112,7 @@ def check_fit(identity: Identity, layers: Sequence[Attention], nets: Sequence[An
 
 
 def _name(net: Any) -> str:
-    """The file, folder or hub id that diffusers loaded a network from."""
+    """Return the file, folder or hub id that diffusers loaded a network from."""
     return str(getattr(getattr(net, "config", None), "_name_or_path", "") or "")
 
 

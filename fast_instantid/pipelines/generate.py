@@ -17,7 +17,7 @@ from .instantid import InstantID, People
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
 Progress = Callable[[int, int], None]
-"""Called with the number of steps done and of all steps."""
+"""A callback, called with the number of steps done and of all steps."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def generate(
 
     Args:
         pipe: an SDXL pipeline, or an InstantID for one.
-        people: whom: one identity, or Subjects with weights and regions of their own.
+        people: one identity, or Subjects with their own weights and regions.
         keypoints: where faces go; the pictures get its size, rounded down to multiples of 8 px. None for a pipeline
             without an IdentityNet, or to let the IdentityNet rest.
         prompt: what to draw; of several prompts, each is drawn from the same seeds.
@@ -86,7 +86,7 @@ def generate(
         options: more of the pipeline's own arguments.
 
     Returns:
-        ``num_images_per_prompt`` RGB pictures for each prompt, those of a prompt behind one another.
+        ``num_images_per_prompt`` RGB pictures for each prompt, in the order of the prompts.
 
     Raises:
         FastInstantIDError: no prompt.

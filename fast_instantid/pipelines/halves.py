@@ -2,8 +2,8 @@
 Generation in Seconds", 3.3 and 3.4).
 
 Decoupled cross-attention acts in the UNet. The IdentityNet is a ControlNet that reads identity tokens in place of the
-prompt. Each half is injected into one network and ejected again, as exact inverses. It asks ``current`` at every call
-for whom this call draws, and leaves a call alone that draws nobody. So a network may serve several people at once.
+prompt. Each half is injected into one network and ejected again, as exact inverses. At each call it asks ``current``
+for the people of this call. A call without people is unchanged. So a network may serve several requests.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .cross_attention import CrossAttention, Evaluation, cross_attention_layers,
 from .drawing import Drawing
 
 Current = Callable[[nn.Module], "Drawing | None"]
-"""For whom a call of this network draws; None for nobody."""
+"""Returns the people for a call of this network; None without people."""
 
 EntryPoint = tuple[nn.Module, str]
-"""The module and the attribute through which the calls of a network go, outside of anything that torch compiled."""
+"""Module and attribute through which the calls of a network go, outside of code that torch compiled."""
 
 _NAMES = tuple(inspect.signature(ControlNetModel.forward).parameters)[1:]
 
 
 def entry_point(network: Any) -> EntryPoint:
-    """Of a network, or of torch.compile's wrapper around it."""
+    """Return the entry point of a network, or of torch.compile's wrapper around it."""
     return network, "forward" if getattr(network, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
 class _Half:
-    """One network, and what was injected into it; ``layers`` are the cross-attention layers that take part."""
+    """The replaced forwards of one network; ``layers`` are the cross-attention layers to replace."""
 
     def __init__(self, model: Any, current: Current, layers: Iterable[Attention]) -> None:
         self.model, self.entry = model, entry_point(model)
@@ -50,14 +50,14 @@ class _Half:
         self._turn = fork_safe_lock()  # one call at a time: the layers read what belongs to it
 
     def use(self, drawing: Drawing, entry: EntryPoint) -> None:
-        """Stay injected, where calls of the network begin now, until :meth:`release`."""
+        """Inject at the network's present entry point, until :meth:`release`."""
         self._users.append(drawing)
         if entry != self.entry or len(self._users) == 1:
             self.entry = entry
             self.inject()
 
     def release(self, drawing: Drawing) -> None:
-        """The last user's release leaves the network as it was. Idempotent."""
+        """Undo :meth:`use`. The last release leaves the network as it was. Idempotent."""
         if drawing in self._users:
             self._users.remove(drawing)
         if not self._users:
@@ -123,7 +123,7 @@ class UNetHalf(_Half):
 
 
 class IdentityNetHalf(_Half):
-    """A ControlNet that reads identity tokens, computes once per run what it can, and does not run at strength 0."""
+    """A ControlNet that reads identity tokens, reuses constant results during a run, and does not run at scale 0."""
 
     name = "IdentityNet"
 
@@ -142,7 +142,7 @@ class IdentityNetHalf(_Half):
         return ControlNetOutput(down, mid) if return_dict else (down, mid)
 
     def _hint(self, before: Callable[..., Tensor], conditioning: Tensor) -> Tensor:
-        """The convolutions over the keypoint picture, which see it at full size: once per run."""
+        """Return the output of the convolutions over the full-size keypoint picture, computed once per run."""
         reuse = self._evaluation.reuse
         if reuse is None:
             return before(conditioning)

@@ -17,12 +17,12 @@ from PIL import Image
 
 from .. import miniature
 from ..cache import Cache
-from ..errors import BackendError, FastInstantIDError
+from ..errors import BackendError
 from ..faces import Face, FaceAnalyzer, largest
 from ..identity import Adapter, Identity
 from ..images import ImageInput
 from ..people import Person, find_person
-from ..placement import Placement
+from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
 from .call import call_options
@@ -36,7 +36,7 @@ People: TypeAlias = "Identity | Person | Subject | Sequence[Identity | Person | 
 Scale: TypeAlias = "float | Sequence[float]"
 
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
-"""What :meth:`InstantID.__call__` gives a pipeline unless the caller says otherwise."""
+"""Default arguments of :meth:`InstantID.__call__` for the pipeline's call."""
 
 
 class InstantID:
@@ -52,18 +52,16 @@ class InstantID:
         with instantid.attached(identity, scale=0.8):
             image = pipe(prompt, image=keypoints, controlnet_conditioning_scale=0.8).images[0]
 
-    Constructing it changes nothing. ``attach`` and ``detach`` are exact inverses. What is attached holds for the thread
-    or task that attached it, and travels with the call: in a service, each request draws its own people. Calls of one
-    pipeline wait for each other.
+    ``attach`` and ``detach`` are exact inverses. People are attached for one thread or task, and travel with its calls.
+    So each request of a service draws its own people. Calls of one pipeline wait for each other.
 
     Args:
         pipe: any SDXL pipeline. Without an IdentityNet, only the attention half acts.
-        identity_net: the ControlNet that is InstantID's: its index, the ControlNetModel itself, or None for none. With
-            "auto" it is told by the name that it was loaded from; where none can be told, all are left alone and a
-            warning says so.
-        reuse: compute once per run what is the same at every step, with no number changed: the keys and values of the
-            prompt, those of the IdentityNet, and its convolutions over the keypoint picture. Weights that a callback
-            changes between two steps are noticed unless it writes to them through ``weight.data``: give False there.
+        identity_net: InstantID's ControlNet: its index, the ControlNetModel itself, or None for none. "auto" takes the
+            ControlNet that was loaded from a name of InstantID's. Without one, all are left alone, with a warning.
+        reuse: compute results that are constant during a run once, with no number changed: the keys and values of the
+            prompt, those of the IdentityNet, and its convolutions over the keypoint picture. A callback may change
+            weights between two steps, but not through ``weight.data``: give False there.
         adapter: makes identities of persons; needed for :meth:`__call__` with persons.
         faces: finds faces in photographs; needed for :meth:`person`.
         defaults: arguments of the pipeline's call in place of :data:`DEFAULTS`.
@@ -99,35 +97,49 @@ class InstantID:
         *,
         device: Any = None,
         dtype: Any = None,
+        torch_dtype: Any = None,
         cache: Cache | None = None,
     ) -> InstantID:
-        """Load all that it takes, from local files. ``from_pretrained("miniature")`` loads the shipped miniature.
+        """Load all models from local files. ``from_pretrained("miniature")`` loads the shipped miniature.
 
-        Each source is a file, a folder, the name of a folder that ``fast-instantid download`` made, or the id of a
-        repository that was downloaded or is in the hub's local cache.
+        Each source is a file, a folder, a folder's name in the models folder, or the hub id of a downloaded repository.
 
         Args:
             instantid: InstantID's adapter and ControlNet.
             base: an SDXL model, in diffusers' layout or one ``.safetensors`` file.
             faces: a face model pack.
-            device: where everything runs; the best one there is by default.
-            dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
+            device: of all networks; the best one present by default.
+            dtype, torch_dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
             cache: keeps faces and identities; the one of this process by default.
 
         Raises:
             ModelFileError: files that are missing or of another kind; says where it looked.
-            BackendError: a device that is not there.
+            BackendError: the device is not present.
         """
         defaults = None
         if "miniature" in (instantid, base, faces):
             files = miniature.files()
             instantid, base, faces = files.instantid, files.base, files.pack
             defaults = {"num_inference_steps": miniature.STEPS, "guidance_scale": miniature.GUIDANCE}
-        place = Placement.resolve(device, dtype)
+        place = Placement.resolve(device, torch_dtype if dtype is None else dtype)
         adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
         analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
         pipe = load_pipeline(base, instantid, place.device, place.dtype)
         return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
+
+    def to(self, *given: Any, device: Any = None, dtype: Any = None) -> InstantID:
+        """Move the pipeline, the adapter and the face networks, in-place as ``pipe.to`` does, and return this object.
+
+        The face networks keep their dtype. Raises a BackendError if the device is not available.
+        """
+        device, dtype = device_and_dtype(given, device, dtype)
+        place = Placement.resolve(device or self.pipe.device, dtype or self.pipe.dtype)
+        self.pipe.to(place.device, *([] if place.dtype == self.pipe.dtype else [place.dtype]))
+        if self.adapter is not None:
+            self.adapter = self.adapter.to(place.device, place.dtype)
+        if self.faces is not None:
+            self.faces.to(place.device)
+        return self
 
     def person(
         self, photos: ImageInput, *, choose: Callable[[Sequence[Face]], Face] = largest, name: str | None = None
@@ -148,7 +160,7 @@ class InstantID:
         return find_person(self.faces, photos, choose=choose, name=name)
 
     def identity(self, person: Person) -> Identity:
-        """The identity of a person, from the cache where it was made before.
+        """Return the identity of a person, from the cache if possible.
 
         Raises:
             BackendError: this InstantID has no adapter.
@@ -174,9 +186,9 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: whom: a person, an identity, a Subject, or several of them.
-            keypoints: the keypoint picture that places the faces. By default the face of the first person with
-                keypoints lies as in its photograph; without any, the IdentityNet does not act.
+            people: a person, an identity, a Subject, or several of them.
+            keypoints: the keypoint picture that places the faces. By default the first person with keypoints
+                poses as in the photograph. Without keypoints, the IdentityNet does not act.
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
@@ -193,8 +205,9 @@ class InstantID:
             options["prompt"] = prompt
         if seed is not None:
             options["generator"] = torch.Generator().manual_seed(seed)
+        options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
-            return self.pipe(**call_options(self, people, keypoints, options))
+            return self.pipe(**options)
 
     def attach(
         self,
@@ -206,8 +219,8 @@ class InstantID:
     ) -> None:
         """Make the pipeline draw these people until :meth:`detach`, in place of those this object attached before.
 
-        It holds for this thread or task, and for threads that attached nothing themselves. Cheap: nothing is projected.
-        Inside of :meth:`attached` it lasts until the end of that block.
+        It holds for this thread or task, and for those that attached nothing, unless two of them attached people.
+        Cheap: nothing is projected. Inside of :meth:`attached` it lasts until the end of that block.
 
         Args:
             people: one person, or several, each an Identity, a Person, or a Subject with a weight and a region of its
@@ -219,21 +232,28 @@ class InstantID:
 
         Raises:
             ModelFileError: an identity that was made for another kind of model than this pipeline's.
-            BackendError: approximations that this pipeline cannot do.
-            FastInstantIDError: a scale out of range or beside Subjects, or nobody given.
+            BackendError: approximations that do not work with this pipeline.
+            FastInstantIDError: a scale out of range or beside Subjects, or an empty list.
         """
         mine = attachment.innermost(self)
         drawing = self._drawing(people, scale if weight is None else weight, approximations)
         if mine is not None:
             drawing.block = mine.block
             attachment.detach(mine)
+        attachment.end_ownerless(self)
         attachment.attach(drawing)
 
     def detach(self) -> None:
-        """Undo this object's last :meth:`attach`: what was attached before it draws again. Idempotent."""
+        """Undo this object's last :meth:`attach`: the people attached before draw again. Idempotent.
+
+        In a thread or task that attached nothing, it ends what :meth:`attach` did for all. Other threads keep what they
+        attached themselves. Until they detach it too, calls in threads that attached nothing raise a BackendError.
+        """
         mine = attachment.innermost(self)
-        for drawing in attachment.attached_for(self) if mine is None else [mine]:
-            attachment.detach(drawing)
+        if mine is not None:
+            attachment.detach(mine)
+        else:
+            attachment.end_for_all(self)
 
     @contextmanager
     def attached(
@@ -256,25 +276,24 @@ class InstantID:
 
     @property
     def scale(self) -> Scale:
-        """How strongly the people attached now act, 0..5: one number, or a list where they differ.
+        """Scale of the attached people, 0..5: one number, or a list if they differ.
 
-        Setting it takes effect at the next step. Raises a FastInstantIDError where no one is attached.
+        Setting it takes effect at the next step. Raises a FastInstantIDError if no person is attached.
         """
-        weights = self._attached_now().weights
+        weights = attachment.attached_now(self).weights
         return weights[0] if len(set(weights)) == 1 else weights
 
     @scale.setter
     def scale(self, scale: Scale) -> None:
-        drawing = self._attached_now()
-        drawing.weights = _each(scale, len(drawing.weights))
+        attachment.attached_now(self).set_weights(scale)
 
     def networks(self) -> list[Any]:
-        """The UNet and, if there is one, the IdentityNet that the pipeline has now, as it calls them."""
+        """Return the pipeline's present UNet and, if there is one, IdentityNet, as the pipeline calls them."""
         net = choose_identity_net(self.pipe, self._identity_net)
         return [self.pipe.unet] if net is None else [self.pipe.unet, net]
 
     def check(self, identities: Sequence[Identity]) -> dict[str, Any]:
-        """The UNet's cross-attention layers by name. Raises a ModelFileError where an identity does not fit them."""
+        """Return the UNet's cross-attention layers by name. A ModelFileError if an identity does not fit."""
         choose_identity_net(self.pipe, self._identity_net, say=True)
         unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
         layers = cross_attention_layers(unet)
@@ -284,28 +303,18 @@ class InstantID:
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
         weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
-        given = as_subjects(people, weight, lambda one: self.identity(one) if isinstance(one, Person) else None)
+        given = as_subjects(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
         layers = self.check([identity for identity, _ in given])
         if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
-                "ranges of steps and an IdentityNet at some steps do not go with torch.compile, which would compile "
-                "anew at every step: use them with a pipeline that is not compiled"
+                "identity_range, identity_net_range and identity_net_every do not work with torch.compile, which would "
+                "compile again at every step: use them with a pipeline that is not compiled"
             )
         selected = approximations.selected(list(layers))
         drawing = Drawing(self, given, selected, len(layers), approximations, self._reuse)
         if scale is not None and weight is not scale:
-            drawing.weights = _each(scale, len(given))
+            drawing.set_weights(scale)
         return drawing
 
     def __repr__(self) -> str:
         return f"InstantID({type(self.pipe).__name__})"
-
-    def _attached_now(self) -> Drawing:
-        drawing = attachment.innermost(self) or next(reversed(attachment.attached_for(self)), None)
-        if drawing is None:
-            raise FastInstantIDError("nobody is attached: scale belongs to attach() and attached()")
-        return drawing
-
-
-def _each(scale: Scale, count: int) -> list[float]:
-    return [scale] * count if isinstance(scale, (int, float, np.number)) else list(scale)  # pyright: ignore

@@ -1,4 +1,4 @@
-"""Pipelines and InstantID from files on this disk. Nothing here uses the network."""
+"""Loading of pipelines and of InstantID from local files, without network access."""
 
 from __future__ import annotations
 
@@ -11,17 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
-    StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
-    StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
-)
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelFileError
 from ..identity import find_adapter
 from ..placement import Placement
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Hide progress bars of loading, and warnings of transformers. The host's settings are restored at the end."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+
+    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    level, hub_is_quiet = transformers_logging.get_verbosity(), are_progress_bars_disabled()
+    for library in libraries:
+        library.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        for library in libraries:
+            library.enable_progress_bar()
+        if hub_is_quiet:
+            disable_progress_bars()  # transformers' switch is the hub's too
+
+
+with _quiet():  # transformers warns that torchvision is not installed; it is not needed
+    from diffusers import (
+        ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+        StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,7 @@ class InstantIDFiles:
 
     @classmethod
     def find(cls, source: str | os.PathLike[str], dtype: torch.dtype | None = None) -> InstantIDFiles:
-        """Look into a folder, or into that of a name or a hub id.
+        """Find the files in a folder, or in the folder of a name or hub id.
 
         Args:
             source: as :func:`~fast_instantid.sources.local_path` takes it.
@@ -59,14 +84,14 @@ def load_pipeline(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Any:
-    """An SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
+    """Load an SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
 
     Args:
         base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or the name or hub id of a folder
             that was downloaded.
         instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or such a name or id. None loads a
             pipeline without an IdentityNet.
-        device: where it runs; the best one there is by default.
+        device: of all networks; the best one present by default.
         dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
             for float16, and taken where there are no others.
 
@@ -75,7 +100,7 @@ def load_pipeline(
 
     Raises:
         ModelFileError: files that are missing, or are not of SDXL; says where it looked.
-        BackendError: a device that is not there.
+        BackendError: the device is not present.
     """
     with stage("load pipeline"):
         placement = Placement.resolve(device, dtype)
@@ -107,7 +132,7 @@ def load_pipeline(
 @contextmanager
 def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
     try:
-        with warnings.catch_warnings():
+        with _quiet(), warnings.catch_warnings():
             # New versions of diffusers want it to be called dtype, which old ones do not know.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
             yield
@@ -117,7 +142,7 @@ def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
 
 
 def _variant(folder: Path, dtype: torch.dtype) -> str | None:
-    """``fp16`` if there are such weights and they are what is wanted, or all there is."""
+    """Return ``fp16`` if there are such weights and they are wanted, or the only ones."""
     weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*.safetensors")]
     half = [name for name in weights if ".fp16." in name]
     return "fp16" if half and (dtype == torch.float16 or len(half) == len(weights)) else None

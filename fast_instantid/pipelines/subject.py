@@ -22,6 +22,7 @@ MAX_WEIGHT = 5.0
 
 Region: TypeAlias = torch.Tensor | np.ndarray | Image.Image
 """``(H, W)`` in 0..1 (a PIL image: its luminance), of any size and aspect, stretched over the picture."""
+_EXPECTED = "expected a Person, which instantid.person(photo) finds, an Identity or a Subject"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def as_subjects(
     """
     given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
     if not given:
-        raise FastInstantIDError("nobody to attach: expected an Identity, a Person or a Subject")
+        raise FastInstantIDError(f"no person to attach: {_EXPECTED}")
     if weight is not None and any(isinstance(item, Subject) for item in given):
         raise FastInstantIDError("Subjects have weights of their own: give Subject(identity, weight=...)")
     default = DEFAULT_WEIGHT if weight is None else weight
@@ -102,9 +103,6 @@ def as_subjects(
         person = item.identity if isinstance(item, Subject) else item
         identity = person if isinstance(person, Identity) else identify(person)
         if identity is None:
-            raise FastInstantIDError(
-                f"cannot attach a {type(person).__name__}: expected an Identity or a Subject, or a Person, which "
-                "instantid.person(photo) finds"
-            )
+            raise FastInstantIDError(f"cannot attach a {type(person).__name__}: {_EXPECTED}")
         subjects.append((identity, item if isinstance(item, Subject) else Subject(identity, default)))
     return subjects

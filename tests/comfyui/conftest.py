@@ -6,7 +6,6 @@ needs them is skipped without.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 import torch
 
 import tests  # before the host comes in sight: a checkout of ComfyUI has a package of the same name
+from benchmarks.nodes.host import load_pack
 
 assert tests
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,16 +60,6 @@ def _version() -> str:
     from comfyui_version import __version__
 
     return __version__
-
-
-def load_pack(folder: Path) -> ModuleType:
-    """Import a folder of ``custom_nodes`` as the host does (nodes.py, ``load_custom_node``): its path is its name."""
-    name = str(folder).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

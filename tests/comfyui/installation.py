@@ -14,8 +14,9 @@ from typing import Any
 import folder_paths
 import pytest
 
+from benchmarks.nodes.host import load_pack
 from tests.comfyui import tiny
-from tests.comfyui.conftest import ROOT, load_pack
+from tests.comfyui.conftest import ROOT
 
 _NOT_SHIPPED = ("tests", "benchmarks", "docs", "examples", "example_workflows", "demo_output", "*.egg-info", ".*")
 

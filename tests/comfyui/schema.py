@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from tests.comfyui.conftest import REFERENCE, load_pack  # which brings a host in sight
+from benchmarks.nodes.host import load_pack
+from tests.comfyui.conftest import REFERENCE  # which brings a host in sight
 
 import folder_paths  # isort: skip
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import folder_paths
 import pytest
 
-from tests.comfyui.conftest import REFERENCE, load_pack
+from benchmarks.nodes.host import load_pack
+from tests.comfyui.conftest import REFERENCE
 from tests.comfyui.installation import Installation, installed
 
 OLD_PACK = """

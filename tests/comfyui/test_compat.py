@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.nodes.host import load_pack
 from tests.comfyui import tiny
-from tests.comfyui.conftest import load_pack
 from tests.comfyui.installation import Installation, installed
 
 FOLDER = "ComfyUI_InstantID"  # the name by which others import it

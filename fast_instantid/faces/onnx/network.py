@@ -109,6 +109,10 @@ class TorchNetwork:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
+    def to(self, device: torch.device) -> TorchNetwork:
+        """Return the network on another device, or itself; it is loaded on first use there."""
+        return self if device == self.device else TorchNetwork(self._graph, device, self.dtype)
+
     def place(self, module: nn.Module) -> nn.Module:
         """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
@@ -153,7 +157,7 @@ class OnnxRuntimeNetwork:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        """As :meth:`TorchNetwork.run`."""
+        """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
             return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]

@@ -106,7 +106,7 @@ def _problems(part: Path) -> Iterator[str]:
 
 
 def _damage(path: Path) -> str:
-    """Say what is wrong with a file of weights, or with the shards of an index; "" if nothing is."""
+    """Describe the damage of a file of weights, or of the shards of an index; "" without damage."""
     try:
         files = sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
         for file in files:

@@ -87,7 +87,7 @@ def _cuda(torch: Any, best: Any) -> Iterator[Finding]:
             "broken",
             f"torch fails on {best}: {name}: {first_line(error)}{settings}",
             f"This torch was built for {_built_for(torch)}: {', '.join(torch.cuda.get_arch_list())}.",
-            "unset what is in brackets, if anything is; for 'no kernel image', install a build of torch for this GPU: "
+            "unset the variables in brackets, if any; for 'no kernel image', install a build of torch for this GPU: "
             "pytorch.org/get-started shows the command",
         )
         return

@@ -33,14 +33,14 @@ class Places:
 
     @classmethod
     def of_shell(cls, models: Path | None = None) -> Places:
-        """Where the commands of ``fast-instantid`` look; by default in ``$FAST_INSTANTID_MODELS``."""
+        """Return the places where the commands look; by default in ``$FAST_INSTANTID_MODELS``."""
         models = models_folder() if models is None else models
         instantid = (models / "instantid",)
         return cls("diffusers", models, (models / "antelopev2",), instantid, instantid, (models / "base",))
 
     @classmethod
     def of_comfyui(cls, comfyui: Path, models: Path | None = None) -> Places:
-        """Where the nodes of a ComfyUI look, by its folders and its ``extra_model_paths.yaml``.
+        """Return the places where the nodes of a ComfyUI look, by its folders and its ``extra_model_paths.yaml``.
 
         Args:
             comfyui: the folder that holds ``custom_nodes``.
