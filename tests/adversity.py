@@ -49,27 +49,28 @@ def full_disk(limit: int = 4096) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def interrupts(action: Callable[[], object], *files: str) -> Iterator[int]:
-    """Run ``action`` again and again, each time with Ctrl-C at the next line of these files, until it comes through.
+def interrupts(action: Callable[[], object], *files: str, first: int = 1, every: int = 1) -> Iterator[str]:
+    """Run ``action`` again and again, each time with Ctrl-C at a later line of these files, until it comes through.
 
-    Yields after each run that was interrupted. Python delivers no signal between the end of a ``with`` block and its
-    exit, where a trace may raise, so lines of ``with`` are left out.
+    Yields the place after each run that was interrupted. Python delivers no signal between the end of a ``with`` block
+    and its exit, nor before the first call of a ``finally``, where a trace may raise: such lines are left out.
     """
-    left = 0
+    left, place, safe = 0, "", ("with ", "try:", "finally:")
 
     def trace(frame: FrameType, event: str, _: object) -> object:
-        nonlocal left
+        nonlocal left, place
         path = frame.f_code.co_filename
         if not path.endswith(files):
             return None
-        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith("with "):
+        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith(safe):
             left -= 1
             if left == 0:
+                place = f"line {frame.f_lineno} of {path}"
                 raise KeyboardInterrupt
         return trace
 
-    for line in range(1, 10_000):
-        left = line
+    for number in range(first, 10_000, every):
+        left = number
         sys.settrace(trace)
         try:
             action()
@@ -78,7 +79,7 @@ def interrupts(action: Callable[[], object], *files: str) -> Iterator[int]:
             pass
         finally:
             sys.settrace(None)
-        yield line
+        yield place
 
 
 @contextmanager

@@ -277,14 +277,14 @@ def test_an_interrupt_at_any_line_leaves_no_key_locked(fails, tmp_path):
 
     get()
     interrupted = 0
-    for line in interrupts(get, *PACKAGE):
-        cache, interrupted = caches[-1], line
+    for interrupted, place in enumerate(interrupts(get, *PACKAGE), 1):
+        cache = caches[-1]
         asking = threading.Thread(target=cache.get, args=("key", record), daemon=True)
         asking.start()
         asking.join(30)
-        assert not asking.is_alive(), f"interrupted at line event {line}"
+        assert not asking.is_alive(), f"interrupted at {place}"
         assert (cache.stats.entries, cache.stats.bytes) == (1, record_bytes(record()))
-        assert (Cache(directory=tmp_path / str(line)).get("key", record)["x"] == 0).all()
+        assert (Cache(directory=tmp_path / str(interrupted)).get("key", record)["x"] == 0).all()
     assert interrupted > (30 if fails else 100)
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,7 @@ def check_entries(folder: Path) -> int:
         path = folder / FOLDER / f"{key}.safetensors"
         if path.exists():
             total += path.stat().st_size
-            got = cache.get(key, lambda: pytest.fail(f"{path} is no whole entry"))
+            got = cache.get(key, lambda path=path: pytest.fail(f"{path} is no whole entry"))
             assert torch.equal(got["x"], record(number)["x"])
     return total
 
@@ -71,7 +71,7 @@ def test_kills(trials: Iterator[random.Random], folder: Path, caplog: pytest.Log
     own = folder / FOLDER
     for source in trials:
 
-        def work() -> None:
+        def work(source: random.Random = source) -> None:
             cache = Cache(max_bytes=0, directory=folder, max_disk_bytes=BOUND)
             while True:
                 ask(cache, source.randrange(len(KEYS)))
@@ -88,8 +88,8 @@ def test_kills(trials: Iterator[random.Random], folder: Path, caplog: pytest.Log
     assert not caplog.records
 
 
-def test_processes_that_share_it(trials: Iterator[random.Random], folder: Path) -> None:
-    """Several processes that evict what others read: each value is right, and no read of an evicted file is an error."""
+def test_processes_that_share_it(trials: Iterator[random.Random], folder: Path, note: Callable[[str], None]) -> None:
+    """Several processes that evict what others read: each value is right, and no eviction is an error."""
     gets = 0
     for source in trials:
         seeds, bound = [source.random() for _ in range(source.choice((2, 2, 3)))], source.choice((50_000, BOUND))
@@ -108,7 +108,7 @@ def test_processes_that_share_it(trials: Iterator[random.Random], folder: Path) 
         assert [wait(child) for child in children] == [0] * len(children)
         assert check_entries(folder) <= bound * (16 + len(children)) / 16 + record_bytes(record(119))
         gets += 300 * len(children)
-    print(f"{gets:,} gets by processes that shared a folder")
+    note(f"{gets:,} gets")
 
 
 def test_a_full_disk(trials: Iterator[random.Random], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ def test_a_clock_that_jumps(trials: Iterator[random.Random], folder: Path, monke
                 os.utime(own / f"{key}.safetensors", (now - source.uniform(0, 1e5),) * 2)
 
 
-def test_gets_take_no_memory(trials: Iterator[random.Random], folder: Path) -> None:
+def test_gets_take_no_memory(trials: Iterator[random.Random], folder: Path, note: Callable[[str], None]) -> None:
     """Hits, disk hits and misses by the hundred thousand, with flat memory."""
 
     def resident() -> int:
@@ -167,5 +167,5 @@ def test_gets_take_no_memory(trials: Iterator[random.Random], folder: Path) -> N
             before = resident()
         assert all(cache.stats.bytes <= cache.max_bytes for cache in caches)
     grown = resident() - before
-    print(f"{gets:,} gets; the process grew by {grown / 1e6:.1f} MB")
+    note(f"{gets:,} gets, {grown / 1e6:+.1f} MB")
     assert grown < 20e6
