@@ -13,7 +13,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from .files import sweep
 from .locks import fork_safe_lock
 from .records import Record, content_key, record_bytes
 from .weights import write_safetensors
@@ -26,7 +25,6 @@ FOLDER = "fast-instantid-cache"
 # A file is the cache's own if its name is a content key and it begins with the cache's metadata.
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _HEAD = re.compile(rb'.{8}\{"__metadata__":\{"fast-instantid cache":"([0-9a-f]{32})"\}', re.DOTALL)
-_HEAD_BYTES = 80
 _AHEAD = 3600  # seconds
 
 
@@ -96,38 +94,30 @@ class DiskTier:
 
         A scan is slow, so a tenth is freed at once. Other processes write too, so the next scan comes soon.
         """
-        sweep(self.directory)
         files: list[tuple[float, int, Path]] = []
         latest = time.time() + _AHEAD
-        for path in self.directory.iterdir():
-            if _NAME.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # another process evicted it
-                    found = path.lstat()
-                    # A time ahead of the clock was given before the clock was set back, and says nothing.
-                    read_at = found.st_mtime if found.st_mtime < latest else 0.0
+        for path in filter(lambda path: _NAME.fullmatch(path.name), self.directory.iterdir()):
+            with suppress(FileNotFoundError):  # another process evicted it
+                found = path.lstat()
+                # A time ahead of the clock was given before the clock was set back, and says nothing.
+                read_at = found.st_mtime if found.st_mtime < latest else 0.0
+                if stat.S_ISREG(found.st_mode):
                     files.append((read_at, found.st_size, path))
         total = sum(size for _, size, _ in files)
         if total > self.max_bytes:
             for _, size, path in sorted(files):
                 total -= size
-                if _is_own(path):
-                    path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    with open(path, "rb") as file:
+                        is_own = _HEAD.match(file.read(128))
+                    if is_own:
+                        path.unlink()
                 if total <= 0.9 * self.max_bytes:
                     break
         return min(self.max_bytes - total, self.max_bytes // 16)
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.safetensors"
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return False
-        with open(path, "rb") as file:
-            return _HEAD.match(file.read(_HEAD_BYTES)) is not None
-    except OSError:
-        return False
 
 
 def _checksum(key: str, record: Record) -> str:

@@ -177,11 +177,18 @@ class Recorder:
                 span.device_start, span.device_duration = device[0] - self._zero, device[1]
 
     def __enter__(self) -> Recorder:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # also an interrupt, which may have come after the start
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self.stop()  # completes what an interrupt left
 
     def count(self, facts: dict[str, float]) -> None:
         """Add numbers to the facts of this thread's innermost stage."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from safetensors.torch import load, save
 
 from .errors import ModelFileError
 from .files import atomic_write
-from .locks import fork_safe_lock
 from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
@@ -56,8 +56,6 @@ class FileVersion(NamedTuple):
 
 _TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux
 _ZIP = b"PK\x03\x04"
-_fingerprints: dict[str, tuple[FileVersion, str]] = {}  # by path
-_fingerprints_lock = fork_safe_lock()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> StateDict:
@@ -138,21 +136,19 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         ModelFileError: the file was written to meanwhile.
         OSError: the file cannot be read.
     """
-    version = file_version(path)
-    with _fingerprints_lock:
-        known, digest = _fingerprints.get(version.path, (None, ""))
-    if known != version:
-        hasher = xxhash.xxh3_128()
-        chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
-        with stage("fingerprint", nbytes=version.nbytes), open(path, "rb", buffering=0) as file:
-            while size := file.readinto(chunk):
-                hasher.update(chunk[:size])
-        if file_version(path) != version:
-            raise ModelFileError(f"{path}: this file changed while it was read; load it again")
-        digest = hasher.hexdigest()
-        with _fingerprints_lock:
-            _fingerprints[version.path] = version, digest
-    return digest
+    return _hash(file_version(path))
+
+
+@lru_cache(maxsize=64)
+def _hash(version: FileVersion) -> str:
+    digest = xxhash.xxh3_128()
+    chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
+    with stage("fingerprint", nbytes=version.nbytes), open(version.path, "rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            digest.update(chunk[:size])
+    if file_version(version.path) != version:
+        raise ModelFileError(f"{version.path}: this file changed while it was read; load it again")
+    return digest.hexdigest()
 
 
 def write_safetensors(

@@ -100,14 +100,14 @@ def test_processes_that_share_it(trials: Iterator[random.Random], folder: Path, 
             handler.emit = lambda record: warnings.append(record.getMessage())
             logging.getLogger("fast_instantid").addHandler(handler)
             cache, mine = Cache(max_bytes=0, directory=folder, max_disk_bytes=bound), random.Random(seed)
-            for _ in range(300):
+            for _ in range(100):
                 ask(cache, mine.randrange(len(KEYS)))
             assert not warnings, warnings
 
         children = [fork(lambda seed=seed: work(seed)) for seed in seeds]
         assert [wait(child) for child in children] == [0] * len(children)
         assert check_entries(folder) <= bound * (16 + len(children)) / 16 + record_bytes(record(119))
-        gets += 300 * len(children)
+        gets += 100 * len(children)
     note(f"{gets:,} gets")
 
 
@@ -157,11 +157,11 @@ def test_gets_take_no_memory(trials: Iterator[random.Random], folder: Path, note
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    caches = [Cache(max_bytes=200_000), Cache(max_bytes=100_000, directory=folder, max_disk_bytes=BOUND)]
+    caches = [Cache(max_bytes=1_500_000), Cache(max_bytes=100_000, directory=folder, max_disk_bytes=BOUND)]
     gets, before = 0, 0
     for source in trials:
         for _ in range(1000):
-            ask(source.choices(caches, (9, 1))[0], source.randrange(len(KEYS)))
+            ask(source.choices(caches, (99, 1))[0], source.randrange(len(KEYS)))
         gets += 1000
         if gets == 3000:
             before = resident()

@@ -140,10 +140,13 @@ def test_a_block_interrupted_at_each_line(
 
 
 def test_an_interrupted_recorder(trials: Iterator[random.Random]) -> None:
-    """A recorder that Ctrl-C came into is stopped, and the next one records."""
+    """A recorder that Ctrl-C came into can be stopped, and the next one records."""
+    recorder = Recorder()
 
     def record() -> None:
-        with Recorder():
+        nonlocal recorder
+        recorder = Recorder()
+        with recorder:
             for _ in range(20):
                 with stage("outer"), stage("inner"):
                     pass
@@ -151,7 +154,11 @@ def test_an_interrupted_recorder(trials: Iterator[random.Random]) -> None:
     longest = duration_of(record)
     for source in trials:
         interrupt_in(source.uniform(1e-5, longest), record)
+        recorder.stop()
         assert not is_recording()
+        with Recorder() as another, stage("outer"):
+            pass
+        assert [span.name for span in another.spans] == ["outer"]
 
 
 def test_forks_while_threads_compute_and_draw(
