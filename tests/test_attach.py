@@ -586,11 +586,11 @@ class TestHalves:
 
 def traces_in(pipe):
     """What an attachment left in a pipeline and its networks."""
-    parts = {
-        module for part in pipe.components.values() if isinstance(part, torch.nn.Module) for module in part.modules()
-    }
-    found = [type(part).__name__ for part in parts if "forward" in vars(part) or "_compiled_call_impl" in vars(part)]
-    found += [type(part).__name__ for part in parts if part._forward_hooks or part._forward_pre_hooks]
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    parts = [part for network in networks for part in network.modules()]
+    found = [vars(part).get(name) for part in parts for name in ("forward", "_compiled_call_impl")]
+    found += [hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    found = [str(one) for one in found if "fast_instantid" in str(getattr(one, "__module__", ""))]
     return found + (["class"] if "_fast_instantid" in vars(type(pipe)) else [])
 
 
