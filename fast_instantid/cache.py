@@ -219,7 +219,7 @@ def shared_cache() -> Cache:
 
 def _after_fork() -> None:
     for cache in list(_caches):
-        cache._in_flight = {}  # the threads that computed these keys are gone
+        cache._in_flight = {}  # pyright: ignore[reportPrivateUsage]  # their threads are gone
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

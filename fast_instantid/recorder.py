@@ -93,10 +93,10 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
             module.register_forward_hook(leave, always_call=True),
         ]
     except BaseException:  # an interrupt, which may have come before torch returned a handle
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):  # pyright: ignore[reportPrivateUsage]
             for key in [key for key, hook in hooks.items() if hook in (enter, leave)]:
                 del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)  # pyright: ignore[reportPrivateUsage]
         raise
 
 

@@ -30,7 +30,7 @@ class Builder:
         if isinstance(value, fx.Node):
             return value
         buffer = f"constant_{len(self.graph.nodes)}"
-        self.root.register_buffer(buffer, torch.from_numpy(_owned(value)))
+        self.root.register_buffer(buffer, torch.from_numpy(owned(value)))
         return self.graph.get_attr(buffer)
 
     def constant(self, node: Node, index: int) -> Any:
@@ -47,7 +47,7 @@ class Builder:
         """Add a module with its weights, and call it."""
         for name, array in parameters.items():
             if array is not None:
-                setattr(module, name, nn.Parameter(torch.from_numpy(_owned(array)), requires_grad=False))
+                setattr(module, name, nn.Parameter(torch.from_numpy(owned(array)), requires_grad=False))
         name = f"{type(module).__name__.lower()}_{len(self.graph.nodes)}"
         self.root.add_module(name, module)
         return self.graph.call_module(name, (x,))
@@ -56,6 +56,6 @@ class Builder:
         return ModelFileError(f"{self.source.path}: operator {node.op} {what} is not supported by the torch backend")
 
 
-def _owned(array: np.ndarray) -> np.ndarray:
+def owned(array: np.ndarray) -> np.ndarray:
     """Copy what lies in the file's mapping: the file may be shortened later, and reading would kill the process."""
     return np.require(array, requirements="O")

@@ -81,7 +81,7 @@ def read_graph(path: str | Path) -> Graph:
     path = existing_file(path, "an ONNX network")
     version = file_version(path)
     if version.nbytes < MAPPED_FROM:
-        buffer = memoryview(np.fromfile(path, np.uint8))
+        buffer = memoryview(np.fromfile(path, np.uint8))  # pyright: ignore[reportArgumentType]
     else:
         with open(path, "rb") as file:
             # Copy-on-write, because torch accepts writable buffers only; the file itself is never written.
