@@ -71,7 +71,7 @@ class DiskTier:
             with self._lock:
                 self._room -= record_bytes(record)
                 if self._room < 0:
-                    self._room = self._evict()
+                    self._room = self._evict(self._path(key))
         except OSError as error:
             logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
 
@@ -89,13 +89,15 @@ class DiskTier:
         elif found.st_uid or found.st_mode & 0o022:
             raise PermissionError("it belongs to another user; choose another folder for the cache")
 
-    def _evict(self) -> int:
+    def _evict(self, written: Path) -> int:
         """Remove the least recently read files above the bound; return the bytes to write before the next scan.
 
         A scan is slow, so a tenth is freed at once. Other processes write too, so the next scan comes soon.
         """
         files: list[tuple[float, int, Path]] = []
         latest = time.time() + _AHEAD
+        with suppress(OSError):  # the file system may have another clock
+            latest = written.lstat().st_mtime + _AHEAD
         for path in filter(lambda path: _NAME.fullmatch(path.name), self.directory.iterdir()):
             with suppress(FileNotFoundError):  # another process evicted it
                 found = path.lstat()

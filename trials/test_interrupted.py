@@ -33,8 +33,11 @@ LINES = [
 def interrupt_in(seconds: float, action: Callable[[], object]) -> bool:
     """Run ``action`` with a signal after a time, as Ctrl-C sends it; return whether it was interrupted."""
 
+    is_armed = True
+
     def raise_it(*_: object) -> None:
-        raise KeyboardInterrupt
+        if is_armed:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, raise_it)
     try:
@@ -44,6 +47,7 @@ def interrupt_in(seconds: float, action: Callable[[], object]) -> bool:
     except KeyboardInterrupt:
         return True
     finally:
+        is_armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
