@@ -12,7 +12,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakSet
@@ -21,6 +20,7 @@ import torch
 
 from .disk_tier import FOLDER as FOLDER
 from .disk_tier import DiskTier
+from .locks import fork_safe_lock
 from .recorder import count
 from .records import Record as Record
 from .records import content_key as content_key
@@ -60,15 +60,9 @@ class Cache:
         self._disk = None if directory is None else DiskTier(Path(directory), max_disk_bytes)
         self._records: OrderedDict[str, tuple[Record, list[int]]] = OrderedDict()
         self._stats = CacheStats()
-        self.forget_threads()
+        self._in_flight: dict[str, _Batch] = {}
+        self._lock = fork_safe_lock()
         _caches.add(self)
-
-    def forget_threads(self) -> None:
-        """Free every lock and key. A process needs this after a fork, which only one thread survives."""
-        self._in_flight: dict[str, Future[Record]] = {}
-        self._lock = threading.Lock()
-        if self._disk:
-            self._disk.lock = threading.Lock()
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
         """Return the record of ``key``. On a miss one thread computes it, and concurrent callers wait."""
@@ -84,28 +78,33 @@ class Cache:
                 keys: that deadlocks.
         """
         found: dict[str, Record] = {}
-        while True:
-            mine: dict[str, Future[Record]] = {}
+        while not all(key in found for key in keys):
+            batch = _Batch()
+            theirs: dict[str, _Batch] = {}
             try:
-                theirs = self._claim(keys, found, mine)
-                if mine:
-                    self._fill(keys, mine, compute, found)
-            except BaseException as error:  # also an interrupt between two lines
-                with self._lock:
-                    for key, future in mine.items():
-                        if self._in_flight.get(key) is future:
-                            del self._in_flight[key]
-                        if not future.done():
-                            future.set_exception(error)
+                with batch.lock:
+                    theirs = self._claim(keys, found, batch)
+                    if batch.keys:
+                        self._fill(keys, batch, compute)
+                        found |= batch.records
+            except BaseException:
+                with self._lock:  # an interrupt may have come between a record and its size
+                    self._stats.bytes = sum(record_bytes(record) for record, _ in self._records.values())
                 raise
-            for key, future in theirs.items():
-                if future.exception() is None:  # waits
-                    found[key] = future.result()
+            finally:
+                with self._lock:
+                    for key in batch.keys:
+                        if self._in_flight.get(key) is batch:
+                            del self._in_flight[key]
+            for key, other in theirs.items():
+                with other.lock:  # waits
+                    pass
+                if key in other.records:
+                    found[key] = other.records[key]
                     count(hits=1)
                     with self._lock:
                         self._stats.hits += 1
-            if all(key in found for key in keys):
-                return [found[key] for key in keys]
+        return [found[key] for key in keys]
 
     @property
     def persistent(self) -> bool:
@@ -124,11 +123,9 @@ class Cache:
             self._records.clear()
             self._stats.bytes = 0
 
-    def _claim(
-        self, keys: Sequence[str], found: dict[str, Record], mine: dict[str, Future[Record]]
-    ) -> dict[str, Future[Record]]:
-        """Copy hits into ``found``, put keys that are ours to compute into ``mine``, return those of other threads."""
-        theirs: dict[str, Future[Record]] = {}
+    def _claim(self, keys: Sequence[str], found: dict[str, Record], batch: _Batch) -> dict[str, _Batch]:
+        """Copy hits into ``found``, put keys that are ours to compute into ``batch``, return those of other threads."""
+        theirs: dict[str, _Batch] = {}
         with self._lock:
             for key in dict.fromkeys(keys):
                 if key in found:
@@ -142,50 +139,60 @@ class Cache:
                     self._stats.hits += 1
                     count(hits=1)
                     found[key] = record
-                elif key in self._in_flight:
+                elif key in self._in_flight and self._in_flight[key].lock.locked():
                     theirs[key] = self._in_flight[key]
                 else:
-                    mine[key] = self._in_flight[key] = Future()
+                    batch.keys.append(key)
+                    self._in_flight[key] = batch
         return theirs
 
-    def _fill(
-        self,
-        keys: Sequence[str],
-        mine: dict[str, Future[Record]],
-        compute: Callable[[list[int]], Sequence[Record]],
-        found: dict[str, Record],
-    ) -> None:
+    def _fill(self, keys: Sequence[str], batch: _Batch, compute: Callable[[list[int]], Sequence[Record]]) -> None:
         # A tensor made under the caller's inference_mode could not be used outside it.
         with torch.inference_mode(False), torch.no_grad():
-            computed = {key: record for key in mine if self._disk and (record := self._disk.read(key)) is not None}
-            missing = [keys.index(key) for key in mine if key not in computed]
+            computed = {
+                key: record for key in batch.keys if self._disk and (record := self._disk.read(key)) is not None
+            }
+            missing = [keys.index(key) for key in batch.keys if key not in computed]
             if missing:
                 records = [_owned(record) for record in compute(missing)]
                 computed.update(zip((keys[i] for i in missing), records, strict=True))
         if self._disk:
             for i in missing:
                 self._disk.write(keys[i], computed[keys[i]])
-        count(disk_hits=len(mine) - len(missing), misses=len(missing))
+        count(disk_hits=len(computed) - len(missing), misses=len(missing))
         with self._lock:
-            self._stats.disk_hits += len(mine) - len(missing)
+            self._stats.disk_hits += len(computed) - len(missing)
             self._stats.misses += len(missing)
-            for key, future in mine.items():
-                self._keep(key, computed[key])
-                self._in_flight.pop(key, None)  # gone in a process that was forked meanwhile
-                future.set_result(computed[key])
-        found.update(computed)
+            for key, record in computed.items():
+                self._keep(key, record)
+            batch.records = computed
 
     def _keep(self, key: str, record: Record) -> None:
         size = record_bytes(record)
         if size > self.max_bytes:
             return
+        if key in self._records:
+            self._drop(key)
         self._records[key] = record, [tensor._version for tensor in record.values()]
         self._stats.bytes += size
-        while self._stats.bytes > self.max_bytes:
+        while self._records and self._stats.bytes > self.max_bytes:
             self._drop(next(iter(self._records)))
 
     def _drop(self, key: str) -> None:
         self._stats.bytes -= record_bytes(self._records.pop(key)[0])
+
+
+class _Batch:
+    """Keys that one call computes; others wait for its lock.
+
+    The lock is held by ``with``, so that no interrupt leaves it locked. A batch that is not locked is over, and the
+    keys that it has no record of are free.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.keys: list[str] = []
+        self.records: dict[str, Record] = {}
 
 
 def _owned(record: Record) -> Record:
@@ -197,7 +204,7 @@ def _owned(record: Record) -> Record:
 
 
 _shared: Cache | None = None
-_shared_lock = threading.Lock()
+_shared_lock = fork_safe_lock()
 _caches: WeakSet[Cache] = WeakSet()
 
 
@@ -211,10 +218,8 @@ def shared_cache() -> Cache:
 
 
 def _after_fork() -> None:
-    global _shared_lock
-    _shared_lock = threading.Lock()
-    for cache in _caches:
-        cache.forget_threads()
+    for cache in list(_caches):
+        cache._in_flight = {}  # pyright: ignore[reportPrivateUsage]  # their threads are gone
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
+import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
+from .locks import fork_safe_lock
 from .records import Record, content_key, record_bytes
 from .weights import write_safetensors
 
@@ -19,27 +22,31 @@ logger = logging.getLogger("fast_instantid")
 FOLDER = "fast-instantid-cache"
 """Subfolder that the disk tier works in: nothing outside of it is read, written or removed."""
 
-_OURS = re.compile(r"(\.[0-9a-f]{16}|[0-9a-f]{32})\.safetensors")  # an interrupted write, or a content key
+# A file is the cache's own if its name is a content key and it begins with the cache's metadata.
+_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
+_HEAD = re.compile(rb'.{8}\{"__metadata__":\{"fast-instantid cache":"([0-9a-f]{32})"\}', re.DOTALL)
+_AHEAD = 3600  # seconds
 
 
 class DiskTier:
     """Safetensors files named by key. Errors are logged and never raised."""
 
-    lock: threading.Lock
-
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory = directory.expanduser() / FOLDER
         self.max_bytes = max_bytes
+        self._lock = fork_safe_lock()
         self._room = 0  # bytes to write before the next scan of the folder
 
     def read(self, key: str) -> Record | None:
         path = self._path(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                # Copied out of the mapping: another process may evict the file meanwhile.
-                record = {name: file.get_tensor(name).clone() for name in file.keys()}
-                checksum = (file.metadata() or {}).get("checksum")
-            if checksum != _checksum(key, record):
+            self._check_folder()
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise OSError("it is not a file")
+            content = path.read_bytes()  # not mapped: another process may evict it meanwhile
+            head = _HEAD.match(content)
+            record = load(content) if head else {}
+            if head is None or head[1].decode() != _checksum(key, record):
                 raise SafetensorError("its checksum does not fit")
         except FileNotFoundError:
             return None
@@ -53,39 +60,66 @@ class DiskTier:
     def write(self, key: str, record: Record) -> None:
         if record_bytes(record) > self.max_bytes:
             return
-        path = self._path(key)
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_safetensors(path, dict(record), {"checksum": _checksum(key, record)})
-            with self.lock:
-                self._room -= path.stat().st_size
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.directory.mkdir(mode=0o700)
+                self.directory.chmod(0o700)  # whatever the umask
+            self._check_folder()
+            metadata = {"fast-instantid cache": _checksum(key, record)}
+            write_safetensors(self._path(key), dict(record), metadata, durable=False)
+            with self._lock:
+                self._room -= record_bytes(record)
                 if self._room < 0:
-                    self._room = self._evict()
+                    self._room = self._evict(self._path(key))
         except OSError as error:
             logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
 
-    def _evict(self) -> int:
+    def _check_folder(self) -> None:
+        """Refuse a folder that leads elsewhere, or in which another user could have put wrong results."""
+        found = self.directory.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError("it is not a folder; remove it, or choose another folder for the cache")
+        if not hasattr(os, "geteuid"):  # Windows
+            return
+        if found.st_uid == os.geteuid():
+            if found.st_mode & 0o077:
+                with suppress(OSError):  # a read-only file system
+                    self.directory.chmod(found.st_mode & 0o700)
+        elif found.st_uid or found.st_mode & 0o022:
+            raise PermissionError("it belongs to another user; choose another folder for the cache")
+
+    def _evict(self, written: Path) -> int:
         """Remove the least recently read files above the bound; return the bytes to write before the next scan.
 
         A scan is slow, so a tenth is freed at once. Other processes write too, so the next scan comes soon.
         """
-        files = []
-        for path in self.directory.glob("*/*.safetensors"):
-            if _OURS.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # another process evicted it
-                    files.append((path.stat(), path))
-        total = sum(stat.st_size for stat, _ in files)
+        files: list[tuple[float, int, Path]] = []
+        latest = time.time() + _AHEAD
+        with suppress(OSError):  # the file system may have another clock
+            latest = written.lstat().st_mtime + _AHEAD
+        for path in filter(lambda path: _NAME.fullmatch(path.name), self.directory.iterdir()):
+            with suppress(FileNotFoundError):  # another process evicted it
+                found = path.lstat()
+                # A time ahead of the clock was given before the clock was set back, and says nothing.
+                read_at = found.st_mtime if found.st_mtime < latest else 0.0
+                if stat.S_ISREG(found.st_mode):
+                    files.append((read_at, found.st_size, path))
+        total = sum(size for _, size, _ in files)
         if total > self.max_bytes:
-            for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
-                path.unlink(missing_ok=True)
-                total -= stat.st_size
+            for _, size, path in sorted(files):
+                total -= size
+                with suppress(OSError):
+                    with open(path, "rb") as file:
+                        is_own = _HEAD.match(file.read(128))
+                    if is_own:
+                        path.unlink()
                 if total <= 0.9 * self.max_bytes:
                     break
         return min(self.max_bytes - total, self.max_bytes // 16)
 
     def _path(self, key: str) -> Path:
-        return self.directory / key[:2] / f"{key}.safetensors"
+        return self.directory / f"{key}.safetensors"
 
 
 def _checksum(key: str, record: Record) -> str:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import stat
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import FastInstantIDError
+
+_TEMPORARY = re.compile(r"\.fast-instantid-[0-9a-f]{16}(\..*)?", re.DOTALL)
+_OLD = 3600  # seconds
+_swept: set[Path] = set()
 
 
 def check_parent(path: Path) -> None:
@@ -24,24 +31,64 @@ def check_parent(path: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], private: bool = False) -> Generator[Path]:
+def atomic_write(path: str | os.PathLike[str], private: bool = False, *, durable: bool = True) -> Generator[Path]:
     """Yield a temporary path beside ``path``; it replaces ``path`` on success and is removed on failure.
 
+    A process that is killed leaves its temporary file. The first write to that folder by another process removes it,
+    once it is an hour old.
+
     Args:
-        private: create the file readable and writable by its owner only.
+        private: make the file readable and writable by its owner only, also in place of one that others may read.
+            Without it, an existing file's permissions are kept, and a new one's follow the umask.
+        durable: return when the content is on the disk, where a crash of the machine cannot harm it.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path  # /dev/null or a pipe is written, never replaced; writing to a folder fails
         return
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    folder = path.parent.absolute()
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+    temporary = path.with_name(f".fast-instantid-{secrets.token_hex(8)}{path.suffix}")
+    mode = 0o600 if private else stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     try:
-        if private:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
+        if mode is not None:
+            temporary.chmod(0o600)  # whatever the umask
         yield temporary
+        if durable:
+            _sync(temporary)
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
+        if durable:
+            with suppress(OSError):  # not every file system, and not on Windows
+                _sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is not None:
             error.filename = os.fspath(path)  # the caller's name, not the temporary one
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this user left in a folder over an hour ago."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            with suppress(OSError):
+                found = path.lstat()
+                is_ours = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+                # Also one from over an hour ahead: the clock was set back.
+                if is_ours and stat.S_ISREG(found.st_mode) and abs(time.time() - found.st_mtime) > _OLD:
+                    path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

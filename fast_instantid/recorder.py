@@ -86,11 +86,18 @@ def stage_of(module: nn.Module, name: str) -> list[RemovableHandle]:
         if not torch.compiler.is_compiling() and (opened := open_stages.pop(threading.get_ident(), None)):
             opened.__exit__(None, None, None)
 
-    # Ours run first and last, so that the time of other hooks is included.
-    return [
-        module.register_forward_pre_hook(enter, prepend=True),
-        module.register_forward_hook(leave, always_call=True),
-    ]
+    try:
+        # Ours run first and last, so that the time of other hooks is included.
+        return [
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+    except BaseException:  # an interrupt, which may have come before torch returned a handle
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):  # pyright: ignore[reportPrivateUsage]
+            for key in [key for key, hook in hooks.items() if hook in (enter, leave)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)  # pyright: ignore[reportPrivateUsage]
+        raise
 
 
 @dataclass(slots=True)
@@ -170,11 +177,18 @@ class Recorder:
                 span.device_start, span.device_duration = device[0] - self._zero, device[1]
 
     def __enter__(self) -> Recorder:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # also an interrupt, which may have come after the start
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self.stop()  # completes what an interrupt left
 
     def count(self, facts: dict[str, float]) -> None:
         """Add numbers to the facts of this thread's innermost stage."""

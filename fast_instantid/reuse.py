@@ -117,7 +117,9 @@ class Reuse:
 
 
 class ReplacedForward:
-    """A replacement of a module's ``forward``, until :meth:`restore`. Deep copies of the module run the original.
+    """A replacement of a module's ``forward``, from :meth:`replace` until :meth:`restore`.
+
+    Deep copies of the module run the original. Store it before the replacement, so that an interrupt can be undone.
 
     Args:
         module: the module to change.
@@ -130,8 +132,12 @@ class ReplacedForward:
         self._module, self._replacement, self._attribute = module, replacement, attribute
         self._own = vars(module).get(attribute)  # set by offloading; else the class has it
         self._before: Callable[..., Any] = getattr(module, attribute)
+        self._is_active = False
+
+    def replace(self) -> None:
+        """Replace the attribute."""
         self._is_active = True
-        setattr(module, attribute, self._call)
+        setattr(self._module, self._attribute, self._call)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if self._is_active:
@@ -139,12 +145,14 @@ class ReplacedForward:
         return self._before(*args, **kwargs)
 
     def restore(self) -> None:
-        """Undo the replacement. A wrapper that was put around it since stays, and then calls the original."""
+        """Undo the replacement. Idempotent. A wrapper put around it since stays, and then calls the original."""
         self._is_active = False
-        if vars(self._module).get(self._attribute) == self._call:
+        if vars(self._module).get(self._attribute) != self._call:
+            return
+        if self._own is None:
             delattr(self._module, self._attribute)
-            if self._own is not None:
-                setattr(self._module, self._attribute, self._own)
+        else:
+            setattr(self._module, self._attribute, self._own)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReplacedForward:
         copied = memo[id(self)] = object.__new__(type(self))

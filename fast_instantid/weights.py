@@ -1,22 +1,24 @@
-"""Files of weights: memory-mapped reading, fingerprints of content, atomic writing.
+"""Files of weights: reading into memory or by mapping, fingerprints of content, atomic writing.
 
-A ``version`` identifies a file by its path and times, a ``fingerprint`` its content by a hash. Both become part of the
-``key`` of a cached result (:mod:`.cache`): the version in this process, the fingerprint on disk.
+A ``version`` identifies a file by its path, inode and times, a ``fingerprint`` its content by a hash. Both become part
+of the ``key`` of a cached result (:mod:`.cache`): the version in this process, the fingerprint on disk.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from .errors import ModelFileError
 from .files import atomic_write
@@ -24,30 +26,66 @@ from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
 
+MAPPED_FROM = 64 << 20
+"""Files from this size on are memory-mapped; reading a mapping of a file that was shortened kills the process."""
+
+
+class FileVersion(NamedTuple):
+    """What identifies a file's content without reading it. Programs cannot set the time of change."""
+
+    path: str
+    device: int
+    inode: int
+    nbytes: int
+    modified_ns: int
+    changed_ns: int
+
+    def check_mapping(self) -> None:
+        """Check that a file that was mapped in this version still has it. One that was replaced or removed has.
+
+        Raises:
+            ModelFileError: the file was written to.
+        """
+        if self.nbytes < MAPPED_FROM:
+            return
+        with suppress(OSError):  # removed
+            now = file_version(self.path)
+            if now != self and now[:3] == self[:3]:
+                raise ModelFileError(f"{self.path}: this file was changed while it was in use; load it again")
+
+
+_TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux
 _ZIP = b"PK\x03\x04"
-_fingerprints: dict[str, str] = {}
-_fingerprints_lock = threading.Lock()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> StateDict:
-    """Map all tensors of a ``.safetensors`` file or a torch pickle; data is read on first use.
+    """Read all tensors of a ``.safetensors`` file or a torch pickle.
 
-    A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
+    A file of :data:`MAPPED_FROM` bytes or more is mapped, and its data is read on first use; call
+    :meth:`FileVersion.check_mapping` around that. A pickle is opened with ``weights_only``, so it cannot run code.
+    Nested dictionaries become dotted keys.
 
     Raises:
         ModelFileError: missing, unreadable, empty, truncated, or no weights; the message names the kind of file.
     """
     path = existing_file(path, "weights")
     try:
+        before = file_version(path)
+        is_mapped = before.nbytes >= MAPPED_FROM
         # ComfyUI loads under inference_mode, whose tensors could not be used outside it.
         with torch.inference_mode(False):
-            if _looks_like_safetensors(path):
+            if not _looks_like_safetensors(path):
+                tensors = dict(_flatten(_load_pickle(path, is_mapped)))
+            elif is_mapped:
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
             else:
-                tensors = dict(_flatten(_load_pickle(path)))
+                tensors = load(path.read_bytes())
+        has_changed = file_version(path) != before
     except Exception as error:  # torch's unpickler raises anything on other bytes
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
+    if has_changed:
+        raise ModelFileError(f"{path}: this file changed while it was read; load it again")
     if not tensors:
         raise ModelFileError(f"{path}: holds no named tensors; a file of weights is needed")
     return tensors
@@ -74,43 +112,51 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def file_version(path: str | os.PathLike[str]) -> str:
-    """Path, size, modification time and change time of a file, as one key; the file is not read.
+def file_version(path: str | os.PathLike[str]) -> FileVersion:
+    """The version of a file, which is not read.
 
-    Programs cannot set the change time. New content of equal size with the old modification time is therefore noticed
-    too, except on Windows.
+    New content of equal size with the old modification time is noticed too, except on Windows.
 
     Raises:
         OSError: the file cannot be examined.
     """
-    path = Path(path).resolve()
-    stat = path.stat()
-    return f"{path}, {stat.st_size} bytes, {stat.st_mtime_ns}, {stat.st_ctime_ns}"
+    path = os.path.realpath(path)
+    found = os.stat(path)
+    age = time.time_ns() - found.st_ctime_ns
+    if 0 <= age < _TICK_NS:  # a second change in this tick would leave the times as they are
+        time.sleep((_TICK_NS - age) / 1e9)
+        found = os.stat(path)
+    return FileVersion(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Hash (``xxh3_128``) of a file's content, computed once per :func:`file_version` and process.
 
     Raises:
+        ModelFileError: the file was written to meanwhile.
         OSError: the file cannot be read.
     """
-    version = file_version(path)
-    with _fingerprints_lock:
-        known = _fingerprints.get(version)
-    if known is None:
-        digest = xxhash.xxh3_128()
-        chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
-        with stage("fingerprint", nbytes=os.stat(path).st_size), open(path, "rb", buffering=0) as file:
-            while size := file.readinto(chunk):
-                digest.update(chunk[:size])
-        known = digest.hexdigest()
-        with _fingerprints_lock:
-            _fingerprints[version] = known
-    return known
+    return _hash(file_version(path))
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata: Mapping[str, str]) -> None:
+@lru_cache(maxsize=64)
+def _hash(version: FileVersion) -> str:
+    digest = xxhash.xxh3_128()
+    chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
+    with stage("fingerprint", nbytes=version.nbytes), open(version.path, "rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            digest.update(chunk[:size])
+    if file_version(version.path) != version:
+        raise ModelFileError(f"{version.path}: this file changed while it was read; load it again")
+    return digest.hexdigest()
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: StateDict, metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
     """Write a safetensors file atomically, readable by its owner only: embeddings and identities are biometric data.
+
+    ``durable`` is that of :func:`atomic_write`.
 
     Raises:
         OSError: the file cannot be written; the folder is unchanged.
@@ -119,13 +165,13 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    with atomic_write(path, private=True) as temporary:
+    with atomic_write(path, private=True, durable=durable) as temporary:
         temporary.write_bytes(save(copies, dict(metadata)))
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path, is_mapped: bool) -> Any:
     with open(path, "rb") as file:
-        if file.read(4) != _ZIP or path.suffix == ".safetensors":
+        if not is_mapped or file.read(4) != _ZIP or path.suffix == ".safetensors":
             # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -45,6 +47,39 @@ def full_disk(limit: int = 4096) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def interrupts(action: Callable[[], object], *files: str, first: int = 1, every: int = 1) -> Iterator[str]:
+    """Run ``action`` again and again, each time with Ctrl-C at a later line of these files, until it comes through.
+
+    Yields the place after each run that was interrupted. Python delivers no signal between the end of a ``with`` block
+    and its exit, nor before the first call of a ``finally``, where a trace may raise: such lines are left out.
+    """
+    left, place, safe = 0, "", ("with ", "try:", "finally:")
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal left, place
+        path = frame.f_code.co_filename
+        if not path.endswith(files):
+            return None
+        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith(safe):
+            left -= 1
+            if left == 0:
+                place = f"line {frame.f_lineno} of {path}"
+                raise KeyboardInterrupt
+        return trace
+
+    for number in range(first, 10_000, every):
+        left = number
+        sys.settrace(trace)
+        try:
+            action()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        yield place
 
 
 @contextmanager

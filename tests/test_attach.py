@@ -32,6 +32,7 @@ from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileErr
 from fast_instantid.pipelines import Approximations, InstantID, Subject
 from fast_instantid.pipelines.drawing import Drawing
 from fast_instantid.pipelines.halves import IdentityNetHalf, UNetHalf
+from tests.adversity import interrupts
 from tests.tiny_pipelines import (
     KEYPOINTS,
     SIZE,
@@ -581,6 +582,46 @@ class TestHalves:
             assert torch.equal(sample(pipe), wanted)
         finally:
             half.eject()
+
+
+def traces_in(pipe):
+    """What an attachment left in a pipeline and its networks."""
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    parts = [part for network in networks for part in network.modules()]
+    found = [vars(part).get(name) for part in parts for name in ("forward", "_compiled_call_impl")]
+    found += [hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    found = [str(one) for one in found if "fast_instantid" in str(getattr(one, "__module__", ""))]
+    return found + (["class"] if "_fast_instantid" in vars(type(pipe)) else [])
+
+
+def test_an_interrupt_while_attaching_leaves_nothing(shallow_pipe, shallow_identity):
+    """At every seventeenth line; the trials take all."""
+    instantid, done = InstantID(shallow_pipe), []
+    files = [f"pipelines/{name}.py" for name in ("attachment", "halves", "cross_attention", "drawing", "instantid")]
+    files += ["fast_instantid/reuse.py", "fast_instantid/recorder.py"]
+
+    def block():
+        with instantid.attached(shallow_identity):
+            pass
+
+    def attach_and_detach():
+        done.clear()
+        instantid.attach(shallow_identity)
+        done.append("attached")
+        instantid.detach()
+
+    assert traces_in(shallow_pipe) == []
+    places = []
+    for place in interrupts(block, *files, every=17):
+        places.append(place)
+        assert traces_in(shallow_pipe) == [], f"a block, interrupted at {place}"
+    assert len(places) > 20
+    for place in interrupts(attach_and_detach, *files, first=9, every=17):
+        if done:
+            instantid.detach()
+        assert traces_in(shallow_pipe) == [], f"{done or 'attaching'}, interrupted at {place}"
+    assert torch.equal(sample(shallow_pipe), sample(shallow_pipe))
+    assert not torch.equal(alone(shallow_pipe, shallow_identity), sample(shallow_pipe))
 
 
 def test_a_compiled_unet_has_one_graph_for_all_people_and_scales(shallow_pipe, shallow_identity, shallow_other):

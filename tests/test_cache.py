@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import linecache
 import logging
 import os
 import random
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from fast_instantid.cache import FOLDER, Cache, content_key, record_bytes, shared_cache
-from tests.adversity import full_disk, needs_posix, unprivileged
+from tests.adversity import full_disk, interrupts, needs_posix, unprivileged
 from tests.fresh import fresh_python
 
 
@@ -257,36 +256,33 @@ def test_a_record_changed_in_place_is_computed_again(caplog):
 # Threads
 
 
-def test_an_interrupt_at_any_line_leaves_no_key_locked(tmp_path):
+PACKAGE = [f"fast_instantid/{name}.py" for name in ("cache", "disk_tier", "files", "weights", "records", "locks")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interrupt_at_any_line_leaves_no_key_locked(fails, tmp_path):
     """Ctrl-C comes between two lines; the next request for the key would otherwise wait for ever."""
-    path, left = sys.modules[Cache.__module__].__file__, 0
+    caches: list[Cache] = []
 
-    def trace(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename != path:
-            return None
-        if event == "line" and not linecache.getline(path, frame.f_lineno).lstrip().startswith("with "):
-            left -= 1  # Python delivers no signal between the end of a with block and its exit, where a trace may raise
-            if left == 0:
-                raise KeyboardInterrupt
-        return trace
+    def get() -> None:
+        caches.append(Cache(directory=tmp_path / str(len(caches))))
+        with suppress(RuntimeError):
+            caches[-1].get("key", failing if fails else record)
 
+    def failing() -> dict[str, torch.Tensor]:
+        raise RuntimeError("no memory")
+
+    get()
     interrupted = 0
-    for line in range(1, 1000):
-        cache, left = Cache(directory=tmp_path / str(line)), line
-        sys.settrace(trace)
-        try:
-            cache.get("key", record)
-            break
-        except KeyboardInterrupt:
-            interrupted += 1
-        finally:
-            sys.settrace(None)
+    for interrupted, place in enumerate(interrupts(get, *PACKAGE), 1):
+        cache = caches[-1]
         asking = threading.Thread(target=cache.get, args=("key", record), daemon=True)
         asking.start()
         asking.join(30)
-        assert not asking.is_alive(), f"interrupted at line event {line}"
-    assert 40 < interrupted < 999
+        assert not asking.is_alive(), f"interrupted at {place}"
+        assert (cache.stats.entries, cache.stats.bytes) == (1, record_bytes(record()))
+        assert (Cache(directory=tmp_path / str(interrupted)).get("key", record)["x"] == 0).all()
+    assert interrupted > (30 if fails else 100)
 
 
 _FORK = """
@@ -454,7 +450,7 @@ def test_no_file_is_a_pickle(tmp_path):
     Cache(directory=tmp_path).get("key", record)
     (path,) = files(tmp_path)
     header = int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.read_bytes()[8 : 8 + header].strip().startswith(b'{"__metadata__":{"checksum":')
+    assert path.read_bytes()[8 : 8 + header].strip().startswith(b'{"__metadata__":{"fast-instantid cache":')
 
 
 def damage_by_flipping_a_bit(path: Path, other: Path) -> None:
@@ -470,7 +466,7 @@ DAMAGE = {
     "flipped bit": damage_by_flipping_a_bit,
     "garbage": lambda path, other: path.write_bytes(random.Random(0).randbytes(3000)),
     "foreign": lambda path, other: save_file(record(1), path),
-    "foreign with metadata": lambda path, other: save_file(record(1), path, {"checksum": "0" * 32}),
+    "foreign with metadata": lambda path, other: save_file(record(1), path, {"fast-instantid cache": "0" * 32}),
     "another key's": lambda path, other: path.write_bytes(other.read_bytes()),
 }
 
@@ -507,7 +503,7 @@ def test_files_stay_within_their_bound_and_the_longest_unread_go_first(tmp_path)
 
     def last_read(value: int, when: int) -> None:  # told apart by more than a clock's tick
         key = key_of(value)
-        os.utime(folder / FOLDER / key[:2] / f"{key}.safetensors", (when, when))
+        os.utime(folder / FOLDER / f"{key}.safetensors", (when, when))
 
     for i in range(150):
         if i % 30 == 0:  # as a new process would, without knowing what is there
@@ -524,34 +520,93 @@ def test_files_stay_within_their_bound_and_the_longest_unread_go_first(tmp_path)
 
 
 def test_eviction_removes_no_file_of_others(tmp_path):
-    """Neither beside the cache's own folder nor inside it."""
-    theirs = [tmp_path / "ab" / "model.safetensors", tmp_path / f"{key_of(0)[:2]}/{key_of(0)}.safetensors"]
-    theirs += [tmp_path / FOLDER / "ab" / name for name in ("lora.safetensors", ".hidden.safetensors", "notes.txt")]
+    """Neither beside the cache's own folder nor inside it, whatever its name."""
+    own, name = tmp_path / FOLDER, f"{'0' * 32}.safetensors"
+    theirs = [tmp_path / "ab" / "model.safetensors", tmp_path / name, own / name, own / "ab" / name]
+    theirs += [own / other for other in ("lora.safetensors", ".hidden.safetensors", "notes.txt", f".{'0' * 16}.png")]
+    theirs += [own / f"{'1' * 31}.safetensors", own / f"{'1' * 32}.safetensors.bak", tmp_path / "models" / name]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 100_000)
         os.utime(path, (1, 1))  # read long ago
-    interrupted = tmp_path / FOLDER / "ab" / f".{'0' * 16}.safetensors"
-    interrupted.write_bytes(b"x" * 20_000)
-    os.utime(interrupted, (1, 1))
+    save_file(record(1), own / f"{'2' * 32}.safetensors", {"checksum": "0" * 32})
+    (own / f"{'3' * 32}.safetensors").symlink_to(tmp_path / "models" / name)
+    (own / f"{'4' * 32}.safetensors").symlink_to(tmp_path / "none")
+    (own / "cd").symlink_to(tmp_path / "models")
+    (own / f"{'5' * 32}.safetensors").mkdir()
+    theirs += [path for path in own.iterdir() if path not in theirs]
+    before = {path: path.lstat() for path in theirs}
     cache = Cache(max_bytes=0, directory=tmp_path, max_disk_bytes=20_000)
     for i in range(30):
         cache.get(key_of(i), lambda: record(count=1000))
-    assert all(path.stat().st_size == 100_000 for path in theirs)
-    assert not interrupted.exists()
-    assert 0 < len(files(tmp_path)) - len(theirs) < 6
+    assert {path: path.lstat().st_mtime_ns for path in theirs} == {
+        path: stat.st_mtime_ns for path, stat in before.items()
+    }
+    left = {path for path in own.iterdir() if path not in theirs}
+    assert left <= {own / f"{key_of(i)}.safetensors" for i in range(30)}
+
+
+def test_temporary_files_of_killed_processes_go_when_they_are_old(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    ages = {"old": 4000, "from ahead, before the clock was set back": -4000, "young": 60}
+    paths = {name: tmp_path / FOLDER / f".fast-instantid-{n:016x}.safetensors" for n, name in enumerate(ages)}
+    for name, path in paths.items():
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - ages[name],) * 2)
+    Cache(directory=tmp_path).get("key", record)
+    assert [name for name, path in paths.items() if path.exists()] == ["young"]
+
+
+def test_a_clock_that_was_set_back_keeps_no_file_for_ever(tmp_path):
+    cache = Cache(max_bytes=0, directory=tmp_path, max_disk_bytes=20_000)
+    for i in range(40):
+        cache.get(key_of(i), lambda: record(count=1000))
+        path = tmp_path / FOLDER / f"{key_of(i)}.safetensors"
+        if i < 4:
+            os.utime(path, (time.time() + 1e6,) * 2)
+        assert path.exists(), "what was just written is not evicted in place of files from the future"
+    assert not any((tmp_path / FOLDER / f"{key_of(i)}.safetensors").exists() for i in range(4))
 
 
 @needs_posix
-def test_files_are_for_their_owner_alone(tmp_path):
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_files_are_for_their_owner_alone(umask, tmp_path):
+    (tmp_path / "new").mkdir()
+    before = os.umask(umask)
     try:
-        Cache(directory=tmp_path / "new" / "folder").get("key", record)
+        Cache(directory=tmp_path / "new").get("key", record)
     finally:
         os.umask(before)
-    own = tmp_path / "new" / "folder" / FOLDER
+    own = tmp_path / "new" / FOLDER
     modes = {path.relative_to(own).as_posix(): path.stat().st_mode & 0o777 for path in (own, *own.rglob("*"))}
-    assert modes == {".": 0o700, "ke": 0o700, "ke/key.safetensors": 0o600}
+    assert modes == {".": 0o700, "key.safetensors": 0o600}
+
+
+@needs_posix
+@pytest.mark.parametrize("kind", ["file", "symlink", "dangling symlink", "pipe", "another user's", "open to all"])
+def test_a_folder_that_is_not_its_own_is_not_used(kind, tmp_path, caplog):
+    own, elsewhere = tmp_path / FOLDER, tmp_path / "elsewhere"
+    Cache(directory=tmp_path / "good").get("key", lambda: record(1))
+    {
+        "file": lambda: own.write_bytes(b"x"),
+        "symlink": lambda: own.symlink_to((tmp_path / "good" / FOLDER).rename(elsewhere)),
+        "dangling symlink": lambda: own.symlink_to(elsewhere),
+        "pipe": lambda: os.mkfifo(own),
+        "another user's": lambda: (tmp_path / "good" / FOLDER).rename(own),
+        "open to all": lambda: (tmp_path / "good" / FOLDER).rename(own),
+    }[kind]()
+    if kind == "another user's":
+        if os.geteuid():
+            pytest.skip("only root can give a folder to another user")
+        os.chown(own, 65534, -1)
+    if kind == "open to all":  # of ours: closed to others, and used
+        own.chmod(0o777)
+    before = sorted(elsewhere.rglob("*")) + files(own)
+    value = Cache(directory=tmp_path).get("key", lambda: record(2))["x"][0]
+    assert value == (1 if kind == "open to all" else 2)
+    assert bool(caplog.records) == (kind != "open to all")
+    assert sorted(elsewhere.rglob("*")) + files(own) == before
+    assert kind != "open to all" or own.stat().st_mode & 0o777 == 0o700
 
 
 def test_two_processes_share_the_bound(tmp_path):

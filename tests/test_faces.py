@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from fast_instantid import Cache, Face, FaceAnalyzer, NoFaceError
-from fast_instantid.errors import BackendError, ImageError
+from fast_instantid.errors import BackendError, ImageError, ModelFileError
 from fast_instantid.faces import largest
 from fast_instantid.faces.onnx.network import TorchNetwork
 from tests.fresh import fresh_python
@@ -241,6 +243,29 @@ def test_a_detector_of_one_size_runs_once(runs, recognizer_file, best_detector, 
     analyzer = FaceAnalyzer.load(tmp_path, device="cpu", cache=Cache())
     assert analyzer.detect(np.zeros((50, 50, 3), np.uint8)) == [[]]
     assert runs == [("detector", 1, 320)]
+
+
+@pytest.mark.parametrize("mapped_from", [0, 64 << 20], ids=["mapped", "in memory"])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("is_used_before", [False, True])
+def test_networks_whose_files_are_shortened_kill_nothing(
+    pack, astronaut, tmp_path, monkeypatch, mapped_from, backend, is_used_before
+):
+    for module in ("weights", "faces.onnx.graph"):
+        monkeypatch.setattr(f"fast_instantid.{module}.MAPPED_FROM", mapped_from)
+    cache, folder = Cache(directory=tmp_path), shutil.copytree(pack, tmp_path / "pack")
+    analyzer = FaceAnalyzer.load(folder, backend, device="cpu", cache=cache)
+    expected = FaceAnalyzer.load(folder, backend, device="cpu", cache=Cache()).embed(astronaut)
+    if is_used_before:
+        analyzer.embed(np.ascontiguousarray(astronaut[:, ::-1]))
+    for path in folder.glob("*.onnx"):
+        os.truncate(path, 100)
+    if mapped_from == 0 and backend == "torch" and not is_used_before:
+        with pytest.raises(ModelFileError, match="changed while it was in use; load it again"):
+            analyzer.embed(astronaut)
+        assert cache.stats.entries == 0
+    else:
+        assert np.array_equal(analyzer.embed(astronaut), expected)
 
 
 def test_an_analyzer_is_freed_when_nobody_has_it(pack):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
@@ -319,6 +321,36 @@ def test_an_adapter_file_replaced_under_a_loaded_adapter_does_not_mix_them_up(
     from_old, from_new = old.identity(embeddings()), Adapter.load(path, "cpu", None, cache).identity(embeddings())
     assert not torch.equal(from_old.tokens, from_new.tokens)
     assert torch.equal(from_new.tokens, Adapter.load(path, "cpu", None, Cache()).identity(embeddings()).tokens)
+
+
+@pytest.mark.parametrize("mapped_from", [0, 64 << 20], ids=["mapped", "in memory"])
+@pytest.mark.parametrize("change", ["shortened", "emptied", "other weights", "replaced", "removed"])
+def test_an_adapter_file_that_changes_kills_nothing_and_gives_no_wrong_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped_from: int, change: str
+) -> None:
+    monkeypatch.setattr("fast_instantid.weights.MAPPED_FROM", mapped_from)
+    path, other = (write_tiny_adapter(tmp_path / f"{seed}.bin", channels=CHANNELS, seed=seed) for seed in range(2))
+    expected = Adapter.load(path, "cpu", None, Cache()).identity(embeddings())
+    caches = [Cache(), Cache(directory=tmp_path)]
+    loaded = [Adapter.load(path, "cpu", None, cache) for cache in caches]
+    times = path.stat()
+    {
+        "shortened": lambda: os.truncate(path, 5000),
+        "emptied": lambda: os.truncate(path, 0),
+        "other weights": lambda: path.write_bytes(other.read_bytes()),
+        "replaced": lambda: shutil.copy(other, tmp_path / "new").replace(path),
+        "removed": path.unlink,
+    }[change]()
+    if path.exists():
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for cache, adapter in zip(caches, loaded, strict=True):
+        if mapped_from == 0 and change in ("shortened", "emptied", "other weights"):
+            with pytest.raises(ModelFileError, match="changed while it was in use; load it again"):
+                adapter.identity(embeddings())
+            assert cache.stats.entries == 0
+        else:
+            assert torch.equal(adapter.identity(embeddings()).bank.keys[-1], expected.bank.keys[-1])
+    assert len([*tmp_path.rglob("fast-instantid-cache/*")]) == caches[1].stats.entries
 
 
 def test_projecting_twice_gives_the_same_to_the_bit() -> None:

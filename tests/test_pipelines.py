@@ -160,6 +160,7 @@ class Calls:
     def __init__(self, net):
         self.calls = []
         self._forward = ReplacedForward(net, self._record)
+        self._forward.replace()
 
     def _record(self, forward, *args, **kwargs):
         output = forward(*args, **kwargs)

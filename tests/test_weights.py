@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fast_instantid import miniature, weights
+from fast_instantid.cli import main
 from fast_instantid.errors import ModelFileError
 from fast_instantid.files import atomic_write
+from fast_instantid.identity import Identity, IdentityBank
 from fast_instantid.weights import existing_file, fingerprint, read_tensors, write_safetensors
 from tests.adversity import full_disk, needs_posix, opened_files, unprivileged
 from tests.fresh import fresh_python
@@ -291,14 +295,96 @@ def test_written_files_are_read_back_to_the_bit(tensors, tmp_path):
         assert torch.equal(read[key], tensor), key
 
 
+def embed_in_a_shell(path: Path) -> None:
+    files = miniature.files()
+    arguments = ["--pack", str(files.pack), "--device", "cpu", "-o", str(path)]
+    assert main(["embed", str(files.portraits[0]), *arguments]) == 0
+
+
+BIOMETRIC = {
+    "embeddings": embed_in_a_shell,
+    "identity": lambda path: Identity(torch.zeros(2, 16, 8), IdentityBank((), ())).save(path),
+    "tensors": lambda path: write_safetensors(path, {"x": torch.zeros(3)}, {}),
+}
+
+
 @needs_posix
-def test_files_have_the_usual_permissions_and_biometric_ones_are_private(tensors, tmp_path):
+@pytest.mark.parametrize("write", BIOMETRIC.values(), ids=BIOMETRIC.keys())
+def test_biometric_files_are_private_from_the_first_byte_on(write, tmp_path, monkeypatch):
+    """Whatever the umask, and in place of a file that others may read; test_cache.py has the cache's."""
+    modes, replace, write_bytes = [], Path.replace, Path.write_bytes
+
+    def see(method):
+        return lambda path, *args: (modes.append(path.stat().st_mode & 0o777), method(path, *args))[1]
+
+    monkeypatch.setattr(Path, "write_bytes", see(write_bytes))
+    monkeypatch.setattr(Path, "replace", see(replace))
+    path = tmp_path / "a.safetensors"
+    for umask in (0, 0o022, 0o777):
+        before = os.umask(umask)
+        try:
+            write(path)
+        finally:
+            os.umask(before)
+        modes.append(path.stat().st_mode & 0o777)
+        path.chmod(0o666)
+    assert modes == [0o600] * 9
+
+
+@needs_posix
+def test_other_files_have_the_usual_permissions_and_keep_those_they_have(tmp_path):
+    path = tmp_path / "picture.png"
     (tmp_path / "usual").touch()
-    with atomic_write(tmp_path / "picture.png") as temporary:
-        temporary.touch()
-    write_safetensors(tmp_path / "a.safetensors", tensors, {})
-    assert (tmp_path / "picture.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
-    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
+    for mode in ((tmp_path / "usual").stat().st_mode & 0o777, 0o600, 0o640, 0o444):
+        if path.exists():
+            path.chmod(mode)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(b"x")
+            assert temporary.stat().st_mode & ~mode & 0o077 == 0
+        assert path.stat().st_mode & 0o777 == mode
+
+
+@needs_posix
+def test_old_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path):
+    name = ".fast-instantid-0123456789abcdef"
+    old = [tmp_path / f"{name}.png", tmp_path / name, tmp_path / f"{name}.safetensors"]
+    young, folder, link = tmp_path / f"{name}.jpg", tmp_path / f"{name}.folder", tmp_path / f"{name}.link"
+    theirs = [tmp_path / other for other in ("notes.txt", ".0123456789abcdef.png", f"{name}0.png", f"x{name}.png")]
+    for path in (*old, young, *theirs):
+        path.write_bytes(b"x")
+        os.utime(path, (1, 1))
+    os.utime(young, (time.time() - 3000,) * 2)
+    folder.mkdir()
+    os.utime(folder, (1, 1))
+    link.symlink_to(theirs[0])
+    if os.geteuid() == 0:  # another user's
+        theirs.append(tmp_path / f"{name}.bin")
+        theirs[-1].write_bytes(b"x")
+        os.chown(theirs[-1], 65534, -1)
+        os.utime(theirs[-1], (1, 1))
+    with atomic_write(tmp_path / "output.png") as temporary:
+        temporary.write_bytes(b"x")
+    assert {*tmp_path.iterdir()} == {young, folder, link, *theirs, tmp_path / "output.png"}
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, m=method, n=name: (seen.append(n), m(*args))[1])
+    with atomic_write(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"x")
+    assert seen[:2] == ["fsync", "replace"]
+    assert os.name == "nt" or seen[2:] == ["fsync"], "and its name in the folder"
+
+
+def test_a_file_that_changes_while_it_is_hashed_has_no_fingerprint(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    path.write_bytes(b"a" * 2000)
+    hasher = weights.xxhash.xxh3_128
+    monkeypatch.setattr(weights.xxhash, "xxh3_128", lambda: (path.write_bytes(b"b" * 2000), hasher())[1])
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        fingerprint(path)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,6 +12,7 @@ from tests import conftest as shared
 
 LEAST = 3  # trials of each kind, however little time there is
 COUNTS: dict[str, int] = {}
+NOTES: dict[str, str] = {}
 
 best_detector, detector_file, pack, recognizer_file, astronaut = (
     shared.best_detector, shared.detector_file, shared.pack, shared.recognizer_file, shared.astronaut,
@@ -46,6 +47,12 @@ def trials(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     return each()
 
 
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Show a sentence behind the number of trials, such as how many requests they made."""
+    return lambda text: NOTES.update({request.node.name: text})
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
@@ -56,4 +63,4 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, count in COUNTS.items():
-        terminalreporter.write_line(f"{count:8,} trials  {name}")
+        terminalreporter.write_line(f"{count:8,} trials  {name}  {NOTES.get(name, '')}".rstrip())

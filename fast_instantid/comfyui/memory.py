@@ -47,6 +47,7 @@ class ManagedAdapter(Adapter):
 
     def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
         """Run the resampler, ``(M, 1, 512) -> (M, 16, W)`` for each argument. Other packs call the reference's name."""
+        self.weights.version.check_mapping()
         resampler = Resampler.from_state_dict(self.weights.image_proj)
         cond, uncond = resampler(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
         return cond, uncond

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +18,8 @@ from ..faces.detector import Detector
 from ..faces.onnx.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
-from ..weights import file_version
+from ..locks import fork_safe_lock
+from ..weights import FileVersion, file_version
 from .memory import ManagedNetwork
 
 logger = logging.getLogger("fast_instantid")
@@ -30,8 +30,8 @@ _DEVICE_TYPES = {"CPU": "cpu", "CUDA": "cuda", "ROCM": "cuda", "CoreML": "mps"} 
 PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNTIME_DEVICES)]
 """The reference's four, which now name torch's device; "auto" for ComfyUI's device; and the devices of onnxruntime."""
 
-_analyzers: dict[tuple[str, ...], FaceAnalyzer] = {}  # by backend, device and file versions
-_lock = threading.Lock()
+_analyzers: dict[tuple[str | FileVersion, ...], FaceAnalyzer] = {}  # by backend, device and file versions
+_lock = fork_safe_lock()
 
 
 def register_folders() -> None:

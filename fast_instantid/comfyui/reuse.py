@@ -58,6 +58,8 @@ class HintCache:
         blocks = [] if has_hooks else [block for network in networks if (block := _hint_block(network)) is not None]
         replaced = [ReplacedForward(block, partial(self._look_up, block)) for block in blocks]
         try:
+            for forward in replaced:
+                forward.replace()
             yield
         finally:
             for forward in reversed(replaced):

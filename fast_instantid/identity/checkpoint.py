@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,14 +18,14 @@ from ..cache import content_key
 from ..errors import ModelFileError
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT
-from ..weights import StateDict, file_version, read_tensors
+from ..weights import FileVersion, StateDict, existing_file, file_version, read_tensors
 from .embeddings import EMBEDDING_DIM
 from .resampler import Resampler
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterWeights:
-    """The checked content of an adapter file. The tensors are memory-mapped and read only when used."""
+    """The checked content of an adapter file. The tensors of a large file are memory-mapped and read only when used."""
 
     path: Path
     image_proj: StateDict
@@ -33,15 +33,25 @@ class AdapterWeights:
     layers: tuple[tuple[Tensor, Tensor], ...]
     """``to_k_ip.weight, to_v_ip.weight`` of each layer, ``(C, width)``, in checkpoint order. SDXL has 24 layers down,
     36 up and 10 in the middle."""
-    version: str
-    """:func:`file_version` of the file when it was opened; it may have been replaced since."""
+    version: FileVersion
+    """Of the file when it was opened; it may have been replaced since. Check the mapping around every use."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all tensors. It reads them all, so prefer ``version`` within one process."""
         with stage("fingerprint", nbytes=self.nbytes):
+            self.version.check_mapping()
             names = sorted(self.image_proj)
-            return content_key(names, [self.image_proj[name] for name in names], self.layers)
+            tensors = [content_key(self.image_proj[name]) for name in names]
+            layers = [content_key(*layer) for layer in self.checked_layers()]
+            self.version.check_mapping()
+            return content_key(names, tensors, layers)
+
+    def checked_layers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """:attr:`layers`, each after a check that the file was not written to, which raises a ModelFileError."""
+        for layer in self.layers:
+            self.version.check_mapping()
+            yield layer
 
     @property
     def token_width(self) -> int:
@@ -99,6 +109,7 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
         ModelFileError: the file is missing, damaged, or of another kind, which the message names.
     """
     with stage("load adapter"):
+        version = file_version(existing_file(path, "weights"))
         try:
             tensors = read_tensors(path)
         except ModelFileError as error:
@@ -116,7 +127,9 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
             layers = _layers(tensors, token_width=resampler.proj_out.out_features)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
-        return AdapterWeights(Path(path), image_proj, layers, file_version(path))
+        if file_version(path) != version:
+            raise ModelFileError(f"{path}: this file changed while it was read; load it again")
+        return AdapterWeights(Path(path), image_proj, layers, version)
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:

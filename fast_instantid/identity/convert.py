@@ -67,6 +67,7 @@ def convert_adapter(
         )
     done = 0
     for name, tensor in tensors.items():
+        weights.version.check_mapping()
         converted = tensors[name] = tensor.to(target, copy=True, memory_format=torch.contiguous_format)
         if not converted.isfinite().all():
             raise ModelFileError(
@@ -75,6 +76,7 @@ def convert_adapter(
             )
         done += converted.nbytes
         report(done, total)
+    weights.version.check_mapping()
     try:
         with atomic_write(output) as temporary:
             save_file(tensors, temporary, {"format": "pt"})

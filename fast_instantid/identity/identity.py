@@ -212,14 +212,21 @@ class Adapter:
             return Identity.from_record(record).to(device)
 
     def project(self, combined: Tensor, noise: float) -> Identity:
-        """Compute an identity from ``(M, 1, 512)`` on the adapter's device, without the cache."""
+        """Compute an identity from ``(M, 1, 512)`` on the adapter's device, without the cache.
+
+        Raises:
+            ModelFileError: the adapter's file was written to since it was loaded.
+        """
         device, dtype = self.placement.device, self.placement.dtype
         with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
+            self.weights.version.check_mapping()
             resampler = Resampler.from_state_dict(self.weights.image_proj)
             pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
             tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
         with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
-            return Identity(tokens, project_bank(self.weights.layers, tokens, device, dtype), len(combined))
+            bank = project_bank(self.weights.checked_layers(), tokens, device, dtype)
+        self.weights.version.check_mapping()
+        return Identity(tokens, bank, len(combined))
 
     def __repr__(self) -> str:
         return f"Adapter({self.weights.path.name!r}, {len(self.weights.layers)} layers, {self.placement.device})"

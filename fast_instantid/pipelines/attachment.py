@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import BackendError, FastInstantIDError
+from ..locks import fork_safe_lock
 from ..recorder import stage_of
 from .drawing import Crop, Drawing
 from .halves import IdentityNetHalf, UNetHalf, entry_point
@@ -39,7 +40,7 @@ _own: ContextVar[tuple[_Own, ...]] = ContextVar("fast_instantid_own", default=()
 _running: ContextVar[Drawing | None] = ContextVar("fast_instantid_running", default=None)
 """The people of the pipeline call that runs in this thread or task."""
 
-_lock = threading.RLock()  # guards what is attached to what
+_lock = fork_safe_lock()  # guards what is attached to what
 _halves: weakref.WeakKeyDictionary[nn.Module, weakref.ref[UNetHalf | IdentityNetHalf]] = weakref.WeakKeyDictionary()
 _turns: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()  # a lock for each UNet
 
@@ -52,13 +53,12 @@ _INSTANTX = {
 class Attachments:
     """The attachments of one pipeline. The pipeline's class holds them, so they are freed with the pipeline."""
 
-    def __init__(self, pipe: Any, networks: Collection[Any]) -> None:
+    def __init__(self, pipe: Any) -> None:
         self._pipe = weakref.ref(pipe)
         self.drawings: list[Drawing] = []
         self.ended: weakref.WeakKeyDictionary[_Own, Drawing] = weakref.WeakKeyDictionary()
         """Attachments that one context detached and others still hold: calls of those are refused."""
-        others = {part: name for part, name in _parts(pipe).items() if part not in networks}
-        self._hooks: list[RemovableHandle] = [hook for part, name in others.items() for hook in stage_of(part, name)]
+        self._hooks: list[RemovableHandle] = []
 
     @classmethod
     def of(cls, pipe: Any) -> Attachments | None:
@@ -90,6 +90,13 @@ class Attachments:
             "this one: attach where the pipeline is called, or call instantid(prompt, person)"
         )
 
+    def add_hooks(self, networks: Collection[Any]) -> None:
+        """Record calls of the pipeline's other parts as stages."""
+        if not self._hooks:
+            for part, name in _parts(self._pipe()).items():
+                if part not in networks:
+                    self._hooks += stage_of(part, name)
+
     def unwrap_if_unused(self) -> None:
         """Restore the pipeline's class if nothing is attached and no context has to be refused."""
         pipe = self._pipe()
@@ -101,18 +108,18 @@ class Attachments:
 
 def attach(drawing: Drawing) -> None:
     """Make the pipeline draw these people in this thread or task and, outside of a block, in all others."""
-    pipe = drawing.pipe
     with _lock:
-        attachments = Attachments.of(pipe) or _wrap(pipe, drawing.owner.networks())
-        attachments.drawings.append(drawing)
         try:
+            attachments = Attachments.of(drawing.pipe) or _wrap(drawing.pipe)
+            attachments.drawings.append(drawing)
+            attachments.add_hooks(drawing.owner.networks())
             _inject(drawing)
-        except BaseException:
-            detach(drawing)
+            own = _Own(drawing)
+            drawing.own = weakref.ref(own)
+            _own.set((*_own.get(), own))
+        except BaseException:  # also an interrupt between two lines
+            _detach(drawing, interrupted=True)
             raise
-        own = _Own(drawing)
-        drawing.own = weakref.ref(own)
-        _own.set((*_own.get(), own))
 
 
 def detach(drawing: Drawing) -> None:
@@ -120,6 +127,15 @@ def detach(drawing: Drawing) -> None:
 
     Other contexts that hold the attachment as their own are refused until they attach or detach themselves.
     """
+    try:
+        _detach(drawing)
+    except BaseException:
+        _detach(drawing, interrupted=True)
+        raise
+
+
+def _detach(drawing: Drawing, interrupted: bool = False) -> None:
+    """Detach, or complete it. After an interrupt, the traceback holds the marker as another context would."""
     _own.set(tuple(own for own in _own.get() if own.drawing() not in (None, drawing)))
     with _lock:
         drawing.end_run()
@@ -128,12 +144,21 @@ def detach(drawing: Drawing) -> None:
         if attachments is None:
             return
         if drawing in attachments.drawings:
-            attachments.drawings.remove(drawing)
             _eject(drawing)
-            if (own := drawing.own()) is not None:
+            if not interrupted and (own := drawing.own()) is not None:
                 attachments.ended[own] = drawing
                 del own
+            attachments.drawings.remove(drawing)
+        if interrupted:
+            for own in [own for own, ended in attachments.ended.items() if ended is drawing]:
+                del attachments.ended[own]
         attachments.unwrap_if_unused()
+
+
+def end_block(owner: Any, block: object) -> None:
+    """Detach what an InstantID has attached for a block. Idempotent."""
+    for drawing in attached_for(owner, block):
+        detach(drawing)
 
 
 def end_ownerless(owner: Any) -> None:
@@ -203,7 +228,7 @@ def _refuse_if_ended(drawing: Drawing) -> None:
         )
 
 
-def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
+def _wrap(pipe: Any) -> Attachments:
     base = type(pipe)
 
     @functools.wraps(base.__call__)
@@ -220,7 +245,7 @@ def _wrap(pipe: Any, networks: Collection[Any]) -> Attachments:
         with _turn_of(self), _run(drawing):
             return base.__call__(self, *args, **kwargs)
 
-    attachments = Attachments(pipe, networks)
+    attachments = Attachments(pipe)
     members = {"__call__": call, "__module__": base.__module__, "__qualname__": base.__qualname__}
     pipe.__class__ = type(base.__name__, (base,), {**members, "_fast_instantid": attachments})
     return attachments
@@ -241,15 +266,18 @@ def _run(drawing: Drawing) -> Generator[None]:
             drawing.owner.check(drawing.identities)
             _eject(drawing)
             _inject(drawing)
-    token = _running.set(drawing)
+    outside = _running.get()
     try:
+        _running.set(drawing)
         with _seen_crop(drawing):
             yield
         if drawing.ended_by not in (None, threading.get_ident()):  # a callback of this call may do so
             _refuse_if_ended(drawing)
     finally:
-        _running.reset(token)
-        drawing.end_run()
+        try:
+            drawing.end_run()
+        finally:
+            _running.set(outside)
 
 
 @contextmanager
@@ -270,17 +298,16 @@ def _seen_crop(drawing: Drawing) -> Generator[None]:
         return box
 
     own = {name: value for name, value in vars(processor).items() if name == "get_crop_region"}
-    vars(processor)["get_crop_region"] = get_crop_region
     try:
+        vars(processor)["get_crop_region"] = get_crop_region
         yield
     finally:
-        del vars(processor)["get_crop_region"]
-        vars(processor).update(own)
+        vars(processor).update(own) if own else vars(processor).pop("get_crop_region", None)
 
 
 def _turn_of(pipe: Any) -> Any:
     with _lock:
-        return _turns.setdefault(getattr(pipe.unet, "_orig_mod", pipe.unet), threading.RLock())
+        return _turns.setdefault(getattr(pipe.unet, "_orig_mod", pipe.unet), fork_safe_lock())
 
 
 def _inject(drawing: Drawing) -> None:
@@ -290,8 +317,8 @@ def _inject(drawing: Drawing) -> None:
         if half is None:
             half = kind(model, current)
             _halves[model] = weakref.ref(half)
-        half.use(drawing, entry_point(entry))
         drawing.halves.append(half)
+        half.use(drawing, entry_point(entry))
 
 
 def _eject(drawing: Drawing) -> None:

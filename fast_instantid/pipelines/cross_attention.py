@@ -55,6 +55,7 @@ class CrossAttention:
 
     def inject(self) -> None:
         self._forward = ReplacedForward(self.attn, self.forward)
+        self._forward.replace()
 
     def eject(self) -> None:
         if self._forward is not None:

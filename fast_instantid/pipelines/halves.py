@@ -9,7 +9,6 @@ for the people of this call. A call without people is unchanged. So a network ma
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
 from torch import Tensor, nn
 
+from ..locks import fork_safe_lock
 from ..recorder import stage
 from ..reuse import ReplacedForward
 from .cross_attention import CrossAttention, Evaluation, cross_attention_layers, is_plain
@@ -47,28 +47,40 @@ class _Half:
         self._layers = [CrossAttention(layer, i, self._evaluation) for i, layer in enumerate(layers)]
         self._forwards: list[ReplacedForward] = []
         self._users: list[Drawing] = []
-        self._turn = threading.RLock()  # one call at a time: the layers read what belongs to it
+        self._turn = fork_safe_lock()  # one call at a time: the layers read what belongs to it
 
     def use(self, drawing: Drawing, entry: EntryPoint) -> None:
         """Inject at the network's present entry point, until :meth:`release`."""
         self._users.append(drawing)
-        if entry != self.entry or not self._forwards:
-            self.eject()
+        if entry != self.entry or len(self._users) == 1:
             self.entry = entry
             self.inject()
 
     def release(self, drawing: Drawing) -> None:
-        """Undo :meth:`use`. The last release leaves the network as it was."""
-        self._users.remove(drawing)
+        """Undo :meth:`use`. The last release leaves the network as it was. Idempotent."""
+        if drawing in self._users:
+            self._users.remove(drawing)
         if not self._users:
             self.eject()
+        elif not self._forwards:  # an interrupt came while another user injected it anew
+            self.inject()
 
     def inject(self) -> None:
-        """Replace the forwards of the network and of its layers."""
+        """Replace the forwards of the network and of its layers, in place of a replacement before."""
         with self._turn:
-            for layer in self._layers:
-                layer.inject()
-            self._forwards = [ReplacedForward(self.entry[0], self._call, self.entry[1])]
+            self.eject()
+            try:
+                for layer in self._layers:
+                    layer.inject()
+                self._forwards = self._replacements()
+                for forward in self._forwards:
+                    forward.replace()
+            except BaseException:
+                self.eject()
+                raise
+
+    def _replacements(self) -> list[ReplacedForward]:
+        return [ReplacedForward(self.entry[0], self._call, self.entry[1])]
 
     def eject(self) -> None:
         """Undo :meth:`inject`. Idempotent."""
@@ -118,10 +130,9 @@ class IdentityNetHalf(_Half):
     def __init__(self, net: Any, current: Current) -> None:
         super().__init__(net, current, filter(is_plain, cross_attention_layers(net).values()))
 
-    def inject(self) -> None:
-        """Replace the forward of the convolutions over the keypoint picture too."""
-        super().inject()
-        self._forwards.insert(0, ReplacedForward(self.model.controlnet_cond_embedding, self._hint))
+    def _replacements(self) -> list[ReplacedForward]:
+        """The forward of the convolutions over the keypoint picture too."""
+        return [ReplacedForward(self.model.controlnet_cond_embedding, self._hint), *super()._replacements()]
 
     def _draw(self, drawing: Drawing, before: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         kwargs |= dict(zip(_NAMES, args, strict=False))

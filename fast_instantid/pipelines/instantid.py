@@ -272,8 +272,10 @@ class InstantID:
             attachment.attach(drawing)
             yield self
         finally:
-            for mine in attachment.attached_for(self, block):  # attach() in the block may have put another there
-                attachment.detach(mine)
+            try:
+                attachment.end_block(self, block)  # attach() in the block may have put another there
+            finally:
+                attachment.end_block(self, block)  # completes what an interrupt left
 
     @property
     def scale(self) -> Scale:

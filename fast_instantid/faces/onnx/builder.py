@@ -30,7 +30,7 @@ class Builder:
         if isinstance(value, fx.Node):
             return value
         buffer = f"constant_{len(self.graph.nodes)}"
-        self.root.register_buffer(buffer, torch.from_numpy(value))
+        self.root.register_buffer(buffer, torch.from_numpy(owned(value)))
         return self.graph.get_attr(buffer)
 
     def constant(self, node: Node, index: int) -> Any:
@@ -44,13 +44,18 @@ class Builder:
         return self.graph.call_function(function, args, kwargs)
 
     def layer(self, module: nn.Module, x: fx.Node, **parameters: np.ndarray | None) -> fx.Node:
-        """Add a module that holds its weights in the file's mapping, and call it."""
+        """Add a module with its weights, and call it."""
         for name, array in parameters.items():
             if array is not None:
-                setattr(module, name, nn.Parameter(torch.from_numpy(array), requires_grad=False))
+                setattr(module, name, nn.Parameter(torch.from_numpy(owned(array)), requires_grad=False))
         name = f"{type(module).__name__.lower()}_{len(self.graph.nodes)}"
         self.root.add_module(name, module)
         return self.graph.call_module(name, (x,))
 
     def unsupported(self, node: Node, what: str) -> ModelFileError:
         return ModelFileError(f"{self.source.path}: operator {node.op} {what} is not supported by the torch backend")
+
+
+def owned(array: np.ndarray) -> np.ndarray:
+    """Copy what lies in the file's mapping: the file may be shortened later, and reading would kill the process."""
+    return np.require(array, requirements="O")

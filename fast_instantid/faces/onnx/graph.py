@@ -1,4 +1,4 @@
-"""ONNX files, read without the onnx package: the graph as dataclasses, the weights still in the memory-mapped file.
+"""ONNX files, read without the onnx package: the graph as dataclasses, large weights still in the memory-mapped file.
 
 The reader walks over the protobuf wire format (protobuf.dev, "Encoding") with the few field numbers of onnx.proto that
 face networks use. It saves a dependency, and identifying a file reads its header instead of its 260 MB.
@@ -20,7 +20,7 @@ import xxhash
 
 from ...errors import ModelFileError
 from ...recorder import stage
-from ...weights import existing_file
+from ...weights import MAPPED_FROM, FileVersion, existing_file, file_version
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -58,13 +58,18 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     content: memoryview
-    """The whole file, memory-mapped; it stays valid if the file is replaced."""
+    """The whole file, memory-mapped if it is large; it stays valid if the file is replaced."""
+    version: FileVersion
+    """Of the file when it was opened. Check the mapping around every use of content and initializers."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the file's content, as :func:`fast_instantid.weights.fingerprint`; computing it reads the file."""
         with stage("fingerprint", nbytes=len(self.content)):
-            return xxhash.xxh3_128(self.content).hexdigest()
+            self.version.check_mapping()
+            found = xxhash.xxh3_128(self.content).hexdigest()
+            self.version.check_mapping()
+            return found
 
 
 def read_graph(path: str | Path) -> Graph:
@@ -74,9 +79,13 @@ def read_graph(path: str | Path) -> Graph:
         ModelFileError: missing, empty, truncated, not ONNX, or with its weights in a second file.
     """
     path = existing_file(path, "an ONNX network")
-    with open(path, "rb") as file:
-        # Copy-on-write, because torch accepts writable buffers only; the file itself is never written.
-        buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    version = file_version(path)
+    if version.nbytes < MAPPED_FROM:
+        buffer = memoryview(np.fromfile(path, np.uint8))  # pyright: ignore[reportArgumentType]
+    else:
+        with open(path, "rb") as file:
+            # Copy-on-write, because torch accepts writable buffers only; the file itself is never written.
+            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     try:
         if buffer[:23] == b"version https://git-lfs":
             raise ValueError("a Git LFS pointer, not the file it points to")
@@ -89,7 +98,10 @@ def read_graph(path: str | Path) -> Graph:
         initializers = dict(map(_tensor, fields[5]))
         # Older exporters list the weights among the inputs too.
         inputs = tuple(value for value in map(_value, fields[11]) if value.name not in initializers)
-        return Graph(path, tuple(map(_node, fields[1])), initializers, inputs, tuple(map(_value, fields[12])), buffer)
+        nodes, outputs = tuple(map(_node, fields[1])), tuple(map(_value, fields[12]))
+        if file_version(path) != version:
+            raise ValueError("it changed while it was read")
+        return Graph(path, nodes, initializers, inputs, outputs, buffer, version)
     except (struct.error, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,9 +11,9 @@ import torch
 from torch import nn
 
 from ...errors import BackendError, ModelFileError
+from ...locks import fork_safe_lock
 from ...placement import Placement
 from ...recorder import stage
-from ...weights import fingerprint
 from .graph import Graph
 from .module import check_operators, to_module
 from .onednn import has_onednn, use_onednn
@@ -58,7 +56,7 @@ def load_network(
             raise BackendError(
                 f"face backend 'onnxruntime' computes in the dtype of the file: {dtype} needs backend 'torch'"
             )
-        return OnnxRuntimeNetwork(graph.path, str(device or "cpu"))
+        return OnnxRuntimeNetwork(graph, str(device or "cpu"))
     raise BackendError(f"face backend {backend!r} is not known: choose 'torch' or 'onnxruntime'")
 
 
@@ -81,7 +79,7 @@ class TorchNetwork:
         self._approximate = approximate
         self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
-        self._loading = threading.Lock()
+        self._loading = fork_safe_lock()
         self._module: nn.Module | None = None
 
     @property
@@ -96,12 +94,14 @@ class TorchNetwork:
         """The loaded network.
 
         Raises:
-            ModelFileError: the nodes of the file do not fit together.
+            ModelFileError: the nodes of the file do not fit together, or it was written to since it was opened.
         """
         with self._loading:
             if self._module is None:
                 with stage("load network"):
+                    self._graph.version.check_mapping()
                     module = to_module(self._graph).to(self.dtype)
+                    self._graph.version.check_mapping()
                     if self._uses_onednn:
                         fixed_size = None not in self._graph.inputs[0].shape[2:]
                         self._module = self.place(use_onednn(module, fixed_size))
@@ -138,7 +138,7 @@ class TorchNetwork:
 class OnnxRuntimeNetwork:
     """The network in an onnxruntime session, on the requested provider and no other."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, graph: Graph, device: str) -> None:
         name, _, index = device.partition(":")
         self.provider = PROVIDERS.get(name.lower(), name)
         if self.provider not in PROVIDERS.values():
@@ -151,8 +151,9 @@ class OnnxRuntimeNetwork:
         self.backend = f"onnxruntime ({self.provider}{f', device {int(index)}' if index else ''})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
         with stage("load network"):
-            self.result_id = f"{fingerprint(path)}/onnxruntime/{self.provider}"
-            self._session = _session(path, self.provider, settings)
+            self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
+            self._session = _session(graph, self.provider, settings)
+            graph.version.check_mapping()
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
@@ -164,7 +165,7 @@ class OnnxRuntimeNetwork:
 
 Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
 
-_precision_lock = threading.Lock()
+_precision_lock = fork_safe_lock()
 
 
 @contextmanager
@@ -195,7 +196,7 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
     return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
-def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
+def _session(graph: Graph, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
     """A session that runs any batch size; an error where onnxruntime would fall back to the CPU."""
     try:
         import onnx
@@ -216,8 +217,8 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
     # Each session has its own threads. If the detector's kept spinning after a run, they would take cores from the
     # recogniser; "python -m benchmarks faces" measures the cost for insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source: str | bytes = str(path)
-    model: Any = onnx.load(source, load_external_data=False)
+    source = bytes(graph.content)
+    model: Any = onnx.load_model_from_string(source)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.dim_value == 1:
         # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
@@ -227,7 +228,7 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelFileError(f"{path}: onnxruntime cannot load it: {error}") from error
+        raise ModelFileError(f"{graph.path}: onnxruntime cannot load it: {error}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .builder import Builder
+from .builder import Builder, owned
 from .graph import DTYPES, Node
 
 Handler: TypeAlias = Callable[[Builder, Node], Any]
@@ -64,7 +64,7 @@ def _batch_norm(b: Builder, node: Node) -> fx.Node:
     # Some versions of torch refuse 0. The smallest float changes no variance but 0.
     epsilon = node.attributes.get("epsilon", 1e-5) or torch.finfo(torch.float32).tiny
     module = nn.BatchNorm2d(len(mean), eps=epsilon)
-    module.running_mean, module.running_var = torch.from_numpy(mean), torch.from_numpy(variance)
+    module.running_mean, module.running_var = torch.from_numpy(owned(mean)), torch.from_numpy(owned(variance))
     return b.layer(module, b.tensor(node.inputs[0]), weight=scale, bias=shift)
 
 
