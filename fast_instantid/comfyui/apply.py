@@ -57,6 +57,12 @@ def compute_dtype(model: ModelPatcher) -> torch.dtype:
     return torch.float16 if comfy.model_management.should_use_fp16() else torch.float32
 
 
+def _check_finite(**given: float | Tensor | None) -> None:
+    for name, value in given.items():
+        if value is not None and not torch.as_tensor(value).isfinite().all():
+            raise FastInstantIDError(f"{name} holds NaN or infinity: the picture would be black")
+
+
 def apply_to_model(
     model: ModelPatcher,
     identity: Identity,
@@ -75,8 +81,9 @@ def apply_to_model(
         mask: active region, ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size. Image i gets mask i.
 
     Raises:
-        FastInstantIDError: unknown layers, or an empty mask.
+        FastInstantIDError: unknown layers, an empty mask, or NaN or infinity in a number or the mask.
     """
+    _check_finite(weight=weight, start_at=start_at, end_at=end_at)
     if layers not in LAYERS:
         raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     clone = model.clone()
@@ -115,7 +122,11 @@ def apply_to_conditioning(
         keypoints: the keypoint picture, ``(B, H, W, 3)`` in 0..1.
         strength: of the IdentityNet. It is left out at 0, where the host would run it for a result of zeros.
         mask: active region of the positive conditioning, ``(H, W)`` or ``(M, H, W)``.
+
+    Raises:
+        FastInstantIDError: NaN or infinity in a number, the keypoint picture or the mask.
     """
+    _check_finite(strength=strength, start_at=start_at, end_at=end_at, image_kps=keypoints, mask=mask)
     hint = keypoints.movedim(-1, 1)
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.

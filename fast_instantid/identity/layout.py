@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,12 +36,15 @@ class Strength:
         device: of the sampling.
 
     Raises:
-        FastInstantIDError: an empty mask.
+        FastInstantIDError: an empty mask, or NaN or infinity in the weight or the mask.
     """
 
+    @torch.inference_mode(False)  # its tensors outlive this run, and the next one may train
     def __init__(self, weight: float, mask: Tensor | None, device: torch.device) -> None:
         if mask is not None and not mask.numel():
             raise FastInstantIDError(f"the mask is empty: it has the shape {list(mask.shape)}")
+        if not math.isfinite(weight) or (mask is not None and not mask.isfinite().all()):
+            raise FastInstantIDError(f"NaN or infinity in the {'mask' if math.isfinite(weight) else 'weight'}")
         self.weight = weight
         self.mask = None if mask is None else mask_batch(mask).to(device, torch.float32)
         # A compiled graph would bake in a number and recompile when it changes.
@@ -69,7 +73,8 @@ class Strength:
         if scale is None:
             if len(self._scales) >= 16:  # two per run, more with AnimateDiff's sliding windows
                 self._scales.clear()
-            scale = self._scales[key] = self._on_layer(self.mask, query, layout)
+            with torch.inference_mode(False):
+                scale = self._scales[key] = self._on_layer(self.mask, query, layout)
         return scale
 
     def _on_layer(self, mask: Tensor, query: Tensor, layout: Layout) -> Tensor:
@@ -97,7 +102,8 @@ class LayerFace:
 
     def entry(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
         """Return keys, values and scale for queries ``(B, N, C)``."""
-        if torch.compiler.is_compiling():  # a cached entry would become a constant of the graph
+        # A cached entry would become a constant of a compiled graph, and hold the graph of a key that is trained.
+        if torch.compiler.is_compiling() or self.key.requires_grad:
             entry = self._laid_out(query, heads, layout)
         else:
             key = layout.chunks, heads, query.dtype, query.device
@@ -105,7 +111,8 @@ class LayerFace:
             if entry is None:
                 if len(self._entries) >= 4:  # one or two per run; copies take memory
                     self._entries.clear()
-                entry = self._entries[key] = self._laid_out(query, heads, layout)
+                with torch.inference_mode(False):
+                    entry = self._entries[key] = self._laid_out(query, heads, layout)
             if self.strength.mask is None and entry.scale == self.strength.weight:
                 return entry
         return entry._replace(scale=self.strength.scale(query, layout))

@@ -192,7 +192,7 @@ class InstantID:
         if prompt is not None:
             options["prompt"] = prompt
         if seed is not None:
-            options["generator"] = torch.Generator().manual_seed(seed)
+            options["generator"] = torch.Generator("cpu").manual_seed(seed)
         with self.attached(people, scale, approximations):
             return self.pipe(**call_options(self, people, keypoints, options))
 
