@@ -91,46 +91,40 @@ def autocasts(device_type: str) -> bool:
         return torch.is_autocast_enabled(device_type)
     except TypeError:  # torch before 2.4
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    except RuntimeError:  # a type without autocast, such as meta
+        return False
 
 
 _SETTINGS = (
-    *(f"cuda.matmul.{name}" for name in ("fp32_precision", "allow_tf32", "allow_fp16_accumulation")),
+    *("fp32_precision", "cuda.matmul.fp32_precision", "cuda.matmul.allow_tf32", "cuda.matmul.allow_fp16_accumulation"),
     *(f"cuda.matmul.allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")),
-    *(f"cudnn.{name}" for name in ("conv.fp32_precision", "allow_tf32", "enabled", "benchmark", "deterministic")),
-    *(f"mkldnn.{name}" for name in ("matmul.fp32_precision", "conv.fp32_precision", "enabled", "deterministic")),
+    *(f"{library}.{name}" for library in ("cudnn", "mkldnn") for name in ("enabled", "benchmark", "deterministic")),
+    *("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
 )
-"""Below ``torch.backends``; each version of torch has some of them."""
+"""Below ``torch.backends``; each version of torch has some. TF32 of cuDNN is not here: what is cached is without it."""
 
 
 def numeric_settings() -> list[str]:
     """torch's settings of the whole process that change numbers, as parts of a key: TF32, deterministic mode, ..."""
-    attention = torch.backends.cuda
-    values: list[object] = [
-        torch.are_deterministic_algorithms_enabled(),
-        *(f() for f in (attention.flash_sdp_enabled, attention.math_sdp_enabled, attention.mem_efficient_sdp_enabled)),
-    ]
+    cuda = torch.backends.cuda  # whose choice of attention holds on a CPU too
+    values: list[object] = [torch.are_deterministic_algorithms_enabled()]
+    values += [cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()]
     for name in _SETTINGS:
         try:
             values.append(attrgetter(name)(torch.backends))
         except (AttributeError, RuntimeError):  # not of this version, or its other name is in use
             values.append(None)
-    return [str(value) for value in values]
+    return ["ieee" if value == "none" else str(value) for value in values]  # two words for full precision
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch or onnxruntime found no memory: torch has a class for it on a GPU, and none on the CPU."""
-    said = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        words in said for words in ("out of memory", "allocate memory", "alloc_failed")
-    )
+    said = f"{type(error).__name__} {error}".lower()
+    return any(words in said for words in ("outofmemory", "out of memory", "allocate memory", "alloc_failed"))
 
 
 def in_batches(count: int, at_once: int, run: Callable[[slice], Sequence[Result]]) -> list[Result]:
-    """The results of ``run`` for parts of ``range(count)``, half as large wherever memory does not hold them.
-
-    Raises:
-        Exception: whatever ``run`` raises, out of memory only for a single item.
-    """
+    """The results of ``run`` for parts of ``range(count)``, half as large from where memory does not hold them."""
     results: list[Result] = []
     while len(results) < count:
         part = slice(len(results), min(len(results) + at_once, count))

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import onnx
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
-from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH, write_tiny_identitynet, write_tiny_sdxl
-from fast_instantid import Cache, FaceAnalyzer, Identity, InstantID
+from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH
+from fast_instantid import Cache, FaceAnalyzer, Identity, InstantID, Subject
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NotFiniteError
 from fast_instantid.faces.onnx.network import TorchNetwork
@@ -83,7 +84,8 @@ def made(file, pack, photo, cache):
     rows = [analyzer.embed(photo, faces[0].kps), *(face.kps for face in faces[:3])]
     identities = [adapter.identity(EMBEDDING, noise=noise) for noise in (0.0, 0.35)]
     tensors = [tensor for identity in identities for tensor in identity.to_record().values()]
-    return [*map(torch.from_numpy, map(np.array, rows)), *tensors]
+    with torch.inference_mode(False):
+        return [*map(torch.from_numpy, map(np.array, rows)), *tensors]
 
 
 @pytest.mark.parametrize("around", AROUND)
@@ -118,34 +120,26 @@ def test_what_a_run_reuses_is_computed_anew_under_other_settings():
             assert reuse(layer, text) is not first
 
 
-def test_a_run_in_inference_mode_leaves_nothing_that_cannot_be_trained_with(own_pipe, identity):
+def test_a_run_in_inference_mode_leaves_nothing_that_cannot_be_trained_with(pipe, identity):
     """What is laid out for a run is kept for the next one, which may train the networks."""
-    own_pipe.to(torch.float64)  # so that keys, values and tokens are laid out in another dtype than the identity's
-    mask = torch.ones(16, 16)
+    region = Subject(identity.to(dtype=torch.float64), 0.7, torch.ones(16, 16))  # its keys are laid out as a copy
     with torch.inference_mode():
-        instantid = InstantID(own_pipe, identity_net=0, reuse=False)
-        instantid.attach(identity)
-        instantid._attached_now()._masks[0] = mask[None]
-        instantid.scale = 0.7
-        sample(own_pipe, steps=1)
-    own_pipe.unet.requires_grad_(True)
-    own_pipe.controlnet.requires_grad_(True)
-    generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, 4, 16, 16, generator=generator, dtype=torch.float64)
-    text = torch.randn(2, 8, TOKEN_WIDTH, generator=generator, dtype=torch.float64)
-    added = {"text_embeds": noisy.new_zeros(2, TOKEN_WIDTH), "time_ids": noisy.new_zeros(2, 6)}
-    hint = noisy.new_zeros(2, 3, 128, 128)
+        instantid = InstantID(pipe, identity_net=0)
+        instantid.attach(region)
+        sample(pipe, steps=1)
+    noisy, text = torch.randn(2, 4, 16, 16), torch.randn(2, 8, TOKEN_WIDTH)
+    added = {"text_embeds": torch.zeros(2, TOKEN_WIDTH), "time_ids": torch.zeros(2, 6)}
     for _ in range(2):
-        down, mid = own_pipe.controlnet(noisy, 500, text, hint, added_cond_kwargs=added, return_dict=False)
-        own_pipe.unet(
-            noisy, 500, text, added_cond_kwargs=added,
-            down_block_additional_residuals=down, mid_block_additional_residual=mid,
-        ).sample.sum().backward()  # fmt: skip
+        down, mid = pipe.controlnet(
+            noisy, 500, text, torch.zeros(2, 3, 128, 128), added_cond_kwargs=added, return_dict=False
+        )
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        pipe.unet(noisy, 500, text, added_cond_kwargs=added, **residuals).sample.sum().backward()
     instantid.detach()
-    assert all(
-        layer.attn2.to_q.weight.grad.abs().max() > 0
-        for layer in own_pipe.unet.mid_block.attentions[0].transformer_blocks
-    )
+    for network in (pipe.unet, pipe.controlnet):
+        weight = network.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight
+        assert weight.grad.abs().max() > 0
+        network.zero_grad()
 
 
 def damage(file, value, name=""):
@@ -203,12 +197,11 @@ def test_a_network_of_finite_weights_with_infinite_results_is_refused(backend, o
         analyzer.embed(astronaut)
 
 
-def test_half_precision_that_overflows_is_told_and_not_no_face(own_pack, astronaut):
-    for _ in range(2):
-        damage(own_pack / "scrfd_10g_bnkps.onnx", 1e6)
-    analyzer = FaceAnalyzer.load(own_pack, device="cpu", dtype="float16", cache=Cache())
+def test_half_precision_that_overflows_is_told(own_pack, astronaut):
+    damage(own_pack / "glintr100.onnx", 1e6)
+    FaceAnalyzer.load(own_pack, device="cpu", cache=Cache()).embed(astronaut)
     with pytest.raises(ModelFileError, match="compute in float32"):
-        analyzer.detect(astronaut)
+        FaceAnalyzer.load(own_pack, device="cpu", dtype="float16", cache=Cache()).embed(astronaut)
 
 
 def with_width(pack, width, declared):
@@ -238,6 +231,11 @@ def test_a_recogniser_that_does_not_say_its_width_or_a_wrong_one_is_refused_when
         FaceAnalyzer.load(own_pack, device="cpu", cache=Cache()).embed(astronaut)
 
 
+def test_a_threshold_of_nan_is_refused_and_not_no_face(tiny_pack):
+    with pytest.raises(ValueError, match="threshold NaN"):
+        FaceAnalyzer.load(tiny_pack, device="cpu").prepare(det_thresh=math.nan)
+
+
 @pytest.mark.parametrize("embedding", [np.full(512, np.nan), np.zeros(256), np.full(512, np.inf)])
 def test_the_embeddings_of_a_foreign_analysis_are_checked_too(embedding, astronaut):
     class Analysis:
@@ -257,6 +255,10 @@ class SmallGPU(TorchNetwork):
         super().__init__(network._graph, network.device)
         self.on_cpu, self.backend, self.batches = False, "torch (cuda:0)", []
 
+    @property
+    def result_id(self):
+        return f"{super().result_id} on a GPU"
+
     def run(self, images, mean, scale):
         self.batches.append(len(images))
         if len(images) > self.room:
@@ -265,9 +267,7 @@ class SmallGPU(TorchNetwork):
 
 
 @pytest.mark.parametrize("room", [3, 1, 0])
-def test_a_gpu_without_memory_gets_smaller_batches_and_then_the_cpu_runs(
-    room, tiny_pack, astronaut, caplog, monkeypatch
-):
+def test_a_gpu_without_memory_gets_smaller_batches_and_then_the_cpu(room, tiny_pack, astronaut, caplog, monkeypatch):
     monkeypatch.setattr(SmallGPU, "room", room)
     photos = [np.roll(astronaut, 8 * i, axis=0) for i in range(5)]
     expected = FaceAnalyzer.load(tiny_pack, device="cpu", cache=Cache())
@@ -275,7 +275,7 @@ def test_a_gpu_without_memory_gets_smaller_batches_and_then_the_cpu_runs(
     networks = analyzer.networks
     small = [SmallGPU(model.network) for model in (networks.detector, networks.recognizer)]
     networks.detector.network, networks.recognizer.network = small
-    np.testing.assert_allclose(analyzer.embed(photos), expected.embed(photos), rtol=1e-5)
+    np.testing.assert_allclose(analyzer.embed(photos), expected.embed(photos), atol=1e-4)
     assert small[0].batches == small[1].batches == {3: [5, 2, 2, 1], 1: [5, 2, 1, 1, 1, 1, 1], 0: [5, 2, 1]}[room]
     told = caplog.text.count("it runs on the CPU this time")
     assert told == (0 if room else 2)
@@ -312,26 +312,21 @@ def test_an_adapter_of_other_numbers_than_floats_is_refused(name, dtype, file, t
         Adapter.load(tmp_path / "ip-adapter.bin", "cpu")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_an_adapter_with_one_damaged_weight_makes_no_identity(value, file, tmp_path):
+def test_an_adapter_with_one_damaged_weight_makes_no_identity(file, tmp_path):
     nested = torch.load(file)
-    for part, name in (
-        ("image_proj", "latents"),
-        ("image_proj", "proj_in.weight"),
-        ("image_proj", "layers.0.0.to_kv.weight"),
-        ("image_proj", "layers.1.0.norm2.bias"),
-        ("image_proj", "layers.1.1.1.weight"),
-        ("image_proj", "norm_out.bias"),
-        ("ip_adapter", "1.to_k_ip.weight"),
-        ("ip_adapter", "139.to_v_ip.weight"),
+    for part, name, value in (
+        ("image_proj", "latents", math.nan),
+        ("image_proj", "layers.0.0.to_kv.weight", -math.inf),
+        ("image_proj", "layers.1.1.1.weight", math.inf),
+        ("ip_adapter", "1.to_k_ip.weight", math.nan),
+        ("ip_adapter", "139.to_v_ip.weight", -math.inf),
     ):
         tensors = copy.deepcopy(nested)
-        tensors[part][name].flatten()[7:8].fill_(value)
+        tensors[part][name].view(-1)[7] = value
         torch.save(tensors, tmp_path / "ip-adapter.bin")
         adapter = Adapter.load(tmp_path / "ip-adapter.bin", "cpu", cache=Cache())
-        for _ in range(2):
-            with pytest.raises(ModelFileError, match=rf"{part}.{name} holds NaN or infinity"):
-                adapter.identity(EMBEDDING)
+        with pytest.raises(ModelFileError, match=rf"{part}.{name} holds NaN or infinity"):
+            adapter.identity(EMBEDDING)
     assert main(["convert", str(tmp_path / "ip-adapter.bin")]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["ip-adapter.bin"]
 
@@ -376,8 +371,8 @@ def test_an_identity_file_from_before_the_checksum_is_read(saved, tmp_path):
         (lambda t: t["tokens"][0, 0, 0, :1].fill_(math.inf), "tokens holds NaN or infinity"),
         (lambda t: t.update({"5.key": t["5.key"].int()}), "5.key is of torch.int32"),
         (lambda t: t.update({"5.key": t["5.key"].half()}), "5.key is of torch.float16"),
-        (lambda t: t.update({"5.key": t["5.key"][:, 1:]}), "layer 5 has a key and a value of shape"),
-        (lambda t: t.update({"5.key": t["5.key"][:, 1:], "5.value": t["5.value"][:, 1:]}), "layer 5 has a key"),
+        (lambda t: t.update({"5.key": t["5.key"][:, 1:].clone()}), "layer 5 has a key and a value of shape"),
+        (lambda t: t.update({name: t[name][:, 1:].clone() for name in ("5.key", "5.value")}), "layer 5 has a key"),
         (lambda t: t.update({"tokens": t["tokens"][:1]}), "tokens of shape"),
         (lambda t: t.pop("tokens"), "tokens of shape"),
         (lambda t: t.update({"more": torch.zeros(1)}), "layer 70 has a key"),
@@ -408,46 +403,25 @@ def test_the_likeness_to_nothing_is_a_number():
 @contextmanager
 def nan_in(network):
     """One weight of a network is NaN."""
-    weight = next(network.parameters())
-    before = weight.detach().flatten()[0].item()
-    weight.data.view(-1)[0] = math.nan
+    weight = [*network.parameters()][-1].data.view(-1)[:1]
+    before = weight.clone()
+    weight.fill_(math.nan)
     try:
         yield
     finally:
-        weight.data.view(-1)[0] = before
+        weight.copy_(before)
 
 
-@pytest.mark.parametrize("which", ["unet", "controlnet", "vae", "text_encoder_2"])
-def test_a_picture_of_nan_is_an_error_and_not_black(which, own_pipe, identity):
-    instantid = InstantID(own_pipe, identity_net=0)
-    network = getattr(own_pipe, which)
-    options = {"num_inference_steps": 1, "keypoints": KEYPOINTS}
-    before = vars(own_pipe.image_processor).copy()
-    with nan_in(network.decoder if which == "vae" else network):
-        with pytest.raises(NotFiniteError, match="picture 1 of 1 holds NaN or infinity.*use dtype bfloat16 or float32"):
-            instantid("a man", identity, **options)
+def test_a_picture_of_nan_is_an_error_and_not_black(pipe, identity):
+    instantid = InstantID(pipe, identity_net=0)
+    before = vars(pipe.image_processor).copy()
+    draw = partial(instantid, "a man", identity, keypoints=KEYPOINTS, num_inference_steps=1)
+    for network in (pipe.unet, pipe.controlnet, pipe.text_encoder_2, pipe.vae.decoder):
+        with nan_in(network), pytest.raises(NotFiniteError, match=r"picture 1 of 1 holds NaN.*bfloat16 or float32"):
+            draw()
+    with nan_in(pipe.vae.decoder):
         with instantid.attached(identity), pytest.raises(NotFiniteError):
-            own_pipe("a man", image=KEYPOINTS, num_inference_steps=1)
-        assert torch.isnan(instantid("a man", identity, output_type="pt", **options).images).any(), "seen by the caller"
-    assert vars(own_pipe.image_processor) == before
-    assert instantid("a man", identity, **options).images[0].size == KEYPOINTS.size
-
-
-def test_the_shell_fails_for_a_picture_of_nan_and_writes_none(tmp_path, tiny_pack, file, astronaut, capsys):
-    Image.fromarray(astronaut).save(tmp_path / "photo.png")
-    base, instantid = write_tiny_sdxl(tmp_path / "base"), tmp_path / "instantid"
-    write_tiny_identitynet(instantid / "ControlNetModel")
-    shutil.copy(file, instantid)
-    weights = next((base / "vae").glob("*.safetensors"))
-    tensors = load_file(weights)
-    tensors["decoder.conv_out.bias"][1] = math.nan
-    save_file(tensors, weights, {"format": "pt"})
-    output = tmp_path / "out.png"
-    command = ["generate", "--photo", str(tmp_path / "photo.png"), "--prompt", "x", "--steps", "1", "--size", "64x64"]
-    command += ["--base", str(base), "--instantid", str(instantid), "--pack", str(tiny_pack), "--device", "cpu"]
-    assert main([*command, "--json", "-o", str(output)]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "error: picture 1 of 1 holds NaN" in printed.err
-    assert "bfloat16 or float32" in printed.err
-    assert not output.exists()
+            pipe("a man", image=KEYPOINTS, num_inference_steps=1)
+        assert torch.isnan(draw(output_type="pt").images).any(), "the caller sees it"
+    assert vars(pipe.image_processor) == before
+    assert draw().images[0].size == KEYPOINTS.size

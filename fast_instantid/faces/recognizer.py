@@ -44,11 +44,7 @@ class Recognizer:
 
 
 def checked_embeddings(rows: Sequence[np.ndarray], count: int, source: str) -> np.ndarray:
-    """``(count, 512)`` float32 of one row each.
-
-    Raises:
-        BackendError: another width, or NaN or infinity.
-    """
+    """``(count, 512)`` float32 of one row for each face; a BackendError for others, and for NaN or infinity."""
     widths = {row.size for row in rows}
     if len(rows) != count or widths - {EMBEDDING_DIM}:
         raise BackendError(

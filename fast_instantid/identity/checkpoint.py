@@ -44,7 +44,7 @@ class AdapterWeights:
         return tensors
 
     def refuse_non_finite(self) -> None:
-        """Read all tensors and raise a ModelFileError that names the first one with NaN or infinity, if there is any."""
+        """Read all tensors, and raise a ModelFileError that names the first one with NaN or infinity."""
         for name, tensor in self.named_tensors().items():
             if not tensor.isfinite().all():
                 raise ModelFileError(f"{self.path}: {name} holds NaN or infinity; download it again")

@@ -213,11 +213,7 @@ def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]
 
 
 def _checked_postprocess(before: Any, image: Any, output_type: str = "pil", *args: Any, **kwargs: Any) -> Any:
-    """Refuse NaN and infinity, which PIL pictures show as black and white; in a tensor the caller sees them.
-
-    Raises:
-        NotFiniteError: says which pictures, and what to try.
-    """
+    """Refuse NaN and infinity with a NotFiniteError where a PIL picture would hide them; a tensor shows them."""
     if output_type == "pil" and isinstance(image, Tensor):
         finite = image.isfinite().flatten(1).all(1).tolist()  # waits for the GPU, as the conversion to PIL does next
         if not all(finite):

@@ -102,7 +102,7 @@ class TorchNetwork:
         """
         with self._loading:
             if self._module is None:
-                with stage("load network"):
+                with stage("load network"), torch.device("cpu"):  # whatever torch's default device is
                     check_weights(self._graph)
                     module = to_module(self._graph).to(self.dtype)
                     if self._uses_onednn:
@@ -177,11 +177,7 @@ class OnnxRuntimeNetwork:
 
 
 def check_weights(graph: Graph) -> None:
-    """Refuse a network with a damaged weight: infinity may vanish in a ReLU, and NaN in a comparison of scores.
-
-    Raises:
-        ModelFileError: NaN or infinity; names the tensor.
-    """
+    """Refuse NaN and infinity with a ModelFileError: infinity may vanish in a ReLU, and NaN in a comparison."""
     for name, weight in graph.initializers.items():
         if weight.dtype.kind == "f" and not np.isfinite(weight).all():
             raise ModelFileError(f"{graph.path}: its tensor {name!r} holds NaN or infinity; download it again")
