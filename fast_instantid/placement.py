@@ -96,25 +96,25 @@ def autocasts(device_type: str) -> bool:
 
 
 _SETTINGS = (
-    *("fp32_precision", "cuda.matmul.fp32_precision", "cuda.matmul.allow_tf32", "cuda.matmul.allow_fp16_accumulation"),
-    *(f"cuda.matmul.allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")),
-    *(f"{library}.{name}" for library in ("cudnn", "mkldnn") for name in ("enabled", "benchmark", "deterministic")),
-    *("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
+    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "backends.fp32_precision"),
+    *(f"backends.cuda.{kind}_sdp_enabled" for kind in ("flash", "math", "mem_efficient")),  # of the CPU's attention too
+    *(f"backends.cuda.matmul.{name}" for name in ("fp32_precision", "allow_tf32", "allow_fp16_accumulation")),
+    *(f"backends.cuda.matmul.allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")),
+    *(f"backends.cudnn.{name}" for name in ("enabled", "benchmark", "deterministic")),  # no TF32: see _exact_float32
+    *(f"backends.mkldnn.{name}" for name in ("enabled", "matmul.fp32_precision", "conv.fp32_precision")),
 )
-"""Below ``torch.backends``; each version of torch has some. TF32 of cuDNN is not here: what is cached is without it."""
 
 
 def numeric_settings() -> list[str]:
     """torch's settings of the whole process that change numbers, as parts of a key: TF32, deterministic mode, ..."""
-    cuda = torch.backends.cuda  # whose choice of attention holds on a CPU too
-    values: list[object] = [torch.are_deterministic_algorithms_enabled()]
-    values += [cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()]
+    values: list[str] = []
     for name in _SETTINGS:
         try:
-            values.append(attrgetter(name)(torch.backends))
+            value = attrgetter(name)(torch)
+            values.append(str(value() if callable(value) else value).replace("none", "ieee"))  # both: full precision
         except (AttributeError, RuntimeError):  # not of this version, or its other name is in use
-            values.append(None)
-    return ["ieee" if value == "none" else str(value) for value in values]  # two words for full precision
+            values.append("")
+    return values
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -431,3 +431,20 @@ def test_controlnet_applied_after_ours(apply, model, controlnet, portraits):
     alone = [[[text, options | {"control": other.copy()}] for text, options in c] for c in conditionings]
     assert distance(both, sample(patched, *alone)) > ACTS
     assert torch.equal(sample(patched, *conditionings), once)
+
+
+@pytest.mark.parametrize("name", ["ip_weight", "cn_strength", "start_at", "end_at", "noise", "mask", "image_kps"])
+def test_nan_is_refused_by_the_node(apply, model, name):
+    value: Any = float("nan")
+    if name in ("mask", "image_kps"):
+        value = torch.ones(1, 64, 64, 3)[..., 0 if name == "mask" else slice(None)].clone()
+        value[0, 5, 5] = torch.nan
+    with pytest.raises(Exception, match=r"NaN|noise nan"):
+        apply(model, **{name: value})
+
+
+def test_a_latent_of_nan_is_an_error_of_the_sampler_and_no_black_picture(apply, model, positive):
+    [[text, options]] = positive
+    patched = apply(model, positive=[[text * torch.nan, options]])
+    with pytest.raises(Exception, match=r"the UNet made NaN or infinity.*--bf16-unet"):
+        sample(*patched)
