@@ -73,7 +73,7 @@ def best_device() -> torch.device:
 
 
 @contextmanager
-def exact(device: torch.device) -> Generator[None]:
+def thread_defaults(device: torch.device) -> Generator[None]:
     """Compute what is cached as if the caller had set nothing: no autocast, no gradients, no inference mode.
 
     Settings of the whole process stay as they are and belong into the key: :func:`numeric_settings`.

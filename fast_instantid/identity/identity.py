@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cache import Cache, Record, content_key, shared_cache
 from ..errors import FastInstantIDError, ModelFileError, NotFiniteError
-from ..placement import DTYPES, Placement, device_and_dtype, exact, numeric_settings
+from ..placement import DTYPES, Placement, device_and_dtype, numeric_settings, thread_defaults
 from ..recorder import stage
 from ..sources import local_path
 from ..weights import read_tensors, write_safetensors
@@ -228,7 +228,7 @@ class Adapter:
                 f"got {tuple(tensor.shape)}"
             )
         device, dtype = self.placement.device, self.placement.dtype
-        with stage("identity"), exact(device):
+        with stage("identity"), thread_defaults(device):
             combined = combine_embeddings(rows, combine)
             if not combined.isfinite().all():
                 raise FastInstantIDError(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import BackendError, ModelFileError
-from ...placement import Placement, exact
+from ...placement import Placement, thread_defaults
 from ...recorder import stage
 from ...weights import fingerprint
 from .graph import Graph
@@ -136,7 +136,12 @@ class TorchNetwork:
         """
         module = self.module
         device = next(module.parameters()).device  # ComfyUI may have moved the weights
-        with stage("network", nbytes=images.nbytes), exact(device), torch.inference_mode(), _exact_float32(device):
+        with (
+            stage("network", nbytes=images.nbytes),
+            thread_defaults(device),
+            torch.inference_mode(),
+            _exact_float32(device),
+        ):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
             outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
             return _finite([output.float().cpu().numpy() for output in outputs], self._graph.path, self.backend)
