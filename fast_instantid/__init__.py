@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from . import miniature
     from .attention import identity_attention
     from .cache import Cache
-    from .errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError, OfflineError
+    from .errors import (
+        BackendError,
+        FastInstantIDError,
+        ImageError,
+        ModelFileError,
+        NoFaceError,
+        NotFiniteError,
+        OfflineError,
+    )
     from .faces import Face, FaceAnalyzer, draw_keypoints, keypoint_picture, largest
     from .identity import Adapter, Identity
     from .images import load_image

@@ -203,7 +203,7 @@ def _seen_crop(drawing: Drawing) -> Generator[None]:
 @contextmanager
 def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]) -> Generator[None]:
     """Replace a method of a part of the pipeline, if it has that; called as ``replacement(before, ...)``."""
-    owner = getattr(pipe, part, None)
+    owner: Any = getattr(pipe, part, None)
     replaced = ReplacedForward(owner, replacement, method) if hasattr(owner, method) else None
     try:
         yield
