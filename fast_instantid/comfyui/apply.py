@@ -83,7 +83,7 @@ def apply_to_model(
     Raises:
         FastInstantIDError: unknown layers, an empty mask, or NaN or infinity in a number or the mask.
     """
-    _check_finite(weight=weight, start_at=start_at, end_at=end_at)
+    _check_finite(weight=weight, start_at=start_at, end_at=end_at, mask=mask)
     if layers not in LAYERS:
         raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     clone = model.clone()

@@ -17,7 +17,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .observe.networks import control_net_stages, networks_of
@@ -55,27 +54,16 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Provide a :class:`HintCache` for this run, and refuse a latent with NaN, which the VAE would decode to black.
-
-    Raises:
-        NotFiniteError: NaN or infinity in the latent.
-    """
+    """Provide a :class:`HintCache` for this run."""
     options = getattr(executor.class_obj, "model_options", {}).get("transformer_options")
     if options is None or not is_enabled():
-        options = {}
+        return executor(*args, **kwargs)
     hints = options[_HINTS] = HintCache()
     try:
-        latent = executor(*args, **kwargs)
+        return executor(*args, **kwargs)
     finally:
         options.pop(_HINTS, None)
         hints.clear()
-    # Once per run: the host moves the latent to main memory next.
-    if isinstance(latent, Tensor) and not latent.isfinite().all():
-        raise NotFiniteError(
-            "the UNet made NaN or infinity, and the picture would be black: start ComfyUI with --fp32-unet or "
-            "--bf16-unet, lower the weights of InstantID, LoRAs and CFG, or download the checkpoint again"
-        )
-    return latent
 
 
 def _predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:

@@ -441,10 +441,3 @@ def test_nan_is_refused_by_the_node(apply, model, name):
         value[0, 5, 5] = torch.nan
     with pytest.raises(Exception, match=r"NaN|noise nan"):
         apply(model, **{name: value})
-
-
-def test_a_latent_of_nan_is_an_error_of_the_sampler_and_no_black_picture(apply, model, positive):
-    [[text, options]] = positive
-    patched = apply(model, positive=[[text * torch.nan, options]])
-    with pytest.raises(Exception, match=r"the UNet made NaN or infinity.*--bf16-unet"):
-        sample(*patched)
