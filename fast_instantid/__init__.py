@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from . import miniature
     from .attention import identity_attention
     from .cache import Cache
-    from .errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError, OfflineError
+    from .errors import (
+        BackendError,
+        FastInstantIDError,
+        ImageError,
+        ModelFileError,
+        NoFaceError,
+        NotFiniteError,
+        OfflineError,
+    )
     from .faces import Face, FaceAnalyzer, draw_keypoints, keypoint_picture, largest
     from .identity import Adapter, Identity
     from .images import load_image
@@ -22,7 +30,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": ("identity_attention",),
     "cache": ("Cache",),
-    "errors": ("BackendError", "FastInstantIDError", "ImageError", "ModelFileError", "NoFaceError", "OfflineError"),
+    "errors": (
+        *("BackendError", "FastInstantIDError", "ImageError", "ModelFileError"),
+        *("NoFaceError", "NotFiniteError", "OfflineError"),
+    ),
     "faces": ("Face", "FaceAnalyzer", "draw_keypoints", "keypoint_picture", "largest"),
     "identity": ("Adapter", "Identity"),
     "images": ("load_image",),
@@ -43,6 +54,7 @@ __all__ = [
     "InstantID",
     "ModelFileError",
     "NoFaceError",
+    "NotFiniteError",
     "OfflineError",
     "Person",
     "Sampling",

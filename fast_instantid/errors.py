@@ -26,5 +26,9 @@ class BackendError(FastInstantIDError):
     """A backend, device or execution provider is missing or cannot do what was asked."""
 
 
+class NotFiniteError(FastInstantIDError, ArithmeticError):
+    """A result holds NaN or infinity: mostly because float16 cannot hold it, so that float32 or bfloat16 helps."""
+
+
 class OfflineError(FastInstantIDError):
     """The network is needed, but its use was not allowed."""

@@ -1,14 +1,21 @@
-"""Device and dtype of tensors; the only module that queries the hardware."""
+"""Device and dtype of tensors, and torch's settings that change numbers; the only module that queries the hardware."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 
 from .errors import BackendError
+
+logger = logging.getLogger("fast_instantid")
+
+Result = TypeVar("Result")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -65,9 +72,72 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory: a class of its own on a GPU, and none on the CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+@contextmanager
+def thread_defaults(device: torch.device) -> Generator[None]:
+    """Compute what is cached as if the caller had set nothing: no autocast, no gradients, no inference mode.
+
+    Settings of the whole process stay as they are and belong into the key: :func:`numeric_settings`.
+    """
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as off:
+        for kind in {device.type, "cpu"}:
+            if autocasts(kind):
+                off.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch before 2.4
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    except RuntimeError:  # a type without autocast, such as meta
+        return False
+
+
+_SETTINGS = (
+    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "backends.fp32_precision"),
+    *(f"backends.cuda.{kind}_sdp_enabled" for kind in ("flash", "math", "mem_efficient")),  # of the CPU's attention too
+    *(f"backends.cuda.matmul.{name}" for name in ("fp32_precision", "allow_tf32", "allow_fp16_accumulation")),
+    *(f"backends.cuda.matmul.allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")),
+    *(f"backends.cudnn.{name}" for name in ("enabled", "benchmark", "deterministic")),  # no TF32: see _exact_float32
+    *(f"backends.mkldnn.{name}" for name in ("enabled", "matmul.fp32_precision", "conv.fp32_precision")),
+)
+
+
+def numeric_settings() -> list[str]:
+    """torch's settings of the whole process that change numbers, as parts of a key: TF32, deterministic mode, ..."""
+    values: list[str] = []
+    for name in _SETTINGS:
+        try:
+            value = attrgetter(name)(torch)
+            values.append(str(value() if callable(value) else value).replace("none", "ieee"))  # both: full precision
+        except (AttributeError, RuntimeError):  # not of this version, or its other name is in use
+            values.append("")
+    return values
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or onnxruntime found no memory: torch has a class for it on a GPU, and none on the CPU."""
+    said = f"{type(error).__name__} {error}".lower()
+    return any(words in said for words in ("outofmemory", "out of memory", "allocate memory", "alloc_failed"))
+
+
+def in_batches(count: int, at_once: int, run: Callable[[slice], Sequence[Result]]) -> list[Result]:
+    """The results of ``run`` for parts of ``range(count)``, half as large from where memory does not hold them."""
+    results: list[Result] = []
+    while len(results) < count:
+        part = slice(len(results), min(len(results) + at_once, count))
+        try:
+            results += run(part)
+            continue
+        except Exception as error:
+            at_once = (part.stop - part.start) // 2
+            if not at_once or not is_out_of_memory(error):
+                raise
+        # Outside of ``except``: the traceback would keep what the failed run had in memory.
+        logger.warning("no memory for %d pictures at once: going on with %d", part.stop - part.start, at_once)
+    return results
 
 
 def _has_xpu() -> bool:

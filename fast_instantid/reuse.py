@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .placement import autocasts, numeric_settings
+
 MAX_BYTES = 256 * 2**20
 """Bound for the results of one network; further results are computed at every step. Keys and values of SDXL's text take
 51 MB in half precision, for one picture with guidance and 77 tokens."""
@@ -37,17 +39,21 @@ class Reuse:
         self._layers = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList, *layers)
         self._run: list[_Unchanged] = []
         self._results: dict[nn.Module, _Result] = {}
+        self._settings: list[str] = []
         self.nbytes = 0
         """Bytes of all cached results."""
 
     def begin(self, *tensors: Tensor | None) -> None:
-        """Declare the constant inputs of the next evaluation; other inputs, or written ones, start a new run.
+        """Declare the constant inputs of the next evaluation; other or written ones, or other settings of
+        torch, start a new run.
 
         Nothing is cached if one of them is None.
         """
         if torch.compiler.is_compiling():
             return
-        if len(tensors) == len(self._run) and all(map(_Unchanged.is_still, self._run, tensors)):
+        before, self._settings = self._settings, numeric_settings()
+        is_same = len(tensors) == len(self._run) and all(map(_Unchanged.is_still, self._run, tensors))
+        if is_same and before == self._settings:
             return
         self.clear()
         if all(map(self._is_traceable, tensors)):
@@ -79,7 +85,7 @@ class Reuse:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.is_of_run(input):
             return compute(input)
         result = self._results.get(module)
-        cacheable = self._is_plain(module, forward) and not _autocasts(input)
+        cacheable = self._is_plain(module, forward) and not autocasts(input.device.type)
         if result is not None and cacheable and result.is_valid(module, input):
             return result.value
         if result is not None:
@@ -196,10 +202,3 @@ class _Result:
 def _state(tensor: Tensor) -> tuple[Any, ...]:
     version = None if tensor.is_inference() else tensor._version
     return version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _autocasts(tensor: Tensor) -> bool:
-    try:
-        return torch.is_autocast_enabled(tensor.device.type)
-    except TypeError:  # torch before 2.4
-        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()

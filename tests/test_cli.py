@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_tiny_pack
@@ -170,6 +170,22 @@ def test_generate_makes_a_picture_and_the_same_one_again(models, photo, tmp_path
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
     assert not np.array_equal(pictures[0], pictures[3])
+
+
+def test_a_picture_of_nan_is_a_failure_that_writes_no_file(models, photo, tmp_path, capsys):
+    base = shutil.copytree(models / "base", tmp_path / "base")
+    [weights] = (base / "vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"][1] = np.nan
+    save_file(tensors, weights, {"format": "pt"})
+    output = tmp_path / "out.png"
+    arguments = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64", "--device", "cpu"]
+    arguments += ["--base", str(base), "--instantid", str(models / "instantid"), "--pack", str(models / "antelopev2")]
+    assert main([*arguments, "--json", "-o", str(output)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(r"error: picture 1 of 1 holds NaN.*bfloat16 or float32", printed.err)
+    assert not output.exists()
 
 
 def test_nothing_but_download_touches_the_network(models, photo, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias
 
 import comfy.model_management
@@ -59,6 +60,12 @@ def compute_dtype(model: ModelPatcher) -> torch.dtype:
     return torch.float16 if comfy.model_management.should_use_fp16() else torch.float32
 
 
+def _check_finite(**given: float) -> None:
+    for name, value in given.items():
+        if not math.isfinite(value):
+            raise FastInstantIDError(f"{name} is {value}: expected a finite number")
+
+
 def apply_to_model(
     model: ModelPatcher,
     identity: Identity,
@@ -77,9 +84,10 @@ def apply_to_model(
         mask: active region, ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size. Image i gets mask i.
 
     Raises:
-        FastInstantIDError: unknown layers.
+        FastInstantIDError: unknown layers, or NaN or infinity in a number.
         ImageError: an unusable mask.
     """
+    _check_finite(weight=weight, start_at=start_at, end_at=end_at)
     if layers not in LAYERS:
         raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     mask = _checked(mask)
@@ -121,13 +129,15 @@ def apply_to_conditioning(
         mask: active region of the positive conditioning, ``(H, W)`` or ``(M, H, W)``.
 
     Raises:
+        FastInstantIDError: NaN or infinity in a number.
         ImageError: an unusable keypoint picture or mask.
     """
+    _check_finite(strength=strength, start_at=start_at, end_at=end_at)
     mask = _checked(mask)
     photos(keypoints)  # refuses what is not a picture
     hint = keypoints.reshape(-1, *keypoints.shape[-3:])[..., :3].movedim(-1, 1)
-    if hint.amin().isnan():
-        raise ImageError("the keypoint picture holds NaN: look at the node that made it")
+    if not hint.isfinite().all():
+        raise ImageError("the keypoint picture holds NaN or infinity: look at the node that made it")
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
     control_nets: dict[Any, Any] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 
 from ..cache import Cache, Record, content_key
 from ..images import Photo
+from ..placement import is_out_of_memory, numeric_settings
 from ..recorder import stage
 from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
 from .foreign import InsightFaceDetector, InsightFaceRecognizer
 from .recognizer import Recognizer
+
+logger = logging.getLogger("fast_instantid")
 
 _VERSION = 1
 """Version of the results: raise it when they change for equal input, since cache folders outlive releases."""
@@ -40,15 +45,15 @@ class CachedNetworks:
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""
 
-        def compute(missing: list[int]) -> list[Record]:
-            found = self.detector.detect([pictures[i].rgb for i in missing], size)
+        def compute(detector: Any, missing: list[int]) -> list[Record]:
+            found = detector.detect([pictures[i].rgb for i in missing], size)
             return [
                 {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(detections).items()}
                 for detections in found
             ]
 
         with stage("detect", pictures=len(pictures)):
-            records = self._remember("detect", self.detector.result_id, pictures, [size] * len(pictures), compute)
+            records = self._remember("detect", self.detector, pictures, [size] * len(pictures), compute)
         return [Detections(**{name: tensor.numpy() for name, tensor in record.items()}) for record in records]
 
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
@@ -67,28 +72,36 @@ class CachedNetworks:
         """``(N, 512)`` float32 embeddings of one face in each of N pictures."""
         keypoints = [keypoints_of(face).astype(np.float32, copy=False) for face in faces]
 
-        def compute(missing: list[int]) -> list[Record]:
+        def compute(recognizer: Any, missing: list[int]) -> list[Record]:
             images = [pictures[i].rgb for i in missing]
             with stage("align"):
                 crops = [align(image, keypoints[i]) for image, i in zip(images, missing, strict=True)]
-            return [{"embedding": torch.from_numpy(row)} for row in self.recognizer.embed(crops)]
+            return [{"embedding": torch.from_numpy(row)} for row in recognizer.embed(crops)]
 
         with stage("recognise", faces=len(pictures)):
-            records = self._remember("embed", self.recognizer.result_id, pictures, keypoints, compute)
+            records = self._remember("embed", self.recognizer, pictures, keypoints, compute)
         return np.stack([record["embedding"].numpy() for record in records])
 
     def _remember(
         self,
         task: str,
-        result_id: str | None,
+        model: Any,
         pictures: Sequence[Photo],
         options: Sequence[object],
-        compute: Callable[[list[int]], list[Record]],
+        compute: Callable[[Any, list[int]], list[Record]],
     ) -> Sequence[Record]:
-        if result_id is None:
-            return compute(list(range(len(pictures))))
-        keys = [
-            content_key(task, _VERSION, result_id, photo.key, option)
-            for photo, option in zip(pictures, options, strict=True)
-        ]
-        return self.cache.get_many(keys, compute)
+        """Results of ``compute(model, missing)``; of the model on the CPU where its device has no memory."""
+        if model.result_id is None:
+            return compute(model, list(range(len(pictures))))
+        network = getattr(model, "network", None)  # None in insightface's models
+        made_by = [task, _VERSION, model.result_id, *([] if network is None else numeric_settings())]
+        keys = [content_key(*made_by, photo.key, option) for photo, option in zip(pictures, options, strict=True)]
+        try:
+            return self.cache.get_many(keys, lambda missing: compute(model, missing))
+        except Exception as error:
+            if network is None or network.on_cpu or not is_out_of_memory(error):
+                raise
+        logger.warning("no memory for a face network on %s: it runs on the CPU this time", network.backend)
+        model = copy.copy(model)
+        model.network = network.on_the_cpu
+        return self._remember(task, model, pictures, options, compute)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import BackendError
 from ..images import RGBImage
+from ..placement import in_batches
 from ..recorder import stage
 from .onnx.graph import Graph
 from .onnx.network import Network
@@ -98,15 +99,15 @@ class Detector:
         size = self._fixed_size or size
         if any(side <= 0 or side % self.strides[-1] for side in size):
             raise ValueError(f"detection size {size}: both sides must be positive multiples of {self.strides[-1]}")
-        found: list[Detections] = []
-        at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
-        for start in range(0, len(images), at_once):
+
+        def detect(part: slice) -> list[Detections]:
             with stage("resize"):
-                batch = [_fit(image, size) for image in images[start : start + at_once]]
+                batch = [_fit(image, size) for image in images[part]]
             outputs = self.network.run(np.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
             outputs = [self._by_image(output, len(batch)) for output in outputs]
-            found += [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]
-        return found
+            return [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]
+
+        return in_batches(len(images), _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU, detect)
 
     def _by_image(self, output: np.ndarray, batch: int) -> np.ndarray:
         """``(N, cells * anchors, k)`` from either layout.

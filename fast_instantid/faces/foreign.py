@@ -16,6 +16,7 @@ from ..images import Photo, RGBImage
 from ..weights import fingerprint
 from .detector import DETECTION_SIZES, Detections
 from .face import Face, field
+from .recognizer import checked_embeddings
 
 
 def has_own_get(analysis: Any) -> bool:
@@ -72,7 +73,7 @@ class AnalysisByGet:
             raise BackendError(
                 f"a face without an embedding: {self.backend} recognises faces in its get() only; give faces of its own"
             )
-        return np.stack([np.asarray(embedding, np.float32).reshape(-1) for embedding in embeddings])
+        return checked_embeddings([np.asarray(embedding) for embedding in embeddings], len(faces), self.backend)
 
 
 class InsightFaceDetector:
@@ -113,7 +114,8 @@ class InsightFaceRecognizer:
 
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""
-        return np.concatenate([self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops])
+        rows = [self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops]
+        return checked_embeddings(rows, len(crops), "insightface")
 
 
 def _model(analysis: Any, task: str) -> Any:

@@ -76,6 +76,8 @@ class DetectorView:
 
     @det_thresh.setter
     def det_thresh(self, value: float) -> None:
+        if np.isnan(value):
+            raise ValueError("detection threshold NaN: expected 0 to 1")
         # On a copy: the detector itself is shared with :meth:`FaceAnalyzer.detect`.
         detector: Any = copy.copy(self._networks.detector)
         detector.threshold = float(value)

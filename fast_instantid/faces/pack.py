@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ModelFileError
 from ..recorder import stage
 from .onnx.graph import Graph, read_graph
+from .recognizer import EMBEDDING_DIM
 
 logger = logging.getLogger("fast_instantid")
 
@@ -133,7 +134,11 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
             else:
                 problems.append(f"{path}: a face detector without the five keypoints that InstantID needs")
         elif recognizer is None and _is_recognizer(graph):
-            recognizer = graph
+            width = [None, *graph.outputs[0].shape][-1]
+            if width in (None, EMBEDDING_DIM):
+                recognizer = graph
+            else:
+                problems.append(f"{path}: its embeddings have {width} numbers, InstantID reads {EMBEDDING_DIM}")
     return detector, recognizer, problems
 
 

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import BackendError
 from ..images import RGBImage
+from ..placement import in_batches
 from .onnx.graph import Graph
 from .onnx.network import Network
 
 # One by one on the CPU: a batch is somewhat faster, but changes the last bits of an embedding with the other faces in
 # the batch, so a picture would depend on earlier ones.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
+
+EMBEDDING_DIM = 512
+"""Length of an embedding of ArcFace; InstantID reads no other."""
 
 
 class Recognizer:
@@ -32,5 +37,21 @@ class Recognizer:
     def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
-        batches = [np.stack(crops[start : start + at_once]) for start in range(0, len(crops), at_once)]
-        return np.concatenate([self.network.run(batch, self._mean, self._scale)[0] for batch in batches])
+        rows = in_batches(
+            len(crops), at_once, lambda part: [*self.network.run(np.stack(crops[part]), self._mean, self._scale)[0]]
+        )
+        return checked_embeddings(rows, len(crops), self.network.backend)
+
+
+def checked_embeddings(rows: Sequence[np.ndarray], count: int, source: str) -> np.ndarray:
+    """``(count, 512)`` float32 of one row for each face; a BackendError for others, and for NaN or infinity."""
+    widths = {row.size for row in rows}
+    if len(rows) != count or widths - {EMBEDDING_DIM}:
+        raise BackendError(
+            f"the recogniser of {source} made {len(rows)} embeddings of {sorted(widths)} numbers for {count} faces: "
+            f"InstantID needs {EMBEDDING_DIM} for each, as antelopev2's glintr100.onnx makes them"
+        )
+    embeddings = np.stack([np.asarray(row, np.float32).reshape(-1) for row in rows])
+    if not np.isfinite(embeddings).all():
+        raise BackendError(f"the recogniser of {source} made an embedding with NaN or infinity: use another file of it")
+    return embeddings

@@ -36,6 +36,19 @@ class AdapterWeights:
     version: FileVersion
     """Of the file when it was opened; it may have been replaced since. Check the mapping around every use."""
 
+    def named_tensors(self) -> StateDict:
+        """All tensors under the names of the published file."""
+        tensors = {f"image_proj.{name}": tensor for name, tensor in self.image_proj.items()}
+        for i, pair in enumerate(self.layers):
+            tensors |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": t for part, t in zip("kv", pair, strict=True)}
+        return tensors
+
+    def refuse_non_finite(self) -> None:
+        """Read all tensors, and raise a ModelFileError that names the first one with NaN or infinity."""
+        for name, tensor in self.named_tensors().items():
+            if not tensor.isfinite().all():
+                raise ModelFileError(f"{self.path}: {name} holds NaN or infinity; download it again")
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all tensors. It reads them all, so prefer ``version`` within one process."""
@@ -120,6 +133,12 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
         reads_faces = _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
         if not reads_faces or not {"image_proj.latents", "ip_adapter.1.to_k_ip.weight"} <= tensors.keys():
             raise _another_kind(path, kind_of(tensors))
+        for name, tensor in tensors.items():
+            if name.startswith(("image_proj.", "ip_adapter.")) and not tensor.is_floating_point():
+                raise ModelFileError(
+                    f"{path}: {name} is of {tensor.dtype}, and an adapter's weights are floating-point numbers; "
+                    "download it again"
+                )
         prefix = "image_proj."
         image_proj = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         try:

@@ -55,9 +55,7 @@ def convert_adapter(
     target = DTYPES[dtype]
     if output.exists():
         raise FastInstantIDError(f"{output}: exists already; remove it first, or name another file with -o")
-    tensors = {f"image_proj.{name}": tensor for name, tensor in weights.image_proj.items()}
-    for i, pair in enumerate(weights.layers):
-        tensors |= {f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": t for part, t in zip("kv", pair, strict=True)}
+    tensors = weights.named_tensors()
     total = sum(tensor.numel() for tensor in tensors.values()) * target.itemsize
     free = shutil.disk_usage(output.parent).free
     if free < total:
@@ -70,6 +68,7 @@ def convert_adapter(
         weights.version.check_mapping()
         converted = tensors[name] = tensor.to(target, copy=True, memory_format=torch.contiguous_format)
         if not converted.isfinite().all():
+            weights.refuse_non_finite()
             raise ModelFileError(
                 f"{adapter}: {name} holds values that {dtype} cannot, up to {tensor.abs().max().item():.3g}; "
                 f"keep this adapter as it is"

@@ -57,4 +57,5 @@ def unconditional_embedding(combined: Tensor, noise: float = 0.0) -> Tensor:
     if noise <= 0:
         return torch.zeros_like(combined)
     seed = int(combined.sum().item()) % 1_000_000_007
-    return float(noise) * torch.rand(combined.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return float(noise) * torch.rand(combined.shape, generator=generator, device="cpu", dtype=torch.float32)

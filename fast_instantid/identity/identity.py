@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..cache import Cache, Record, content_key, shared_cache
-from ..errors import FastInstantIDError, ModelFileError
-from ..placement import DTYPES, Placement, device_and_dtype
+from ..errors import FastInstantIDError, ModelFileError, NotFiniteError
+from ..placement import DTYPES, Placement, device_and_dtype, numeric_settings, thread_defaults
 from ..recorder import stage
 from ..sources import local_path
 from ..weights import read_tensors, write_safetensors
@@ -73,11 +74,15 @@ class Identity:
         Raises:
             OSError: the file cannot be written; the folder is unchanged.
         """
-        write_safetensors(path, dict(self.to_record()), {"format": _FORMAT, "version": _VERSION})
+        record = self.to_record()
+        metadata = {"format": _FORMAT, "version": _VERSION, "checksum": _checksum(record)}
+        write_safetensors(path, dict(record), metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Identity:
         """Read an identity that :meth:`save` wrote, on the CPU and in its dtype.
+
+        Files that were written before version 0.2 have no checksum; all else of them is checked.
 
         Raises:
             ModelFileError: missing, damaged, not an identity, or of another format version.
@@ -98,10 +103,9 @@ class Identity:
         with torch.inference_mode(False):
             # Copied out of the mapping: the file may change afterwards.
             record = {name: tensor.clone() for name, tensor in tensors.items()}
-        try:
-            return cls.from_record(record)
-        except KeyError as error:
-            raise ModelFileError(f"{path}: a damaged identity, without {error}; save it again") from error
+        if problem := _problem(record, metadata.get("checksum")):
+            raise ModelFileError(f"{path}: a damaged identity: {problem}; make it again")
+        return cls.from_record(record)
 
     def to_record(self) -> Record:
         """Return named tensors for caches and files: ``tokens``, ``(2, M, 16, width)``; ``0.key``, ``0.value``, ..."""
@@ -123,6 +127,27 @@ class Identity:
             f"Identity({self.num_layers} layers, {self.num_references} x {self.tokens.shape[1] // self.num_references} "
             f"tokens, {self.nbytes / 1e6:.2f} MB, {self.tokens.dtype}, {self.tokens.device})"
         )
+
+
+def _checksum(record: Record) -> str:
+    return content_key(*chain.from_iterable(sorted(record.items())))
+
+
+def _problem(record: Record, checksum: str | None) -> str | None:
+    """Return why no identity has these tensors; None if one can."""
+    tokens = record.get("tokens", torch.empty(0))
+    if tokens.ndim != 4 or len(tokens) != 2 or len(record) < 3:
+        return f"{len(record)} tensors, and tokens of shape {list(tokens.shape)}"
+    for i in range(len(record) // 2):
+        key, value = (record.get(f"{i}.{part}", torch.empty(0)) for part in ("key", "value"))
+        if key.ndim != 3 or key.shape[:2] != (2, tokens.shape[1] * tokens.shape[2]) or key.shape != value.shape:
+            return f"layer {i} has a key and a value of shape {list(key.shape)} and {list(value.shape)}"
+    for name, tensor in record.items():
+        if not tensor.is_floating_point() or tensor.dtype != tokens.dtype:
+            return f"{name} is of {tensor.dtype}"
+        if not tensor.isfinite().all():
+            return f"{name} holds NaN or infinity"
+    return "its checksum does not fit" if checksum not in (None, _checksum(record)) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +211,12 @@ class Adapter:
             combine: how to combine several, see :func:`combine_embeddings`.
             noise: 0..1, amplitude of the unconditional embedding, see :func:`unconditional_embedding`.
 
+        The result does not depend on autocast, the default dtype or the gradient mode of the caller.
+
         Raises:
             FastInstantIDError: embeddings of another shape or with NaN or infinity, or unknown options.
+            ModelFileError: NaN or infinity in the adapter's weights.
+            NotFiniteError: ``dtype`` cannot hold the result.
         """
         if not 0 <= noise <= 1:
             raise FastInstantIDError(f"noise {noise} is not usable: expected 0 (none) to 1")
@@ -198,18 +227,31 @@ class Adapter:
                 f"expected face embeddings of shape ({EMBEDDING_DIM},) or (N, {EMBEDDING_DIM}), "
                 f"got {tuple(tensor.shape)}"
             )
-        combined = combine_embeddings(rows, combine)
-        if not combined.isfinite().all():
-            raise FastInstantIDError("the face embedding holds NaN or infinity: compute it again from the photograph")
         device, dtype = self.placement.device, self.placement.dtype
-        # On disk the key needs the adapter's content, a hash of 1.69 GB; in this process the file's version is enough.
-        adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
-        # The combined embedding covers the photographs and ``combine``.
-        key = content_key(_FORMAT, _VERSION, adapter, combined, float(noise), str(dtype), device.type)
+        with stage("identity"), thread_defaults(device):
+            combined = combine_embeddings(rows, combine)
+            if not combined.isfinite().all():
+                raise FastInstantIDError(
+                    "the face embedding holds NaN or infinity: compute it again from the photograph"
+                )
+            # On disk the key needs the adapter's content, a hash of 1.69 GB; in this process the file's version is
+            # enough.
+            adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
+            # The combined embedding covers the photographs and ``combine``.
+            made_by = [_FORMAT, _VERSION, adapter, str(dtype), device.type, *numeric_settings()]
+            key = content_key(*made_by, combined, float(noise))
+            return Identity.from_record(self.cache.get(key, lambda: self._record(combined, noise))).to(device)
+
+    def _record(self, combined: Tensor, noise: float) -> Record:
         # Cached on the CPU: ComfyUI manages the GPU's memory and would not know of a cache there.
-        with stage("identity"):
-            record = self.cache.get(key, lambda: self.project(combined, noise).to("cpu").to_record())
-            return Identity.from_record(record).to(device)
+        record = self.project(combined, noise).to("cpu").to_record()
+        if not all(tensor.isfinite().all() for tensor in record.values()):
+            self.weights.refuse_non_finite()
+            raise NotFiniteError(
+                f"{self.weights.path}: {self.placement.dtype} cannot hold the identity of this embedding, which "
+                "became infinite: use dtype bfloat16 or float32"
+            )
+        return record
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device, without the cache.

@@ -34,6 +34,7 @@ class Strength:
         device: of the sampling.
     """
 
+    @torch.inference_mode(False)  # its tensors outlive this run, and the next one may train
     def __init__(self, weight: float, mask: Tensor | None, device: torch.device) -> None:
         self.weight = weight
         self.mask = None if mask is None else mask_batch(mask).to(device, torch.float32)
@@ -63,7 +64,8 @@ class Strength:
         if scale is None:
             if len(self._scales) >= 16:  # two per run, more with AnimateDiff's sliding windows
                 self._scales.clear()
-            scale = self._scales[key] = self._on_layer(self.mask, query, layout)
+            with torch.inference_mode(False):
+                scale = self._scales[key] = self._on_layer(self.mask, query, layout)
         return scale
 
     def _on_layer(self, mask: Tensor, query: Tensor, layout: Layout) -> Tensor:
@@ -91,7 +93,8 @@ class LayerFace:
 
     def entry(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
         """Return keys, values and scale for queries ``(B, N, C)``."""
-        if torch.compiler.is_compiling():  # a cached entry would become a constant of the graph
+        # A cached entry would become a constant of a compiled graph, and hold the graph of a key that is trained.
+        if torch.compiler.is_compiling() or self.key.requires_grad:
             entry = self._laid_out(query, heads, layout)
         else:
             key = layout.chunks, heads, query.dtype, query.device
@@ -99,7 +102,8 @@ class LayerFace:
             if entry is None:
                 if len(self._entries) >= 4:  # one or two per run; copies take memory
                     self._entries.clear()
-                entry = self._entries[key] = self._laid_out(query, heads, layout)
+                with torch.inference_mode(False):
+                    entry = self._entries[key] = self._laid_out(query, heads, layout)
             if self.strength.mask is None and entry.scale == self.strength.weight:
                 return entry
         return entry._replace(scale=self.strength.scale(query, layout))

@@ -98,7 +98,7 @@ def find_person(
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of the angle between two embeddings ``(512,)``: 1 for the same face, about 0 for any two people."""
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
 
 
 def _warn_of_strangers(embeddings: np.ndarray, names: Sequence[str]) -> None:

@@ -13,17 +13,18 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BackendError, FastInstantIDError
+from ..errors import BackendError, FastInstantIDError, NotFiniteError
 from ..locks import fork_safe_lock
 from ..recorder import stage_of
+from ..reuse import ReplacedForward
 from .drawing import Crop, Drawing
 from .halves import IdentityNetHalf, UNetHalf, entry_point
 
@@ -269,7 +270,7 @@ def _run(drawing: Drawing) -> Generator[None]:
     outside = _running.get()
     try:
         _running.set(drawing)
-        with _seen_crop(drawing):
+        with _seen_crop(drawing), _replaced(drawing.pipe, "image_processor", "postprocess", _checked_postprocess):
             yield
         if drawing.ended_by not in (None, threading.get_ident()):  # a callback of this call may do so
             _refuse_if_ended(drawing)
@@ -284,25 +285,44 @@ def _run(drawing: Drawing) -> Generator[None]:
 def _seen_crop(drawing: Drawing) -> Generator[None]:
     """Tell the drawing which part of the picture an inpainting pipeline draws (``padding_mask_crop``)."""
     drawing.begin_run(None)
-    processor = getattr(drawing.pipe, "mask_processor", None)
-    measure = getattr(processor, "get_crop_region", None)
-    if measure is None:
-        yield
-        return
 
-    def get_crop_region(mask_image: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_crop_region(measure: Any, mask_image: Any, *args: Any, **kwargs: Any) -> Any:
         box = measure(mask_image, *args, **kwargs)
         width, height = mask_image.size
         crop: Crop = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
         drawing.begin_run(crop)
         return box
 
-    own = {name: value for name, value in vars(processor).items() if name == "get_crop_region"}
+    with _replaced(drawing.pipe, "mask_processor", "get_crop_region", get_crop_region):
+        yield
+
+
+@contextmanager
+def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]) -> Generator[None]:
+    """Replace a method of a part of the pipeline, if it has that; called as ``replacement(before, ...)``."""
+    owner: Any = getattr(pipe, part, None)
+    replaced = ReplacedForward(owner, replacement, method) if hasattr(owner, method) else None
     try:
-        vars(processor)["get_crop_region"] = get_crop_region
+        if replaced is not None:
+            replaced.replace()
         yield
     finally:
-        vars(processor).update(own) if own else vars(processor).pop("get_crop_region", None)
+        if replaced is not None:
+            replaced.restore()
+
+
+def _checked_postprocess(before: Any, image: Any, output_type: str = "pil", *args: Any, **kwargs: Any) -> Any:
+    """Refuse NaN and infinity with a NotFiniteError where a PIL picture would hide them; a tensor shows them."""
+    if output_type == "pil" and isinstance(image, Tensor):
+        finite = image.isfinite().flatten(1).all(1).tolist()  # waits for the GPU, as the conversion to PIL does next
+        if not all(finite):
+            which = ", ".join(str(i + 1) for i, is_finite in enumerate(finite) if not is_finite)
+            raise NotFiniteError(
+                f"picture {which} of {len(finite)} holds NaN or infinity, and would be black. In float16 the VAE or "
+                "the UNet overflows: use dtype bfloat16 or float32, or a VAE made for float16 (sdxl-vae-fp16-fix). "
+                "Else a scale, a LoRA or guidance_scale is too strong, or a file of weights is damaged"
+            )
+    return before(image, output_type, *args, **kwargs)
 
 
 def _turn_of(pipe: Any) -> Any:

@@ -32,6 +32,7 @@ class Drawing:
         reuse: whether to compute results that are constant during a run once.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         owner: Any,
@@ -126,8 +127,9 @@ class Drawing:
         layout = self._layout(sample, (COND,) if kwargs.get("guess_mode") else None)
         kind = layout.chunks, len(sample), sample.device, net.dtype
         if self._laid_out_tokens is None or self._laid_out_tokens[0] != kind:
-            chunks = rows(self._tokens, layout.chunks).repeat_interleave(len(sample) // len(layout.chunks), dim=0)
-            self._laid_out_tokens = kind, chunks.to(sample.device, net.dtype)
+            with torch.inference_mode(False):  # kept for the next run, which may train
+                chunks = rows(self._tokens, layout.chunks).repeat_interleave(len(sample) // len(layout.chunks), dim=0)
+                self._laid_out_tokens = kind, chunks.to(sample.device, net.dtype)
         tokens = kwargs["encoder_hidden_states"] = self._laid_out_tokens[1]
         evaluation.reuse = self.reuse[1]
         if evaluation.reuse is not None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..errors import FastInstantIDError
-from ..placement import is_out_of_memory
+from ..placement import in_batches
 from ..recorder import stage
 from .approximations import EXACT, Approximations
 from .instantid import InstantID, People
@@ -111,27 +111,16 @@ def generate(
     }
     if keypoints is not None:
         options.setdefault("controlnet_conditioning_scale", float(sampling.controlnet_conditioning_scale))
-    pictures: list[Image.Image] = []
-    at_once = sampling.batch_size
+
+    def draw(part: slice) -> list[Image.Image]:
+        batch = wanted[part]
+        report.begin(len(batch), part.start)
+        # Seeded on the CPU: other devices draw other numbers from the same seed.
+        seeded = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
+        return instantid([text for text, _ in batch], people, generator=seeded, **options).images
+
     with stage("sampling"):
-        while len(pictures) < len(wanted):
-            batch = wanted[len(pictures) : len(pictures) + at_once]
-            report.begin(len(batch), len(pictures))
-            try:
-                output = instantid(
-                    [text for text, _ in batch],
-                    people,
-                    # Seeded on the CPU: other devices draw other numbers from the same seed.
-                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    **options,
-                )
-            except RuntimeError as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
-                    raise
-                at_once = len(batch) // 2
-                continue
-            pictures += output.images
-    return pictures
+        return in_batches(len(wanted), sampling.batch_size, draw)
 
 
 class _Progress:

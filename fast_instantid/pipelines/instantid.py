@@ -205,7 +205,7 @@ class InstantID:
         if prompt is not None:
             options["prompt"] = prompt
         if seed is not None:
-            options["generator"] = torch.Generator().manual_seed(operator.index(seed))
+            options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
         options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
             return self.pipe(**options)

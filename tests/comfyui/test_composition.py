@@ -510,3 +510,13 @@ def test_a_mask_beyond_0_to_1_acts_as_in_the_reference(apply, model):
     patched, cond, _ = apply(model, mask=mask)
     assert torch.equal(cond[0][1]["mask"], mask)
     assert torch.equal(patches_of(patched)["input", 4, 0].kwargs[0]["face"].strength.mask, mask)
+
+
+@pytest.mark.parametrize("name", ["ip_weight", "cn_strength", "start_at", "end_at", "noise", "mask", "image_kps"])
+def test_nan_is_refused_by_the_node(apply, model, name):
+    value: Any = float("nan")
+    if name in ("mask", "image_kps"):
+        value = torch.ones(1, 64, 64, 3)[..., 0 if name == "mask" else slice(None)].clone()
+        value[0, 5, 5] = torch.nan
+    with pytest.raises(Exception, match=r"(?i)nan"):
+        apply(model, **{name: value})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 
 from ...errors import BackendError, ModelFileError
 from ...locks import fork_safe_lock
-from ...placement import Placement
+from ...placement import Placement, thread_defaults
 from ...recorder import stage
 from .graph import Graph
 from .module import check_operators, to_module
@@ -46,7 +48,7 @@ def load_network(
 
     Raises:
         BackendError: the backend, device or provider is unknown or missing, or cannot compute in ``dtype``.
-        ModelFileError: the torch backend does not know an operator.
+        ModelFileError: the torch backend does not know an operator, or a weight is NaN or infinite.
     """
     if backend == "torch":
         placement = Placement.resolve(device, dtype)
@@ -56,6 +58,7 @@ def load_network(
             raise BackendError(
                 f"face backend 'onnxruntime' computes in the dtype of the file: {dtype} needs backend 'torch'"
             )
+        check_weights(graph)
         return OnnxRuntimeNetwork(graph, str(device or "cpu"))
     raise BackendError(f"face backend {backend!r} is not known: choose 'torch' or 'onnxruntime'")
 
@@ -94,12 +97,14 @@ class TorchNetwork:
         """The loaded network.
 
         Raises:
-            ModelFileError: the nodes of the file do not fit together, or it was written to since it was opened.
+            ModelFileError: the nodes of the file do not fit together, a weight is NaN or infinite, or the file was
+                written to since it was opened.
         """
         with self._loading:
             if self._module is None:
-                with stage("load network"):
+                with stage("load network"), torch.device("cpu"):  # whatever torch's default device is
                     self._graph.version.check_mapping()
+                    check_weights(self._graph)
                     module = to_module(self._graph).to(self.dtype)
                     self._graph.version.check_mapping()
                     if self._uses_onednn:
@@ -117,6 +122,11 @@ class TorchNetwork:
         """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
 
+    @cached_property
+    def on_the_cpu(self) -> TorchNetwork:
+        """The same network on the CPU, for when the device has no memory."""
+        return TorchNetwork(self._graph, torch.device("cpu"), self.dtype)
+
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch.
 
@@ -126,13 +136,21 @@ class TorchNetwork:
 
         Returns:
             the outputs in the file's order, float32.
+
+        Raises:
+            ModelFileError: NaN or infinity in the outputs.
         """
         module = self.module
         device = next(module.parameters()).device  # ComfyUI may have moved the weights
-        with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
+        with (
+            stage("network", nbytes=images.nbytes),
+            thread_defaults(device),
+            torch.inference_mode(),
+            _exact_float32(device),
+        ):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
             outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
-            return [output.float().cpu().numpy() for output in outputs]
+            return _finite([output.float().cpu().numpy() for output in outputs], self._graph.path, self.backend)
 
 
 class OnnxRuntimeNetwork:
@@ -150,17 +168,39 @@ class OnnxRuntimeNetwork:
         settings = {"device_id": int(index)} if index else {}
         self.backend = f"onnxruntime ({self.provider}{f', device {int(index)}' if index else ''})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
+        self._graph = graph
         with stage("load network"):
             self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
             self._session = _session(graph, self.provider, settings)
             graph.version.check_mapping()
         self._input = self._session.get_inputs()[0].name
 
+    @cached_property
+    def on_the_cpu(self) -> OnnxRuntimeNetwork:
+        """As :attr:`TorchNetwork.on_the_cpu`."""
+        return OnnxRuntimeNetwork(self._graph, "cpu")
+
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
-            return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+            outputs: list[Any] = self._session.run(None, {self._input: batch})  # pyright: ignore[reportAssignmentType]
+            return _finite(outputs, self._graph.path, self.backend)
+
+
+def check_weights(graph: Graph) -> None:
+    """Refuse NaN and infinity with a ModelFileError: infinity may vanish in a ReLU, and NaN in a comparison."""
+    for name, weight in graph.initializers.items():
+        if weight.dtype.kind == "f" and not np.isfinite(weight).all():
+            raise ModelFileError(f"{graph.path}: its tensor {name!r} holds NaN or infinity; download it again")
+
+
+def _finite(outputs: list[np.ndarray], path: Path, backend: str) -> list[np.ndarray]:
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ModelFileError(
+            f"{path}: its results hold NaN or infinity on {backend}: download it again, or compute in float32"
+        )
+    return outputs
 
 
 Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
