@@ -6,9 +6,11 @@ A ``version`` identifies a file by its path and times, a ``fingerprint`` its con
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from .recorder import stage
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
+_PICKLES_ARE_SAFE = torch.__version__ >= (2, 6)
+_NETWORK_FILES = r"(diffusion_pytorch_model|(?:pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 _fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()
 
@@ -32,7 +36,8 @@ _fingerprints_lock = threading.Lock()
 def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     """Map all tensors of a ``.safetensors`` file or a torch pickle; data is read on first use.
 
-    A pickle is opened with ``weights_only``, so it cannot run code. Nested dictionaries become dotted keys.
+    A pickle is opened with ``weights_only``, so it cannot run code; before torch 2.6 that could be evaded
+    (CVE-2025-32434), and pickles are refused. Nested dictionaries become dotted keys.
 
     Raises:
         ModelFileError: missing, unreadable, empty, truncated, or no weights; the message names the kind of file.
@@ -46,6 +51,8 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
             else:
                 tensors = dict(_flatten(_load_pickle(path)))
+    except ModelFileError:
+        raise
     except Exception as error:  # torch's unpickler raises anything on other bytes
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
     if not tensors:
@@ -72,6 +79,38 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if empty:
         raise ModelFileError(f"{path}: this file is empty; download it again")
     return path
+
+
+def network_files(folder: Path, half: bool = False) -> tuple[str | None, list[Path]]:
+    """The files of weights of a network in diffusers' or transformers' layout, and the variant that they are.
+
+    Shards are those of their index. A file that an index or another format outranks is not among them.
+
+    Args:
+        folder: of one network, such as ``unet``.
+        half: prefer the variant ``fp16``, which is otherwise taken where there is no other.
+
+    Returns:
+        the ``variant`` for ``from_pretrained``, "fp16" or None, and the files; none if there are no weights.
+
+    Raises:
+        ModelFileError: a damaged index.
+    """
+    names = sorted(os.listdir(folder) if folder.is_dir() else ())
+    names = [name for name in names if re.fullmatch(_NETWORK_FILES, name)]
+    halves = [name for name in names if ".fp16." in name]
+    variant = "fp16" if halves and (half or len(halves) == len(names)) else None
+    names = halves if variant else [name for name in names if name not in halves]
+    if not names:
+        return None, []
+    name = min(names, key=lambda name: (".bin" in name, not name.endswith(".json")))
+    if not name.endswith(".json"):
+        return variant, [folder / name]
+    try:
+        shards = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
+        return variant, [folder / Path(shard).name for shard in sorted(shards)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelFileError(f"{folder / name}: a damaged index of shards ({error}); download it again") from error
 
 
 def file_version(path: str | os.PathLike[str]) -> str:
@@ -125,9 +164,22 @@ def write_safetensors(path: str | os.PathLike[str], tensors: StateDict, metadata
 
 def _load_pickle(path: Path) -> Any:
     with open(path, "rb") as file:
-        if file.read(4) != _ZIP or path.suffix == ".safetensors":
+        head = file.read(4)
+        if not _PICKLES_ARE_SAFE:
+            if head != _ZIP and head[:1] != b"\x80":
+                raise ValueError("no pickle")
+            raise ModelFileError(
+                f"{path}: a pickle, which torch {torch.__version__} cannot open safely (CVE-2025-32434): update torch "
+                "to 2.6 or newer, or get the file as safetensors ('fast-instantid convert' makes one of the adapter)"
+            )
+        file.seek(0)
+        if head == _ZIP and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
+            raise ModelFileError(
+                f"{path}: a compressed archive, as torch writes none; load it with torch and save it again"
+            )
+        file.seek(0)
+        if head != _ZIP or path.suffix == ".safetensors":
             # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
-            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
 

@@ -15,6 +15,7 @@ from torch import nn
 from ...errors import BackendError, ModelFileError
 from ...placement import Placement
 from ...recorder import stage
+from ...sources import no_telemetry
 from ...weights import fingerprint
 from .graph import Graph
 from .module import check_operators, to_module
@@ -193,6 +194,7 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
 
 def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
     """A session that runs any batch size; an error where onnxruntime would fall back to the CPU."""
+    no_telemetry()
     try:
         import onnx
         import onnxruntime
