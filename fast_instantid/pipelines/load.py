@@ -194,5 +194,7 @@ def _loading(path: Path, what: str, this: str = "") -> Generator[None]:
             yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "meta tensor" in reason:  # torch's word for what no file gave
+            reason = "it lacks some of its tensors"
         seen = f"; this is {this}" if this else ""
         raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason}){seen}") from error
