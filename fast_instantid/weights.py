@@ -181,7 +181,7 @@ def _load_pickle(path: Path) -> Any:
         if head != _ZIP or path.suffix == ".safetensors":
             # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
             return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
+    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # older torch maps no Path
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
