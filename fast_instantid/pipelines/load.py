@@ -107,16 +107,11 @@ def _folder(kind: Any, path: Path, parts: dict[str, Any], dtype: torch.dtype) ->
             raise ModelFileError(f"{path}: has no {part}; expected an SDXL base model in diffusers' layout there")
     with _loading(path, "an SDXL model"):
         index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
-        # One by one, because diffusers takes one variant for all.
-        networks = {
-            name: getattr(importlib.import_module(value[0]), value[1])
-            for name, value in index.items()
-            if isinstance(value, list) and value[0] in ("diffusers", "transformers")
-        }
-    for name, network in networks.items():
-        if issubclass(network, torch.nn.Module):
-            parts[name] = _network(network, path / name, dtype, f"SDXL's {name}")
-    with _loading(path, "an SDXL model"):
+        named = {name: value for name, value in index.items() if isinstance(value, list)}
+        known = {name: value for name, value in named.items() if value[0] in ("diffusers", "transformers")}
+        for name, (library, network) in known.items():  # one by one, because diffusers takes one variant for all
+            if issubclass(network := getattr(importlib.import_module(library), network), torch.nn.Module):
+                parts[name] = _network(network, path / name, dtype, f"SDXL's {name}")
         return kind.from_pretrained(path, **parts, torch_dtype=dtype, local_files_only=True)
 
 
@@ -128,24 +123,22 @@ def _network(network: Any, path: Path, dtype: torch.dtype, what: str) -> Any:
     tensors: StateDict = {}
     for file in files:
         tensors |= read_tensors(file)  # names a file that holds something else
-    is_for = NAMES_OF_WIDTHS.get(text_width(tensors) or SDXL_WIDTH, "SDXL")
-    this = kind_of(tensors) if is_for == "SDXL" else f"a network for {is_for}"
-    if is_for != "SDXL":
-        raise ModelFileError(f"{files[0]}: this is {this}; expected {what}")
+    this = kind_of(tensors)
+    if (is_for := NAMES_OF_WIDTHS.get(text_width(tensors) or SDXL_WIDTH, "SDXL")) != "SDXL":
+        raise ModelFileError(f"{files[0]}: this is a network for {is_for}; expected {what}")
     with _loading(files[0], what, this):
         if (path / "config.json").is_file():
             options = {_DTYPE if issubclass(network, transformers.PreTrainedModel) else "torch_dtype": dtype}
             options |= {"variant": variant, "local_files_only": True, "output_loading_info": True}
             model, found = network.from_pretrained(path, **options)
             missing = list(found["missing_keys"])
-        else:
-            config, options = (
-                os.fspath(_CONFIGURATIONS / "controlnet"),
-                {"torch_dtype": dtype, "local_files_only": True},
-            )
-            model = network.from_single_file(os.fspath(files[0]), config=config, **options)
+        elif network is ControlNetModel:
+            options = {"config": os.fspath(_CONFIGURATIONS / "controlnet"), "local_files_only": True}
+            model = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
             model.register_to_config(_name_or_path=os.fspath(path))  # by which InstantID tells its ControlNet
             missing = _unfilled(model)
+        else:
+            raise ModelFileError(f"{path}: has no config.json; expected {what} there; {DOWNLOAD_HINT}")
     if missing:
         raise ModelFileError(f"{files[0]}: this is {this}; expected {what}, which has {missing[0]}")
     return model
@@ -169,12 +162,8 @@ def _checkpoint(kind: Any, path: Path, config: Path | None, parts: dict[str, Any
         )
     for name, model in pipe.components.items():
         if isinstance(model, torch.nn.Module) and (missing := _unfilled(model)):
-            raise ModelFileError(
-                f"{path}: its {name} lacks {missing[0]} and {len(missing) - 1} more; download it again"
-            )
-    if (
-        "v_pred" in tensors
-    ):  # how such checkpoints say that they predict v, and below that their noise ends in pure noise
+            raise ModelFileError(f"{path}: its {name} lacks {len(missing)} tensors, {missing[0]} first; get it again")
+    if "v_pred" in tensors:  # these two names say how a checkpoint was trained
         new = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in tensors}
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **new)
     return pipe
