@@ -27,7 +27,7 @@ from .recorder import stage
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
-_PICKLES_ARE_SAFE = torch.__version__ >= (2, 6)
+_PICKLES_ARE_SAFE = torch.__version__ >= "2.6"  # of torch's own type, which compares versions
 _NETWORK_FILES = r"(diffusion_pytorch_model|(?:pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 _fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()

@@ -29,6 +29,13 @@ from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
 from ..weights import StateDict, network_files, read_tensors
 
 _CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
+_KINDS = {
+    "AutoencoderKL": "a VAE",
+    "CLIPTextModel": "a CLIP model",
+    "CLIPTextModelWithProjection": "a CLIP model",
+    "ControlNetModel": "a ControlNet",
+    "UNet2DConditionModel": "a UNet",
+}
 # What transformers calls a dtype.
 _DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 
@@ -125,22 +132,25 @@ def _network(network: Any, path: Path, dtype: torch.dtype, what: str) -> Any:
         tensors |= read_tensors(file)  # names a file that holds something else
     this = kind_of(tensors)
     if (is_for := NAMES_OF_WIDTHS.get(text_width(tensors) or SDXL_WIDTH, "SDXL")) != "SDXL":
-        raise ModelFileError(f"{files[0]}: this is a network for {is_for}; expected {what}")
-    with _loading(files[0], what, this):
+        this = f"a network for {is_for}"
+    if not this.startswith(_KINDS.get(network.__name__, "")):
+        raise ModelFileError(f"{files[0]}: this is {this}; expected {what}")
+    with _loading(files[0], what):
         if (path / "config.json").is_file():
-            options = {_DTYPE if issubclass(network, transformers.PreTrainedModel) else "torch_dtype": dtype}
-            options |= {"variant": variant, "local_files_only": True, "output_loading_info": True}
+            name = _DTYPE if issubclass(network, transformers.PreTrainedModel) else "torch_dtype"
+            options: dict[str, Any] = {name: dtype, "variant": variant, "local_files_only": True}
+            options["output_loading_info"] = True
             model, found = network.from_pretrained(path, **options)
             missing = list(found["missing_keys"])
         elif network is ControlNetModel:
             options = {"config": os.fspath(_CONFIGURATIONS / "controlnet"), "local_files_only": True}
-            model = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
+            model: Any = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
             model.register_to_config(_name_or_path=os.fspath(path))  # by which InstantID tells its ControlNet
             missing = _unfilled(model)
         else:
             raise ModelFileError(f"{path}: has no config.json; expected {what} there; {DOWNLOAD_HINT}")
     if missing:
-        raise ModelFileError(f"{files[0]}: this is {this}; expected {what}, which has {missing[0]}")
+        raise ModelFileError(f"{files[0]}: this is not {what}, which has {missing[0]} and more than this file")
     return model
 
 
@@ -175,7 +185,7 @@ def _unfilled(model: torch.nn.Module) -> list[str]:
 
 
 @contextmanager
-def _loading(path: Path, what: str, this: str = "") -> Generator[None]:
+def _loading(path: Path, what: str) -> Generator[None]:
     try:
         with warnings.catch_warnings():
             # New versions of diffusers want it to be called dtype, which old ones do not know.
@@ -185,5 +195,4 @@ def _loading(path: Path, what: str, this: str = "") -> Generator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "meta tensor" in reason:  # torch's word for what no file gave
             reason = "it lacks some of its tensors"
-        seen = f"; this is {this}" if this else ""
-        raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason}){seen}") from error
+        raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
