@@ -6,9 +6,11 @@ of the ``key`` of a cached result (:mod:`.cache`): the version in this process, 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -56,14 +58,17 @@ class FileVersion(NamedTuple):
 
 _TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux
 _ZIP = b"PK\x03\x04"
+_PICKLES_ARE_SAFE = torch.__version__ >= "2.6"  # of torch's own type, which compares versions
+_NETWORK_FILES = r"(diffusion_pytorch_model|(?:pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 
 
 def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     """Read all tensors of a ``.safetensors`` file or a torch pickle.
 
     A file of :data:`MAPPED_FROM` bytes or more is mapped, and its data is read on first use; call
-    :meth:`FileVersion.check_mapping` around that. A pickle is opened with ``weights_only``, so it cannot run code.
-    Nested dictionaries become dotted keys.
+    :meth:`FileVersion.check_mapping` around that. A pickle is opened with ``weights_only``, so it cannot run
+    code. Before torch 2.6 that could be evaded (CVE-2025-32434), and pickles are refused. Nested dictionaries become
+    dotted keys.
 
     Raises:
         ModelFileError: missing, unreadable, empty, truncated, or no weights; the message names the kind of file.
@@ -82,6 +87,8 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
             else:
                 tensors = load(path.read_bytes())
         has_changed = file_version(path) != before
+    except ModelFileError:
+        raise
     except Exception as error:  # torch's unpickler raises anything on other bytes
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
     if has_changed:
@@ -110,6 +117,38 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if empty:
         raise ModelFileError(f"{path}: this file is empty; download it again")
     return path
+
+
+def network_files(folder: Path, half: bool = False) -> tuple[str | None, list[Path]]:
+    """Find a network's files of weights in diffusers' or transformers' layout, and their variant.
+
+    Shards are those of their index. A file that an index or another format outranks is not among them.
+
+    Args:
+        folder: of one network, such as ``unet``.
+        half: prefer the variant ``fp16``, which is otherwise taken where there is no other.
+
+    Returns:
+        the ``variant`` for ``from_pretrained``, "fp16" or None, and the files; none if there are no weights.
+
+    Raises:
+        ModelFileError: a damaged index.
+    """
+    names = sorted(os.listdir(folder) if folder.is_dir() else ())
+    names = [name for name in names if re.fullmatch(_NETWORK_FILES, name)]
+    halves = [name for name in names if ".fp16." in name]
+    variant = "fp16" if halves and (half or len(halves) == len(names)) else None
+    names = halves if variant else [name for name in names if name not in halves]
+    if not names:
+        return None, []
+    name = min(names, key=lambda name: (".bin" in name, not name.endswith(".json")))
+    if not name.endswith(".json"):
+        return variant, [folder / name]
+    try:
+        shards = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
+        return variant, [folder / Path(shard).name for shard in sorted(shards)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelFileError(f"{folder / name}: a damaged index of shards ({error}); download it again") from error
 
 
 def file_version(path: str | os.PathLike[str]) -> FileVersion:
@@ -171,11 +210,24 @@ def write_safetensors(
 
 def _load_pickle(path: Path, is_mapped: bool) -> Any:
     with open(path, "rb") as file:
-        if not is_mapped or file.read(4) != _ZIP or path.suffix == ".safetensors":
+        head = file.read(4)
+        if not _PICKLES_ARE_SAFE:
+            if head != _ZIP and head[:1] != b"\x80":
+                raise ValueError("no pickle")
+            raise ModelFileError(
+                f"{path}: a pickle, which torch {torch.__version__} cannot open safely (CVE-2025-32434): update torch "
+                "to 2.6 or newer, or get the file as safetensors ('fast-instantid convert' makes one of the adapter)"
+            )
+        file.seek(0)
+        if head == _ZIP and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
+            raise ModelFileError(
+                f"{path}: a compressed archive, as torch writes none; load it with torch and save it again"
+            )
+        file.seek(0)
+        if not is_mapped or head != _ZIP or path.suffix == ".safetensors":
             # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
-            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
+    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # older torch maps no Path
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -186,23 +186,6 @@ def test_a_picture_of_nan_is_a_failure_that_writes_no_file(models, photo, tmp_pa
     assert printed.out == ""
     assert re.search(r"error: picture 1 of 1 holds NaN.*bfloat16 or float32", printed.err)
     assert not output.exists()
-
-
-def test_nothing_but_download_touches_the_network(models, photo, tmp_path, monkeypatch):
-    def refuse(*arguments: object) -> None:
-        raise AssertionError(f"the network was asked for {arguments}")
-
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(AssertionError, match="the network was asked"):
-        socket.create_connection(("127.0.0.1", 9))
-    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
-    assert main(["embed", photo]) == 0
-    assert main(["keypoints", photo, "-o", str(tmp_path / "hint.png")]) == 0
-    generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "--size", "64x64"]
-    assert main([*generate, "-o", str(tmp_path / "out.png")]) == 0
-    assert main([*generate, "-o", str(tmp_path / "out.png"), "--base", "somebody/something"]) == 1
 
 
 def test_the_front_door_loads_what_the_shell_does(models, photo, tmp_path, monkeypatch):
@@ -496,24 +479,30 @@ def test_a_full_disk_leaves_nothing_behind(pack, photo, tmp_path):
 def hub(models: Path):
     """Serves the repositories of ``MODELS`` the way the hub does; ``requests`` is what was asked of it."""
     requests: list[str] = []
-    known = {f"/{model.repository}/resolve/main/{file}": file for model in MODELS.values() for file in model.files}
-    contents = dict.fromkeys(known, b"{}")
-    for name, url in (("antelopev2", "DIAMONIK7777/antelopev2"), ("instantid", "InstantX/InstantID")):
-        for file in MODELS[name].files:
+    contents: dict[str, bytes] = {}
+    hashes: dict[str, dict[str, str]] = {name: {} for name in MODELS}
+    for name, model in MODELS.items():
+        for file in model.files:
             source = models / name / file
-            contents[f"/{url}/resolve/main/{file}"] = source.read_bytes() if source.exists() else b"weights"
+            content = source.read_bytes() if source.exists() else b"weights"
+            contents[f"/{model.repository}/resolve/{model.revision or 'main'}/{file}"] = content
+            hashes[name][file] = hashlib.sha256(content).hexdigest()
+    hang_ups: list[int] = []
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             requests.append(f"{self.command} {self.path}")
             content = contents.get(self.path)
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(len(content or b"")))
+            start = int((self.headers["Range"] or "bytes=0-")[6:].split("-")[0])
+            self.send_response(404 if content is None else 206 if start else 200)
+            self.send_header("Content-Length", str(len(content or b"") - start))
             self.send_header("ETag", f'"{abs(hash(content)):040x}"')
             self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
             if self.command == "GET" and content:
-                self.wfile.write(content)
+                if hang_ups:  # after so many bytes
+                    content = content[: hang_ups.pop(0)]
+                self.wfile.write(content[start:])
 
         do_GET = do_HEAD
 
@@ -524,6 +513,7 @@ def hub(models: Path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.requests = requests  # type: ignore[attr-defined]
     server.contents = contents  # type: ignore[attr-defined]
+    server.hashes, server.hang_ups = hashes, hang_ups  # type: ignore[attr-defined]
     yield server
     server.shutdown()
     server.server_close()
@@ -534,10 +524,27 @@ def hub_environment(hub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 
 
+_FETCH = """
+import json, sys, time
+from fast_instantid.cli import main
+from fast_instantid.sources import MODELS
+for name, hashes in json.loads(sys.argv.pop(1)).items():
+    MODELS[name].files.update(hashes)
+time.sleep = lambda _: None
+sys.exit(main())
+"""
+
+
+def fetch(hub, tmp_path: Path, *arguments: str, hashes: bool = True) -> subprocess.CompletedProcess[str]:
+    """``fast-instantid download`` from the server, whose files have other hashes than the published ones."""
+    command = [sys.executable, "-c", _FETCH, json.dumps(hub.hashes if hashes else {}), "download", *arguments]
+    environment = {**os.environ, **hub_environment(hub, tmp_path)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 def test_download_fetches_what_is_missing_and_then_nothing(hub, tmp_path, models):
     to = tmp_path / "fetched"
-    environment = hub_environment(hub, tmp_path)
-    result = shell("download", "antelopev2", "instantid", "--to", str(to), env=environment)
+    result = fetch(hub, tmp_path, "antelopev2", "instantid", "--to", str(to))
     assert result.returncode == 0, result.stderr
     assert "non-commercial research only" in result.stderr
     for name in ("antelopev2", "instantid"):
@@ -547,8 +554,33 @@ def test_download_fetches_what_is_missing_and_then_nothing(hub, tmp_path, models
 
     asked = len(hub.requests)
     assert asked > 0
-    assert shell("download", "antelopev2", "instantid", "--to", str(to), env=environment).returncode == 0
+    assert not list(to.rglob(".incomplete"))
+    assert fetch(hub, tmp_path, "antelopev2", "instantid", "--to", str(to)).returncode == 0
     assert len(hub.requests) == asked
+    # What is there is checked too, and kept.
+    (to / "instantid" / "ip-adapter.bin").write_bytes(b"cut")
+    result = fetch(hub, tmp_path, "instantid", "--to", str(to), "--offline")
+    assert result.returncode == 1
+    assert "ip-adapter.bin: not the published file" in result.stderr
+    assert (to / "instantid" / "ip-adapter.bin").read_bytes() == b"cut"
+
+
+def test_download_survives_hang_ups_and_leaves_nothing_that_is_wrong(hub, tmp_path):
+    hub.hang_ups += [3, 5, 100]  # bytes
+    result = fetch(hub, tmp_path, "antelopev2", "--to", str(tmp_path / "to"))
+    assert result.returncode == 0, result.stderr
+    assert hub.hang_ups == []
+    hub.hang_ups += [1] * 1000
+    result = fetch(hub, tmp_path, "tokenizer", "--to", str(tmp_path / "to"))
+    assert result.returncode == 1
+    assert "tokenizer/merges.txt: could not be fetched" in result.stderr.splitlines()[-1]
+    hub.hang_ups.clear()
+    result = fetch(hub, tmp_path, "instantid", "--to", str(tmp_path / "to"), hashes=False)  # the published ones
+    assert result.returncode == 1
+    assert "what came has the SHA-256" in result.stderr.splitlines()[-1]
+    for name in ("tokenizer", "instantid"):
+        assert len(MODELS[name].missing_from(tmp_path / "to" / name)) == len(MODELS[name].files)
+    assert "Traceback" not in result.stderr
 
 
 def test_offline_refuses_and_names_what_is_missing(hub, tmp_path):
@@ -592,4 +624,4 @@ def test_an_unknown_model_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["download", "flux"])
     assert exit.value.code == 2
-    assert "unknown model 'flux': choose from antelopev2, instantid, base" in capsys.readouterr().err
+    assert "unknown model 'flux': choose from antelopev2, instantid, base, tokenizer" in capsys.readouterr().err

@@ -18,7 +18,19 @@ PACKAGE = ROOT / "fast_instantid"
 HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "files", "images", "cache", "weights", "placement", "recorder", "sources", "records", "disk_tier"}
+GROUND = {
+    "errors",
+    "files",
+    "images",
+    "cache",
+    "weights",
+    "placement",
+    "recorder",
+    "sources",
+    "records",
+    "disk_tier",
+    "kinds",
+}
 # Each part may import itself, the ground, and these.
 ALLOWED = {
     **{name: set() for name in GROUND},

@@ -136,6 +136,26 @@ def test_a_pickle_cannot_run_code(form, tmp_path):
         assert folder.is_dir()  # the file is as dangerous as this test says
 
 
+def test_pickles_are_refused_where_torch_cannot_open_them_safely(tensors, tmp_path, monkeypatch):
+    """CVE-2025-32434: before torch 2.6, ``weights_only`` could be evaded."""
+    monkeypatch.setattr(weights, "_PICKLES_ARE_SAFE", False)
+    for form in ("flat", "nested", "legacy"):
+        assert "CVE-2025-32434" in refusal(save(tmp_path / f"{form}.bin", tensors, form))
+    (tmp_path / "tar.bin").write_bytes(b"./storages".ljust(1024, b"\0"))  # the form by which it was evaded
+    assert "not a file of weights" in refusal(tmp_path / "tar.bin")
+    assert read_tensors(save(tmp_path / "a.safetensors", tensors, "safetensors")).keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
+def test_a_compressed_pickle_is_refused(name, tensors, tmp_path):
+    """Mapped, its compressed bytes would be taken for numbers."""
+    path = save(tmp_path / "plain.bin", tensors)
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    assert "a compressed archive" in refusal(tmp_path / name)
+
+
 def a_safetensors_header(header: dict, length: int | None = None) -> bytes:
     data = json.dumps(header).encode()
     return (len(data) if length is None else length).to_bytes(8, "little") + data

@@ -16,7 +16,7 @@ from ..download import download
 from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from ..miniature import DRAWN_ONLY
 from ..recorder import stage
-from ..sources import MODELS
+from ..sources import MODELS, no_telemetry
 from . import convert, demo, doctor, profile, watch
 from .models import Models, face_pack
 from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed
@@ -31,6 +31,7 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 interrupted."""
+    no_telemetry()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logger = logging.getLogger("fast_instantid")

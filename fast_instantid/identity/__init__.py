@@ -1,7 +1,7 @@
 """The adapter, and the identities that it computes from face embeddings."""
 
 from .bank import IdentityBank, project_bank
-from .checkpoint import AdapterWeights, find_adapter, read_adapter
+from .checkpoint import AdapterWeights, find_adapter, find_identity_net, read_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
 from .identity import Adapter, Identity
 from .resampler import Resampler
@@ -16,6 +16,7 @@ __all__ = [
     "Resampler",
     "combine_embeddings",
     "find_adapter",
+    "find_identity_net",
     "project_bank",
     "read_adapter",
     "unconditional_embedding",

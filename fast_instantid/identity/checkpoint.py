@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..cache import content_key
 from ..errors import ModelFileError
+from ..kinds import is_adapter, kind_of
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT
 from ..weights import FileVersion, StateDict, existing_file, file_version, read_tensors
-from .embeddings import EMBEDDING_DIM
 from .resampler import Resampler
 
 
@@ -84,6 +84,12 @@ _NAMES = (
     "instantid-ip-adapter.bin",
     "ip-adapter_instant_id_sdxl.bin",
 )
+_IDENTITY_NETS = (
+    "ControlNetModel",
+    "diffusion_pytorch_model.safetensors",
+    "instantid-controlnet.safetensors",
+    "control_instant_id_sdxl.safetensors",
+)
 CONVERTED_SUFFIX = {torch.float16: ".fp16.safetensors", torch.bfloat16: ".bf16.safetensors"}
 """What ``fast-instantid convert`` puts in place of the adapter's own suffix."""
 
@@ -115,6 +121,18 @@ def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
     raise ModelFileError(f"{folder}: has none of {', '.join(_NAMES)}; {DOWNLOAD_HINT}")
 
 
+def find_identity_net(folder: Path) -> Path:
+    """Find the IdentityNet in a folder under its usual names: its own folder, or one file of weights.
+
+    Raises:
+        ModelFileError: the folder has none; lists the searched names.
+    """
+    for name in _IDENTITY_NETS:
+        if (folder / name).exists():
+            return folder / name
+    raise ModelFileError(f"{folder}: no IdentityNet, none of {', '.join(_IDENTITY_NETS)}; {DOWNLOAD_HINT}")
+
+
 def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
     """Open an InstantID adapter, as a torch pickle or a safetensors file, with nested or dotted keys.
 
@@ -129,9 +147,7 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
             if _is_onnx(path):
                 raise _another_kind(path, "an ONNX network, as in the face packs") from error
             raise
-        # IP-Adapter Plus has the same keys, but its input is never 512 wide.
-        reads_faces = _shape(tensors, "image_proj.proj_in.weight")[1:] == (EMBEDDING_DIM,)
-        if not reads_faces or not {"image_proj.latents", "ip_adapter.1.to_k_ip.weight"} <= tensors.keys():
+        if not is_adapter(tensors):
             raise _another_kind(path, kind_of(tensors))
         for name, tensor in tensors.items():
             if name.startswith(("image_proj.", "ip_adapter.")) and not tensor.is_floating_point():
@@ -175,10 +191,6 @@ def _another_kind(path: str | PathLike[str], kind: str) -> ModelFileError:
     return ModelFileError(f"{path}: this is {kind}; expected InstantID's adapter (ip-adapter.bin, 1.69 GB)")
 
 
-def _shape(tensors: StateDict, name: str) -> tuple[int, ...]:
-    return tuple(tensors[name].shape) if name in tensors else ()
-
-
 def _is_onnx(path: str | PathLike[str]) -> bool:
     """Whether a file starts as a ModelProto: its version (field 1, a small number), then producer, domain or graph."""
     try:
@@ -187,57 +199,3 @@ def _is_onnx(path: str | PathLike[str]) -> bool:
     except OSError:
         return False
     return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < 64 and head[2] in (0x12, 0x1A, 0x22, 0x3A, 0x42)
-
-
-Predicate = Callable[[StateDict], bool]
-
-
-def _starts(*prefixes: str) -> Predicate:
-    return lambda tensors: any(name.startswith(prefixes) for name in tensors)
-
-
-def _contains(*parts: str) -> Predicate:
-    return lambda tensors: any(part in name for name in tensors for part in parts)
-
-
-def _base(width: int) -> Predicate:
-    """Return a predicate for IP-Adapters of the base model with text of this width."""
-    return lambda tensors: _shape(tensors, "ip_adapter.1.to_k_ip.weight")[1:] == (width,)
-
-
-_SD15, _SDXL = _base(768), _base(2048)
-_PLUS = _starts("image_proj.latents")
-
-
-def _face_id(tensors: StateDict) -> bool:
-    """Whether this is an IP-Adapter FaceID: it has a LoRA or Plus FaceID's resampler, or reads face embeddings."""
-    with_lora_or_plus = _contains("to_q_lora", "image_proj.perceiver_resampler.")
-    return with_lora_or_plus(tensors) or _shape(tensors, "image_proj.proj.0.weight")[1:] == (EMBEDDING_DIM,)
-
-
-# The first match names the file, so parts of larger models come last.
-_KINDS: tuple[tuple[str, Predicate], ...] = (
-    ("an IP-Adapter FaceID for SD 1.5", lambda t: _face_id(t) and _SD15(t)),
-    ("an IP-Adapter FaceID for SDXL", lambda t: _face_id(t) and _SDXL(t)),
-    ("an IP-Adapter Plus for SD 1.5", lambda t: _PLUS(t) and _SD15(t)),
-    ("an IP-Adapter Plus for SDXL", lambda t: _PLUS(t) and _SDXL(t)),
-    ("an IP-Adapter for SD 1.5", _SD15),
-    ("an IP-Adapter for SDXL", _SDXL),
-    ("an IP-Adapter of another kind", _contains("to_k_ip.weight")),
-    ("a ControlNet, which InstantID's IdentityNet is too", _starts("controlnet_cond_embedding.", "controlnet_down_")),
-    ("a ControlNet in ComfyUI's layout", _starts("control_model.", "input_hint_block.", "zero_convs.")),
-    ("a LoRA", _contains("lora_up.", "lora_down.", "lora_A.", "lora_B.", ".lora.")),
-    ("a whole checkpoint", _starts("model.diffusion_model.", "first_stage_model.")),
-    ("a UNet", _starts("input_blocks.", "down_blocks.", "diffusion_model.")),
-    ("a VAE", _starts("decoder.", "encoder.down", "quant_conv.")),
-    ("a saved identity, which Identity.load reads", _starts("0.key")),
-    ("a CLIP model", _contains("text_model.", "vision_model.", "token_embedding.", "class_embedding", "resblocks.")),
-)
-
-
-def kind_of(tensors: StateDict) -> str:
-    """Describe a file with these tensors, which is not InstantID's adapter."""
-    for kind, is_kind in _KINDS:
-        if is_kind(tensors):
-            return kind
-    return f"an unknown model ({len(tensors)} tensors: {', '.join([*tensors][:3])}, ...)"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ..sources import no_telemetry
+
 if find_spec("diffusers") is None:
     raise ModuleNotFoundError("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
+if find_spec("onnxruntime") is not None:  # diffusers imports it
+    no_telemetry()
 
 from .approximations import Approximations
 from .generate import Sampling, generate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import warnings
 from collections.abc import Generator
@@ -11,14 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelFileError
-from ..identity import find_adapter
+from ..identity import find_adapter, find_identity_net
+from ..kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width, why_not_sdxl
 from ..placement import Placement
 from ..recorder import stage
-from ..sources import DOWNLOAD_HINT, local_path
+from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
+from ..weights import StateDict, network_files, read_tensors
+
+_CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
+_KINDS = {
+    "AutoencoderKL": "a VAE",
+    "CLIPTextModel": "a CLIP model",
+    "CLIPTextModelWithProjection": "a CLIP model",
+    "ControlNetModel": "a ControlNet",
+    "UNet2DConditionModel": "a UNet",
+}
+# What transformers calls a dtype.
+_DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 
 
 @contextmanager
@@ -54,7 +70,7 @@ class InstantIDFiles:
     """InstantID's published weights, as https://huggingface.co/InstantX/InstantID lays them out."""
 
     controlnet: Path
-    """The folder ``ControlNetModel``: the IdentityNet."""
+    """The folder ``ControlNetModel``, or one file of weights: the IdentityNet."""
     adapter: Path
     """``ip-adapter.bin`` or ``ip-adapter.safetensors``, for ``Adapter.load``."""
 
@@ -70,12 +86,7 @@ class InstantIDFiles:
             ModelFileError: there is no such folder or cached repository, or a part of it is missing.
         """
         folder = local_path(source, "InstantID")
-        controlnet = folder / "ControlNetModel"
-        if not (controlnet / "config.json").is_file():
-            raise ModelFileError(
-                f"{controlnet}: no config.json; expected InstantID's ControlNet there; {DOWNLOAD_HINT}"
-            )
-        return cls(controlnet, find_adapter(folder, dtype))
+        return cls(find_identity_net(folder), find_adapter(folder, dtype))
 
 
 def load_pipeline(
@@ -83,17 +94,20 @@ def load_pipeline(
     instantid: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Load an SDXL pipeline of diffusers with InstantID's IdentityNet, ready for :class:`InstantID`.
 
     Args:
         base: a folder in diffusers' layout, a single ``.safetensors`` checkpoint, or the name or hub id of a folder
             that was downloaded.
-        instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or such a name or id. None loads a
-            pipeline without an IdentityNet.
+        instantid: a folder with ``ControlNetModel/`` and ``ip-adapter.bin``, or such a name or id. The ControlNet may
+            also be one file beside the adapter, and need no ``config.json``. None loads a pipeline without it.
         device: of all networks; the best one present by default.
         dtype: of all networks, fp16 on CUDA and fp32 elsewhere by default. Files of the variant ``fp16`` are preferred
-            for float16, and taken where there are no others.
+            for float16, and taken where there are no others, for each network by itself. Any may be in shards.
+        config: for a single checkpoint, a folder in diffusers' layout with its configurations and tokenizers. SDXL's
+            by default, with the tokenizer that :func:`~fast_instantid.sources.tokenizer_folder` finds.
 
     Returns:
         a StableDiffusionXLControlNetPipeline, or without ``instantid`` a StableDiffusionXLPipeline.
@@ -104,33 +118,99 @@ def load_pipeline(
     """
     with stage("load pipeline"):
         placement = Placement.resolve(device, dtype)
-        options: dict[str, Any] = {"torch_dtype": placement.dtype, "local_files_only": True}
-        kind, parts = StableDiffusionXLPipeline, {}
+        kind, parts = StableDiffusionXLPipeline, dict[str, Any]()
         if instantid is not None:
-            controlnet = InstantIDFiles.find(instantid).controlnet
-            with _loading(controlnet, "InstantID's ControlNet"):
-                parts = {"controlnet": ControlNetModel.from_pretrained(controlnet, **options)}
+            net = InstantIDFiles.find(instantid).controlnet
+            parts["controlnet"] = _network(ControlNetModel, net, placement.dtype, "InstantID's ControlNet")
             kind = StableDiffusionXLControlNetPipeline
         path = local_path(base, "an SDXL model")
         if path.is_file():
-            # diffusers takes the configurations and tokenizers that such a file lacks from the hub's cache.
-            with _loading(path, "an SDXL checkpoint"):
-                pipe = kind.from_single_file(os.fspath(path), **parts, **options)
+            folder = None if config is None else local_path(config, "SDXL's configurations")
+            pipe = _checkpoint(kind, path, folder, parts, placement.dtype)
         else:
-            for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last: SDXL alone
-                if not (path / part).is_file():
-                    raise ModelFileError(
-                        f"{path}: has no {part}; expected an SDXL base model in diffusers' layout there"
-                    )
-            options["variant"] = _variant(path, placement.dtype)
-            with _loading(path, "an SDXL model"):
-                pipe = kind.from_pretrained(path, **parts, **options)
+            pipe = _folder(kind, path, parts, placement.dtype)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(placement.device)
 
 
+def _folder(kind: Any, path: Path, parts: dict[str, Any], dtype: torch.dtype) -> Any:
+    for part in ("model_index.json", "unet/config.json", "text_encoder_2/config.json"):  # the last: SDXL alone
+        if not (path / part).is_file():
+            raise ModelFileError(f"{path}: has no {part}; expected an SDXL base model in diffusers' layout there")
+    with _loading(path, "an SDXL model"):
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        named = {name: value for name, value in index.items() if isinstance(value, list)}
+        known = {name: value for name, value in named.items() if value[0] in ("diffusers", "transformers")}
+        for name, (library, network) in known.items():  # one by one, because diffusers takes one variant for all
+            if issubclass(network := getattr(importlib.import_module(library), network), torch.nn.Module):
+                parts[name] = _network(network, path / name, dtype, f"SDXL's {name}")
+        return kind.from_pretrained(path, **parts, torch_dtype=dtype, local_files_only=True)
+
+
+def _network(network: Any, path: Path, dtype: torch.dtype, what: str) -> Any:
+    """Load one network from its folder, or from one file of weights, which is of SDXL's shape."""
+    variant, files = network_files(path, dtype == torch.float16) if path.is_dir() else (None, [path])
+    if not files:
+        raise ModelFileError(f"{path}: its weights are missing; expected {what} there; {DOWNLOAD_HINT}")
+    tensors: StateDict = {}
+    for file in files:
+        tensors |= read_tensors(file)  # names a file that holds something else
+    this = kind_of(tensors)
+    if (is_for := NAMES_OF_WIDTHS.get(text_width(tensors) or SDXL_WIDTH, "SDXL")) != "SDXL":
+        this = f"a network for {is_for}"
+    if not this.startswith(_KINDS.get(network.__name__, "")):
+        raise ModelFileError(f"{files[0]}: this is {this}; expected {what}")
+    with _loading(files[0], what):
+        if (path / "config.json").is_file():
+            name = _DTYPE if issubclass(network, transformers.PreTrainedModel) else "torch_dtype"
+            options: dict[str, Any] = {name: dtype, "variant": variant, "local_files_only": True}
+            options["output_loading_info"] = True
+            model, found = network.from_pretrained(path, **options)
+            missing = list(found["missing_keys"])
+        elif network is ControlNetModel:
+            options = {"config": os.fspath(_CONFIGURATIONS / "controlnet"), "local_files_only": True}
+            model: Any = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
+            model.register_to_config(_name_or_path=os.fspath(path))  # by which InstantID tells its ControlNet
+            missing = _unfilled(model)
+        else:
+            raise ModelFileError(f"{path}: has no config.json; expected {what} there; {DOWNLOAD_HINT}")
+    if missing:
+        raise ModelFileError(f"{files[0]}: this is not {what}, which has {missing[0]} and more than this file")
+    return model
+
+
+def _checkpoint(kind: Any, path: Path, config: Path | None, parts: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Load SDXL from one file in the original layout, which holds neither configurations nor tokenizers."""
+    tensors = read_tensors(path)
+    with _loading(path, "an SDXL checkpoint"):
+        unet = json.loads(((config or _CONFIGURATIONS) / "unet" / "config.json").read_text(encoding="utf-8"))
+        if problem := why_not_sdxl(tensors, unet["cross_attention_dim"]):
+            raise ModelFileError(f"{path}: {problem}")
+        if config is None:
+            config, vocabulary = _CONFIGURATIONS, tokenizer_folder(path)
+            for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+                parts[name] = transformers.CLIPTokenizer.from_pretrained(
+                    vocabulary, pad_token=pad, model_max_length=77, local_files_only=True
+                )
+        pipe = kind.from_single_file(
+            os.fspath(path), config=os.fspath(config), **parts, torch_dtype=dtype, local_files_only=True
+        )
+    for name, model in pipe.components.items():
+        if isinstance(model, torch.nn.Module) and (missing := _unfilled(model)):
+            raise ModelFileError(f"{path}: its {name} lacks {len(missing)} tensors, {missing[0]} first; get it again")
+    if "v_pred" in tensors:  # these two names say how a checkpoint was trained
+        new = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in tensors}
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **new)
+    return pipe
+
+
+def _unfilled(model: torch.nn.Module) -> list[str]:
+    """Parameters that a file did not have."""
+    return [name for name, parameter in model.named_parameters() if parameter.is_meta]
+
+
 @contextmanager
-def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
+def _loading(path: Path, what: str) -> Generator[None]:
     try:
         with _quiet(), warnings.catch_warnings():
             # New versions of diffusers want it to be called dtype, which old ones do not know.
@@ -138,11 +218,6 @@ def _loading(path: str | os.PathLike[str], what: str) -> Generator[None]:
             yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "meta tensor" in reason:  # torch's word for what no file gave
+            reason = "it lacks some of its tensors"
         raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
-
-
-def _variant(folder: Path, dtype: torch.dtype) -> str | None:
-    """Return ``fp16`` if there are such weights and they are wanted, or the only ones."""
-    weights = [path.name for path in (folder / "unet").glob("diffusion_pytorch_model*.safetensors")]
-    half = [name for name in weights if ".fp16." in name]
-    return "fp16" if half and (dtype == torch.float16 or len(half) == len(weights)) else None

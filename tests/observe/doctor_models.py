@@ -49,10 +49,11 @@ def write_controlnet(folder: Path, width: int) -> None:
 
 
 def write_checkpoint(path: Path, width: int) -> Path:
-    """The one layer of a single-file checkpoint that says for which tokens it is."""
-    name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    """A tensor of each part of a single-file checkpoint; the UNet's says for which tokens it is."""
+    names = ("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", "first_stage_model.x")
+    names += ("conditioner.embedders.0.transformer.x", "conditioner.embedders.1.model.x")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: torch.zeros(8, width)}, path)
+    save_file({name: torch.zeros(8, width) for name in names}, path)
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fast_instantid.observe.doctor import Places
 from tests.observe.doctor_models import LFS, examined, replace, set_width, trouble, troubles, write_checkpoint
@@ -119,7 +119,11 @@ def test_a_base_model_that_lacks_a_network(models: Path, value: list[None], word
 
 @pytest.mark.parametrize("part", ["base", "instantid", "antelopev2"])
 def test_what_to_do_leads_to_where_it_was_looked_for(models: Path, tmp_path: Path, part: str):
-    damaged = {"base": "vae/config.json", "instantid": "ControlNetModel/config.json", "antelopev2": "glintr100.onnx"}
+    damaged = {
+        "base": "vae/config.json",
+        "instantid": "ControlNetModel/diffusion_pytorch_model.safetensors",
+        "antelopev2": "glintr100.onnx",
+    }
     (models / part / damaged[part]).unlink()
     assert trouble(Places.of_shell(models)).do.endswith(f"fast-instantid download {part} --to {models}")
     named = (models / part).rename(tmp_path / "elsewhere")
@@ -140,11 +144,19 @@ def test_another_base_model(models: Path, content: dict[str, str] | None, word: 
     assert word in found.found
 
 
-@pytest.mark.parametrize(("width", "level"), [(2048, "ok"), (768, "broken")])
-def test_a_single_checkpoint(models: Path, width: int, level: str):
+def test_a_single_checkpoint(models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(models))
     shutil.rmtree(models / "base")
-    write_checkpoint(models / "base", width)  # a file of that name
-    assert [finding.level for finding in examined(Places.of_shell(models))][3] == level
+    write_checkpoint(models / "base", 768)  # a file of that name
+    assert "SD 1.x" in trouble(Places.of_shell(models)).found
+    path = write_checkpoint(models / "base", 2048)
+    assert "fast-instantid download tokenizer" in trouble(Places.of_shell(models)).found
+    (models / "tokenizer" / "tokenizer").mkdir(parents=True)
+    for name in ("vocab.json", "merges.txt"):
+        (models / "tokenizer" / "tokenizer" / name).touch()
+    assert troubles(Places.of_shell(models)) == []
+    save_file({n: t for n, t in load_file(path).items() if not n.startswith("first_stage")}, path)
+    assert "lacks its VAE" in trouble(Places.of_shell(models)).found
 
 
 def test_no_sdxl_among_comfyuis_checkpoints(comfyui: Path):

@@ -244,7 +244,6 @@ def test_an_identitynet_of_another_width(models: Path):
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("config.json", None, "config.json"),
         ("config.json", b"{", "not a configuration"),
         ("config.json", json.dumps({"_class_name": "UNet2DConditionModel"}).encode(), "UNet2DConditionModel"),
         ("diffusion_pytorch_model.safetensors", None, "weights"),

@@ -16,6 +16,7 @@ from ...errors import BackendError, ModelFileError
 from ...locks import fork_safe_lock
 from ...placement import Placement, thread_defaults
 from ...recorder import stage
+from ...sources import no_telemetry
 from .graph import Graph
 from .module import check_operators, to_module
 from .onednn import has_onednn, use_onednn
@@ -238,6 +239,7 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
 
 def _session(graph: Graph, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
     """A session that runs any batch size; an error where onnxruntime would fall back to the CPU."""
+    no_telemetry()
     try:
         import onnx
         import onnxruntime

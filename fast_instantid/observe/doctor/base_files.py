@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ...errors import ModelFileError
-from ...sources import local_path
-from ...weights import read_tensors
+from ...kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, text_width, why_not_sdxl
+from ...sources import local_path, tokenizer_folder
+from ...weights import network_files, read_tensors
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, files_below, read_json, text_width
+from .headers import files_below, read_json
 from .places import Places
 
 _SDXL_ONLY = "InstantID was trained for SDXL, and works with no other base model."
 _INCOMPLETE = "The base model draws the picture, and is not complete."
-_WEIGHTS = r"(diffusion_pytorch_model|(pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -27,7 +26,7 @@ def base(places: Places) -> Iterator[Finding]:
         files = files_below(places.bases, (".safetensors", ".ckpt"))
         others: list[str] = []
         for path in sorted(files, key=lambda path: ("xl" not in path.name.lower(), path.suffix == ".ckpt")):
-            finding = _checkpoint(path)
+            finding = _checkpoint(path, whole=False)
             if finding.level == "ok":
                 yield finding
                 return
@@ -41,20 +40,27 @@ def base(places: Places) -> Iterator[Finding]:
         with suppress(ModelFileError, OSError):  # the model is missing, or its folder cannot be read
             path = local_path(path, "SDXL")
         if os.path.isfile(path):
-            yield _checkpoint(path)
+            yield _checkpoint(path, whole=True)
         elif _names_in(path):
             yield from _folder(path, places)
 
 
-def _checkpoint(path: Path) -> Finding:
+def _checkpoint(path: Path, whole: bool) -> Finding:
+    """Examine a single file; ComfyUI can take from elsewhere what it lacks, diffusers needs the ``whole``."""
+    do = "name an SDXL checkpoint with --base"
     try:
-        width = text_width(read_tensors(path))
-        if width == SDXL_WIDTH:
+        tensors = read_tensors(path)
+        width = text_width(tensors)
+        problem = "" if width == SDXL_WIDTH else f"this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
+        if whole and (problem := why_not_sdxl(tensors)) == "":
+            do = "fetch it"
+            tokenizer_folder(path)
+        if not problem:
             return Finding("ok", f"base model: {path}")
-        problem = f"{path}: this is {NAMES_OF_WIDTHS.get(width or 0, 'not an SDXL model')}"
+        problem = f"{path}: {problem}"
     except ModelFileError as error:
         problem = str(error)
-    return Finding("broken", problem, _SDXL_ONLY, "name an SDXL checkpoint with --base")
+    return Finding("broken", problem, _SDXL_ONLY, do)
 
 
 def _folder(folder: Path, places: Places) -> Iterator[Finding]:
@@ -98,24 +104,14 @@ def _problems(part: Path) -> Iterator[str]:
         yield f"{part}: config.json is missing"
     except (OSError, ValueError) as error:
         yield f"{part / 'config.json'} is damaged ({error})"
-    problems = [_damage(part / name) for name in names if re.fullmatch(_WEIGHTS, name)]
-    if not problems:
-        yield f"{part}: its weights are missing"
-    elif all(problems):  # a damaged file beside a whole one is not used
-        yield problems[0]
-
-
-def _damage(path: Path) -> str:
-    """Describe the damage of a file of weights, or of the shards of an index; "" without damage."""
     try:
-        files = sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else [path.name]
+        _, files = network_files(part)
         for file in files:
-            read_tensors(path.parent / file)
+            read_tensors(file)
+        if not files:
+            yield f"{part}: its weights are missing"
     except ModelFileError as error:
-        return str(error)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{path} is damaged ({error})"
-    return ""
+        yield str(error)
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading of configurations, and of the headers of weights."""
+"""Reading of configurations, and the search for files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...weights import StateDict
-
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MAX_DEPTH = 5
-
-SDXL_WIDTH = 2048
-NAMES_OF_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL's refiner", SDXL_WIDTH: "SDXL"}
-
-
-def text_width(tensors: StateDict) -> int | None:
-    """Return the width of the tokens that cross-attention reads (see ``NAMES_OF_WIDTHS``); None without one."""
-    keys = (tensor for name, tensor in tensors.items() if name.endswith("attn2.to_k.weight") and tensor.ndim == 2)
-    return next((key.shape[1] for key in keys), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:

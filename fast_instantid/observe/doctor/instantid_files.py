@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ...errors import ModelFileError
-from ...identity.checkpoint import find_adapter, kind_of, read_adapter
+from ...identity.checkpoint import find_adapter, find_identity_net, read_adapter
+from ...kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width
 from ...sources import MODELS
-from ...weights import read_tensors
+from ...weights import network_files, read_tensors
 from ..report import Finding
-from .headers import NAMES_OF_WIDTHS, SDXL_WIDTH, WEIGHTS, files_below, read_json, text_width
+from .headers import WEIGHTS, files_below, read_json
 from .places import Places, quoted
 
 _LAYERS = 70  # cross-attention layers of SDXL's UNet
 _ADAPTER_NAMES = ("ip-adapter.safetensors", "ip-adapter.bin")
-_USUAL_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # in diffusers' order
 _NAMES = ("instantid", "instant_id", "instant-id", "identitynet")
 _PLACES = "The IdentityNet places the face by the keypoints."
 _TRAP = "The nodes offer this file, and fail with it."
@@ -88,12 +88,9 @@ def identitynet(places: Places) -> Iterator[Finding]:
     """Check the IdentityNet. Yields nothing if there is no file."""
     if places.host == "diffusers":
         for parent in places.identitynets:
-            folder = parent / "ControlNetModel"
-            above = [parent / name for name in (*_USUAL_WEIGHTS, "config.json") if os.path.isfile(parent / name)]
-            if os.path.isdir(folder):
-                yield _controlnet_folder(folder, places.how_to_fetch("instantid", parent))
-            elif above and above[0].name in _USUAL_WEIGHTS:
-                yield _misplaced("the IdentityNet", above, folder)
+            with suppress(ModelFileError):  # there is none
+                net, again = find_identity_net(parent), places.how_to_fetch("instantid", parent)
+                yield _controlnet_folder(net, again) if net.is_dir() else _controlnet(net, again)
         return
     files = list(files_below(places.identitynets, WEIGHTS))
     named = [path for path in files if any(name in "/".join(path.parts[-3:]).lower() for name in _NAMES)]
@@ -118,33 +115,32 @@ def identitynet(places: Places) -> Iterator[Finding]:
 
 
 def _controlnet_folder(folder: Path, again: str) -> Finding:
-    weights = next((folder / name for name in _USUAL_WEIGHTS if os.path.isfile(folder / name)), None)
-    if weights is None:
-        return Finding("broken", f"{folder}: its weights are missing", _PLACES, again)
+    config = {"_class_name": "ControlNetModel"}  # without a file of its own, InstantID's is used
     try:
-        config = read_json(folder / "config.json")
-    except FileNotFoundError:
-        return Finding("broken", f"{folder}: config.json is missing", _PLACES, again)
+        _, files = network_files(folder)
+        if not files:
+            return Finding("broken", f"{folder}: its weights are missing", _PLACES, again)
+        config = read_json(folder / "config.json") if (folder / "config.json").exists() else config
+    except ModelFileError as error:
+        return Finding("broken", str(error), _PLACES, again)
     except (OSError, ValueError) as error:
         text = f"{folder / 'config.json'} is not a configuration ({error})"
         return Finding("broken", text, _PLACES, f"delete it, then: {again}")
     again = f"delete it, then: {again}"
     if (kind := config.get("_class_name")) != "ControlNetModel":
         return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
-    return _controlnet(weights, again, config.get("cross_attention_dim"))
+    return _controlnet(files[0], again, config.get("cross_attention_dim"), files[1:])
 
 
-def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
+def _controlnet(path: Path, again: str, width: int | None = None, shards: Sequence[Path] = ()) -> Finding:
     try:
         tensors = read_tensors(path)
+        for shard in shards:
+            tensors |= read_tensors(shard)
     except ModelFileError as error:
         return Finding("broken", str(error), _PLACES, again)
     if "controlnet_cond_embedding.conv_in.weight" not in tensors:
-        kind = kind_of(tensors)
-        with suppress(ModelFileError):
-            read_adapter(path)
-            kind = "InstantID's adapter"
-        return Finding("broken", f"{path}: this is {kind}; expected InstantID's ControlNet", _PLACES, again)
+        return Finding("broken", f"{path}: this is {kind_of(tensors)}; expected InstantID's ControlNet", _PLACES, again)
     width = text_width(tensors) or width
     if width != SDXL_WIDTH:
         base = NAMES_OF_WIDTHS.get(width or 0, f"a model with tokens of width {width}")
