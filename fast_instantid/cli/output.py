@@ -78,9 +78,7 @@ def print_json(document: Any, indent: int | None = None) -> None:
     try:
         print(json.dumps(document, indent=indent, allow_nan=False))
     except ValueError:
-        raise ModelFileError(
-            "a number of the result is NaN or infinite; the weights may be damaged"
-        ) from None
+        raise ModelFileError("a number of the result is NaN or infinite; the weights may be damaged") from None
 
 
 @contextmanager
