@@ -41,7 +41,11 @@ def test_the_commands_of_the_promises_name_tests():
     assert len(commands) > 20
     for name in " ".join(commands).split():
         path, _, test = name.partition("::")
-        assert re.search(rf"^(?:def|class) {test}\b", (ROOT / path).read_text(), re.MULTILINE) if test else (ROOT / path).exists(), name
+        assert (
+            re.search(rf"^(?:def|class) {test}\b", (ROOT / path).read_text(), re.MULTILINE)
+            if test
+            else (ROOT / path).exists()
+        ), name
 
 
 def test_the_make_targets_exist():

@@ -59,9 +59,14 @@ def progress(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print to stderr, on lines of its own; names of files may hold control characters."""
+    """Print to stderr, on lines of its own."""
     progress("")
-    _write("\n".join(map(printable, text.split("\n"))) + "\n")
+    _write(f"{printable_lines(text)}\n")
+
+
+def printable_lines(text: str) -> str:
+    """Replace control characters other than line ends: names of files may hold some."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _write(text: str) -> None:
@@ -94,7 +99,8 @@ def encodable_output() -> Generator[None]:
         yield
     finally:
         for stream, errors in streams:
-            stream.reconfigure(errors=errors)
+            with suppress(OSError):  # of what is not written yet
+                stream.reconfigure(errors=errors)
 
 
 def report_os_error(error: OSError) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +11,7 @@ from .. import __version__, miniature
 from ..sources import MODELS, models_folder
 from . import convert, demo, doctor, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
+from .output import printable_lines
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -173,9 +173,11 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=_Help, **options)
         self.register("action", None, _Store)
 
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()  # help that cannot be written is an error
-        super().exit(status, message)
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file, flush=True)  # argparse would pass over a full disk
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable_lines(message))
 
 
 class _Store(argparse.Action):
