@@ -25,7 +25,7 @@ for name in fast_instantid.__all__:
     try:
         getattr(fast_instantid, name)
     except ModuleNotFoundError as error:
-        sys.exit(f"{name}: {error}") if "diffusers" in sys.argv else print(f"{name} needs {error.name}")
+        sys.exit(f"{name}: {error}") if "diffusers" in sys.argv else print(f"{name}: {error}")
 print(miniature.files().portraits[0])
 """
 
