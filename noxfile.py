@@ -66,14 +66,18 @@ def install(session: nox.Session, extra: str) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("bounds", ["oldest", "newest", "next"], ids=["oldest", "newest", "next"])
 def versions(session: nox.Session, bounds: str) -> None:
-    """Run the tests (or those named after ``--``) with the oldest versions that pyproject.toml allows, the newest
-    released ones, or with the next diffusers, from its repository."""
+    """Run the tests, or those named after ``--``.
+
+    Args:
+        bounds: "oldest", the first release (or the last of its patches) that each bound of pyproject.toml allows;
+            "newest", the newest releases; "next", these and diffusers from its repository.
+    """
     tools = [tool for tool in EXTRAS["dev"] if not tool.startswith(NO_TEST_TOOLS)]
     install = ["-e", f".[{','.join(USERS)}]", *tools]
     if bounds == "oldest":
         needed = [*PROJECT["dependencies"], *(line for extra in USERS for line in EXTRAS[extra])]
         constraints = Path(session.create_tmp()) / "constraints-oldest.txt"
-        constraints.write_text("\n".join(re.sub(r">=([^,;]+)[^;]*", r"==\1", line) for line in needed))
+        constraints.write_text("\n".join(re.sub(r">=([^,;]+)[^;]*", r"==\1.*", line) for line in needed))
         install = ["-c", str(constraints), *install]
     elif bounds == "next":
         install.append("diffusers @ git+https://github.com/huggingface/diffusers")
