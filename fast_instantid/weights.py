@@ -249,6 +249,8 @@ def _looks_like_safetensors(path: Path) -> bool:
 
 def _diagnose(path: Path, error: Exception) -> str:
     """Explain why a file is no readable file of weights; torch's own message would advise to let it run code."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # bytes that are not UTF-8
+        return "its path is not valid UTF-8, and torch and safetensors open no other; rename it or its folder"
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)

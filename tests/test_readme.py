@@ -36,6 +36,18 @@ def test_the_tests_that_the_documents_name_are_there():
     assert named > 30
 
 
+def test_the_commands_of_the_promises_name_tests():
+    commands = re.findall(r"`pytest ([^`]+)`", (ROOT / "docs" / "promises.md").read_text())
+    assert len(commands) > 20
+    for name in " ".join(commands).split():
+        path, _, test = name.partition("::")
+        assert (
+            re.search(rf"^(?:def|class) {test}\b", (ROOT / path).read_text(), re.MULTILINE)
+            if test
+            else (ROOT / path).exists()
+        ), name
+
+
 def test_the_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE):

@@ -15,11 +15,23 @@ from typing import TYPE_CHECKING, Any
 from ..download import download
 from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from ..miniature import DRAWN_ONLY
+from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
 from . import convert, demo, doctor, profile, watch
 from .models import Models, face_pack
-from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, say, timed
+from .output import (
+    PICTURE_SUFFIXES,
+    check_output,
+    encodable_output,
+    print_json,
+    progress,
+    report_os_error,
+    report_step,
+    save_picture,
+    say,
+    timed,
+)
 from .parser import make_parser
 
 if TYPE_CHECKING:
@@ -32,14 +44,18 @@ _NO_FACE = "no face found; use a picture that shows the face upright and unobstr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 interrupted."""
     no_telemetry()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logger = logging.getLogger("fast_instantid")
+    handler, logger = _Warnings(), logging.getLogger("fast_instantid")
     logger.addHandler(handler)  # other handlers stay as they are
     try:
-        return run_command(arguments)
+        with encodable_output():
+            return run_command(arguments)
     finally:
         logger.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}")
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
@@ -55,19 +71,19 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "watch": watch.run,
         "profile": profile.run,
     }
-    options, unknown = make_parser(commands).parse_known_args(arguments)
-    if unknown:  # refused by the command itself, with its own usage
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return options.run(options)
+        options, unknown = make_parser(commands).parse_known_args(arguments)
+        if unknown:  # refused by the command itself, with its own usage
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        code = options.run(options)
+        sys.stdout.flush()  # fails here, where that can be said
+        return code
     except FastInstantIDError as error:
         say(f"error: {error}")
         if isinstance(error, (BackendError, ModelFileError)):
             say("'fast-instantid doctor' checks the installation, and says what to do")
-    except BrokenPipeError:  # the reader of our output has closed it, as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        report_os_error(error)
     except ModuleNotFoundError as error:
         say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except RuntimeError as error:
@@ -79,6 +95,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+    finally:
+        progress("")  # before a traceback
     return 1
 
 
@@ -103,13 +121,13 @@ def _embed(options: argparse.Namespace) -> int:
         write_safetensors(options.output, tensors, {"photos": json.dumps([row["photo"] for row in found])})
         say(f"{len(found)} embeddings written to {options.output}")
     if options.json:
-        print(json.dumps({"backend": analyzer.backend, "photos": rows}))
+        print_json({"backend": analyzer.backend, "photos": rows})
     elif not options.output:
         for row in found:
             left, top, right, bottom = row["bbox"]
             numbers = ", ".join(f"{value:.3f}" for value in row["embedding"][:4])
             box = f"{left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}, score {row['det_score']:.2f}"
-            print(f"{row['photo']}: {row['faces']} face(s), the largest at {box}: embedding {numbers}, ...")
+            print(f"{printable(row['photo'])}: {row['faces']} face(s), the largest at {box}: embedding {numbers}, ...")
     for row in rows:
         if "error" in row:
             say(f"error: {row['error']}")
@@ -210,7 +228,7 @@ def _generate(options: argparse.Namespace) -> int:
         image = generate(instantid, identity, keypoints, options.prompt, sampling, report_step)[0]
     save_picture(image, options.output)
     if options.json:
-        print(json.dumps({"output": str(options.output), "size": image.size, "seconds": seconds}))
+        print_json({"output": str(options.output), "size": image.size, "seconds": seconds})
     else:
         times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
         print(f"{options.output}: {image.width} x {image.height} on {place.device} ({times})")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ..recorder import stage
-from .output import check_output, progress, say
+from .output import check_output, print_json, progress, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +39,12 @@ def run(options: argparse.Namespace) -> int:
     existing_file(options.adapter, "InstantID's adapter")
     output: Path = options.output or converted_path(options.adapter, options.dtype)
     check_output(output, (".safetensors",))
-    try:
-        with stage("convert"):
-            convert_adapter(options.adapter, output, options.dtype, report)
-    finally:
-        progress("")
+    with stage("convert"):
+        convert_adapter(options.adapter, output, options.dtype, report)
+    progress("")
     before, after = (path.stat().st_size for path in (options.adapter, output))
     if options.json:
-        print(json.dumps({"output": str(output), "bytes": after, "original_bytes": before, "dtype": options.dtype}))
+        print_json({"output": str(output), "bytes": after, "original_bytes": before, "dtype": options.dtype})
     else:
         say(f"{output}: {after / 1e6:,.1f} MB in {options.dtype} ({options.adapter.name}: {before / 1e6:,.1f} MB)")
         used = f"used from now on where identities are computed in {options.dtype}"

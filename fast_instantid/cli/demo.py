@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from .. import miniature
 from ..recorder import stage
-from .output import PICTURE_SUFFIXES, check_output, progress, report_step, save_picture, timed
+from .output import PICTURE_SUFFIXES, check_output, print_json, progress, report_step, save_picture, timed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
         seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
         document = {"output": str(options.output), "pictures": pictures}
-        print(json.dumps({**document, "strangers": demo.strangers, "seconds": seconds}, indent=2))
+        print_json({**document, "strangers": demo.strangers, "seconds": seconds}, indent=2)
         return 0
     lines = [f"The person of {photo}, drawn by the miniature.", "", "likeness  prompt"]
     for picture in demo.pictures:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +46,6 @@ def run(options: argparse.Namespace) -> int:
     fields = {"pack": ("faces",), "instantid": ("adapters", "identitynets"), "base": ("bases",), "models": ()}
     chosen = {field: (path,) for name, path in given.items() for field in fields[name]}
     report = examine(replace(places, backend=options.backend, device=options.device, **chosen))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that the console cannot show
     if options.json:
         print(report.to_json())
     else:

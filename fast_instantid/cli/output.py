@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import FastInstantIDError
+from ..errors import FastInstantIDError, ModelFileError
 from ..files import atomic_write, check_parent
+from ..observe.table import printable
 from ..recorder import stage
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -51,8 +55,60 @@ def report_step(done: int, total: int) -> None:
 def progress(text: str) -> None:
     """Overwrite the progress line. Prints nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        _write(f"\r\033[K{text}")
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Print to stderr, on lines of its own."""
+    progress("")
+    _write(f"{printable_lines(text)}\n")
+
+
+def printable_lines(text: str) -> str:
+    """Replace control characters other than line ends: names of files may hold some."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # a terminal or a reader that is gone does not end the command
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+def print_json(document: Any, indent: int | None = None) -> None:
+    """Print one JSON document.
+
+    Raises:
+        ModelFileError: a number is NaN or infinite, for which JSON has no word.
+    """
+    try:
+        print(json.dumps(document, indent=indent, allow_nan=False))
+    except ValueError:
+        raise ModelFileError("a number of the result is NaN or infinite; the weights may be damaged") from None
+
+
+@contextmanager
+def encodable_output() -> Generator[None]:
+    """Show as escapes, during the block, the letters that the encoding of stdout or stderr lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, or a Windows program without a console
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    for stream, _ in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in streams:
+            with suppress(OSError):  # of what is not written yet
+                stream.reconfigure(errors=errors)
+
+
+def report_os_error(error: OSError) -> None:
+    """Say what failed; nothing where stdout has a reader that has enough, as in ``| head``."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout itself failed; the interpreter will flush it again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return
+    say(f"error: {error.filename or 'output'}: {error.strerror or error}")

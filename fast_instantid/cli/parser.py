@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
 from . import convert, demo, doctor, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
+from .output import printable_lines
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -37,6 +38,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     models = models_folder()
+    shown = {name: str(models / name).replace("%", "%%") for name in MODELS}  # argparse formats help by %
 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
         epilog = f"example:\n  fast-instantid {name} {example}"
@@ -49,8 +51,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--cache", type=_cache, metavar="DIR", help=text)
 
     def face_options(added: argparse.ArgumentParser) -> None:
-        default = f"(default: {models / 'antelopev2'})"
-        added.add_argument("--pack", metavar="DIR", help=f"folder of the face models, or {MINIATURE} {default}")
+        text = f"folder of the face models, or {MINIATURE} (default: {shown['antelopev2']})"
+        added.add_argument("--pack", metavar="DIR", help=text)
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
         cache_option(added)
@@ -92,12 +94,12 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         "--base",
         metavar="PATH",
         help=f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, "
-        f"then also of --pack and --instantid; a folder of that name is ./{MINIATURE} (default: {models / 'base'})",
+        f"then also of --pack and --instantid; a folder of that name is ./{MINIATURE} (default: {shown['base']})",
     )
     generate.add_argument(
         "--instantid",
         metavar="PATH",
-        help=f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {models / 'instantid'})",
+        help=f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})",
     )
     for options, default, text in (
         (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
@@ -170,6 +172,12 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
         self.register("action", None, _Store)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file, flush=True)  # argparse would pass over a full disk
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable_lines(message))
 
 
 class _Store(argparse.Action):

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from ..errors import FastInstantIDError
 from ..recorder import Recorder
-from .output import check_output
+from .output import check_output, printable_lines
 
 _COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
 
@@ -72,7 +72,8 @@ def _save(recorder: Recorder, command: list[str], ended_early: str, path: Path) 
     profile = Profile.of(recorder, shlex.join(["fast-instantid", *command]), ended_early)
     profile.save(path)
     with suppress(OSError):  # stderr may be closed
-        _print(f"\n{profile.tree()}\nwritten: {path} (ui.perfetto.dev shows it as a timeline)", sys.stderr)
+        written = f"written: {path} (ui.perfetto.dev shows it as a timeline)"
+        _print(printable_lines(f"\n{profile.tree()}\n{written}"), sys.stderr)
 
 
 def _print(text: str, to: TextIO) -> None:
