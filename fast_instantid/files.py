@@ -7,8 +7,21 @@ import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from .errors import FastInstantIDError
+
+
+def special_file(path: str | os.PathLike[str]) -> str:
+    """Name the kind of a path that is no regular file, such as "a folder"; "" for a regular file.
+
+    Reading a pipe waits for a writer, and reading ``/dev/zero`` never ends.
+
+    Raises:
+        OSError: there is nothing at the path, or it cannot be examined.
+    """
+    mode = os.stat(path).st_mode
+    return "" if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a pipe or a device"
 
 
 def check_folder(path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .cache import content_key
 from .errors import ImageError
+from .files import special_file
 from .recorder import stage
 
 RGBImage: TypeAlias = np.ndarray
@@ -122,8 +123,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
 def _read(path: Path) -> RGBImage:
     with _pillow_errors(str(path)):
-        if path.is_dir():
-            raise ImageError(f"{path}: this is a folder, not a picture")
+        if special := special_file(path):
+            raise ImageError(f"{path}: this is {special}, not a picture")
         with stage("decode", nbytes=path.stat().st_size), Image.open(path) as opened:
             return _rgb_pixels(opened, str(path))
 

@@ -7,8 +7,10 @@ A ``version`` identifies a file by its path and times, a ``fingerprint`` its con
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from .errors import ModelFileError
-from .files import atomic_write
+from .files import atomic_write, special_file
 from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
 
 _ZIP = b"PK\x03\x04"
+_HARMLESS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|torch(\.storage)? \w+Storage"
+    r"|torch (Size|b?float\w+|u?int\d+|bool|half|double)"
+)
 _fingerprints: dict[str, str] = {}
 _fingerprints_lock = threading.Lock()
 
@@ -45,11 +51,15 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
             else:
+                _check_pickle(path)
                 tensors = dict(_flatten(_load_pickle(path)))
     except Exception as error:  # torch's unpickler raises anything on other bytes
         raise ModelFileError(f"{path}: {_diagnose(path, error)}") from error
     if not tensors:
         raise ModelFileError(f"{path}: holds no named tensors; a file of weights is needed")
+    size = path.stat().st_size
+    if (held := sum(tensor.nbytes for tensor in tensors.values())) > 4 * size:
+        raise ModelFileError(f"{path}: tensors of {held:,} bytes in a file of {size:,}, which share what it holds")
     return tensors
 
 
@@ -61,14 +71,15 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise ModelFileError(f"{path}: this is a folder; expected a file of {what}")
+        if special := special_file(path):
+            raise ModelFileError(f"{path}: this is {special}; expected a file of {what}")
         with open(path, "rb") as file:
             empty = not file.read(1)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file; expected {what} there") from error
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
     if empty:
         raise ModelFileError(f"{path}: this file is empty; download it again")
     return path
@@ -132,14 +143,52 @@ def _load_pickle(path: Path) -> Any:
     return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # torch 2.2 maps no Path
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if not isinstance(tree, Mapping):
-        return
-    for name, value in tree.items():
+def _check_pickle(path: Path) -> None:
+    """Refuse a pickle that would cost more than its size: torch's unpickler calls some functions with any argument.
+
+    Raises:
+        ValueError: a pickle of other things than named tensors.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == _ZIP:
+            with zipfile.ZipFile(file) as archive:
+                names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                if any(archive.getinfo(name).compress_type for name in names):
+                    raise ValueError("a compressed pickle")
+                for name in names:
+                    with archive.open(name) as pickled:
+                        _check_operations(pickled)
+            return
+        file.seek(0)
+        for _ in range(5):  # torch < 1.6: a number, a version, the system, the tensors, the names of their storages
+            _check_operations(file)
+
+
+def _check_operations(pickled: Any) -> None:
+    tuples: set[Any] = set()  # their numbers in the memo: nested pairs of them take for ever to hash
+    before = ""
+    for operation, argument, _ in pickletools.genops(pickled):
+        name = operation.name
+        if name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1") or (name == "GLOBAL" and not _HARMLESS.fullmatch(argument)):
+            raise ValueError(f"GLOBAL {str(argument).replace(' ', '.')}")
+        if name.endswith("PUT") and before.startswith("TUPLE"):
+            tuples.add(argument)
+        if (name.endswith("GET") and argument in tuples) or name == "MEMOIZE":
+            raise ValueError("values that are used twice")
+        before = name
+
+
+def _flatten(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    todo, seen = [("", tree)], 0
+    while todo:
+        prefix, value = todo.pop()
+        seen += 1
+        if len(prefix) > 1000 or seen > 200_000:  # dictionaries that share others double with each level
+            raise ValueError("names of over 1,000 letters, or over 200,000 entries")
         if isinstance(value, torch.Tensor):
-            yield f"{prefix}{name}", value
-        else:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield prefix[:-1], value
+        elif isinstance(value, Mapping):
+            todo += [(f"{prefix}{name}.", inner) for name, inner in reversed(value.items())]
 
 
 def _looks_like_safetensors(path: Path) -> bool:

@@ -27,6 +27,7 @@ COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of left eye, right eye, nose, and left and right corner of the mouth."""
 _LIMB_HALF_WIDTH = 4  # pixels
 _DOT_RADIUS = 10  # pixels
+_LARGEST = 65_535  # of a side, in pixels, as in JPEG
 
 
 def draw_keypoints(size: Size, *faces: Any, colors: Sequence[tuple[int, int, int]] = COLORS) -> RGBImage:
@@ -143,6 +144,6 @@ def _size(picture: Size) -> tuple[int, int]:
         width, height = (operator.index(side) for side in sides)
     except (TypeError, ValueError):
         width = height = 0
-    if width <= 0 or height <= 0:
-        raise ValueError(f"size {sides!r}: expected (width, height) in whole pixels, or a picture")
+    if not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
+        raise ValueError(f"size {sides!r}: expected (width, height) in whole pixels up to {_LARGEST}, or a picture")
     return width, height

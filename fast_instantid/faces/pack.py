@@ -70,7 +70,7 @@ def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
     that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``, its ``models``, or ComfyUI itself. The
     reason lists the folders tried and what is missing in each.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     try:
         start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
     except StopIteration:

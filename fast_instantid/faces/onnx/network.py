@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx
 
 from ...errors import BackendError, ModelFileError
 from ...placement import Placement
 from ...recorder import stage
 from ...weights import fingerprint
+from .first_run import first_run
 from .graph import Graph
 from .module import check_operators, to_module
 from .onednn import has_onednn, use_onednn
@@ -82,7 +83,8 @@ class TorchNetwork:
         self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
         self._loading = threading.Lock()
-        self._module: nn.Module | None = None
+        self._module: fx.GraphModule | None = None
+        self._has_run: set[torch.Size] = set()  # shapes of the input
 
     @property
     def result_id(self) -> str:
@@ -92,7 +94,7 @@ class TorchNetwork:
         return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> fx.GraphModule:
         """The loaded network.
 
         Raises:
@@ -109,7 +111,7 @@ class TorchNetwork:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
             return self._module
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: fx.GraphModule) -> fx.GraphModule:
         """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
 
@@ -124,10 +126,15 @@ class TorchNetwork:
             the outputs in the file's order, float32.
         """
         module = self.module
-        device = next(module.parameters()).device  # ComfyUI may have moved the weights
+        device = next((weight.device for weight in module.parameters()), self.device)  # ComfyUI may have moved them
         with stage("network", nbytes=images.nbytes), torch.inference_mode(), _exact_float32(device):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
-            outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
+            batch = batch.float().sub_(mean).mul_(scale).to(self.dtype)
+            if batch.shape in self._has_run:
+                outputs = module(batch)
+            else:
+                outputs = first_run(module, self._graph, batch)
+                self._has_run.add(batch.shape)
             return [output.float().cpu().numpy() for output in outputs]
 
 
@@ -149,13 +156,16 @@ class OnnxRuntimeNetwork:
         with stage("load network"):
             self.result_id = f"{fingerprint(path)}/onnxruntime/{self.provider}"
             self._session = _session(path, self.provider, settings)
-        self._input = self._session.get_inputs()[0].name
+        self._path, self._input = path, self._session.get_inputs()[0].name
 
     def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
         """As :meth:`TorchNetwork.run`."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
-            return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+            try:
+                return self._session.run(None, {self._input: batch})  # pyright: ignore[reportReturnType]
+            except Exception as error:  # onnxruntime's exceptions share no other base
+                raise ModelFileError(f"{self._path}: onnxruntime cannot run it: {str(error)[:300]}") from error
 
 
 Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
@@ -213,17 +223,17 @@ def _session(path: Path, provider: str, settings: dict[str, int]) -> onnxruntime
     # recogniser; "python -m benchmarks faces" measures the cost for insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source: str | bytes = str(path)
-    model: Any = onnx.load(source, load_external_data=False)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if batch.dim_value == 1:
-        # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
-        batch.dim_param = "batch"
-        source = model.SerializeToString()
-    del model
     try:
+        model: Any = onnx.load(source, load_external_data=False)
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+        if batch.dim_value == 1:
+            # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
+            batch.dim_param = "batch"
+            source = model.SerializeToString()
+        del model
         session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
-    except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelFileError(f"{path}: onnxruntime cannot load it: {error}") from error
+    except Exception as error:  # the exceptions of onnx and onnxruntime share no other base
+        raise ModelFileError(f"{path}: onnxruntime cannot load it: {str(error)[:300]}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ...files import special_file
 from ...weights import StateDict
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -25,7 +26,12 @@ def text_width(tensors: StateDict) -> int | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ValueError if the file holds anything else."""
-    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if special := special_file(path):
+        raise ValueError(special)
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
