@@ -30,7 +30,9 @@ def test_other_dtypes_are_refused(dtype):
         Placement.resolve("cpu", dtype)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "", "cpu:0:0", "meta", "cpu:99999999999999999999", "hpu", "x" * 9999])
+@pytest.mark.parametrize(
+    "device", ["gpu", "cuda:x", "cuda:-1", "", "cpu:0:0", "meta", "cpu:99999999999999999999", "hpu", "x" * 9999]
+)
 def test_words_that_are_no_device_are_refused(device):
     with pytest.raises(BackendError, match=r"is not known to torch"):
         Placement.resolve(device)

@@ -28,11 +28,12 @@ def only_our_errors() -> Generator[None]:
     try:
         yield
     except FastInstantIDError as error:
-        assert 0 < len(str(error)) < 10_000, f"a message of {len(str(error)):,} letters"
+        if not 0 < len(str(error)) < 10_000:
+            raise ValueError(f"a message of {len(str(error)):,} letters") from error
 
 
 def run_forked(trials: Iterator[Trial], trial: Callable[[Trial], object], at_once: int = 100) -> None:
-    """Run ``trial`` for each of ``trials``, ``at_once`` in a process; fail with the first that raises, dies or hangs."""
+    """Run ``trial`` for each of ``trials``, ``at_once`` in a process; fail if one raises, dies or hangs."""
     while batch := list(islice(trials, at_once)):
         shared = mmap.mmap(-1, 1 << 14)  # the index of the trial that runs, and how it failed
         child = os.fork()

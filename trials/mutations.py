@@ -8,7 +8,7 @@ _BYTES = (0, 1, 0x7F, 0x80, 0xFF)
 
 
 def damaged(content: bytes, source: random.Random) -> bytes:
-    """The content with one to eight faults: bits, bytes, numbers, cuts, repeats and moves, more often near the front."""
+    """The content with one to eight faults: bits, bytes, cuts, repeats and moves, more often near the front."""
     data = bytearray(content)
     for _ in range(source.choice((1, 1, 2, 4, 8))):
         if not data:
