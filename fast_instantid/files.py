@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Generator
@@ -20,7 +21,10 @@ def special_file(path: str | os.PathLike[str]) -> str:
     Raises:
         OSError: there is nothing at the path, or it cannot be examined.
     """
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
     return "" if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a pipe or a device"
 
 

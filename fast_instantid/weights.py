@@ -77,9 +77,8 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
             empty = not file.read(1)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file; expected {what} there") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ModelFileError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if empty:
         raise ModelFileError(f"{path}: this file is empty; download it again")
     return path
@@ -153,8 +152,8 @@ def _check_pickle(path: Path) -> None:
         if file.read(4) == _ZIP:
             with zipfile.ZipFile(file) as archive:
                 names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                if any(archive.getinfo(name).compress_type for name in names):
-                    raise ValueError("a compressed pickle")
+                if len(archive.filelist) > 10_000 or any(archive.getinfo(name).compress_type for name in names):
+                    raise ValueError("a compressed pickle, or more parts than torch reads in a second")
                 for name in names:
                     with archive.open(name) as pickled:
                         _check_operations(pickled)

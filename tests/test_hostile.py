@@ -19,6 +19,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid import FaceAnalyzer, FastInstantIDError, ImageError, ModelFileError, keypoint_picture, load_image
@@ -35,10 +36,10 @@ from fast_instantid.weights import read_tensors
 
 @pytest.fixture(autouse=True)
 def _cheap():
-    """Each test ends within 10 s, and adds at most 300 MB to the memory of this process."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    """Each test takes at most 10 s of processor, and adds at most 300 MB to the memory of this process."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
@@ -60,7 +61,7 @@ def run(path):
     TorchNetwork(read_graph(path), torch.device("cpu")).run(np.zeros((1, 16, 16, 3), np.uint8), 0.0, 1.0)
 
 
-WEIGHTS = {"w": np.ones((4, 3, 3, 3), "f4"), "b": np.ones(4, "f4"), "one": np.ones(1, "f4"), "i": np.int64([1, -1])}
+WEIGHTS = {"w": np.ones((4, 3, 3, 3), "f4"), "b": np.ones(4, "f4"), "one": np.ones(1, "f4"), "i": np.int64([5, -1])}
 CONV = {
     "a stride of 0": {"strides": [0, 1]},
     "a negative stride": {"strides": [-1, 1]},
@@ -248,16 +249,10 @@ def _nested():
 ADAPTERS = {
     "a list": lambda tensors: [*tensors.values()],
     "one tensor": lambda tensors: tensors["image_proj.latents"],
-    "a number of 5,000 digits": lambda tensors: {**tensors, f"ip_adapter.{'9' * 5000}.to_k_ip.weight": torch.ones(2)},
-    "20,000 layers of a resampler": lambda tensors: (
-        tensors | {f"image_proj.layers.{i}.x": torch.ones(1) for i in range(20_000)}
-    ),
-    "20,000 layers of a UNet": lambda tensors: (
-        tensors | {f"ip_adapter.{i}.to_k_ip.weight": torch.ones(1) for i in range(20_000)}
-    ),
     "shared dictionaries": lambda tensors: _shared({"a": torch.ones(1)}),
     "nested tuples as a name": lambda tensors: {**tensors, "a": Named(_nested())},
-    "a long name of many": lambda tensors: {"x" * 10**6: {str(i): torch.ones(1) for i in range(10_000)}},
+    "a long name of many": lambda tensors: {"x" * 10**6: dict.fromkeys(map(str, range(10_000)), torch.ones(1))},
+    "twenty thousand tensors": lambda tensors: {str(i): torch.ones(1) for i in range(20_000)},
     "a tensor without data": lambda tensors: {**tensors, "image_proj.latents": torch.empty(1, 16, 64, device="meta")},
     "a sparse tensor": lambda tensors: {**tensors, "image_proj.proj_in.weight": torch.ones(64, 512).to_sparse()},
     "a quantised tensor": lambda tensors: {
@@ -279,6 +274,28 @@ def test_an_adapter_that_is_refused(tmp_path, tensors, change):
     torch.save(change(tensors), tmp_path / "adapter.bin")
     with pytest.raises(ModelFileError, match=r"adapter\.bin: ") as raised:
         read_adapter(tmp_path / "adapter.bin")
+    assert len(str(raised.value)) < 2000
+
+
+NAMES = {
+    "20,000 layers of a resampler": ([f"image_proj.layers.{i}.x" for i in range(20_000)], "20,000 layers"),
+    "20,000 layers of a UNet": ([f"ip_adapter.{i}.to_k_ip.weight" for i in range(20_000)], "not all odd ones"),
+    "half a layer": (["ip_adapter.5.to_k_ip.weight"], "layer 5 lacks its key or value"),
+    "a number of 5,000 digits": ([f"ip_adapter.{'9' * 5000}.to_k_ip.weight"], None),
+    "a number in another script": (["ip_adapter.\N{ARABIC-INDIC DIGIT FIVE}.to_k_ip.weight"], None),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), NAMES.values(), ids=NAMES)
+def test_an_adapter_with_further_names(tmp_path, tensors, names, message):
+    """A number that is none is left out, as any other name that is not an adapter's."""
+    path = tmp_path / "adapter.safetensors"
+    save_file({name: tensor.clone() for name, tensor in tensors.items()} | {n: torch.ones(1) for n in names}, path)
+    if message is None:
+        assert len(read_adapter(path).layers) == 2
+        return
+    with pytest.raises(ModelFileError, match=message) as raised:
+        read_adapter(path)
     assert len(str(raised.value)) < 2000
 
 

@@ -120,7 +120,7 @@ def test_the_doctor_survives_damaged_configurations(trials, tmp_path, name):
         (tmp_path / file).write_text(json.dumps(document))
     (tmp_path / "ControlNetModel" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
     (tmp_path / "ComfyUI" / "custom_nodes").mkdir(parents=True)
-    places = Places("diffusers", tmp_path, identitynets=(tmp_path,), bases=(tmp_path,))
+    places = Places("diffusers", tmp_path, (), (), (tmp_path,), (tmp_path,))
     path = tmp_path / "ComfyUI" / "extra_model_paths.yaml" if name == "paths.yaml" else tmp_path / name
 
     def trial(source: Trial) -> None:

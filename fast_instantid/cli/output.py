@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write, check_folder
+from ..files import atomic_write, check_folder, special_file
 from ..recorder import stage
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -18,8 +18,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | Path] = ()) -> None:
     """Refuse, before any work is done, an output that could not or should not be written after it."""
-    if path.is_dir():
-        raise FastInstantIDError(f"{path}: this is a folder; name a file")
+    with suppress(FileNotFoundError):
+        if special_file(path) == "a folder":
+            raise FastInstantIDError(f"{path}: this is a folder; name a file")
     if path.suffix.lower() not in suffixes:
         raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
     check_folder(path)

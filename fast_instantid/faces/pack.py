@@ -25,6 +25,7 @@ _USUAL_NAMES = (
 )
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
+_MAX_FOLDERS = 1000  # at one depth: somebody may name the whole disk
 _MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
 
 
@@ -107,7 +108,9 @@ def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
                 continue
             if any(entry.suffix.lower() == ".onnx" for entry in entries):
                 found.append(folder)
-        level = below
+        level = below[:_MAX_FOLDERS]
+        if len(below) > _MAX_FOLDERS:
+            unreadable.append(f"and no further than {_MAX_FOLDERS:,} folders at one depth")
     return found, unreadable
 
 

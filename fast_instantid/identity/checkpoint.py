@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cache import content_key
 from ..errors import ModelFileError
+from ..files import special_file
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT
 from ..weights import StateDict, file_version, read_tensors
@@ -150,6 +151,8 @@ def _shape(tensors: StateDict, name: str) -> tuple[int, ...]:
 def _is_onnx(path: str | PathLike[str]) -> bool:
     """Whether a file starts as a ModelProto: its version (field 1, a small number), then producer, domain or graph."""
     try:
+        if special_file(path):
+            return False
         with open(path, "rb") as file:
             head = file.read(3)
     except OSError:

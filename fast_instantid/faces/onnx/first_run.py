@@ -10,6 +10,7 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -81,7 +82,7 @@ def _numbers_made(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if "weight" in node.meta:
         return x.numel() // x.shape[-1] * node.meta["weight"][0]
     if node.target in (operator.add, operator.sub, operator.mul, operator.truediv):
-        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in args)))
+        return math.prod(np.broadcast_shapes(*(tensor.shape for tensor in args)))  # torch's imports sympy
     if node.target is torch.cat:
         return sum(map(_numel, x))
     if node.target is F.interpolate:
