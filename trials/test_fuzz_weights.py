@@ -61,7 +61,7 @@ def changed(tensors: dict[str, torch.Tensor], source: Trial) -> dict[str, torch.
         elif kind == 7 and tensors[name].numel():
             tensors[name] = torch.full_like(tensors[name], source.choice((0, 1)))
         else:
-            names = (f"image_proj.layers.{i}.x" for i in range(source.choice((1, 100, 20_000))))
+            names = (f"image_proj.layers.{i}.x" for i in range(source.choice((1, 100, 2_000))))
             tensors |= dict.fromkeys(names, torch.ones(1))
     return tensors
 

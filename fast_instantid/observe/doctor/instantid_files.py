@@ -131,7 +131,8 @@ def _controlnet_folder(folder: Path, again: str) -> Finding:
     again = f"delete it, then: {again}"
     if (kind := config.get("_class_name")) != "ControlNetModel":
         return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
-    return _controlnet(weights, again, config.get("cross_attention_dim"))
+    width = config.get("cross_attention_dim")
+    return _controlnet(weights, again, width if isinstance(width, int) else None)
 
 
 def _controlnet(path: Path, again: str, width: int | None = None) -> Finding:
