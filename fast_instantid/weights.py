@@ -168,7 +168,9 @@ def _check_operations(pickled: Any) -> None:
     before = ""
     for operation, argument, _ in pickletools.genops(pickled):
         name = operation.name
-        if name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1") or (name == "GLOBAL" and not _HARMLESS.fullmatch(argument)):
+        if name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1") or (
+            name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument))
+        ):
             raise ValueError(f"GLOBAL {str(argument).replace(' ', '.')}")
         if name.endswith("PUT") and before.startswith("TUPLE"):
             tuples.add(argument)
@@ -187,7 +189,7 @@ def _flatten(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
             yield prefix[:-1], value
         elif isinstance(value, Mapping):
-            todo += [(f"{prefix}{name}.", inner) for name, inner in reversed(value.items())]
+            todo += [(f"{prefix}{name}.", inner) for name, inner in reversed([*value.items()])]
 
 
 def _looks_like_safetensors(path: Path) -> bool:

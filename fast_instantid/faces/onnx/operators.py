@@ -212,9 +212,10 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
     return b.call(F.pad, x, [left, right, top, bottom]), (0, 0)
 
 
-def _windows(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _windows(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
     """Strides and dilations."""
-    return _numbers(node, "strides", (1, 1)), _numbers(node, "dilations", (1, 1))
+    (down, right), (tall, wide) = (_numbers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    return (down, right), (tall, wide)
 
 
 def _numbers(node: Node, name: str, default: Sequence[int], low: int = 1, high: int = 1024) -> tuple[int, ...]:
