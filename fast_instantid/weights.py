@@ -186,7 +186,7 @@ def _flatten(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
         seen += 1
         if len(prefix) > 1000 or seen > 200_000:  # dictionaries that share others double with each level
             raise ValueError("names of over 1,000 letters, or over 200,000 entries")
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and prefix:
             yield prefix[:-1], value
         elif isinstance(value, Mapping):
             todo += [(f"{prefix}{name}.", inner) for name, inner in reversed([*value.items()])]
