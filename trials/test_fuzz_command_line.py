@@ -12,8 +12,8 @@ import pytest
 
 from fast_instantid import cli, load_image
 from fast_instantid.miniature import files
+from trials.bounded import run_forked
 from trials.conftest import Trial
-from trials.forked import run_forked
 
 WORDS = (
     *(

@@ -17,8 +17,8 @@ from fast_instantid.observe.profile import Profile
 from fast_instantid.observe.samples import COLUMNS, read_csv
 from fast_instantid.observe.verdict import judge
 from fast_instantid.recorder import Recorder, stage
+from trials.bounded import only_our_errors, run_forked
 from trials.conftest import Trial
-from trials.forked import only_our_errors, run_forked
 from trials.mutations import damaged
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "PCX", "DDS", "SGI")

@@ -15,8 +15,8 @@ from examples.tiny_faces import write_iresnet, write_scrfd
 from fast_instantid import Cache, FaceAnalyzer
 from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import TorchNetwork
+from trials.bounded import only_our_errors, run_forked
 from trials.conftest import Trial
-from trials.forked import only_our_errors, run_forked
 from trials.mutations import damaged
 
 SIDE = 16

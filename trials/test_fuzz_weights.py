@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid import Adapter, Cache, Identity
 from fast_instantid.weights import read_tensors
+from trials.bounded import only_our_errors, run_forked
 from trials.conftest import Trial
-from trials.forked import only_our_errors, run_forked
 from trials.mutations import damaged
 
 EMBEDDING = np.random.default_rng(0).standard_normal(512).astype("f4")
