@@ -1,4 +1,4 @@
-"""Trials within bounds, in forks of this process: one that dies or hangs is caught and named, and none pays for an import."""
+"""Trials within bounds, in forks of this process: one that dies or hangs is caught, and none pays for an import."""
 
 from __future__ import annotations
 
