@@ -254,7 +254,7 @@ ADAPTERS = {
     "shared dictionaries": lambda tensors: _shared({"a": torch.ones(1)}),
     "nested tuples as a name": lambda tensors: {**tensors, "a": Named(_nested())},
     "a long name of many": lambda tensors: {"x" * 10**6: dict.fromkeys(map(str, range(10_000)), torch.ones(1))},
-    "twenty thousand tensors": lambda tensors: {str(i): torch.ones(1) for i in range(20_000)},
+    "12,000 tensors": lambda tensors: {str(i): torch.ones(1) for i in range(12_000)},
     "a tensor without data": lambda tensors: {**tensors, "image_proj.latents": torch.empty(1, 16, 64, device="meta")},
     "a sparse tensor": lambda tensors: {**tensors, "image_proj.proj_in.weight": torch.ones(64, 512).to_sparse()},
     "a quantised tensor": lambda tensors: {
@@ -280,8 +280,8 @@ def test_an_adapter_that_is_refused(tmp_path, tensors, change):
 
 
 NAMES = {
-    "20,000 layers of a resampler": ([f"image_proj.layers.{i}.x" for i in range(20_000)], "20,000 layers"),
-    "20,000 layers of a UNet": ([f"ip_adapter.{i}.to_k_ip.weight" for i in range(20_000)], "not all odd ones"),
+    "5,000 layers of a resampler": ([f"image_proj.layers.{i}.x" for i in range(5000)], "5,000 layers"),
+    "5,000 layers of a UNet": ([f"ip_adapter.{i}.to_k_ip.weight" for i in range(5000)], "not all odd ones"),
     "half a layer": (["ip_adapter.5.to_k_ip.weight"], "layer 5 lacks its key or value"),
     "a number of 5,000 digits": ([f"ip_adapter.{'9' * 5000}.to_k_ip.weight"], None),
     "a number in another script": (["ip_adapter.\N{ARABIC-INDIC DIGIT FIVE}.to_k_ip.weight"], None),
@@ -360,7 +360,9 @@ def test_a_profile_of_three_thousand_nested_stages(tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(profile))
     start = time.process_time()
-    assert Profile.load(tmp_path / "run.json").tree().count("\n") < 200
+    lines = Profile.load(tmp_path / "run.json").tree().splitlines()
+    assert sum("s2999 " in line for line in lines) == 1
+    assert max(map(len, lines)) < 500
     assert time.process_time() - start < 2
 
 
