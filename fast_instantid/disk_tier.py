@@ -50,7 +50,7 @@ class DiskTier:
                 raise SafetensorError("its checksum does not fit")
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:  # ValueError: a NUL in the folder's name
             logger.warning("cache file %s cannot be used (%s): computing again", path, error)
             return None
         with suppress(OSError):  # a read-only folder can still be read
@@ -72,7 +72,7 @@ class DiskTier:
                 self._room -= record_bytes(record)
                 if self._room < 0:
                     self._room = self._evict(self._path(key))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("could not keep a result in the cache folder %s: %s", self.directory, error)
 
     def _check_folder(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -10,12 +11,28 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from .errors import FastInstantIDError
 
 _TEMPORARY = re.compile(r"\.fast-instantid-[0-9a-f]{16}(\..*)?", re.DOTALL)
 _OLD = 3600  # seconds
 _swept: set[Path] = set()
+
+
+def special_file(path: str | os.PathLike[str]) -> str:
+    """Name the kind of a path that is no regular file, such as "a folder"; "" for a regular file.
+
+    Reading a pipe waits for a writer, and reading ``/dev/zero`` never ends.
+
+    Raises:
+        OSError: there is nothing at the path, or it cannot be examined.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
+    return "" if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a pipe or a device"
 
 
 def check_parent(path: Path) -> None:

@@ -7,7 +7,6 @@ networks is made on first use. A cached face therefore costs one hash.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .cache import content_key
 from .errors import ImageError
+from .files import special_file
 from .recorder import stage
 
 RGBImage: TypeAlias = np.ndarray
@@ -185,12 +185,9 @@ def _read(path: Path) -> RGBImage:
     with _pillow_errors(str(path)):
         if path.parts[:1] in (("http:",), ("https:",)):
             raise ImageError(f"{path}: a URL, not a file; download the picture, or use diffusers.utils.load_image")
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: this is a folder, not a picture")
-        if not stat.S_ISREG(status.st_mode):  # reading it may never end
-            raise ImageError(f"{path}: this is a device or a pipe; save the picture as a file first")
-        with stage("decode", nbytes=status.st_size), path.open("rb") as file, Image.open(file) as opened:
+        if special := special_file(path):
+            raise ImageError(f"{path}: this is {special}, not a picture")
+        with stage("decode", nbytes=path.stat().st_size), path.open("rb") as file, Image.open(file) as opened:
             return _rgb_pixels(opened, str(path))
 
 

@@ -147,15 +147,19 @@ def _has_xpu() -> bool:
 def _checked(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise BackendError(f"device {device!r} is not known to torch: {error}") from error
-    available = {"cpu": True, "meta": True, "cuda": torch.cuda.is_available(), "xpu": _has_xpu()}
-    available["mps"] = torch.backends.mps.is_available()
+        if resolved.type not in ("cuda", "xpu", "mps"):
+            torch.empty(1, device=resolved).item()  # fails on "meta", which has no data, and on devices of plug-ins
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise BackendError(f"device {str(device)[:80]!r} is not known to torch, or cannot be used: {reason}") from error
+    available = {"cuda": torch.cuda.is_available(), "xpu": _has_xpu(), "mps": torch.backends.mps.is_available()}
     if not available.get(resolved.type, True):
         raise BackendError(
             f"device {str(resolved)!r} was asked for, but this torch ({torch.__version__}) sees none: "
             f"install a build of torch for it, or use {str(best_device())!r}"
         )
-    if resolved.type == "cuda" and resolved.index is not None and resolved.index >= torch.cuda.device_count():
-        raise BackendError(f"device {str(resolved)!r} was asked for, but there are {torch.cuda.device_count()}")
+    if resolved.type in ("cuda", "xpu") and resolved.index is not None:
+        count = getattr(torch, resolved.type).device_count()
+        if not 0 <= resolved.index < count:
+            raise BackendError(f"device {str(resolved)!r} was asked for, but there are {count}")
     return resolved

@@ -104,12 +104,12 @@ def local_path(source: str | os.PathLike[str], what: str) -> Path:
     Raises:
         ModelFileError: none of these.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))  # Path's raises for a user who is not there
+    if os.path.exists(path):  # and so does this one of Path's, for a name that is too long
         return path
     name = os.fspath(source)
     downloaded = models_folder() / next((key for key, files in MODELS.items() if name == files.repository), name)
-    if downloaded.exists():
+    if os.path.exists(downloaded):
         return downloaded
     try:
         from huggingface_hub import constants, snapshot_download
@@ -118,7 +118,7 @@ def local_path(source: str | os.PathLike[str], what: str) -> Path:
         cache = "the hub's cache (huggingface_hub is not installed)"
     else:
         cache = f"the hub's cache ({constants.HF_HUB_CACHE})"
-        with suppress(HFValidationError, LocalEntryNotFoundError):
+        with suppress(HFValidationError, LocalEntryNotFoundError, OSError, ValueError):  # of no possible name
             return Path(snapshot_download(name, local_files_only=True))
     raise ModelFileError(
         f"{source}: neither a file nor a folder, nor a name in {models_folder()}, nor a repository in {cache}; "

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -23,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from .errors import ModelFileError
-from .files import atomic_write
+from .files import atomic_write, special_file
+from .pickles import ZIP, load_pickle
 from .recorder import stage
 
 StateDict = dict[str, torch.Tensor]
@@ -57,8 +57,6 @@ class FileVersion(NamedTuple):
 
 
 _TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux
-_ZIP = b"PK\x03\x04"
-_PICKLES_ARE_SAFE = torch.__version__ >= "2.6"  # of torch's own type, which compares versions
 _NETWORK_FILES = r"(diffusion_pytorch_model|(?:pytorch_)?model)(\.fp16)?\.(safetensors|bin)(\.index(\.fp16)?\.json)?"
 
 
@@ -80,7 +78,7 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
         # ComfyUI loads under inference_mode, whose tensors could not be used outside it.
         with torch.inference_mode(False):
             if not _looks_like_safetensors(path):
-                tensors = dict(_flatten(_load_pickle(path, is_mapped)))
+                tensors = dict(_flatten(load_pickle(path, is_mapped)))
             elif is_mapped:
                 with safe_open(path, framework="pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -95,6 +93,9 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
         raise ModelFileError(f"{path}: this file changed while it was read; load it again")
     if not tensors:
         raise ModelFileError(f"{path}: holds no named tensors; a file of weights is needed")
+    size = path.stat().st_size
+    if (held := sum(tensor.nbytes for tensor in tensors.values())) > 4 * size:
+        raise ModelFileError(f"{path}: tensors of {held:,} bytes in a file of {size:,}, which share what it holds")
     return tensors
 
 
@@ -106,8 +107,8 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise ModelFileError(f"{path}: this is a folder; expected a file of {what}")
+        if special := special_file(path):
+            raise ModelFileError(f"{path}: this is {special}; expected a file of {what}")
         with open(path, "rb") as file:
             empty = not file.read(1)
     except FileNotFoundError as error:
@@ -208,36 +209,17 @@ def write_safetensors(
         temporary.write_bytes(save(copies, dict(metadata)))
 
 
-def _load_pickle(path: Path, is_mapped: bool) -> Any:
-    with open(path, "rb") as file:
-        head = file.read(4)
-        if not _PICKLES_ARE_SAFE:
-            if head != _ZIP and head[:1] != b"\x80":
-                raise ValueError("no pickle")
-            raise ModelFileError(
-                f"{path}: a pickle, which torch {torch.__version__} cannot open safely (CVE-2025-32434): update torch "
-                "to 2.6 or newer, or get the file as safetensors ('fast-instantid convert' makes one of the adapter)"
-            )
-        file.seek(0)
-        if head == _ZIP and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
-            raise ModelFileError(
-                f"{path}: a compressed archive, as torch writes none; load it with torch and save it again"
-            )
-        file.seek(0)
-        if not is_mapped or head != _ZIP or path.suffix == ".safetensors":
-            # The format of torch < 1.6 cannot be mapped, and the suffix .safetensors would mislead torch.
-            return torch.load(file, map_location="cpu", weights_only=True)
-    return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)  # older torch maps no Path
-
-
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if not isinstance(tree, Mapping):
-        return
-    for name, value in tree.items():
-        if isinstance(value, torch.Tensor):
-            yield f"{prefix}{name}", value
-        else:
-            yield from _flatten(value, f"{prefix}{name}.")
+def _flatten(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    todo, seen = [("", tree)], 0
+    while todo:
+        prefix, value = todo.pop()
+        seen += 1
+        if len(prefix) > 1000 or seen > 200_000:  # dictionaries that share others double with each level
+            raise ValueError("names of over 1,000 letters, or over 200,000 entries")
+        if isinstance(value, torch.Tensor) and prefix:
+            yield prefix[:-1], value
+        elif isinstance(value, Mapping):
+            todo += [(f"{prefix}{name}.", inner) for name, inner in reversed([*value.items()])]
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -256,7 +238,7 @@ def _diagnose(path: Path, error: Exception) -> str:
         head = file.read(512)
         file.seek(-min(size, 1024), os.SEEK_END)
         tail = file.read()
-    is_zip, is_pickle = head.startswith(_ZIP), head.startswith(b"\x80")
+    is_zip, is_pickle = head.startswith(ZIP), head.startswith(b"\x80")
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file it points to; run 'git lfs pull' or download the file itself"
     if head.lstrip()[:1] == b"<":

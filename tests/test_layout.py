@@ -19,6 +19,8 @@ HOST = ROOT / "tests" / "comfyui" / "standin"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
+    "pickles",
+    "locks",
     "errors",
     "files",
     "images",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_instantid import miniature, weights
+from fast_instantid import miniature, pickles, weights
 from fast_instantid.cli import main
 from fast_instantid.errors import ModelFileError
 from fast_instantid.files import atomic_write
@@ -138,7 +138,7 @@ def test_a_pickle_cannot_run_code(form, tmp_path):
 
 def test_pickles_are_refused_where_torch_cannot_open_them_safely(tensors, tmp_path, monkeypatch):
     """CVE-2025-32434: before torch 2.6, ``weights_only`` could be evaded."""
-    monkeypatch.setattr(weights, "_PICKLES_ARE_SAFE", False)
+    monkeypatch.setattr(pickles, "_PICKLES_ARE_SAFE", False)
     for form in ("flat", "nested", "legacy"):
         assert "CVE-2025-32434" in refusal(save(tmp_path / f"{form}.bin", tensors, form))
     (tmp_path / "tar.bin").write_bytes(b"./storages".ljust(1024, b"\0"))  # the form by which it was evaded

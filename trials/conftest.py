@@ -24,8 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="first number of the random faults; new ones without it")
 
 
+class Trial(random.Random):
+    """The random numbers of one trial; ``--seed number`` gives the same ones."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @pytest.fixture
-def trials(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+def trials(request: pytest.FixtureRequest) -> Iterator[Trial]:
     """One source of random numbers for each trial, until this test's share of the time is used up.
 
     The seed of the trial that fails is in the failure's message.
@@ -36,13 +44,13 @@ def trials(request: pytest.FixtureRequest) -> Iterator[random.Random]:
     name = request.node.name
     COUNTS[name] = 0
 
-    def each() -> Iterator[random.Random]:
+    def each() -> Iterator[Trial]:
         ends = time.monotonic() + share
         while COUNTS[name] < LEAST or time.monotonic() < ends:
             seed = first + COUNTS[name]
             request.node.user_properties[:] = [("seed", seed)]
             COUNTS[name] += 1
-            yield random.Random(seed)
+            yield Trial(seed)
 
     return each()
 

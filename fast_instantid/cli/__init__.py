@@ -86,12 +86,13 @@ def run_command(arguments: Sequence[str] | None) -> int:
         report_os_error(error)
     except ModuleNotFoundError as error:
         say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         from ..placement import is_out_of_memory
 
-        if not is_out_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({str(error).splitlines()[0]})")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({reason})")
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError, ModelFileError
-from ..files import atomic_write, check_parent
+from ..files import atomic_write, check_parent, special_file
 from ..observe.table import printable
 from ..recorder import stage
 
@@ -22,8 +22,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | Path] = ()) -> None:
     """Refuse an output path that cannot or should not be written, before any work."""
-    if path.is_dir():
-        raise FastInstantIDError(f"{path}: this is a folder; name a file")
+    with suppress(FileNotFoundError):
+        if special_file(path) == "a folder":
+            raise FastInstantIDError(f"{path}: this is a folder; name a file")
     if path.suffix.lower() not in suffixes:
         raise FastInstantIDError(f"{path}: the name of the output must end in one of {', '.join(suffixes)}")
     check_parent(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -204,9 +205,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def _size(text: str) -> tuple[int, int]:
     """Convert ``1024x768`` to ``(width, height)``."""
-    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split("x")]
-    if len(sides) != 2 or any(side == 0 or side % 8 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in multiples of 8, such as 1024x1024")
+    sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
+    if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
+        expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
     return sides[0], sides[1]
 
 

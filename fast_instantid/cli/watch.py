@@ -10,6 +10,8 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -110,8 +112,9 @@ def _report(samples: Sequence[Sample], to: TextIO) -> None:
     """Print the verdict for each GPU."""
     from ..observe.verdict import judge
 
-    for gpu in sorted({sample.gpu for sample in samples}):
-        of_gpu = [sample for sample in samples if sample.gpu == gpu]
+    by_gpu = attrgetter("gpu")
+    for gpu, group in groupby(sorted(samples, key=by_gpu), by_gpu):
+        of_gpu = list(group)
         verdict = judge(of_gpu)
         head = f"GPU {gpu}, {of_gpu[0].name}: swapping: {verdict.swapping}\n  {verdict.headline}"
         todo = ["what to do:", *verdict.advice] if verdict.advice else []

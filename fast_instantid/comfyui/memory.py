@@ -13,7 +13,7 @@ import comfy.model_management as host
 import comfy.model_patcher
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from ..faces.onnx.network import TorchNetwork
 from ..identity import Adapter, Identity, Resampler
@@ -27,7 +27,7 @@ _ACTIVATIONS_OF_PROJECTION = 64 << 20
 class ManagedNetwork(TorchNetwork):
     """A face network that ComfyUI loads before it runs and may unload at any other time."""
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: fx.GraphModule) -> fx.GraphModule:
         """Keep the module in host memory until it runs."""
         # Looked up late: newer hosts assign another class to this name when they start.
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

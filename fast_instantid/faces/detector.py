@@ -13,7 +13,7 @@ from numbers import Integral
 import cv2
 import numpy as np
 
-from ..errors import BackendError
+from ..errors import BackendError, ModelFileError
 from ..images import RGBImage
 from ..placement import in_batches
 from ..recorder import stage
@@ -21,6 +21,7 @@ from .onnx.graph import Graph
 from .onnx.network import Network
 
 _MEAN, _SCALE = 127.5, 1 / 128
+_LARGEST = 4096  # side in pixels
 _OVERLAP = 0.4  # intersection over union above which the weaker of two candidates is dropped
 # A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 8
@@ -55,6 +56,7 @@ class Detector:
 
     Raises:
         BackendError: sizes that the network cannot run.
+        ModelFileError: the file declares a size that no detector has.
     """
 
     def __init__(
@@ -65,6 +67,9 @@ class Detector:
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
         self._fixed_size = (width, height) if width and height else None
+        self._path = graph.path
+        if any(side % self.strides[-1] or side > _LARGEST for side in self._fixed_size or ()):
+            raise ModelFileError(f"{graph.path}: a detector for {width} x {height} pixels, which cannot be right")
         self.sizes = DETECTION_SIZES if self._fixed_size is None else (self._fixed_size,)
         """``(width, height)`` to try in turn; one only, if the network was exported for one."""
         if sizes is None:
@@ -72,8 +77,11 @@ class Detector:
         sides, stride = [*sizes], self.strides[-1]
         if self._fixed_size is not None:
             raise BackendError(f"detection sizes {sides}: this detector was exported for {self._fixed_size} alone")
-        if not sides or not all(isinstance(side, Integral) and side > 0 and side % stride == 0 for side in sides):
-            raise BackendError(f"detection sizes {sides}: expected multiples of {stride}, such as [320, 640]")
+        whole = all(isinstance(side, Integral) and 0 < side <= _LARGEST and side % stride == 0 for side in sides)
+        if not sides or not whole:
+            raise BackendError(
+                f"detection sizes {sides}: expected multiples of {stride} up to {_LARGEST}, such as [320, 640]"
+            )
         self.sizes = tuple((int(side), int(side)) for side in sides)
 
     @property
@@ -97,8 +105,10 @@ class Detector:
             ValueError: a size that the network cannot run.
         """
         size = self._fixed_size or size
-        if any(side <= 0 or side % self.strides[-1] for side in size):
-            raise ValueError(f"detection size {size}: both sides must be positive multiples of {self.strides[-1]}")
+        if any(not 0 < side <= _LARGEST or side % self.strides[-1] for side in size):
+            raise ValueError(
+                f"detection size {size}: both sides must be positive multiples of {self.strides[-1]} up to {_LARGEST}"
+            )
 
         def detect(part: slice) -> list[Detections]:
             with stage("resize"):
@@ -115,6 +125,8 @@ class Detector:
         The export of 2021, which antelopev2 ships, interleaves the pictures of a batch: its row is
         ``(cell * N + image) * anchors + anchor``.
         """
+        if output.ndim not in (2, 3) or not output.size or output.size % (batch * self.anchors * output.shape[-1]):
+            raise ModelFileError(f"{self._path}: a detector whose output has the shape {output.shape}")
         if output.ndim == 3:
             return output.reshape(batch, -1, output.shape[-1])
         rows = output.reshape(-1, batch, self.anchors, output.shape[-1])
@@ -126,6 +138,11 @@ class Detector:
         boxes, keypoints, scores = [], [], []
         for level, stride in enumerate(self.strides):
             score, box, points = (outputs[level + levels * part] for part in range(3))
+            cells = size[0] // stride * (size[1] // stride) * self.anchors
+            if (score.shape, box.shape, points.shape) != ((cells, 1), (cells, 4), (cells, 10)):
+                raise ModelFileError(
+                    f"{self._path}: its outputs {score.shape}, {box.shape}, {points.shape} are no faces"
+                )
             rows = np.flatnonzero(score[:, 0] >= self.threshold)
             centers = _anchor_centers(size[0] // stride, size[1] // stride, stride, self.anchors)[rows]
             distances = box[rows] * stride

@@ -26,6 +26,7 @@ _USUAL_NAMES = (
 )
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
+_MAX_FOLDERS = 1000  # at one depth: somebody may name the whole disk
 _MAX_DEPTH = 4  # models/insightface/models/antelopev2/antelopev2, seen from models/insightface, and one to spare
 
 
@@ -71,7 +72,7 @@ def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
     that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``, its ``models``, or ComfyUI itself. The
     reason lists the folders tried and what is missing in each.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     try:
         start = next(path for path in (folder / "models/insightface", folder / "insightface", folder) if path.is_dir())
     except StopIteration:
@@ -108,7 +109,9 @@ def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
                 continue
             if any(entry.suffix.lower() == ".onnx" for entry in entries):
                 found.append(folder)
-        level = below
+        level = below[:_MAX_FOLDERS]
+        if len(below) > _MAX_FOLDERS:
+            unreadable.append(f"and no further than {_MAX_FOLDERS:,} folders at one depth")
     return found, unreadable
 
 

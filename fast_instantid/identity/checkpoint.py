@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cache import content_key
 from ..errors import ModelFileError
+from ..files import special_file
 from ..kinds import is_adapter, kind_of
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT
@@ -169,16 +170,16 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Return the weights under ``ip_adapter.1.to_k_ip.weight``, ``ip_adapter.1.to_v_ip.weight``, ``ip_adapter.3...``"""
-    found = {int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.(\d+)\.to_[kv]_ip\.", name))}
+    found = {int(match[1]) for name in tensors if (match := re.match(r"ip_adapter\.([0-9]{1,5})\.to_[kv]_ip\.", name))}
     numbers = range(1, 2 * len(found), 2)
     if found != set(numbers):
-        raise ModelFileError(f"its layers have the numbers {sorted(found)}, and not all odd ones from 1 on")
+        raise ModelFileError(f"its layers have the numbers {sorted(found)[:100]}, and not all odd ones from 1 on")
     layers: list[tuple[Tensor, Tensor]] = []
     for number in numbers:
         key, value = (tensors.get(f"ip_adapter.{number}.to_{part}_ip.weight") for part in "kv")
         if key is None or value is None:
             raise ModelFileError(f"layer {number} lacks its key or value weight")
-        if key.shape != value.shape or key.ndim != 2 or key.shape[1] != token_width:
+        if key.shape != value.shape or key.ndim != 2 or key.shape[1] != token_width or not key.numel():
             raise ModelFileError(
                 f"layer {number} has weights of shape {list(key.shape)} and {list(value.shape)}, "
                 f"which do not fit each other or tokens of width {token_width}"
@@ -194,6 +195,8 @@ def _another_kind(path: str | PathLike[str], kind: str) -> ModelFileError:
 def _is_onnx(path: str | PathLike[str]) -> bool:
     """Whether a file starts as a ModelProto: its version (field 1, a small number), then producer, domain or graph."""
     try:
+        if special_file(path):
+            return False
         with open(path, "rb") as file:
             head = file.read(3)
     except OSError:

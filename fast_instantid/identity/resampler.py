@@ -17,6 +17,8 @@ from ..weights import StateDict
 HEAD_DIM = 64
 """Channels per head: the only size that the weights do not tell, 64 in every published resampler."""
 
+_MAX_DEPTH = 64  # a layer takes 2 ms to make, however small
+
 
 class PerceiverAttention(nn.Module):
     """Attention of the latents to the inputs and to themselves."""
@@ -89,6 +91,11 @@ class Resampler(nn.Module):
             ModelFileError: a tensor is missing, unknown, or of an inconsistent shape.
         """
         try:
+            if empty := [name for name, tensor in state_dict.items() if not tensor.numel()]:
+                raise ValueError(f"{empty[0]} is empty")
+            depth = len({name.split(".")[1] for name in state_dict if name.startswith("layers.")})
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"{depth:,} layers; published ones have 4 to 8")
             _, num_queries, dim = state_dict["latents"].shape
             inner_dim = state_dict["layers.0.0.to_q.weight"].shape[0]
             if inner_dim % HEAD_DIM:
@@ -96,7 +103,7 @@ class Resampler(nn.Module):
             with torch.device("meta"):
                 resampler = cls(
                     dim=dim,
-                    depth=len({name.split(".")[1] for name in state_dict if name.startswith("layers.")}),
+                    depth=depth,
                     inner_dim=inner_dim,
                     feed_forward_dim=state_dict["layers.0.1.1.weight"].shape[0],
                     num_queries=num_queries,
@@ -105,7 +112,7 @@ class Resampler(nn.Module):
                 )
             resampler.requires_grad_(False).load_state_dict(state_dict, assign=True)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            raise ModelFileError(f"the weights are not those of a Perceiver resampler: {error}") from error
+            raise ModelFileError(f"the weights are not those of a Perceiver resampler: {str(error)[:500]}") from error
         return resampler.eval()
 
     def forward(self, embeddings: Tensor) -> Tensor:

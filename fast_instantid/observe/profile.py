@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write
+from ..files import atomic_write, special_file
 from ..recorder import Recorder, Span
 from .stages import StageTotal, add_up
 from .table import cache_words, printable, stage_table
@@ -89,6 +89,8 @@ class Profile:
             OSError: the file cannot be read.
         """
         path = Path(path)
+        if special := special_file(path):
+            raise FastInstantIDError(f"{path}: this is {special}, not a file of 'fast-instantid profile'")
         try:
             document = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:

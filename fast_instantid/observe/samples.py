@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import FastInstantIDError
+from ..files import special_file
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,19 @@ def read_csv(path: Path) -> list[Sample]:
         FastInstantIDError: the file is not a recording, or a line is damaged.
         OSError: the file cannot be read.
     """
+    if special := special_file(path):
+        raise FastInstantIDError(f"{path}: this is {special}, not a recording of 'fast-instantid watch'")
     text = path.read_text("utf-8", errors="replace")
     samples: list[Sample] = []
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise FastInstantIDError(f"{path}: not a recording of 'fast-instantid watch', whose columns are {COLUMNS}")
-    for row in rows:
-        try:
+    try:
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise FastInstantIDError(f"{path}: not a recording of 'fast-instantid watch', whose columns are {COLUMNS}")
+        for row in rows:
             numbers = {name: float(row[name]) if row[name] else None for name in COLUMNS[3:]}
+            if not all(math.isfinite(number) for number in (float(row["time"]), *numbers.values()) if number):
+                raise ValueError("a number is not finite")
             samples.append(Sample(int(row["gpu"]), row["name"], float(row["time"]), **numbers))
-        except (ValueError, TypeError) as error:
-            raise FastInstantIDError(f"{path}: line {rows.line_num} is damaged ({error})") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise FastInstantIDError(f"{path}: line {rows.line_num} is damaged ({str(error)[:200]})") from error
     return samples

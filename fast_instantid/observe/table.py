@@ -66,11 +66,15 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def branches(root: StageTotal) -> Iterator[tuple[str, StageTotal]]:
-    """Yield each stage, outer stages first, with its name behind the branches that lead to it."""
+    """Yield each stage, outer stages first, with its name behind the branches that lead to it.
+
+    Branches are drawn up to 100 stages deep, or the lines of deep recordings would grow with the square of their depth.
+    """
     todo: list[tuple[str, str, StageTotal]] = [("", "", root)]
     while todo:
         branch, below, total = todo.pop()
         yield branch + printable(total.name)[:_WIDEST_NAME], total
+        below = below[:300]
         for number, inner in enumerate(reversed(total.inner.values())):
             todo.append((below + ("├─ " if number else "└─ "), below + ("│  " if number else "   "), inner))
 

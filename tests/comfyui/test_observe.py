@@ -310,7 +310,7 @@ def test_a_trace_that_cannot_be_written_costs_no_picture(node, output, caplog):
     assert "could not be written" in caplog.text
 
 
-@pytest.mark.parametrize("prefix", ["../out", "/etc/profile", "", "folder/", "a/../../b"])
+@pytest.mark.parametrize("prefix", ["../out", "/etc/profile", "", "folder/", "a/../../b", "a\0b", "a\ud800"])
 def test_a_prefix_that_leads_elsewhere_is_refused_before_anything_runs(ours, output, prefix: str):
     assert "output folder" in ours["InstantIDProfile"].VALIDATE_INPUTS(filename_prefix=prefix)
 

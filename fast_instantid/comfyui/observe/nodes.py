@@ -143,7 +143,8 @@ def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") 
 def _check_prefix(prefix: str) -> None:
     output = os.path.abspath(folder_paths.get_output_directory())
     target = Path(os.path.abspath(os.path.join(output, prefix)))
-    if not os.path.basename(prefix) or not target.is_relative_to(output):
+    impossible = "\0" in prefix or prefix.encode("utf-8", "replace").decode() != prefix  # a lone surrogate
+    if impossible or not os.path.basename(prefix) or not target.is_relative_to(output):
         raise FastInstantIDError(
             f"filename_prefix {prefix!r} names no file in ComfyUI's output folder: give a name, or subfolder/name"
         )

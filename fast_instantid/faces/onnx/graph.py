@@ -6,6 +6,7 @@ face networks use. It saves a dependency, and identifying a file reads its heade
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections import defaultdict
@@ -26,6 +27,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # numpy dtypes by their number in onnx.proto.
 DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64}
+_DOMAINS = ("", "ai.onnx")  # of the standard operators
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,9 @@ class Node:
     outputs: Sequence[str]
     attributes: dict[str, Any]
     """Integers, floats, texts, lists of numbers, and arrays."""
+
+    def __str__(self) -> str:
+        return f"{self.op[:40]} {self.outputs[0][:80] if self.outputs else ''!r}"
 
 
 @dataclass(frozen=True)
@@ -91,18 +96,25 @@ def read_graph(path: str | Path) -> Graph:
             raise ValueError("a Git LFS pointer, not the file it points to")
         if bytes(buffer[:64]).lstrip().startswith(b"<"):
             raise ValueError("a web page saved in place of the file")
-        graphs = [value for field, value in _fields(buffer) if field == 7]
-        if len(graphs) != 1:
+        model = _message(buffer)
+        if len(model[7]) != 1:
             raise ValueError("it holds no graph")
-        fields = _message(graphs[0])
+        fields = _message(model[7][0])
+        if model[25] or fields[15]:
+            raise ValueError("it holds functions or sparse weights, which no face network has")
+        opsets = [_integers(opset[2]) for opset in map(_message, model[8]) if _name(opset[1]) in _DOMAINS]
+        if not opsets or min(map(max, opsets)) < 7:
+            raise ValueError("its opset is older than 7, where operators mean something else")
         initializers = dict(map(_tensor, fields[5]))
+        if len(initializers) != len(fields[5]):
+            raise ValueError("two weights have one name")
         # Older exporters list the weights among the inputs too.
         inputs = tuple(value for value in map(_value, fields[11]) if value.name not in initializers)
         nodes, outputs = tuple(map(_node, fields[1])), tuple(map(_value, fields[12]))
         if file_version(path) != version:
             raise ValueError("it changed while it was read")
         return Graph(path, nodes, initializers, inputs, outputs, buffer, version)
-    except (struct.error, TypeError, ValueError) as error:
+    except (struct.error, ArithmeticError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not a complete ONNX file ({error}; {len(buffer):,} bytes); download it again"
         ) from error
@@ -111,12 +123,16 @@ def read_graph(path: str | Path) -> Graph:
 def _node(node: Any) -> Node:
     fields = _message(node)
     inputs, outputs = tuple(map(_text, fields[1])), tuple(map(_text, fields[2]))
-    return Node(_name(fields[4]), inputs, outputs, dict(map(_attribute, fields[5])))
+    domain = _name(fields[7])
+    op = _name(fields[4]) if domain in _DOMAINS else f"{domain}.{_name(fields[4])}"
+    return Node(op, inputs, outputs, dict(map(_attribute, fields[5])))
 
 
 def _attribute(attribute: Any) -> tuple[str, Any]:
     fields = _message(attribute)
     name, kind = _name(fields[1]), _integers(fields[20])
+    if fields[6] or fields[11]:
+        raise ValueError(f"attribute {name!r} is a graph, which no face network has")
     if kind == [6]:
         return name, [number for data in fields[7] for number in np.frombuffer(data, "<f4").tolist()]
     if kind == [7]:
@@ -146,8 +162,8 @@ def _tensor(tensor: Any) -> tuple[str, np.ndarray]:
         parts = [np.frombuffer(data, "<f4") for data in fields[4]]
         parts += [np.frombuffer(data, "<f8") for data in fields[10]]
         array = np.concatenate(parts or [np.empty(0)]).astype(dtype)
-    if array.size != int(np.prod(dims, dtype=np.int64)):
-        raise ValueError(f"tensor {name!r} of shape {dims} has {array.size} values")
+    if len(dims) > 8 or min(dims, default=0) < 0 or array.size != math.prod(dims):
+        raise ValueError(f"tensor {name!r} of shape {dims[:9]} has {array.size} values")
     return name, array.reshape(dims)
 
 
@@ -164,9 +180,15 @@ def _value(value: Any) -> Value:
 
 
 def _message(message: Any) -> defaultdict[int, list[Any]]:
-    """The values of a message by field number."""
+    """The values of a message by field number.
+
+    Raises:
+        ValueError: more than 65,536. Each takes 200 bytes of memory, and as few as two in the file.
+    """
     fields: defaultdict[int, list[Any]] = defaultdict(list)
-    for number, value in _fields(message):
+    for count, (number, value) in enumerate(_fields(message)):
+        if count >> 16:
+            raise ValueError("a part of it has more than 65,536 fields")
         fields[number].append(value)
     return fields
 

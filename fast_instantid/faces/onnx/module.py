@@ -7,13 +7,12 @@ compiles.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from torch import fx
 
 from ...errors import ModelFileError
-from .builder import Builder
+from .builder import Builder, naming_node
 from .graph import Graph, Node
 from .operators import HANDLERS
 
@@ -30,27 +29,30 @@ def to_module(graph: Graph) -> fx.GraphModule:
     """
     check_operators(graph)
     builder = Builder(graph)
-    try:
-        builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
-        for node in graph.nodes:
-            if node.op == "Cast" and node.inputs[0] in graph.initializers:  # weights kept as float16
-                builder.values[node.outputs[0]] = HANDLERS["Cast"](builder, node)
-        for node in fold_batch_norms(graph, builder.values):
-            builder.values[node.outputs[0]] = HANDLERS[node.op](builder, node)
+    builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
+
+    def translate(node: Node) -> None:
+        with naming_node(graph.path, node):
+            value = builder.values[node.outputs[0]] = HANDLERS[node.op](builder, node)
+            if isinstance(value, fx.Node):
+                value.meta.setdefault("onnx", node)
+
+    for node in graph.nodes:
+        if node.op == "Cast" and node.inputs[0] in graph.initializers:  # weights kept as float16
+            translate(node)
+    for node in fold_batch_norms(builder):
+        translate(node)
+    with naming_node(graph.path, "its output"):
         builder.graph.output(tuple(builder.tensor(value.name) for value in graph.outputs))
         builder.graph.lint()
         return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ModelFileError(
-            f"{graph.path}: its nodes do not fit together ({type(error).__name__}: {error}); download it again"
-        ) from error
 
 
 def check_operators(graph: Graph) -> None:
     """Refuse, without looking at weights, a network that cannot become a module.
 
     Raises:
-        ModelFileError: an operator that these families do not use, or several inputs.
+        ModelFileError: an operator that these families do not use, several inputs, or values of one name.
     """
     unknown = sorted({node.op for node in graph.nodes} - set(HANDLERS))
     if unknown:
@@ -60,13 +62,19 @@ def check_operators(graph: Graph) -> None:
         )
     if len(graph.inputs) != 1:
         raise ModelFileError(f"{graph.path}: expected a network with one input, found {len(graph.inputs)}")
+    made = {graph.inputs[0].name, *graph.initializers}
+    for node in graph.nodes:
+        if not node.outputs or node.outputs[0] in made or (not node.inputs and node.op != "Constant"):
+            raise ModelFileError(f"{graph.path}: {node} has no input, or no output of its own; download the file again")
+        made.update(node.outputs)
 
 
-def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:
+def fold_batch_norms(builder: Builder) -> list[Node]:
     """Fold each BatchNorm into the convolution or fully connected layer whose only reader it is.
 
-    Returns the remaining nodes; the new weights are put into ``values``.
+    Returns the remaining nodes; the new weights are put into the builder's values.
     """
+    graph, values = builder.source, builder.values
     readers = Counter(name for node in graph.nodes for name in node.inputs)
     readers.update(value.name for value in graph.outputs)
     producers = {node.outputs[0]: node for node in graph.nodes}
@@ -76,20 +84,27 @@ def fold_batch_norms(graph: Graph, values: dict[str, Any]) -> list[Node]:
         layer = producers.get(norm.inputs[0]) if norm.op == "BatchNormalization" else None
         if layer is None or layer.op not in ("Conv", "Gemm") or readers[layer.outputs[0]] != 1:
             continue
-        if not all(name in values for name in (*norm.inputs[1:5], *layer.inputs[1:])):
+        if not all(isinstance(values.get(name), np.ndarray) for name in (*norm.inputs[1:], *layer.inputs[1:])):
             continue  # parameters that come through another node; torch's own BatchNorm takes those
-        gamma, beta, mean, variance = (values[name].astype(np.float64) for name in norm.inputs[1:5])
-        scale = gamma / np.sqrt(variance + norm.attributes.get("epsilon", 1e-5))
-        weight = values[layer.inputs[1]]
-        bias = values[layer.inputs[2]] if len(layer.inputs) > 2 else np.zeros(len(mean), weight.dtype)
-        outputs_first = layer.op == "Conv" or layer.attributes.get("transB", 0) == 1
-        per_output = scale.reshape(-1, *[1] * (weight.ndim - 1)) if outputs_first else scale
-        names = (f"{norm.outputs[0]}.weight", f"{norm.outputs[0]}.bias")
-        # In fp32, which takes half as long as float64 for a recogniser's 65 million weights; no layer has more bits.
-        values[names[0]] = np.multiply(
-            weight, per_output.astype(np.float32), out=np.empty_like(weight), dtype=np.float32, casting="same_kind"
-        )
-        values[names[1]] = ((bias - mean) * scale + beta).astype(weight.dtype)
-        replaced[norm.outputs[0]] = Node(layer.op, (layer.inputs[0], *names), norm.outputs, layer.attributes)
+        with naming_node(graph.path, norm):
+            replaced[norm.outputs[0]] = _folded(builder, norm, layer)
         folded.add(layer.outputs[0])
     return [replaced.get(node.outputs[0], node) for node in graph.nodes if node.outputs[0] not in folded]
+
+
+def _folded(builder: Builder, norm: Node, layer: Node) -> Node:
+    weight, *biases = (builder.weight(builder.read(builder.values[name])) for name in layer.inputs[1:])
+    gamma, beta, mean, variance = (builder.values[name].astype(np.float64) for name in norm.inputs[1:])
+    outputs_first = layer.op == "Conv" or layer.attributes.get("transB", 0) == 1
+    if {array.shape for array in (gamma, beta, mean, variance)} != {(weight.shape[0 if outputs_first else -1],)}:
+        raise ValueError(f"its parameters do not fit a weight of shape {weight.shape}")
+    scale = gamma / np.sqrt(variance + norm.attributes.get("epsilon", 1e-5))
+    bias = biases[0].reshape(mean.shape) if biases else np.zeros(len(mean), weight.dtype)
+    per_output = scale.reshape(-1, *[1] * (weight.ndim - 1)) if outputs_first else scale
+    names = (f"{norm.outputs[0]}.weight", f"{norm.outputs[0]}.bias")
+    # In fp32, which takes half as long as float64 for a recogniser's 65 million weights; no layer has more bits.
+    builder.values[names[0]] = np.multiply(
+        weight, per_output.astype(np.float32), out=np.empty_like(weight), dtype=np.float32, casting="same_kind"
+    )
+    builder.values[names[1]] = ((bias - mean) * scale + beta).astype(weight.dtype)
+    return Node(layer.op, (layer.inputs[0], *names), norm.outputs, layer.attributes)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx
 
 from ...errors import BackendError, ModelFileError
 from ...locks import fork_safe_lock
-from ...placement import Placement, thread_defaults
+from ...placement import Placement, is_out_of_memory, thread_defaults
 from ...recorder import stage
 from ...sources import no_telemetry
+from .first_run import first_run
 from .graph import Graph
 from .module import check_operators, to_module
 from .onednn import has_onednn, use_onednn
@@ -84,7 +85,8 @@ class TorchNetwork:
         self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
         self._loading = fork_safe_lock()
-        self._module: nn.Module | None = None
+        self._module: fx.GraphModule | None = None
+        self._has_run: set[torch.Size] = set()  # shapes of the input
 
     @property
     def result_id(self) -> str:
@@ -94,7 +96,7 @@ class TorchNetwork:
         return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> fx.GraphModule:
         """The loaded network.
 
         Raises:
@@ -119,7 +121,7 @@ class TorchNetwork:
         """Return the network on another device, or itself; it is loaded on first use there."""
         return self if device == self.device else TorchNetwork(self._graph, device, self.dtype)
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: fx.GraphModule) -> fx.GraphModule:
         """Move the loaded module to where its weights are kept, the device, and return it."""
         return module.to(self.device)
 
@@ -142,7 +144,7 @@ class TorchNetwork:
             ModelFileError: NaN or infinity in the outputs.
         """
         module = self.module
-        device = next(module.parameters()).device  # ComfyUI may have moved the weights
+        device = next((weight.device for weight in module.parameters()), self.device)  # ComfyUI may have moved them
         with (
             stage("network", nbytes=images.nbytes),
             thread_defaults(device),
@@ -150,7 +152,12 @@ class TorchNetwork:
             _exact_float32(device),
         ):
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
-            outputs = module(batch.float().sub_(mean).mul_(scale).to(self.dtype))
+            batch = batch.float().sub_(mean).mul_(scale).to(self.dtype)
+            if batch.shape in self._has_run:
+                outputs = module(batch)
+            else:
+                outputs = first_run(module, self._graph, batch)
+                self._has_run.add(batch.shape)
             return _finite([output.float().cpu().numpy() for output in outputs], self._graph.path, self.backend)
 
 
@@ -185,7 +192,12 @@ class OnnxRuntimeNetwork:
         """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
-            outputs: list[Any] = self._session.run(None, {self._input: batch})  # pyright: ignore[reportAssignmentType]
+            try:
+                outputs: list[Any] = self._session.run(None, {self._input: batch})  # pyright: ignore[reportAssignmentType]
+            except Exception as error:  # onnxruntime's exceptions share no other base
+                if is_out_of_memory(error):
+                    raise
+                raise ModelFileError(f"{self._graph.path}: onnxruntime cannot run it: {str(error)[:300]}") from error
             return _finite(outputs, self._graph.path, self.backend)
 
 
@@ -260,17 +272,17 @@ def _session(graph: Graph, provider: str, settings: dict[str, int]) -> onnxrunti
     # recogniser; "python -m benchmarks faces" measures the cost for insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = bytes(graph.content)
-    model: Any = onnx.load_model_from_string(source)
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if batch.dim_value == 1:
-        # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
-        batch.dim_param = "batch"
-        source = model.SerializeToString()
-    del model
     try:
+        model: Any = onnx.load_model_from_string(source)
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+        if batch.dim_value == 1:
+            # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
+            batch.dim_param = "batch"
+            source = model.SerializeToString()
+        del model
         session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
-    except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelFileError(f"{graph.path}: onnxruntime cannot load it: {error}") from error
+    except Exception as error:  # the exceptions of onnx and onnxruntime share no other base
+        raise ModelFileError(f"{graph.path}: onnxruntime cannot load it: {str(error)[:300]}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "

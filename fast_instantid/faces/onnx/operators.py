@@ -7,7 +7,7 @@ constant. Sizes that a network computes from its input (for the upsampling of SC
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,22 +26,25 @@ Handler: TypeAlias = Callable[[Builder, Node], Any]
 def _conv(b: Builder, node: Node) -> fx.Node:
     weight = b.constant(node, 1)
     bias = b.constant(node, 2) if len(node.inputs) > 2 else None
-    if weight.ndim != 4:
-        raise b.unsupported(node, f"with a weight of shape {weight.shape}")
+    kernel = _numbers(node, "kernel_shape", weight.shape[2:])
+    if weight.ndim != 4 or (*kernel,) != weight.shape[2:] or (bias is not None and bias.shape != weight.shape[:1]):
+        raise b.unsupported(node, f"with kernel_shape {kernel} and a weight of shape {weight.shape}, or such a bias")
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    groups = node.attributes.get("group", 1)
+    groups, strides, dilations = node.attributes.get("group", 1), *_windows(node)
     with torch.device("meta"):
         module = nn.Conv2d(
             weight.shape[1] * groups,
             weight.shape[0],
             (weight.shape[2], weight.shape[3]),
-            stride=_pair(node, "strides"),
+            stride=strides,
             padding=padding,
-            dilation=_pair(node, "dilations"),
+            dilation=dilations,
             groups=groups,
             bias=bias is not None,
         )
-    return b.layer(module, x, weight=weight, bias=bias)
+    layer = b.layer(module, x, weight=weight, bias=bias)
+    layer.meta["window"] = padding, dilations, groups
+    return layer
 
 
 def _gemm(b: Builder, node: Node) -> fx.Node:
@@ -82,12 +85,21 @@ def _elementwise(function: Callable[..., Any]) -> Handler:
 
 def _pool(b: Builder, node: Node) -> fx.Node:
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
-    arguments = (x, _pair(node, "kernel_shape"), _pair(node, "strides"), padding)
+    strides, dilations = _windows(node)
+    if dilations != (1, 1):
+        raise b.unsupported(node, f"with dilations {dilations}")
+    arguments = (x, _numbers(node, "kernel_shape", (0, 0), high=32), strides, padding)
     ceil = bool(node.attributes.get("ceil_mode", 0))
     if node.op == "MaxPool":
         return b.call(F.max_pool2d, *arguments, ceil_mode=ceil)
     include = bool(node.attributes.get("count_include_pad", 0))
     return b.call(F.avg_pool2d, *arguments, ceil_mode=ceil, count_include_pad=include)
+
+
+def _flatten(b: Builder, node: Node) -> fx.Node:
+    if node.attributes.get("axis", 1) != 1:  # torch would not join the dimensions before it
+        raise b.unsupported(node, f"with axis {node.attributes['axis']}")
+    return b.call(torch.flatten, b.tensor(node.inputs[0]), 1)
 
 
 def _resize(b: Builder, node: Node) -> fx.Node:
@@ -119,7 +131,9 @@ def _gather(b: Builder, node: Node) -> fx.Node:
 
 
 def _slice(b: Builder, node: Node) -> fx.Node:
-    starts, ends = b.constant(node, 1), b.constant(node, 2)
+    starts, ends, *others = (b.constant(node, i) for i in range(1, len(node.inputs)))
+    if [other.tolist() for other in others] not in ([], [[0]], [[0], [1]]):
+        raise b.unsupported(node, "along other axes, or in other steps than 1,")
     return _on_sizes(b, node, operator.getitem, slice(int(starts[0]), int(ends[0])))
 
 
@@ -150,7 +164,7 @@ def _constant(b: Builder, node: Node) -> np.ndarray:
 def _identity(b: Builder, node: Node) -> fx.Node | np.ndarray:
     value = b.values[node.inputs[0]]
     if node.op == "Cast" and isinstance(value, np.ndarray):
-        return value.astype(DTYPES[node.attributes["to"]])
+        return b.read(value).astype(DTYPES[node.attributes["to"]])
     # The only other casts in these networks turn sizes into int64, which Python's integers do not need.
     if node.op == "Cast" and node.inputs[0] not in b.sizes:
         raise b.unsupported(node, "of a tensor")
@@ -167,6 +181,8 @@ def _as_list(size: int) -> list[int]:
 
 
 def _joined(*parts: list[int]) -> list[int]:
+    if sum(map(len, parts)) > 8:
+        raise ValueError("more than eight sizes")
     return [size for part in parts for size in part]
 
 
@@ -188,7 +204,7 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
     auto_pad = node.attributes.get("auto_pad", "NOTSET")
     if auto_pad not in ("NOTSET", "VALID"):
         raise b.unsupported(node, f"with auto_pad={auto_pad}")
-    top, left, bottom, right = node.attributes.get("pads", (0, 0, 0, 0))
+    top, left, bottom, right = _numbers(node, "pads", (0, 0, 0, 0), low=0)
     if (top, left) == (bottom, right):
         return x, (top, left)
     if node.op != "Conv":
@@ -196,9 +212,19 @@ def _padded(b: Builder, node: Node, x: fx.Node) -> tuple[fx.Node, tuple[int, int
     return b.call(F.pad, x, [left, right, top, bottom]), (0, 0)
 
 
-def _pair(node: Node, name: str) -> tuple[int, int]:
-    vertical, horizontal = node.attributes.get(name, (1, 1))
-    return vertical, horizontal
+def _windows(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Strides and dilations."""
+    (down, right), (tall, wide) = (_numbers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    return (down, right), (tall, wide)
+
+
+def _numbers(node: Node, name: str, default: Sequence[int], low: int = 1, high: int = 1024) -> tuple[int, ...]:
+    """An attribute of positive integers. Kernels of torch trust them: a stride of 0 would kill the process."""
+    given = node.attributes.get(name, default)
+    listed = isinstance(given, (list, tuple)) and len(given) == len(default)
+    if not listed or not all(isinstance(number, int) and low <= number <= high for number in given):
+        raise ValueError(f"{name} {str(given)[:80]}: expected {len(default)} integers from {low} to {high}")
+    return tuple(given)
 
 
 HANDLERS: dict[str, Handler] = {
@@ -218,7 +244,7 @@ HANDLERS: dict[str, Handler] = {
     "GlobalAveragePool": lambda b, node: b.call(F.adaptive_avg_pool2d, b.tensor(node.inputs[0]), 1),
     "Resize": _resize,
     "Upsample": _resize,
-    "Flatten": lambda b, node: b.call(torch.flatten, b.tensor(node.inputs[0]), node.attributes.get("axis", 1)),
+    "Flatten": _flatten,
     "Reshape": lambda b, node: b.call(torch.reshape, b.tensor(node.inputs[0]), _sizes(b, node, 1)),
     "Transpose": lambda b, node: b.call(torch.permute, b.tensor(node.inputs[0]), node.attributes["perm"]),
     "Shape": _shape,

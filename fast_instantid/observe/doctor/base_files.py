@@ -80,6 +80,7 @@ def _folder(folder: Path, places: Places) -> Iterator[Finding]:
         return
     width = unet.get("cross_attention_dim", SDXL_WIDTH)
     if not kind.startswith("StableDiffusionXL") or width != SDXL_WIDTH:
+        width = width if isinstance(width, int) else 0
         model = NAMES_OF_WIDTHS.get(width, f"a model with tokens of width {width}") if width != SDXL_WIDTH else kind
         yield Finding("broken", f"{folder} is {model}, not SDXL", _SDXL_ONLY, "name SDXL with --base")
         return

@@ -8,13 +8,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ...files import special_file
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _MAX_DEPTH = 5
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ValueError if the file holds anything else."""
-    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if special := special_file(path):
+        raise ValueError(special)
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content

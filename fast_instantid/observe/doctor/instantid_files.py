@@ -129,7 +129,8 @@ def _controlnet_folder(folder: Path, again: str) -> Finding:
     again = f"delete it, then: {again}"
     if (kind := config.get("_class_name")) != "ControlNetModel":
         return Finding("broken", f"{folder} holds a {kind}, not a ControlNetModel", _PLACES, again)
-    return _controlnet(files[0], again, config.get("cross_attention_dim"), files[1:])
+    width = config.get("cross_attention_dim")
+    return _controlnet(files[0], again, width if isinstance(width, int) else None, files[1:])
 
 
 def _controlnet(path: Path, again: str, width: int | None = None, shards: Sequence[Path] = ()) -> Finding:

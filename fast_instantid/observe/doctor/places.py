@@ -104,8 +104,8 @@ def _add_extra_model_paths(file: Path, folders: dict[str, list[Path]]) -> list[s
                         known.remove(path)
                     if path not in known:
                         known.insert(0 if first else len(known), path)
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        notes.append(f"{file} could not be read: {str(error).splitlines()[0]}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        notes.append(f"{file} could not be read: {(str(error).splitlines() or [type(error).__name__])[0]}")
     return notes
 
 
