@@ -13,20 +13,20 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BackendError, FastInstantIDError, NotFiniteError
+from ..errors import BackendError, FastInstantIDError
 from ..locks import fork_safe_lock
 from ..recorder import stage_of
-from ..reuse import ReplacedForward
-from .drawing import Crop, Drawing
+from .drawing import Drawing
 from .halves import IdentityNetHalf, UNetHalf, entry_point
+from .processors import checked_pictures, seen_crop
 
 
 class _Own:
@@ -270,7 +270,7 @@ def _run(drawing: Drawing) -> Generator[None]:
     outside = _running.get()
     try:
         _running.set(drawing)
-        with _seen_crop(drawing), _replaced(drawing.pipe, "image_processor", "postprocess", _checked_postprocess):
+        with seen_crop(drawing), checked_pictures(drawing.pipe):
             yield
         if drawing.ended_by not in (None, threading.get_ident()):  # a callback of this call may do so
             _refuse_if_ended(drawing)
@@ -279,50 +279,6 @@ def _run(drawing: Drawing) -> Generator[None]:
             drawing.end_run()
         finally:
             _running.set(outside)
-
-
-@contextmanager
-def _seen_crop(drawing: Drawing) -> Generator[None]:
-    """Tell the drawing which part of the picture an inpainting pipeline draws (``padding_mask_crop``)."""
-    drawing.begin_run(None)
-
-    def get_crop_region(measure: Any, mask_image: Any, *args: Any, **kwargs: Any) -> Any:
-        box = measure(mask_image, *args, **kwargs)
-        width, height = mask_image.size
-        crop: Crop = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-        drawing.begin_run(crop)
-        return box
-
-    with _replaced(drawing.pipe, "mask_processor", "get_crop_region", get_crop_region):
-        yield
-
-
-@contextmanager
-def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]) -> Generator[None]:
-    """Replace a method of a part of the pipeline, if it has that; called as ``replacement(before, ...)``."""
-    owner: Any = getattr(pipe, part, None)
-    replaced = ReplacedForward(owner, replacement, method) if hasattr(owner, method) else None
-    try:
-        if replaced is not None:
-            replaced.replace()
-        yield
-    finally:
-        if replaced is not None:
-            replaced.restore()
-
-
-def _checked_postprocess(before: Any, image: Any, output_type: str = "pil", *args: Any, **kwargs: Any) -> Any:
-    """Refuse NaN and infinity with a NotFiniteError where a PIL picture would hide them; a tensor shows them."""
-    if output_type == "pil" and isinstance(image, Tensor):
-        finite = image.isfinite().flatten(1).all(1).tolist()  # waits for the GPU, as the conversion to PIL does next
-        if not all(finite):
-            which = ", ".join(str(i + 1) for i, is_finite in enumerate(finite) if not is_finite)
-            raise NotFiniteError(
-                f"picture {which} of {len(finite)} holds NaN or infinity, and would be black. In float16 the VAE or "
-                "the UNet overflows: use dtype bfloat16 or float32, or a VAE made for float16 (sdxl-vae-fp16-fix). "
-                "Else a scale, a LoRA or guidance_scale is too strong, or a file of weights is damaged"
-            )
-    return before(image, output_type, *args, **kwargs)
 
 
 def _turn_of(pipe: Any) -> Any:

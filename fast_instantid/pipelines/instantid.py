@@ -53,18 +53,16 @@ class InstantID:
         with instantid.attached(identity, scale=0.8):
             image = pipe(prompt, image=keypoints, controlnet_conditioning_scale=0.8).images[0]
 
-    ``attach`` and ``detach`` are exact inverses. People are attached for one thread or task, and travel with its calls.
-    So each request of a service draws its own people. Calls of one pipeline wait for each other.
+    ``attach`` and ``detach`` are exact inverses. People are attached for one thread or task: each request of a service
+    draws its own. Calls of one pipeline wait for each other.
 
     Args:
         pipe: any SDXL pipeline. Without an IdentityNet, only the attention half acts.
         identity_net: InstantID's ControlNet: its index, the ControlNetModel itself, or None for none. "auto" takes the
             ControlNet that was loaded from a name of InstantID's. Without one, all are left alone, with a warning.
-        reuse: compute results that are constant during a run once, with no number changed: the keys and values of the
-            prompt, those of the IdentityNet, and its convolutions over the keypoint picture. A callback may change
-            weights between two steps, but not through ``weight.data``: give False there.
-        adapter: makes identities of persons; needed for :meth:`__call__` with persons.
-        faces: finds faces in photographs; needed for :meth:`person`.
+        reuse: compute results that are constant during a run once, with no number changed (:mod:`..reuse`). Give False
+            if a callback changes weights through ``weight.data`` between two steps.
+        adapter, faces: make identities of persons, and find persons in photographs.
         defaults: arguments of the pipeline's call in place of :data:`DEFAULTS`.
 
     Raises:
@@ -107,8 +105,7 @@ class InstantID:
 
         Args:
             instantid: InstantID's adapter and ControlNet.
-            base: an SDXL model, in diffusers' layout or one ``.safetensors`` file.
-            faces: a face model pack.
+            base, faces: an SDXL model, in diffusers' layout or one ``.safetensors`` file, and a face model pack.
             device: of all networks; the best one present by default.
             dtype, torch_dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
             cache: keeps faces and identities; the one of this process by default.
@@ -305,13 +302,13 @@ class InstantID:
         return layers
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
-        weight = scale if scale is None or isinstance(scale, (int, float, np.number)) else DEFAULT_WEIGHT
+        weight = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
         given = as_subjects(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
         layers = self.check([identity for identity, _ in given])
         if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
-                "identity_range, identity_net_range and identity_net_every do not work with torch.compile, which would "
-                "compile again at every step: use them with a pipeline that is not compiled"
+                "identity_range, identity_net_range and identity_net_every would compile again at every step: use a "
+                "pipeline that is not compiled"
             )
         selected = approximations.selected(list(layers))
         drawing = Drawing(self, given, selected, len(layers), approximations, self._reuse)
