@@ -73,7 +73,7 @@ def _fetch(model: ModelFiles, file: str, folder: Path) -> None:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError as error:
         raise BackendError("downloading needs huggingface_hub: pip install 'fast-instantid[download]'") from error
-    wanted = (model.repository, file)
+    wanted, etag, fetched = (model.repository, file), "", Path()
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             etag = get_hf_file_metadata(hf_hub_url(*wanted, revision=model.revision)).etag or ""

@@ -165,11 +165,11 @@ def _network(network: Any, path: Path, dtype: torch.dtype, what: str) -> Any:
             name = _DTYPE if issubclass(network, transformers.PreTrainedModel) else "torch_dtype"
             options: dict[str, Any] = {name: dtype, "variant": variant, "local_files_only": True}
             options["output_loading_info"] = True
-            model, found = network.from_pretrained(path, **options)
-            missing = list(found["missing_keys"])
+            loaded: Any = network.from_pretrained(path, **options)
+            model, missing = loaded[0], list(loaded[1]["missing_keys"])
         elif network is ControlNetModel:
             options = {"config": os.fspath(_CONFIGURATIONS / "controlnet"), "local_files_only": True}
-            model: Any = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
+            model = network.from_single_file(os.fspath(files[0]), torch_dtype=dtype, **options)
             model.register_to_config(_name_or_path=os.fspath(path))  # by which InstantID tells its ControlNet
             missing = _unfilled(model)
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...errors import BackendError
+from ...faces.onnx.graph import read_graph
 from ...faces.onnx.network import PROVIDERS, OnnxRuntimeNetwork
 from ...miniature import files
 from ...placement import Placement
@@ -29,7 +30,7 @@ def backend(places: Places) -> Iterator[Finding]:
     if places.backend == "onnxruntime":
         device = places.device or "cpu"
         try:
-            network = OnnxRuntimeNetwork(files().pack / "glintr100.onnx", device)
+            network = OnnxRuntimeNetwork(read_graph(files().pack / "glintr100.onnx"), device)
             network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
             yield Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
         except BackendError as error:
