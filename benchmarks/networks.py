@@ -19,6 +19,7 @@ from fast_instantid.identity import Adapter
 from fast_instantid.identity.checkpoint import AdapterWeights
 from fast_instantid.identity.resampler import Resampler
 from fast_instantid.placement import Placement
+from fast_instantid.weights import FileVersion
 
 ADAPTER = "ip-adapter.bin"
 FACES = Path("models", "insightface", "models", "antelopev2")
@@ -103,7 +104,7 @@ def as_our_adapter(weights: dict[str, dict[str, Tensor]], device: torch.device, 
     """Our Adapter on weights that lie in memory."""
     projections = [*weights["ip_adapter"].values()]
     layers = tuple(zip(projections[::2], projections[1::2], strict=True))
-    found = AdapterWeights(Path("random"), weights["image_proj"], layers, "random")
+    found = AdapterWeights(Path("random"), weights["image_proj"], layers, FileVersion("random", 0, 0, 0, 0, 0))
     return Adapter(found, Placement.resolve(device, dtype), Cache())
 
 

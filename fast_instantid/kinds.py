@@ -58,7 +58,7 @@ def kind_of(tensors: Tensors) -> str:
     for kind, is_kind in _KINDS:
         if is_kind(tensors):
             return kind
-    return f"an unknown model ({len(tensors)} tensors: {', '.join([*tensors][:3])}, ...)"
+    return f"an unknown model ({len(tensors)} tensors: {', '.join(sorted(tensors)[:3])}, ...)"
 
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:

@@ -160,7 +160,9 @@ def file_version(path: str | os.PathLike[str]) -> FileVersion:
     Raises:
         OSError: the file cannot be examined.
     """
-    path = os.path.realpath(path)
+    given, path = os.fspath(path), os.path.realpath(path)
+    if not os.path.exists(path):  # a folder above the working directory is closed
+        path = given
     found = os.stat(path)
     age = time.time_ns() - found.st_ctime_ns
     if 0 <= age < _TICK_NS:  # a second change in this tick would leave the times as they are
@@ -229,10 +231,17 @@ def _looks_like_safetensors(path: Path) -> bool:
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000
 
 
-def _diagnose(path: Path, error: Exception) -> str:
-    """Explain why a file is no readable file of weights; torch's own message would advise to let it run code."""
+def path_problem(path: Path) -> str:
+    """Explain why torch and safetensors cannot open any file of this path; "" if they can."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # bytes that are not UTF-8
         return "its path is not valid UTF-8, and torch and safetensors open no other; rename it or its folder"
+    return ""
+
+
+def _diagnose(path: Path, error: Exception) -> str:
+    """Explain why a file is no readable file of weights; torch's own message would advise to let it run code."""
+    if problem := path_problem(path):
+        return problem
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)

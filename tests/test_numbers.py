@@ -22,10 +22,9 @@ from examples.tiny_faces import write_tiny_pack
 from examples.tiny_sdxl import LAYER_CHANNELS, TOKEN_WIDTH
 from fast_instantid import Cache, FaceAnalyzer, Identity, InstantID, Subject
 from fast_instantid.cli import main
-from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NotFiniteError
+from fast_instantid.errors import BackendError, ModelFileError, NotFiniteError
 from fast_instantid.faces.onnx.network import TorchNetwork
 from fast_instantid.identity import Adapter
-from fast_instantid.identity.layout import Strength
 from fast_instantid.people.person import cosine
 from fast_instantid.placement import in_batches, numeric_settings
 from fast_instantid.reuse import Reuse
@@ -391,12 +390,6 @@ def test_an_identity_file_of_other_tensors_says_why(change, said, saved, tmp_pat
     save_file(tensors, tmp_path / "other.safetensors", HEAD)
     with pytest.raises(ModelFileError, match=f"damaged identity: .*{said}"):
         Identity.load(tmp_path / "other.safetensors")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_strengths_must_be_finite(value):
-    with pytest.raises(FastInstantIDError, match="expected a finite number"):
-        Strength(value, None, torch.device("cpu"))
 
 
 def test_the_likeness_to_nothing_is_a_number():

@@ -568,7 +568,7 @@ def test_every_form_of_a_region_is_one_mask(identity):
 
 @pytest.mark.parametrize("who", ["anna.safetensors", [1], None])
 def test_what_is_nobody_is_refused(pipe, who):
-    with pytest.raises(FastInstantIDError, match="expected an Identity or a"):
+    with pytest.raises(FastInstantIDError, match="expected a Person, which"):
         InstantID(pipe).attach(who)
 
 

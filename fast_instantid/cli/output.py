@@ -106,10 +106,13 @@ def encodable_output() -> Generator[None]:
 
 def report_os_error(error: OSError) -> None:
     """Say what failed; nothing where stdout has a reader that has enough, as in ``| head``."""
+    has_reader = not isinstance(error, BrokenPipeError)
     try:
         sys.stdout.flush()
-    except OSError:  # stdout itself failed; the interpreter will flush it again at its end
+        is_open = has_reader
+    except OSError:
+        is_open = False
+    if not is_open:  # the interpreter will flush it again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return
-    say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+    if has_reader:
+        say(f"error: {error.filename or 'output'}: {error.strerror or error}")

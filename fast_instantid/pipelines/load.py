@@ -23,7 +23,7 @@ from ..kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width, why_not_sd
 from ..placement import Placement
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
-from ..weights import StateDict, network_files, read_tensors
+from ..weights import StateDict, network_files, path_problem, read_tensors
 
 _CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
 _KINDS = {
@@ -220,4 +220,5 @@ def _loading(path: Path, what: str) -> Generator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "meta tensor" in reason:  # torch's word for what no file gave
             reason = "it lacks some of its tensors"
-        raise ModelFileError(f"{path}: diffusers cannot load this as {what} ({reason})") from error
+        problem = path_problem(path) or f"diffusers cannot load this as {what} ({reason})"
+        raise ModelFileError(f"{path}: {problem}") from error

@@ -78,7 +78,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in ("1k3d68.onnx", "2d106det.onnx", "genderage.onnx"):
         (faces / name).write_bytes(b"never opened")
     command = [sys.executable, "-c", START, str(ROOT), str(HOST), str(base)]
-    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+    pack = sum((faces / name).stat().st_size for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"))
+    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1]) | {"pack": pack}
 
 
 def test_the_pack_imports_what_it_needs(started) -> None:
@@ -97,12 +98,13 @@ def test_an_import_opens_no_model(started) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_loader_nodes_look_at_files_and_read_none_whole(started) -> None:
+def test_the_loader_nodes_read_no_large_file_whole(started) -> None:
     adapter, faces = started["InstantIDModelLoader"], started["InstantIDFaceAnalysis"]
     assert adapter["opened"] == ["ip-adapter.bin"]
     assert faces["opened"] == ["glintr100.onnx", "scrfd_10g_bnkps.onnx"], "three of the five networks are not needed"
     assert adapter["read"] < 2e6
     assert adapter["resident"] < 5e6
-    assert faces["read"] < 1e6
+    # Networks below 64 MiB, such as these, are read into memory: a file that is shortened later kills nothing.
+    assert faces["read"] < 1e6 + started["pack"]
     assert faces["resident"] < 10e6
     assert started["used"] > 40e6, "the half of the adapter that was used is in memory then, and is seen there"
