@@ -242,11 +242,13 @@ def _diagnose(path: Path, error: Exception) -> str:
     """Explain why a file is no readable file of weights; torch's own message would advise to let it run code."""
     if problem := path_problem(path):
         return problem
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(512)
-        file.seek(-min(size, 1024), os.SEEK_END)
-        tail = file.read()
+    try:
+        with open(path, "rb") as file:
+            head, size = file.read(512), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1024))
+            tail = file.read()
+    except OSError:
+        return "this file was removed while it was read"
     is_zip, is_pickle = head.startswith(ZIP), head.startswith(b"\x80")
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file it points to; run 'git lfs pull' or download the file itself"
