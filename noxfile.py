@@ -83,6 +83,6 @@ def versions(session: nox.Session, bounds: str) -> None:
         install.append("diffusers @ git+https://github.com/huggingface/diffusers")
     session.install("--upgrade", "--upgrade-strategy", "eager", *install)
     session.run("pip", "list")
-    session.run(
-        "python", "-m", "pytest", *(session.posargs or ["--numprocesses", "logical", "-m", "not slow", "tests"])
-    )
+    own_pickles = ["-p", "tests.trusting"] if bounds == "oldest" else []  # torch before 2.6 opens none
+    tests = session.posargs or ["--numprocesses", "logical", "-m", "not slow", "tests"]
+    session.run("python", "-m", "pytest", *own_pickles, *tests)
