@@ -4,14 +4,20 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RESULTS ?= benchmarks/results/here
 MINUTES ?= 3
+# Tests of what makes the miniature and the benchmarks, not of the package.
+TOOLS := $(wildcard tests/test_training*.py tests/test_benchmarks*.py)
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test trials test-comfyui lint docs bench bench-comfyui clean
+.PHONY: demo test test-tools trials test-comfyui lint docs bench bench-comfyui clean
 
 demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
 
 test: $(VENV)/with-dev
-	$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(RUN) $(PYTEST) $(TOOLS:%=--ignore=%)
+
+test-tools: $(VENV)/with-dev
+	$(RUN) $(PYTEST) $(TOOLS)
 
 trials: $(VENV)/with-dev  # MINUTES=... for all together
 	$(RUN) -m pytest trials --minutes $(MINUTES)

@@ -223,7 +223,7 @@ def test_photos_of_two_people_are_told_on_stderr_and_to_the_host(drawn, tmp_path
     other = str(miniature.files().portraits[1])
     command = ["generate", "--prompt", "x", "--steps", "1", "--base", "miniature", "-o", str(tmp_path / "out.png")]
     assert main([*command, "--photo", drawn, "--photo", other]) == 0
-    assert f"warning: {drawn} and {other} look like two people" in capsys.readouterr().err
+    assert f"{drawn} and {other} look like two people" in capsys.readouterr().err
     assert "look like two people" in caplog.text
     assert main([*command, "--photo", drawn, drawn]) == 0
     assert "look like two people" not in capsys.readouterr().err

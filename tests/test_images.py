@@ -478,7 +478,7 @@ def test_a_side_too_long_for_opencv_is_refused_before_decoding(size, tmp_path):
 def test_what_never_ends_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero"):
-        assert refusal(path) == f"{path}: this is a device or a pipe; save the picture as a file first"
+        assert refusal(path) == f"{path}: this is a pipe or a device, not a picture"
 
 
 @pytest.mark.parametrize("mode", ["I;16", "RGBA"])

@@ -133,7 +133,7 @@ def test_wrong_usage_says_what_is_possible(arguments, message, tmp_path, capsys,
         (["-o", "nowhere/run", "--", "embed", "x"], "there is no folder nowhere"),
         (["-o", "run.html", "--", "embed", "x"], "run.html: the name of the output must end in one of .json"),
         (["--show", "missing.json"], "missing.json: No such file"),
-        (["--show", "."], ".: Is a directory"),
+        (["--show", "."], ".: this is a folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_run(arguments, message, tmp_path, capsys, monkeypatch):
