@@ -32,7 +32,7 @@ class DiskTier:
     """Safetensors files named by key. Errors are logged and never raised."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self.directory = directory.expanduser() / FOLDER
+        self.directory = Path(os.path.expanduser(directory)) / FOLDER
         self.max_bytes = max_bytes
         self._lock = fork_safe_lock()
         self._room = 0  # bytes to write before the next scan of the folder

@@ -90,7 +90,7 @@ def no_telemetry() -> None:
 
 def models_folder() -> Path:
     """The models folder: ``$FAST_INSTANTID_MODELS``, else ``~/.cache/fast-instantid``."""
-    return Path(os.environ.get("FAST_INSTANTID_MODELS", "~/.cache/fast-instantid")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("FAST_INSTANTID_MODELS", "~/.cache/fast-instantid")))
 
 
 def local_path(source: str | os.PathLike[str], what: str) -> Path:

@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid import FaceAnalyzer, FastInstantIDError, ImageError, ModelFileError, keypoint_picture, load_image
+from fast_instantid.cache import Cache
 from fast_instantid.cli import main
 from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import TorchNetwork
@@ -32,7 +34,7 @@ from fast_instantid.observe.doctor.headers import read_json
 from fast_instantid.observe.profile import Profile
 from fast_instantid.observe.samples import COLUMNS, read_csv
 from fast_instantid.pipelines import InstantID  # noqa: F401  # before memory and time are measured
-from fast_instantid.sources import local_path
+from fast_instantid.sources import local_path, models_folder
 from fast_instantid.weights import read_tensors
 
 
@@ -345,6 +347,14 @@ def test_a_path_that_is_no_file(tmp_path, read, kind):
 def test_a_source_that_is_no_name(name):
     with pytest.raises(ModelFileError, match="expected a pack"):
         local_path(name or "no such folder", "a pack")
+
+
+def test_the_home_of_a_user_who_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("~no-such-user", "x")
+    monkeypatch.setenv("FAST_INSTANTID_MODELS", str(folder))
+    assert models_folder() == folder
+    assert Cache(directory=folder).get("0" * 32, lambda: {"x": torch.ones(1)})["x"] == 1
 
 
 def test_a_profile_of_three_thousand_nested_stages(tmp_path):
