@@ -216,6 +216,9 @@ def _small(prompt: dict[str, Any]) -> dict[str, Any]:
 
 def _with_what_is_here(prompt: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The prompt with pictures and models of this server, and without nodes of other packs: what comes in goes out."""
+    for node in prompt.values():
+        if node["class_type"] not in schema and not any(isinstance(value, list) for value in node["inputs"].values()):
+            pytest.skip(f"needs the pack of {node['class_type']}, which has nothing to go round by")
     ways_round = {
         node_id: next(value for value in node["inputs"].values() if isinstance(value, list))
         for node_id, node in prompt.items()
