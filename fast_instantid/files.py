@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 
 from .errors import FastInstantIDError
 
@@ -32,7 +31,7 @@ def special_file(path: str | os.PathLike[str]) -> str:
         mode = os.stat(path).st_mode
     except ValueError as error:  # a NUL, or a lone surrogate
         raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
-    return "" if S_ISREG(mode) else "a folder" if S_ISDIR(mode) else "a pipe or a device"
+    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def check_parent(path: Path) -> None:

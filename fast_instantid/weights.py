@@ -146,6 +146,8 @@ def network_files(folder: Path, half: bool = False) -> tuple[str | None, list[Pa
     if not name.endswith(".json"):
         return variant, [folder / name]
     try:
+        if special := special_file(folder / name):
+            raise ValueError(special)
         shards = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
         return variant, [folder / Path(shard).name for shard in sorted(shards)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -310,6 +311,11 @@ def test_shards_that_are_missing_are_named(copies):
     (vae / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelFileError, match="a damaged index of shards"):
         load_pipeline(copies[0], None, "cpu")
+    if hasattr(os, "mkfifo"):  # not on Windows; reading it would wait for ever
+        (vae / "diffusion_pytorch_model.safetensors.index.json").unlink()
+        os.mkfifo(vae / "diffusion_pytorch_model.safetensors.index.json")
+        with pytest.raises(ModelFileError, match="a pipe or a device"):
+            load_pipeline(copies[0], None, "cpu")
 
 
 def test_a_pipeline_without_an_identity_net_is_plain(tiny):
