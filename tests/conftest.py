@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -74,6 +75,12 @@ onnxruntime.InferenceSession.__init__ = _start_in_one_thread
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _plain_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the prefix that the node pack gives to messages of its whole process once a test has loaded it."""
+    monkeypatch.setattr(logging.getLogger("fast_instantid"), "filters", [])
 
 
 @pytest.fixture(scope="session")

@@ -130,14 +130,12 @@ def apply_to_conditioning(
 
     Raises:
         FastInstantIDError: NaN or infinity in a number.
-        ImageError: an unusable keypoint picture or mask.
+        ImageError: a keypoint picture of an unusable shape, or an unusable mask.
     """
     _check_finite(strength=strength, start_at=start_at, end_at=end_at)
     mask = _checked(mask)
     photos(keypoints)  # refuses what is not a picture
     hint = keypoints.reshape(-1, *keypoints.shape[-3:])[..., :3].movedim(-1, 1)
-    if not hint.isfinite().all():
-        raise ImageError("the keypoint picture holds NaN or infinity: look at the node that made it")
     device = comfy.model_management.intermediate_device()
     # The host evaluates both conditionings in one batch only if they hold the same ControlNet object.
     control_nets: dict[Any, Any] = {}
@@ -165,6 +163,17 @@ def apply_to_conditioning(
         for conditioning, is_cond in ((positive, True), (negative, False))
     ]
     return applied[0], applied[1]
+
+
+def checked_keypoints(image: Tensor) -> Tensor:
+    """Return a keypoint picture of another node. Those drawn here are not read, so that their pages stay unallocated.
+
+    Raises:
+        ImageError: NaN or infinity.
+    """
+    if not image.sum(dtype=torch.float32).isfinite():
+        raise ImageError("the keypoint picture holds NaN or infinity: look at the node that made it")
+    return image
 
 
 def _checked(mask: Tensor | None) -> Tensor | None:

@@ -19,7 +19,15 @@ from ..errors import ModelFileError, NoFaceError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
 from . import sockets
-from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, check_family, compute_dtype
+from .apply import (
+    Conditioning,
+    Layers,
+    apply_to_conditioning,
+    apply_to_model,
+    check_family,
+    checked_keypoints,
+    compute_dtype,
+)
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .memory import ManagedAdapter
 from .miniature import InstantIDMiniature
@@ -149,7 +157,7 @@ class ApplyInstantID:
                 logger.warning(
                     "no face found in image_kps: used as a keypoint picture. If it is a photo, choose another"
                 )
-                keypoints = image_kps
+                keypoints = checked_keypoints(image_kps)
         ip_weight = weight if ip_weight is None else ip_weight
         cn_strength = weight if cn_strength is None else cn_strength
         patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
@@ -220,8 +228,9 @@ class ApplyInstantIDControlNet:
         if strength == 0:
             return positive, negative
         tokens = face_embeds["cond"], face_embeds["uncond"]
+        keypoints = checked_keypoints(image_kps)
         return apply_to_conditioning(
-            positive, negative, control_net, tokens, image_kps, strength, start_at, end_at, mask
+            positive, negative, control_net, tokens, keypoints, strength, start_at, end_at, mask
         )
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .observe.networks import control_net_stages, networks_of
@@ -54,16 +56,27 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Provide a :class:`HintCache` for this run."""
+    """Provide a :class:`HintCache` for this run, and refuse a latent that the VAE would decode to a black picture.
+
+    Raises:
+        NotFiniteError: NaN or infinity in the latent.
+    """
     options = getattr(executor.class_obj, "model_options", {}).get("transformer_options")
     if options is None or not is_enabled():
-        return executor(*args, **kwargs)
+        options = {}
     hints = options[_HINTS] = HintCache()
     try:
-        return executor(*args, **kwargs)
+        latent = executor(*args, **kwargs)
     finally:
         options.pop(_HINTS, None)
         hints.clear()
+    # The host moves the latent to main memory next, so that waiting for it here costs nothing.
+    if isinstance(latent, Tensor) and not np.isfinite(latent.float().cpu().numpy()).all():
+        raise NotFiniteError(
+            "the UNet made NaN or infinity, and the picture would be black: start ComfyUI with --fp32-unet or "
+            "--bf16-unet, lower the weights of InstantID, LoRAs and CFG, or download the checkpoint again"
+        )
+    return latent
 
 
 def _predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Any:

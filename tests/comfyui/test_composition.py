@@ -16,10 +16,12 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from tests.comfyui import tiny
-from tests.comfyui.tiny import conditioning, distance, sample, tiny_model
+from tests.comfyui.tiny import conditioning, distance, tiny_model
 
 ACTS = 1e-3  # of the largest latent: what counts as another picture
 SAME = 1e-5  # of the largest latent: float32, summed in another order
+STEPS = 2
+sample = functools.partial(tiny.sample, steps=STEPS)
 
 
 @pytest.fixture
@@ -159,10 +161,10 @@ def test_what_others_add_later_stays_downstream(apply, model, portraits, derive)
     for patch in patches_of(last).values():
         patch.add(callback, strength=0.5, sigma_start=999999999.9, sigma_end=0.0)
     assert distance(sample(last, positive, negative), middle) > ACTS
-    assert calls == 3 * 60  # steps, layers
+    assert calls == STEPS * 60  # layers
     assert torch.equal(sample(later, positive, negative), middle)
     assert torch.equal(sample(first, positive, negative), once)
-    assert calls == 3 * 60
+    assert calls == STEPS * 60
 
 
 def test_what_others_add_ends_with_its_range(apply, model):
@@ -173,12 +175,12 @@ def test_what_others_add_ends_with_its_range(apply, model):
         sigmas.add(float(extra_options["sigmas"][0]))
         return torch.zeros_like(out)
 
-    once = sample(patched, positive, negative)
+    once = sample(patched, positive, negative, steps=3)
     start, end = (model.get_model_object("model_sampling").percent_to_sigma(percent) for percent in (0.2, 0.8))
     later = patched.clone()
     for patch in patches_of(later).values():
         patch.add(callback, sigma_start=start, sigma_end=end)
-    assert torch.equal(sample(later, positive, negative), once)
+    assert torch.equal(sample(later, positive, negative, steps=3), once)
     assert len(sigmas) == 1  # of three steps
     assert end <= sigmas.pop() <= start
 
@@ -350,7 +352,7 @@ def guided(host_nodes):
     def guided(module: str, node: str, **inputs: Any) -> torch.Tensor:
         (guider,) = host_nodes(module, node, **inputs)
         (sigmas,) = host_nodes(
-            "nodes_custom_sampler", "BasicScheduler", model=inputs["model"], scheduler="normal", steps=3, denoise=1.0
+            "nodes_custom_sampler", "BasicScheduler", model=inputs["model"], scheduler="normal", steps=STEPS, denoise=1.0
         )
         (sampler,) = host_nodes("nodes_custom_sampler", "KSamplerSelect", sampler_name="euler")
         start = tiny.noise(0)
@@ -520,3 +522,10 @@ def test_nan_is_refused_by_the_node(apply, model, name):
         value[0, 5, 5] = torch.nan
     with pytest.raises(Exception, match=r"(?i)nan"):
         apply(model, **{name: value})
+
+
+def test_a_latent_of_nan_is_an_error_of_the_sampler_and_no_black_picture(apply, model, positive):
+    [[text, options]] = positive
+    patched = apply(model, positive=[[text * torch.nan, options]])
+    with pytest.raises(Exception, match=r"the UNet made NaN or infinity.*--bf16-unet"):
+        sample(*patched)

@@ -14,7 +14,7 @@ from torch import nn
 from tests.comfyui import tiny
 from tests.comfyui.test_composition import ACTS, SAME
 
-STEPS, CONVOLUTIONS = 4, 8
+STEPS, CONVOLUTIONS = 3, 8
 SWITCH = "FAST_INSTANTID_REUSE"
 
 

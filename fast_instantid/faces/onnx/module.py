@@ -48,14 +48,18 @@ def to_module(graph: Graph) -> fx.GraphModule:
         return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
 
 
+def unknown_operators(graph: Graph) -> list[str]:
+    """Names of operators that these families do not use."""
+    return sorted({node.op for node in graph.nodes} - set(HANDLERS))
+
+
 def check_operators(graph: Graph) -> None:
     """Refuse, without looking at weights, a network that cannot become a module.
 
     Raises:
         ModelFileError: an operator that these families do not use, several inputs, or values of one name.
     """
-    unknown = sorted({node.op for node in graph.nodes} - set(HANDLERS))
-    if unknown:
+    if unknown := unknown_operators(graph):
         raise ModelFileError(
             f"{graph.path}: operator {', '.join(unknown)} is not supported by the torch backend, which knows "
             f"insightface's SCRFD and ArcFace networks; load the pack with backend='onnxruntime' instead"

@@ -19,7 +19,7 @@ from ...recorder import stage
 from ...sources import no_telemetry
 from .first_run import first_run
 from .graph import Graph
-from .module import check_operators, to_module
+from .module import check_operators, to_module, unknown_operators
 from .onednn import has_onednn, use_onednn
 
 if TYPE_CHECKING:
@@ -177,8 +177,10 @@ class OnnxRuntimeNetwork:
         self.backend = f"onnxruntime ({self.provider}{f', device {int(index)}' if index else ''})"
         self.on_cpu = self.provider == PROVIDERS["cpu"]
         self._graph = graph
+        self._has_run: set[tuple[int, ...]] = set()  # shapes of the input
         with stage("load network"):
             self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
+            self._bound((1, 3, *(side or 640 for side in graph.inputs[0].shape[2:])))  # it computes what is constant
             self._session = _session(graph, self.provider, settings)
             graph.version.check_mapping()
         self._input = self._session.get_inputs()[0].name
@@ -192,6 +194,7 @@ class OnnxRuntimeNetwork:
         """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
+            self._bound(batch.shape)
             try:
                 outputs: list[Any] = self._session.run(None, {self._input: batch})  # pyright: ignore[reportAssignmentType]
             except Exception as error:  # onnxruntime's exceptions share no other base
@@ -199,6 +202,20 @@ class OnnxRuntimeNetwork:
                     raise
                 raise ModelFileError(f"{self._graph.path}: onnxruntime cannot run it: {str(error)[:300]}") from error
             return _finite(outputs, self._graph.path, self.backend)
+
+    def _bound(self, shape: tuple[int, ...]) -> None:
+        """Check memory and time of a run by one of our own module without data, if that knows all operators.
+
+        Raises:
+            ModelFileError: see :func:`first_run`.
+        """
+        if shape not in self._has_run and self._shapes:
+            first_run(self._shapes, self._graph, torch.empty(shape, device="meta"))
+        self._has_run.add(shape)
+
+    @cached_property
+    def _shapes(self) -> fx.GraphModule | None:
+        return None if unknown_operators(self._graph) else to_module(self._graph).to("meta")
 
 
 def check_weights(graph: Graph) -> None:
