@@ -352,7 +352,12 @@ def guided(host_nodes):
     def guided(module: str, node: str, **inputs: Any) -> torch.Tensor:
         (guider,) = host_nodes(module, node, **inputs)
         (sigmas,) = host_nodes(
-            "nodes_custom_sampler", "BasicScheduler", model=inputs["model"], scheduler="normal", steps=STEPS, denoise=1.0
+            "nodes_custom_sampler",
+            "BasicScheduler",
+            model=inputs["model"],
+            scheduler="normal",
+            steps=STEPS,
+            denoise=1.0,
         )
         (sampler,) = host_nodes("nodes_custom_sampler", "KSamplerSelect", sampler_name="euler")
         start = tiny.noise(0)
