@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import comfy.model_management as host
 import comfy.model_patcher
@@ -42,15 +43,43 @@ class ManagedNetwork(TorchNetwork):
         return super().run(images, mean, scale)
 
 
+class Projection:
+    """A linear layer that stays where it was first used, as the layers of the reference do."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.weight = self.weight.to(tokens)
+        return torch.nn.functional.linear(tokens, self.weight)
+
+
 class ManagedAdapter(Adapter):
     """An adapter that asks ComfyUI for memory while its weights are streamed through the GPU."""
 
-    def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the resampler, ``(M, 1, 512) -> (M, 16, W)`` for each argument. Other packs call the reference's name."""
+    # Under the reference's names, for other packs.
+
+    @property
+    def image_proj_model(self) -> Resampler:
+        """The resampler, ``(M, 1, 512) -> (M, 16, W)``; it computes where its input is."""
         self.weights.version.check_mapping()
-        resampler = Resampler.from_state_dict(self.weights.image_proj)
-        cond, uncond = resampler(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
+        return Resampler.from_state_dict(self.weights.image_proj)
+
+    def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the resampler on each argument."""
+        cond, uncond = self.image_proj_model(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
         return cond, uncond
+
+    @functools.cached_property
+    def ip_layers(self) -> SimpleNamespace:
+        """``ip_layers.to_kvs``: the projections of all layers by name, from ``1_to_k_ip`` on."""
+        self.weights.version.check_mapping()
+        pairs = enumerate(self.weights.layers)
+        return SimpleNamespace(
+            to_kvs={
+                f"{2 * i + 1}_to_{part}_ip": Projection(pair[j]) for i, pair in pairs for j, part in enumerate("kv")
+            }
+        )
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype

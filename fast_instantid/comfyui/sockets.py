@@ -6,6 +6,7 @@ derive nodes from ours change them.
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import Any
 
@@ -99,6 +100,16 @@ def apply_advanced() -> Inputs:
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
     return deepcopy({"required": required, "optional": _OPTIONAL})
+
+
+def taken(inputs: Inputs, node: type) -> Inputs:
+    """Drop ``layers``, which the reference lacks, if the method of a derived node takes no such argument."""
+    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not takes_any and "layers" not in parameters:
+        for section in inputs.values():
+            section.pop("layers", None)
+    return inputs
 
 
 def attention_patch() -> Inputs:
