@@ -102,13 +102,14 @@ def apply_advanced() -> Inputs:
     return deepcopy({"required": required, "optional": _OPTIONAL})
 
 
-def taken(inputs: Inputs, node: type) -> Inputs:
-    """Drop ``layers``, which the reference lacks, if the method of a derived node takes no such argument."""
-    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters  # pyright: ignore[reportAttributeAccessIssue]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not takes_any and "layers" not in parameters:
-        for section in inputs.values():
-            section.pop("layers", None)
+def taken(inputs: Inputs, node: Any) -> Inputs:
+    """Drop ``layers``, which the reference lacks, if a method of a derived node takes no such argument."""
+    for method in (node.apply_instantid, getattr(node, node.FUNCTION)):
+        parameters = inspect.signature(method).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not takes_any and "layers" not in parameters:
+            for section in inputs.values():
+                section.pop("layers", None)
     return inputs
 
 
