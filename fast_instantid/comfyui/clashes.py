@@ -36,13 +36,12 @@ def warn_of_clashes(ours: Nodes) -> None:
     for pack, theirs in _packs():
         ids = [id for id, node in theirs.items() if id in ours and not issubclass(node, ours[id])]
         lost = [id for id in ids if used.get(id) is theirs[id]]
-        others = len(theirs) - len(ids)
         if not ids:
             continue
-        if others:
+        if len(theirs) > len(ids):
             advice = (
-                f"It has {others} other nodes: keep it if you use them. Our nodes take its INSTANTID and FACEANALYSIS. "
-                "To have ours alone, rename its folder to end in .disabled, and restart ComfyUI"
+                "It has other nodes too: keep it if you use them. Our nodes take its INSTANTID and FACEANALYSIS. To "
+                "have ours alone, rename its folder to end in .disabled, and restart ComfyUI"
             )
         else:
             advice = "Remove one of the two folders, or rename it to end in .disabled, and restart ComfyUI"
