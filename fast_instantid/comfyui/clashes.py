@@ -15,13 +15,19 @@ logger = logging.getLogger("fast_instantid")
 
 Nodes = Mapping[str, Any]
 """Classes by id."""
+_ONE = "Remove one of the two folders, or rename it to end in .disabled, and restart ComfyUI"
+_BOTH = (
+    "It has other nodes too: keep it if you use them. Our nodes take its INSTANTID and FACEANALYSIS. To have ours "
+    "alone, rename its folder to end in .disabled, and restart ComfyUI"
+)
 
 
 def watch_for_clashes(ours: Nodes) -> None:
     """Look for clashes when the server starts; ComfyUI has loaded all packs by then."""
 
     async def look(_: Any) -> None:
-        warn_of_clashes(ours)
+        with suppress(Exception):  # a server does not start after an error here
+            warn_of_clashes(ours)
 
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and not server.app.frozen:
@@ -34,25 +40,19 @@ def warn_of_clashes(ours: Nodes) -> None:
     if used.get("InstantIDMiniature", ours["InstantIDMiniature"]) is not ours["InstantIDMiniature"]:
         return  # a copy of this pack was loaded later, and logs it
     for pack, theirs in _packs():
-        ids = [id for id, node in theirs.items() if id in ours and not issubclass(node, ours[id])]
-        lost = [id for id in ids if used.get(id) is theirs[id]]
-        if not ids:
-            continue
-        if len(theirs) > len(ids):
-            advice = (
-                "It has other nodes too: keep it if you use them. Our nodes take its INSTANTID and FACEANALYSIS. To "
-                "have ours alone, rename its folder to end in .disabled, and restart ComfyUI"
+        ids = [id for id, node in theirs.items() if id in ours and ours[id] not in getattr(node, "__mro__", ())]
+        lost = ", ".join(id for id in ids if used.get(id) is theirs[id])
+        kept = "ours" if all(used.get(id) is ours[id] for id in ids) else "those of a third pack"
+        if ids:
+            logger.warning(
+                "%s and this pack in %s both have the nodes %s. ComfyUI runs %s: it keeps those of the pack that it loads "
+                "last. %s",
+                pack,
+                Path(__file__).resolve().parents[2],
+                ", ".join(ids),
+                f"the other pack's {lost}" if lost else kept,
+                _BOTH if len(theirs) > len(ids) else _ONE,
             )
-        else:
-            advice = "Remove one of the two folders, or rename it to end in .disabled, and restart ComfyUI"
-        logger.warning(
-            "%s and this pack in %s both have the nodes %s. ComfyUI runs %s, of the pack that it loaded last. %s",
-            pack,
-            Path(__file__).resolve().parents[2],
-            ", ".join(ids),
-            f"the other pack's {', '.join(lost)}" if lost else "ours",
-            advice,
-        )
 
 
 def _packs() -> Iterator[tuple[Path, Nodes]]:

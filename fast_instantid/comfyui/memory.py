@@ -43,17 +43,6 @@ class ManagedNetwork(TorchNetwork):
         return super().run(images, mean, scale)
 
 
-class Projection:
-    """A linear layer that stays where it was first used, as the layers of the reference do."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        self.weight = self.weight.to(tokens)
-        return torch.nn.functional.linear(tokens, self.weight)
-
-
 class ManagedAdapter(Adapter):
     """An adapter that asks ComfyUI for memory while its weights are streamed through the GPU."""
 
@@ -72,13 +61,19 @@ class ManagedAdapter(Adapter):
 
     @functools.cached_property
     def ip_layers(self) -> SimpleNamespace:
-        """``ip_layers.to_kvs``: the projections of all layers by name, from ``1_to_k_ip`` on."""
-        self.weights.version.check_mapping()
-        pairs = enumerate(self.weights.layers)
+        """``ip_layers.to_kvs``: the projections of all layers by name, from ``1_to_k_ip`` on, streamed at each use."""
+
+        def projection(name: str) -> Callable[[Tensor], Tensor]:
+            def project(tokens: Tensor) -> Tensor:
+                self.weights.version.check_mapping()
+                return torch.nn.functional.linear(tokens, tensors[name].to(tokens))
+
+            return project
+
+        tensors = self.weights.named_tensors()
+        names = {name: name.split(".") for name in tensors if name.startswith("ip_adapter.")}
         return SimpleNamespace(
-            to_kvs={
-                f"{2 * i + 1}_to_{part}_ip": Projection(pair[j]) for i, pair in pairs for j, part in enumerate("kv")
-            }
+            to_kvs={f"{number}_{part}": projection(name) for name, (_, number, part, _) in names.items()}
         )
 
     def project(self, combined: Tensor, noise: float) -> Identity:

@@ -222,11 +222,12 @@ class FaceAnalyzer:
         """insightface's items of one task for one face; none where no network can compute them."""
         if task == "recognition":
             return {"embedding": self.networks.embed([photo], [face])[0]}
+        items = {"bbox": face.bbox}
         try:
-            return self.models[task].items(np.ascontiguousarray(photo.rgb[..., ::-1]), face.bbox)
+            self.models[task].get(np.ascontiguousarray(photo.rgb[..., ::-1]), items)
         except (KeyError, ModelFileError) as error:
             say_missing(task, self._folder, str(error))
-            return {}
+        return items
 
 
 class _WrappedAnalyzer(FaceAnalyzer):

@@ -21,21 +21,14 @@ from .onnx.network import TorchNetwork
 
 logger = logging.getLogger("fast_instantid")
 
-TASKS = {
-    "embedding": "recognition",
-    "gender": "genderage",
-    "age": "genderage",
-    "landmark_2d_106": "landmark_2d_106",
-    "landmark_3d_68": "landmark_3d_68",
-    "pose": "pose",  # insightface derives it from a mean face, a file of its own
-}
-"""Items of insightface's faces, each with its name of the network that computes it."""
 _TASKS_BY_WIDTH = {3: "genderage", 212: "landmark_2d_106", 3309: "landmark_3d_68"}  # of a network's output
+TASKS = {"embedding": "recognition", "gender": "genderage", "age": "genderage"}
+TASKS |= {name: name for name in ("landmark_2d_106", "landmark_3d_68", "pose")}
+"""insightface's networks by the item of a face that they compute. It derives the pose from a mean face of its own."""
 
 
 class AttributeNetwork:
-    """A network of ``FaceAnalysis.models`` that reads an upright crop (insightface, model_zoo/attribute.py and
-    landmark.py)."""
+    """A network of ``FaceAnalysis.models`` that reads an upright crop (insightface, model_zoo/landmark.py)."""
 
     def __init__(self, taskname: str, graph: Graph) -> None:
         self.taskname = taskname
@@ -51,29 +44,24 @@ class AttributeNetwork:
         """Does nothing: it runs on the CPU."""
 
     def get(self, img: np.ndarray, face: Any) -> Any:
-        """Set and return the items of a face of a BGR picture: gender and age, or landmarks ``(n, 2 or 3)``."""
-        items = self.items(img, field(face, "bbox"))
-        for name, value in items.items():
-            face[name] = value
-        return tuple(items.values()) if len(items) > 1 else items[self.taskname]
-
-    def items(self, img: np.ndarray, bbox: np.ndarray) -> dict[str, Any]:
-        """:meth:`get` for a box ``(4,)``.
+        """Set and return the items of a face of a BGR picture: gender and age, or landmarks ``(n, 2 or 3)``.
 
         Raises:
             ModelFileError: the network cannot run, or its results are NaN or infinite.
         """
-        side: int = self.input_size[0]
-        scale = side / (1.5 * max(bbox[2:] - bbox[:2]))
-        shift = side / 2 - scale * (bbox[:2] + bbox[2:]) / 2
+        box, side = field(face, "bbox"), self.input_size[0] or 0
+        scale = side / (1.5 * max(box[2:] - box[:2]))
+        shift = side / 2 - scale * (box[:2] + box[2:]) / 2
         crop = cv2.warpAffine(img, np.column_stack([np.eye(2) * scale, shift]), (side, side))
         numbers = self._network.run(np.ascontiguousarray(crop[None, ..., ::-1]), *self._scaling)[0][0]
         if self.taskname == "genderage":
-            return {"gender": np.argmax(numbers[:2]), "age": round(float(numbers[2]) * 100)}
+            face["gender"], face["age"] = np.argmax(numbers[:2]), round(float(numbers[2]) * 100)
+            return face["gender"], face["age"]
         count, dimensions = (106, 2) if self.taskname == "landmark_2d_106" else (68, 3)
         points = numbers.reshape(-1, dimensions)[-count:] * (side // 2)
         points[:, :2] += side // 2 - shift
-        return {self.taskname: (points / scale).astype(np.float32)}
+        face[self.taskname] = (points / scale).astype(np.float32)
+        return face[self.taskname]
 
 
 def attribute_networks(folder: Path) -> dict[str, AttributeNetwork]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from ..errors import ModelFileError
 from ..files import sha256
 from ..recorder import stage
-from ..weights import FileVersion, file_version
 from .onnx.graph import Graph, read_graph
 from .recognizer import EMBEDDING_DIM
 
@@ -35,6 +34,7 @@ _OTHER_RECOGNIZERS = {
     13_616_099: ("9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f", "buffalo_s's recogniser"),
 }
 """Published recognisers of other embedding spaces, by their size in bytes: SHA-256 and name."""
+_sha256 = functools.lru_cache(sha256)
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
 _MAX_FOLDERS = 1000  # at one depth: somebody may name the whole disk
@@ -167,27 +167,19 @@ def other_recognizer(path: Path) -> str:
 
     Published files are told by their content. Only a file of the size of one is hashed.
     """
-    version = file_version(path)
-    checksum, name = _OTHER_RECOGNIZERS.get(version.nbytes, ("", ""))
-    if name and _checksum(version) == checksum:
+    nbytes = path.stat().st_size
+    checksum, name = _OTHER_RECOGNIZERS.get(nbytes, ("", ""))
+    if name and _sha256(path) == checksum:
         return name
     if path.name.startswith("w600k_") or ("buffalo" in path.parent.name.lower() and path.name != _GLINTR100):
         return "the recogniser of a buffalo pack"
-    if path.name == _GLINTR100 and version.nbytes != _ANTELOPEV2_BYTES and version.nbytes > _ANTELOPEV2_BYTES // 3:
-        return f"a recogniser of {version.nbytes:,} bytes, where the published one has {_ANTELOPEV2_BYTES:,}"
+    if path.name == _GLINTR100 and nbytes != _ANTELOPEV2_BYTES and nbytes > _ANTELOPEV2_BYTES // 3:
+        return f"a recogniser of {nbytes:,} bytes, where the published one has {_ANTELOPEV2_BYTES:,}"
     return ""
-
-
-@functools.lru_cache
-def _checksum(version: FileVersion) -> str:
-    return sha256(version.path)
 
 
 def warn_of_recognizer(path: Path) -> None:
     """Log a warning of a recogniser that InstantID was not trained on."""
     if name := other_recognizer(path):
-        logger.warning(
-            "%s is %s: another embedding space, another person. InstantID was trained on antelopev2's glintr100",
-            path,
-            name,
-        )
+        told = "%s is %s: another embedding space, another person. InstantID was trained on antelopev2's glintr100"
+        logger.warning(told, path, name)

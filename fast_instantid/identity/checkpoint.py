@@ -97,11 +97,8 @@ CONVERTED_SUFFIX = {torch.float16: ".fp16.safetensors", torch.bfloat16: ".bf16.s
 
 def converted_names(dtype: Any) -> list[str]:
     """Names of converted adapters that :func:`find_adapter` prefers in this dtype."""
-    return (
-        [str(Path(name).with_suffix(CONVERTED_SUFFIX[dtype])) for name in ADAPTER_NAMES]
-        if dtype in CONVERTED_SUFFIX
-        else []
-    )
+    suffix = CONVERTED_SUFFIX.get(dtype)
+    return [str(Path(name).with_suffix(suffix)) for name in ADAPTER_NAMES] if suffix else []
 
 
 def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:

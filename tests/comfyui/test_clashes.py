@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.nodes.host import load_pack
 from tests.comfyui.installation import Installation, installed
-from tests.comfyui.server.host import ComfyServer
+from tests.comfyui.server.host import PACK_FOLDER, ComfyServer
 
 OLD_PACK = """
 class InstantIDModelLoader:
@@ -55,7 +55,7 @@ class WithFaceSelection(ApplyInstantIDAdvanced):
 class BetterLoader(InstantIDModelLoader):
     'In its place, on purpose.'
 
-NODE_CLASS_MAPPINGS = {"WithFaceSelection": WithFaceSelection, "InstantIDModelLoader": BetterLoader}
+NODE_CLASS_MAPPINGS = {"WithFaceSelection": WithFaceSelection, "InstantIDModelLoader": BetterLoader, "odd": object()}
 """
 INIT = "from .InstantID import NODE_CLASS_MAPPINGS\n"
 
@@ -119,7 +119,7 @@ def test_the_old_pack_beside_us_is_named_once(comfyui: Installation, said_of, na
     (warning,) = said_of(*((ours, old) if first == "we" else (old, ours)))
     assert str(old) in warning
     assert str(ours) in warning
-    used = "ours, of the pack" if first == "they" else "the other pack's InstantIDModelLoader, ApplyInstantID,"
+    used = "ours: it keeps" if first == "they" else "the other pack's InstantIDModelLoader, ApplyInstantID,"
     assert f"ComfyUI runs {used}" in warning
     assert "Remove one of the two folders" in warning
 
@@ -166,3 +166,4 @@ def test_a_server_tells_when_all_packs_are_loaded(real_host: Path, tmp_path: Pat
     for other in others:
         (line,) = (line for line in log.splitlines() if f"custom_nodes/{other.name} and this pack" in line)
         assert ("the other pack's" in line) == (used == f"custom_nodes.{other.name}")
+        assert ("ours: it keeps" in line) == (used == f"custom_nodes.{PACK_FOLDER}")

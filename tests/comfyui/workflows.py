@@ -106,6 +106,13 @@ SECOND = {
     **{"weight": 0.9, "start_at": 0.0, "end_at": 1.0},
 }
 
+TWO_PEOPLE = prompt(
+    apply={"weight": 1.2, "start_at": 0, "end_at": 0.9500000000000001},
+    second=SECOND,
+    pose=POSE,
+    mask=LEFT_HALF,
+    sampler={"model": ["second", 0], "positive": ["second", 1], "negative": ["second", 2]},
+)
 PROMPTS: dict[str, Prompt] = {
     "plain": prompt(),
     "numbers beside the steps": prompt(apply={"weight": 1.2, "start_at": 0, "end_at": 0.9500000000000001}),
@@ -128,12 +135,7 @@ PROMPTS: dict[str, Prompt] = {
         pose=POSE,
         sampler={"model": ["patch", 0], "positive": ["apply", 0], "negative": ["apply", 1]},
     ),
-    "two people": prompt(
-        second=SECOND,
-        pose=POSE,
-        mask=LEFT_HALF,
-        sampler={"model": ["second", 0], "positive": ["second", 1], "negative": ["second", 2]},
-    ),
+    "two people": TWO_PEOPLE,
     "inputs of another time": prompt(apply={"image_features": "none", "attn_mask": None, "_meta": "x"}),
 }
 REFUSED: dict[str, tuple[Prompt, str]] = {
