@@ -45,8 +45,8 @@ def warn_of_clashes(ours: Nodes) -> None:
         kept = "ours" if all(used.get(id) is ours[id] for id in ids) else "those of a third pack"
         if ids:
             logger.warning(
-                "%s and this pack in %s both have the nodes %s. ComfyUI runs %s: it keeps those of the pack that it loads "
-                "last. %s",
+                "%s and this pack in %s both have the nodes %s. ComfyUI runs %s: it keeps those of the pack that it "
+                "loads last. %s",
                 pack,
                 Path(__file__).resolve().parents[2],
                 ", ".join(ids),
