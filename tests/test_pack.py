@@ -210,7 +210,7 @@ def test_only_a_file_of_the_size_of_a_known_one_is_hashed(tmp_path, monkeypatch)
             file.truncate(nbytes)
         assert name in other_recognizer(path)
         assert bool(other_recognizer(path)) == bool(name)
-        assert hashed == ([str(path)] if nbytes == 260_694_151 else [])
+        assert bool(hashed) == (nbytes == 260_694_151)
         hashed.clear()
     assert other_recognizer(path.rename(tmp_path / "mine.onnx")) == ""
 
