@@ -134,7 +134,8 @@ class ApplyInstantID:
         """Leave out ``layers`` in nodes that other packs derive, however they make their inputs."""
         super().__init_subclass__()
         if own := vars(cls).get("INPUT_TYPES"):
-            cls.INPUT_TYPES = classmethod(lambda cls: sockets.taken(own.__get__(None, cls)(), cls))
+            taken = classmethod(lambda cls: sockets.taken(own.__get__(None, cls)(), cls))
+            cls.INPUT_TYPES = taken  # pyright: ignore[reportAttributeAccessIssue]
 
     def apply_instantid(
         self,
@@ -180,7 +181,10 @@ class ApplyInstantIDAdvanced(ApplyInstantID):
     """Applies InstantID with separate strengths, noise, and a choice of how to combine several pictures."""
 
     DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
-    INPUT_TYPES = staticmethod(sockets.apply_advanced)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.apply_advanced()
 
 
 class InstantIDAttentionPatch:

@@ -22,8 +22,10 @@ from .onnx.network import TorchNetwork
 logger = logging.getLogger("fast_instantid")
 
 _TASKS_BY_WIDTH = {3: "genderage", 212: "landmark_2d_106", 3309: "landmark_3d_68"}  # of a network's output
-TASKS = {"embedding": "recognition", "gender": "genderage", "age": "genderage"}
-TASKS |= {name: name for name in ("landmark_2d_106", "landmark_3d_68", "pose")}
+TASKS = {
+    **{"embedding": "recognition", "gender": "genderage", "age": "genderage"},
+    **{name: name for name in ("landmark_2d_106", "landmark_3d_68", "pose")},
+}
 """insightface's networks by the item of a face that they compute. It derives the pose from a mean face of its own."""
 
 
