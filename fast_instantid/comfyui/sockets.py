@@ -6,6 +6,7 @@ derive nodes from ours change them.
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import Any
 
@@ -99,6 +100,17 @@ def apply_advanced() -> Inputs:
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
     return deepcopy({"required": required, "optional": _OPTIONAL})
+
+
+def taken(inputs: Inputs, node: Any) -> Inputs:
+    """Drop ``layers``, which the reference lacks, if a method of a derived node takes no such argument."""
+    for method in (node.apply_instantid, getattr(node, node.FUNCTION)):
+        parameters = inspect.signature(method).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not takes_any and "layers" not in parameters:
+            for section in inputs.values():
+                section.pop("layers", None)
+    return inputs
 
 
 def attention_patch() -> Inputs:

@@ -116,6 +116,11 @@ def apply(**inputs: Any) -> Callable[[Pack], Outputs]:
     return lambda pack: pack.run("ApplyInstantIDAdvanced", **({"noise": 0.35} | inputs))
 
 
+def test_each_pack_draws_with_the_adapter_that_the_other_loaded(compare, packs):
+    loaded = {id(pack): other.common["instantid"] for pack, other in zip(packs, reversed(packs), strict=True)}
+    compare(lambda pack: pack.run("ApplyInstantID", instantid=loaded[id(pack)]))
+
+
 @pytest.mark.parametrize("references", [1, 2, 3])
 @pytest.mark.parametrize("way", ["average", "norm average", "concat"])
 def test_ways_of_combining(compare, portraits, way, references):
