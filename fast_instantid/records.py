@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
+
+try:
+    from xxhash import xxh3_128
+except ImportError:
+    xxh3_128 = None
 
 Record = Mapping[str, torch.Tensor]
 """A cached value. It is shared between callers: never change its tensors in-place.
@@ -15,22 +21,35 @@ A record that was changed is dropped at the next request, but who holds it alrea
 """
 
 
-def content_key(*parts: object) -> str:
-    """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
+def checksum_hash() -> Any:
+    """A new BLAKE2b hash of 128 bits, from the standard library: for checksums in files that others read."""
+    return hashlib.blake2b(digest_size=16)
+
+
+fast_hash: Callable[[], Any] = xxh3_128 or checksum_hash
+"""Makes the hash of keys and fingerprints: ``xxh3_128`` if the package xxhash is there, else :func:`checksum_hash`.
+
+A cache folder that was written with the other hash is a miss.
+"""
+
+
+def content_key(*parts: object, new_hash: Callable[[], Any] | None = None) -> str:
+    """Hash over the type, shape and content of every part, as 32 hex digits.
 
     Args:
+        new_hash: makes the hash; :data:`fast_hash` by default.
         parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
 
     Raises:
         TypeError: a part is of another type.
     """
-    digest = xxhash.xxh3_128()
+    digest = (new_hash or fast_hash)()
     for part in parts:
         _update(digest, part)
     return digest.hexdigest()
 
 
-def _update(digest: xxhash.xxh3_128, part: object) -> None:
+def _update(digest: Any, part: object) -> None:
     if isinstance(part, torch.Tensor):
         tensor = part.detach().cpu().contiguous()
         digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())

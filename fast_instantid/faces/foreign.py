@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
 from ..images import Photo, RGBImage
@@ -112,9 +113,9 @@ class InsightFaceRecognizer:
         self._model = _model(analysis, "recognition")
         self.result_id = _content(self._model)
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""
-        rows = [self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops]
+        rows = [self._model.get_feat(crop.flip(2).numpy()) for crop in crops]
         return checked_embeddings(rows, len(crops), "insightface")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
-from ..images import RGBImage
 from ..placement import in_batches
 from .onnx.graph import Graph
 from .onnx.network import Network
@@ -34,12 +34,14 @@ class Recognizer:
         """Identifies the results of equal crops: network, backend and dtype."""
         return self.network.result_id
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
-        rows = in_batches(
-            len(crops), at_once, lambda part: [*self.network.run(np.stack(crops[part]), self._mean, self._scale)[0]]
-        )
+
+        def embed(part: slice) -> list[np.ndarray]:
+            return [*self.network.run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]
+
+        rows = in_batches(len(crops), at_once, embed)
         return checked_embeddings(rows, len(crops), self.network.backend)
 
 
