@@ -31,9 +31,8 @@ def test_a_scaled_picture_is_opencvs(seed, astronaut):
     for size in ((new[0], new[1]), (old[0], new[1]), (2 * old[0], 2 * old[1]), (3 * old[0], 2 * old[1]), (old[0], 1)):
         size = (int(size[0]), int(size[1]))
         picture = part_of(astronaut, random, *old)
-        np.testing.assert_array_equal(
-            resize(picture, size).numpy(), cv2.resize(picture, size), err_msg=f"{old}, {size}"
-        )
+        scaled = resize(picture, size).numpy()
+        np.testing.assert_array_equal(scaled, cv2.resize(picture, size), err_msg=f"{old} to {size}")
 
 
 @pytest.mark.parametrize("name", ["astronaut", "group", "close-up", "group rotated", "group at 200", "group at 4000"])
