@@ -21,16 +21,8 @@ A record that was changed is dropped at the next request, but who holds it alrea
 """
 
 
-def checksum_hash() -> Any:
-    """A new BLAKE2b hash of 128 bits, from the standard library: for checksums in files that others read."""
-    return hashlib.blake2b(digest_size=16)
-
-
-fast_hash: Callable[[], Any] = xxh3_128 or checksum_hash
-"""Makes the hash of keys and fingerprints: ``xxh3_128`` if the package xxhash is there, else :func:`checksum_hash`.
-
-A cache folder that was written with the other hash is a miss.
-"""
+fast_hash: Callable[[], Any] = xxh3_128 or hashlib.sha256
+"""Makes the hash of keys and fingerprints, of which 128 bits count. A cache folder with keys of the other is a miss."""
 
 
 def content_key(*parts: object, new_hash: Callable[[], Any] | None = None) -> str:
@@ -46,7 +38,7 @@ def content_key(*parts: object, new_hash: Callable[[], Any] | None = None) -> st
     digest = (new_hash or fast_hash)()
     for part in parts:
         _update(digest, part)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def _update(digest: Any, part: object) -> None:

@@ -192,7 +192,7 @@ def _hash(version: FileVersion) -> str:
             digest.update(chunk[:size])
     if file_version(version.path) != version:
         raise ModelFileError(f"{version.path}: this file changed while it was read; load it again")
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def write_safetensors(

@@ -19,7 +19,7 @@ from ..errors import NoFaceError
 from ..images import MAX_SIDE, Photo, RGBImage, photos, upright
 from ..recorder import stage
 from .face import keypoints_of, listed
-from .pixels import fill_circle, fill_ellipse
+from .pixels import circle, ellipse
 
 Size: TypeAlias = tuple[int, int] | Sequence[int] | Image.Image | Photo | np.ndarray | torch.Tensor
 
@@ -59,10 +59,11 @@ def draw_keypoints(size: Size, *faces: Any, colors: Sequence[tuple[int, int, int
                 angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
                 center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
                 half_axes = int(length / 2), _LIMB_HALF_WIDTH
-                fill_ellipse(canvas, center, half_axes, int(angle), [int(value * 0.6) for value in colors[start]])
+                limb = ellipse((height, width), center, half_axes, int(angle))
+                canvas[limb] = [int(value * 0.6) for value in colors[start]]
         for keypoints in all_keypoints:
             for (x, y), color in zip(keypoints, colors, strict=True):
-                fill_circle(canvas, (int(x), int(y)), _DOT_RADIUS, color)
+                canvas[circle((height, width), (int(x), int(y)), _DOT_RADIUS)] = color
         return canvas
 
 

@@ -1,7 +1,7 @@
 """Scaling, warping and drawing to the byte as OpenCV, in torch and numpy.
 
 Pictures are ``(H, W, 3)`` uint8, points ``(x, y)`` and sizes ``(width, height)`` in pixels. The formulas are those of
-OpenCV 4.8 to 4.13, modules/imgproc/src; docs/fidelity.md says where other builds differ.
+OpenCV 4.8 to 4.14, modules/imgproc/src; docs/fidelity.md says where other builds differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from ..images import RGBImage
 
 CPU = torch.device("cpu")
-_ROWS = 32  # that a CPU scales at once, so that they stay in its cache
+_ROWS = 64  # that a CPU scales at once, so that they stay in its cache
 # Sine and cosine of whole degrees, with seven decimals, in float32 (drawing.cpp, ``SinTable``).
 _SINES = np.round(np.sin(np.radians(np.arange(451))), 7).astype(np.float32).astype(np.float64)
 _CIRCLE = np.stack([_SINES[450:89:-1], _SINES[:361]])
@@ -44,7 +44,7 @@ def resize(image: RGBImage, size: tuple[int, int], device: torch.device = CPU) -
         wanted = rows[:, part].reshape(-1)
         for row, line in zip(wanted, near.reshape(len(near), -1), strict=False):
             lines[row].take(columns, out=line, mode="clip")
-        mixed = wide[: len(wanted)].copy_(torch.from_numpy(near[: len(wanted)])).mul_(across)
+        mixed = wide[: len(wanted)].copy_(torch.from_numpy(near[: len(wanted)]).to(device)).mul_(across)
         mixed = mixed[:, 0].add_(mixed[:, 1]).bitwise_right_shift_(4).view(2, -1, 3 * width)
         mixed = mixed.mul_(down[:, part]).bitwise_right_shift_(16)
         scaled[part] = mixed[0].add_(mixed[1]).add_(2).bitwise_right_shift_(2)
@@ -101,31 +101,27 @@ def _positions(along: float, down: float, start: float, side: int, length: int) 
     return near, (np.stack([32 - share, share]) * ((near >= 0) & (near < length))).astype(np.int32)
 
 
-def fill_circle(canvas: RGBImage, center: tuple[int, int], radius: int, color: object) -> None:
-    """Draw a filled circle in-place (drawing.cpp, ``Circle``): the pixels whose centres lie in it."""
-    (x, y), (height, width) = center, canvas.shape[:2]
-    rows, columns = (slice(max(middle - radius, 0), max(middle + radius + 1, 0)) for middle in (y, x))
-    down, across = np.arange(height)[rows, None] - y, np.arange(width)[columns] - x
-    canvas[rows, columns][down**2 + across**2 <= radius**2] = color
+def circle(shape: tuple[int, int], center: tuple[int, int], radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a filled circle on a canvas ``(H, W)`` (drawing.cpp, ``Circle``): pixels centred in it."""
+    squares = np.arange(-radius, radius + 1) ** 2
+    y, x = np.nonzero(squares[:, None] + squares <= radius**2)
+    y, x = y + center[1] - radius, x + center[0] - radius
+    inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+    return y[inside], x[inside]
 
 
-def fill_ellipse(
-    canvas: RGBImage, center: tuple[int, int], half_axes: tuple[int, int], angle: int, color: object
-) -> None:
-    """Draw a filled ellipse in-place as a polygon of 360 points (drawing.cpp, ``ellipse2Poly``, ``FillConvexPoly``).
+@lru_cache(maxsize=16)  # an edit draws the same limbs again
+def ellipse(
+    shape: tuple[int, int], center: tuple[int, int], half_axes: tuple[int, int], angle: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a filled ellipse on a canvas ``(H, W)`` (drawing.cpp, ``ellipse2Poly``, ``FillConvexPoly``).
+
+    It is a polygon of 360 points, filled, and the lines around it.
 
     Args:
         half_axes: along and across the ellipse.
         angle: clockwise, in degrees.
     """
-    canvas[_ellipse(canvas.shape[:2], center, half_axes, angle)] = color
-
-
-@lru_cache(maxsize=16)  # an edit draws the same limbs again
-def _ellipse(
-    shape: tuple[int, int], center: tuple[int, int], half_axes: tuple[int, int], angle: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels of a filled ellipse: inside its polygon, and on the lines around it."""
     cosine, sine = _CIRCLE[:, angle % 360]
     along, across = _CIRCLE * np.array(half_axes)[:, None]
     points = np.stack([center[0] + along * cosine - across * sine, center[1] + along * sine + across * cosine])
@@ -134,16 +130,15 @@ def _ellipse(
     top = int(points[1].argmin())
     around = np.concatenate([points[:, top:], points[:, : top + 1]], axis=1)
     rows = np.arange(max(int(points[1].min()), 0), min(int(points[1].max()), shape[0]))  # lines cover the lowest row
-    sides = np.sort([_side(around, rows), _side(around[:, ::-1], rows)], axis=0)
-    left, right = np.maximum(sides[0], 0), np.minimum(sides[1], shape[1] - 1)
-    span, step = _counted(np.maximum(right - left + 1, 0))
-    columns = left[span] + step
+    left, right = np.sort([_side(around, rows), _side(around[:, ::-1], rows)], axis=0)
+    left, stop = left.clip(0), np.minimum(right + 1, shape[1])
+    row, step = _counted((stop - left).clip(0))
     x, y = _lines(around, shape)
-    return np.concatenate([rows[span], y]), np.concatenate([columns, x])
+    return np.append(rows[row], y), np.append(left[row] + step, x)
 
 
 def _side(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Column in each row of the polygon's side that begins at its top, ``points`` ``(2, n)``; in 16 fractional bits."""
+    """Column in each row of one side of a polygon, whose points ``(2, n)`` begin at its top; slopes are 65536ths."""
     x, y = points
     lowest = np.maximum.accumulate(y)
     end = np.flatnonzero(y[1:] > lowest[:-1]) + 1
@@ -156,7 +151,7 @@ def _side(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _lines(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels ``(2, n)`` of the lines from point to point inside a canvas (``clipLine``, then ``LineIterator``)."""
+    """Pixels ``(2, n)`` of the lines from point to point on a canvas (``clipLine``, then ``LineIterator``)."""
     ends = np.stack([points[:, :-1], points[:, 1:]])
     for axis, length in enumerate(shape):
         axis, other = 1 - axis, axis  # rows first

@@ -37,11 +37,10 @@ class Recognizer:
     def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
-
-        def embed(part: slice) -> list[np.ndarray]:
-            return [*self.network.run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]
-
-        rows = in_batches(len(crops), at_once, embed)
+        run = self.network.run
+        rows = in_batches(
+            len(crops), at_once, lambda part: [*run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]
+        )
         return checked_embeddings(rows, len(crops), self.network.backend)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -16,7 +17,6 @@ from ..cache import Cache, Record, content_key, shared_cache
 from ..errors import FastInstantIDError, ModelFileError, NotFiniteError
 from ..placement import DTYPES, Placement, device_and_dtype, numeric_settings, thread_defaults
 from ..recorder import stage
-from ..records import checksum_hash
 from ..sources import local_path
 from ..weights import read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "fast-instantid identity"
 _VERSION = "2"
-_CHECKSUM = "blake2b"
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +132,7 @@ class Identity:
 
 
 def _checksum(record: Record) -> str:
-    return content_key(*chain.from_iterable(sorted(record.items())), new_hash=checksum_hash)
+    return content_key(*chain.from_iterable(sorted(record.items())), new_hash=hashlib.sha256)
 
 
 def _problem(record: Record, checksum: str | None) -> str | None:

@@ -75,7 +75,7 @@ class Graph:
             digest = fast_hash()
             digest.update(self.content)
             self.version.check_mapping()
-            return digest.hexdigest()
+            return digest.hexdigest()[:32]
 
 
 def read_graph(path: str | Path) -> Graph:
