@@ -121,7 +121,7 @@ def test_embeddings_of_an_iresnet100(tmp_path, pack, astronaut, group):
     graph = read_graph(file)
     analyzer = FaceAnalyzer.load(pack, cache=Cache())
     crops = [align(image, analyzer.detect(image)[0][0].kps) for image in (astronaut, group)]
-    expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop)) for crop in crops])
+    expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop.numpy())) for crop in crops])
 
     for_torch = Recognizer(load_network(graph, "torch", "cpu"), graph)
     errors = np.linalg.norm(for_torch.embed(crops) - expected, axis=1) / np.linalg.norm(expected, axis=1)

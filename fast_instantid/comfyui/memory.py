@@ -35,8 +35,8 @@ class ManagedNetwork(TorchNetwork):
         self._patcher = patcher(module, load_device=self.device, offload_device=torch.device("cpu"))
         return module
 
-    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        room = images.size * _ACTIVATIONS_PER_PIXEL
+    def run(self, images: Tensor, mean: float, scale: float) -> list[np.ndarray]:
+        room = images.numel() * _ACTIVATIONS_PER_PIXEL
         _ = self.module  # calls ``place`` at the first use
         # The host can load a network in part only if it is made of the host's own layers.
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..cache import content_key
 from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
@@ -193,7 +193,7 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
             faces: list[LayerFace] = [kwargs["face"] for kwargs in patch.kwargs]
             masks = [None if face.strength.mask is None else face.strength.mask.shape for face in faces]
             baked += [layer, masks, [(face.key.shape, face.key.dtype, face.key.device) for face in faces]]
-    return xxhash.xxh3_64_hexdigest(repr(baked).encode())
+    return content_key(repr(baked))
 
 
 def _copy_patches(model: ModelPatcher, clone: ModelPatcher) -> None:

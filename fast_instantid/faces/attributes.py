@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -18,6 +17,7 @@ from ..errors import BackendError, ModelFileError
 from .face import field
 from .onnx.graph import Graph, read_graph
 from .onnx.network import TorchNetwork
+from .pixels import warp
 
 logger = logging.getLogger("fast_instantid")
 
@@ -54,8 +54,8 @@ class AttributeNetwork:
         box, side = field(face, "bbox"), self.input_size[0] or 0
         scale = side / (1.5 * max(box[2:] - box[:2]))
         shift = side / 2 - scale * (box[:2] + box[2:]) / 2
-        crop = cv2.warpAffine(img, np.column_stack([np.eye(2) * scale, shift]), (side, side))
-        numbers = self._network.run(np.ascontiguousarray(crop[None, ..., ::-1]), *self._scaling)[0][0]
+        crop = warp(img, np.column_stack([np.eye(2) * scale, shift]), side)
+        numbers = self._network.run(crop[None].flip(-1), *self._scaling)[0][0]
         if self.taskname == "genderage":
             face["gender"], face["age"] = np.argmax(numbers[:2]), round(float(numbers[2]) * 100)
             return face["gender"], face["age"]

@@ -18,6 +18,7 @@ from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
 from .foreign import InsightFaceDetector, InsightFaceRecognizer
+from .pixels import CPU
 from .recognizer import Recognizer
 
 logger = logging.getLogger("fast_instantid")
@@ -75,7 +76,9 @@ class CachedNetworks:
         def compute(recognizer: Any, missing: list[int]) -> list[Record]:
             images = [pictures[i].rgb for i in missing]
             with stage("align"):
-                crops = [align(image, keypoints[i]) for image, i in zip(images, missing, strict=True)]
+                network = getattr(recognizer, "network", None)
+                device = CPU if network is None else network.pixel_device
+                crops = [align(image, keypoints[i], device) for image, i in zip(images, missing, strict=True)]
             return [{"embedding": torch.from_numpy(row)} for row in recognizer.embed(crops)]
 
         with stage("recognise", faces=len(pictures)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
 from ..images import Photo, RGBImage
@@ -125,9 +126,9 @@ class InsightFaceRecognizer:
         if path := getattr(self._model, "model_file", None):
             _warn_once(Path(path))
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""
-        rows = [self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops]
+        rows = [self._model.get_feat(crop.flip(2).numpy()) for crop in crops]
         return checked_embeddings(rows, len(crops), "insightface")
 
 

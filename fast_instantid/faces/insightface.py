@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..images import Photo, photos
 from .align import CROP_SIZE
@@ -139,7 +140,7 @@ class RecognizerView:
     def get_feat(self, imgs: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """``(N, 512)`` embeddings of aligned BGR crops ``(112, 112, 3)``, or of a single one."""
         crops = [imgs] if isinstance(imgs, np.ndarray) else imgs
-        return self._networks.recognizer.embed([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
+        return self._networks.recognizer.embed([torch.from_numpy(crop[..., ::-1].copy()) for crop in crops])
 
 
 def photo_of_bgr(image: np.ndarray) -> Photo:

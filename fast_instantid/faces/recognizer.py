@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
-from ..images import RGBImage
 from ..placement import in_batches
 from .onnx.graph import Graph
 from .onnx.network import Network
@@ -35,11 +35,12 @@ class Recognizer:
         """Identifies the results of equal crops: network, backend and dtype."""
         return self.network.result_id
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
+        run = self.network.run
         rows = in_batches(
-            len(crops), at_once, lambda part: [*self.network.run(np.stack(crops[part]), self._mean, self._scale)[0]]
+            len(crops), at_once, lambda part: [*run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]
         )
         return checked_embeddings(rows, len(crops), self.network.backend)
 

@@ -91,7 +91,7 @@ def find_person(
         embeddings,
         chosen[0],
         (first.width, first.height),
-        Image.fromarray(align(first.rgb, chosen[0].kps)),
+        Image.fromarray(align(first.rgb, chosen[0].kps).numpy()),
         Path(first.name).stem if name is None else name,
     )
 
