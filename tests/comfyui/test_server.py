@@ -177,14 +177,14 @@ def _saved(pictures: list[Path]) -> Path:
     return picture
 
 
-def _node(workflow: dict[str, Any], node_id: int) -> dict[str, Any]:
-    return next(node for node in workflow["nodes"] if node["id"] == node_id)
+def _node(workflow: dict[str, Any], node_id: str) -> dict[str, Any]:
+    return next(node for node in workflow["nodes"] if str(node["id"]) == node_id)
 
 
 def _assert_whole(page: dict[str, Any], stored: dict[str, Any], absent: set[str] = frozenset()) -> None:
     """No red node, and every stored link still ends where it ended."""
     absent = absent - ON_THE_PAGE_ONLY
-    assert {node["id"] for node in page["nodes"]} == {node["id"] for node in stored["nodes"]}
+    assert {node["id"] for node in page["nodes"]} == {str(node["id"]) for node in stored["nodes"]}
     assert {node["type"] for node in page["nodes"] if node["errors"] or not node["known"]} == absent
     for node in page["nodes"]:
         assert node["dangling"] == []

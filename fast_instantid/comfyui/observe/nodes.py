@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class InstantIDDoctor:
             custom_nodes=folders("custom_nodes"),
             backend=backend,
             device=str(device),
+            # A module of ComfyUI 0.14 and newer.
+            dynamic_vram={True: "on", False: "off"}.get(
+                getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", None), ""
+            ),
         )
         report = examine(places)
         text = report.text(width=80)

@@ -51,6 +51,8 @@ class ComfyServer:
         (self.base / "user").mkdir(exist_ok=True)
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", "--disable-api-nodes"]
+        if front_end := os.environ.get("FRONT_END_ROOT"):
+            command += ["--front-end-root", front_end]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
         path = [str(self.base / "python"), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
