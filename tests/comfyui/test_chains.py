@@ -56,7 +56,7 @@ def clones_share(model: Any) -> bool:
     return options["probe"] is probe.model_options["transformer_options"]["probe"]
 
 
-@pytest.mark.parametrize(("first", "second"), OURS, ids=" to ".join)
+@pytest.mark.parametrize(("first", "second"), OURS)
 def test_with_ours_in_a_chain_every_run_is_the_first(nodes, model, positive, negative, first, second):
     upstream = nodes[first](model, 0.8)
     once, count = sample(upstream, positive, negative), entries(upstream)
@@ -69,7 +69,7 @@ def test_with_ours_in_a_chain_every_run_is_the_first(nodes, model, positive, neg
     assert torch.equal(sample(upstream, positive, negative), once)
 
 
-@pytest.mark.parametrize(("first", "second"), THEIRS, ids=" to ".join)
+@pytest.mark.parametrize(("first", "second"), THEIRS)
 def test_without_ours_each_run_adds_another_face(nodes, model, positive, negative, first, second):
     """Where clones share patches. Elsewhere nothing decays."""
     upstream = nodes[first](model, 0.8)

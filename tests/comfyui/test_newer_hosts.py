@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as host
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.comfyui import tiny
 from tests.comfyui.test_composition import ACTS, SAME, apply, patches_of  # noqa: F401  # a fixture
@@ -81,8 +84,9 @@ def test_ipadapter_and_a_face_on_two_gpus(apply, model, split, style, order):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_what_other_packs_add_follows_to_another_gpu(apply, model, style, order):
-    """Tensors without data, on a device of which the host says that the layer runs there."""
+def test_what_other_packs_add_follows_to_another_gpu(apply, model, style, order, monkeypatch):
+    """To tensors without data, in place of a second GPU."""
+    monkeypatch.setattr(host, "get_free_memory", lambda *_, **__: (1 << 40, 1 << 40))
     chain = style(apply(model)[0]) if order == "after" else apply(style(model))[0]
     patch, elsewhere = patches_of(chain)["input", 4, 0], torch.device("meta")
     q, text = torch.empty(2, 256, 64, device=elsewhere), torch.empty(2, 77, 64, device=elsewhere)
@@ -182,6 +186,43 @@ def test_a_keypoint_picture_in_float16_is_taken(apply, model, portrait):
     half, full = (sample(*apply(model, image_kps=image)) for image in (drawn.half(), drawn))
     assert distance(half, full) < 0.1
     assert torch.isfinite(half).all()
+
+
+# Photos decoded by the host
+
+
+@pytest.fixture
+def loaded(real_host, astronaut, tmp_path, monkeypatch) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """``loaded("a.png", **saving)``: levels of the photo as the host's LoadImage gives it, and as Pillow does."""
+    import folder_paths
+    import nodes
+
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+
+    def loaded(name: str, **saving: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        Image.fromarray(astronaut).save(tmp_path / name, **saving)
+        image, _ = nodes.LoadImage().load_image(name)
+        return image[0] * 255, torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).float()
+
+    return loaded
+
+
+def test_a_png_is_the_same_in_every_host(loaded):
+    theirs, ours = loaded("photo.png")
+    assert torch.equal(theirs.round(), ours)
+    assert (theirs - ours).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("subsampling", "largest", "mean"), [(2, 40, 1.5), (0, 4, 1.0)], ids=["4:2:0", "4:4:4"])
+def test_a_jpeg_is_a_little_different_where_another_library_decodes_it(loaded, subsampling, largest, mean):
+    """Since ComfyUI 0.21, by the bounds that docs/fidelity.md gives."""
+    theirs, ours = loaded("photo.jpg", quality=90, subsampling=subsampling)
+    difference = (theirs - ours).abs()
+    if "VideoFromFile" in inspect.getsource(importlib.import_module("nodes").LoadImage.load_image):
+        assert 0.1 < difference.max() <= largest
+        assert difference.mean() <= mean
+    else:
+        assert difference.max() < 1e-4
 
 
 # Dynamic VRAM
