@@ -171,7 +171,9 @@ def add_to(model: Any) -> None:
 
 
 @pytest.mark.parametrize("cloning", ["dictionaries and lists"], indirect=True)
-@pytest.mark.parametrize(("patch_class", "kind", "key"), PATCHES, ids=str)
+@pytest.mark.parametrize(
+    ("patch_class", "kind", "key"), PATCHES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 @pytest.mark.usefixtures("cloning")
 def test_what_is_added_upstream_of_ours_or_downstream_stays_there(apply, model, patch_class, kind, key):
     upstream = patched_with(model, patch_class(), kind, key)

@@ -23,7 +23,7 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": True,
     "Comfy.VersionCompatibility.DisableWarnings": True,
 }
-"""Of the user: no tour, nothing over the graph, text at every scale, and a word about missing nodes and models, but none
+"""Of the user: no tour, nothing over the graph, text at every scale, and a word about missing nodes and models, but not
 about the host's own packages."""
 
 
