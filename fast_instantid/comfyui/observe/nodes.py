@@ -45,6 +45,7 @@ class InstantIDDoctor:
             return tuple(map(Path, folder_paths.get_folder_paths(kind)))
 
         backend, device = backend_of(provider)
+        dynamic = getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", None)
         places = Places(
             "comfyui",
             Path(folder_paths.models_dir),
@@ -55,10 +56,7 @@ class InstantIDDoctor:
             custom_nodes=folders("custom_nodes"),
             backend=backend,
             device=str(device),
-            # A module of ComfyUI 0.14 and newer.
-            dynamic_vram={True: "on", False: "off"}.get(
-                getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", None), ""
-            ),
+            dynamic_vram="" if dynamic is None else "on" if dynamic else "off",
         )
         report = examine(places)
         text = report.text(width=80)
