@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.comfyui import tiny
 from tests.comfyui.test_composition import ACTS, SAME, apply, patches_of  # noqa: F401  # a fixture
+from tests.comfyui.test_memory import part  # noqa: F401  # a fixture
 from tests.comfyui.test_parity import style  # noqa: F401  # a fixture
 from tests.comfyui.tiny import distance, sample
 
@@ -233,3 +234,20 @@ def test_the_doctor_node_says_whether_vram_is_dynamic(real_host, ours, monkeypat
     memory = module_of_host("comfy.memory_management")
     monkeypatch.setattr(memory, "aimdo_enabled", enabled)
     assert said in " ".join(tiny.call(ours["InstantIDDoctor"])["result"][0].split())
+
+
+def test_face_networks_are_given_to_the_class_of_dynamic_vram(real_host, part, face_pack, portraits, monkeypatch):
+    """For the CPU that makes an ordinary patcher: loading on a GPU is not tested here."""
+    patchers = module_of_host("comfy.model_patcher")
+    if not hasattr(patchers, "ModelPatcherDynamic"):
+        pytest.skip("needs a ComfyUI with dynamic VRAM")
+    network = part("comfyui.memory").ManagedNetwork
+    recognizer = part("faces.pack").look_for_pack(face_pack).recognizer
+    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8).numpy()
+    expected = network(recognizer, torch.device("cpu")).run(crops, 127.5, 1 / 127.5)[0]
+    made: list[Any] = []
+    new = patchers.ModelPatcherDynamic.__new__
+    monkeypatch.setattr(patchers.ModelPatcherDynamic, "__new__", lambda *a, **k: made.append(new(*a, **k)) or made[-1])
+    monkeypatch.setattr(patchers, "CoreModelPatcher", patchers.ModelPatcherDynamic)
+    assert (network(recognizer, torch.device("cpu")).run(crops, 127.5, 1 / 127.5)[0] == expected).all()
+    assert [type(patcher) for patcher in made] == [patchers.ModelPatcher]
