@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class InstantIDDoctor:
             return tuple(map(Path, folder_paths.get_folder_paths(kind)))
 
         backend, device = backend_of(provider)
+        dynamic = getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", None)
         places = Places(
             "comfyui",
             Path(folder_paths.models_dir),
@@ -54,6 +56,7 @@ class InstantIDDoctor:
             custom_nodes=folders("custom_nodes"),
             backend=backend,
             device=str(device),
+            dynamic_vram="" if dynamic is None else "on" if dynamic else "off",
         )
         report = examine(places)
         text = report.text(width=80)

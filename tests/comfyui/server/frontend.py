@@ -17,7 +17,7 @@ _DESCRIBE = """async (workflow) => {
     await new Promise((done) => setTimeout(done, 300));
     const graph = window.app.graph;
     const nodes = graph.nodes.map((node) => ({
-        id: node.id,
+        id: String(node.id),
         type: node.type,
         known: node.type in LiteGraph.registered_node_types,
         errors: Boolean(node.has_errors),

@@ -21,8 +21,10 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Workflow.ShowMissingNodesWarning": True,
     "Comfy.Workflow.ShowMissingModelsWarning": True,
+    "Comfy.VersionCompatibility.DisableWarnings": True,
 }
-"""Of the user: no tour, nothing over the graph, text at every scale, and a word about whatever is missing."""
+"""Of the user: no tour, nothing over the graph, text at every scale, and a word about missing nodes and models, but not
+about the host's own packages."""
 
 
 def install(comfyui: Path, base: Path, ipadapter: str | None) -> ComfyServer:
