@@ -43,6 +43,7 @@ class InstantIDModelLoader:
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
     INPUT_TYPES = staticmethod(sockets.model_loader)
 
     @classmethod
@@ -76,6 +77,7 @@ class InstantIDFaceAnalysis:
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
     INPUT_TYPES = staticmethod(sockets.face_analysis)
 
     @classmethod
@@ -99,6 +101,7 @@ class FaceKeypointsPreprocessor:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "face landmarks", "kps")
     INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
@@ -117,6 +120,7 @@ class ApplyInstantID:
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
     INPUT_TYPES = staticmethod(sockets.apply)
 
     def apply_instantid(
@@ -173,6 +177,7 @@ class InstantIDAttentionPatch:
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id", "same person", "likeness")
     INPUT_TYPES = staticmethod(sockets.attention_patch)
 
     def patch_attention(
@@ -203,6 +208,7 @@ class ApplyInstantIDControlNet:
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "identitynet")
     INPUT_TYPES = staticmethod(sockets.apply_control_net)
 
     def apply_controlnet(

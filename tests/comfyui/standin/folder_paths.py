@@ -64,6 +64,14 @@ def get_output_directory() -> str:
     return output_directory
 
 
+def get_input_directory() -> str:
+    return os.path.join(base_path, "input")
+
+
+def get_user_directory() -> str:
+    return os.path.join(base_path, "user")
+
+
 def get_save_image_path(
     filename_prefix: str, output_dir: str, image_width: int = 0, image_height: int = 0
 ) -> tuple[str, str, int, str, str]:
