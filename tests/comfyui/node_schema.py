@@ -29,7 +29,7 @@ _LINK = {
 
 def inputs_of(node: type) -> dict[str, tuple[Any, dict[str, Any], bool]]:
     """Type, options, and whether it is required, of each input that a prompt may have."""
-    with mock.patch.object(folder_paths, "get_filename_list", lambda kind: []):
+    with mock.patch.object(folder_paths, "get_filename_list", return_value=[]):
         sections = node.INPUT_TYPES()
     return {
         name: (kind, options, section == "required")
@@ -47,9 +47,7 @@ def json_schema(pack: ModuleType) -> dict[str, Any]:
     """A prompt in ComfyUI's API format: what it may say to our nodes. Nodes of others are left open."""
     nodes = pack.NODE_CLASS_MAPPINGS
     defined = {id: _node(id, pack.NODE_DISPLAY_NAME_MAPPINGS[id], node) for id, node in nodes.items()}
-    rules = [
-        {"if": {"properties": {"class_type": {"const": id}}}, "then": {"$ref": f"#/$defs/{id}"}} for id in defined
-    ]
+    rules = [{"if": {"properties": {"class_type": {"const": id}}}, "then": {"$ref": f"#/$defs/{id}"}} for id in defined]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A prompt with Fast InstantID's nodes, in ComfyUI's API format",

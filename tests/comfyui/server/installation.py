@@ -1,4 +1,4 @@
-"""A ComfyUI with our pack, tiny models and pictures, as the tests and the screenshots use it."""
+"""A ComfyUI with our pack and tiny models, as the tests and the thumbnails use it."""
 
 from __future__ import annotations
 

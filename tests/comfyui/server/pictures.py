@@ -1,4 +1,4 @@
-"""The photos of the example workflows, made from two photographs in the public domain, of an astronaut (NASA) and a cat.
+"""The photos of the example workflows, from two photographs in the public domain: an astronaut (NASA) and a cat.
 
 ``python -m tests.comfyui.server.pictures`` makes them again.
 """
