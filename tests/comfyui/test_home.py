@@ -74,7 +74,8 @@ def test_the_setting_is_named_in_each_language(language: str) -> None:
     assert set(texts["settingsCategories"]) == set(category)
     assert f'id: "{SETTING}"' in script
     if language == "en":
-        tooltip = ast.literal_eval("(" + re.search(r'tooltip:\s*(".*"),', script, re.DOTALL)[1] + ")".replace("+", ""))
+        tooltip = re.search(r'tooltip:\s*(".*"),', script, re.DOTALL)[1]
+        tooltip = ast.literal_eval(f"({tooltip.replace('+', '')})")
         assert said == {"name": category[-1], "tooltip": tooltip}
     else:
         assert LETTERS.search(said["name"])
@@ -128,7 +129,7 @@ def look(our_pack: ModuleType, adapter: Any, face_pack: Path, model: Any, portra
 
     def look() -> Any:
         cache.clear()
-        before = cache.stats().disk_hits, cache.stats().misses
+        before = cache.stats.disk_hits, cache.stats.misses
         common = {"weight": 0.8, "start_at": 0.0, "end_at": 1.0, "noise": 0.0}
         tiny.call(
             nodes["InstantIDAttentionPatch"],
@@ -138,7 +139,7 @@ def look(our_pack: ModuleType, adapter: Any, face_pack: Path, model: Any, portra
             model=model,
             **common,
         )
-        return cache.stats().disk_hits - before[0], cache.stats().misses - before[1]
+        return cache.stats.disk_hits - before[0], cache.stats.misses - before[1]
 
     return look
 
