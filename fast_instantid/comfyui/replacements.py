@@ -22,7 +22,7 @@ def register_replacements() -> None:
     manager = getattr(getattr(server, "instance", None), "node_replace_manager", None)
     if manager is None:
         return
-    from comfy_api.latest import io
+    from comfy_api.latest import io  # pyright: ignore[reportMissingImports]  # not in the oldest hosts
 
     for old, (new, inputs) in _REPLACEMENTS.items():
         outputs = [{"new_idx": 0, "old_idx": 0}]
