@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 
 from .clashes import watch_for_clashes
+from .examples import provide_photos
 from .memory import call_on_unload
 from .models import register_folders, release
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from .replacements import register_replacements
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
@@ -23,3 +25,5 @@ logging.getLogger("fast_instantid").addFilter(_add_prefix)
 register_folders()
 call_on_unload(release)
 watch_for_clashes(NODE_CLASS_MAPPINGS)
+register_replacements()
+provide_photos()

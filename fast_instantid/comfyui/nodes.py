@@ -53,6 +53,7 @@ class InstantIDModelLoader:
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
     INPUT_TYPES = staticmethod(sockets.model_loader)
 
     @classmethod
@@ -90,6 +91,7 @@ class InstantIDFaceAnalysis:
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
     INPUT_TYPES = staticmethod(sockets.face_analysis)
 
     @classmethod
@@ -115,6 +117,7 @@ class FaceKeypointsPreprocessor:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "face landmarks", "kps")
     INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
@@ -133,6 +136,7 @@ class ApplyInstantID:
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
 
     @classmethod
     def INPUT_TYPES(cls) -> sockets.Inputs:
@@ -202,6 +206,7 @@ class InstantIDAttentionPatch:
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id", "same person", "likeness")
     INPUT_TYPES = staticmethod(sockets.attention_patch)
 
     def patch_attention(
@@ -232,6 +237,7 @@ class ApplyInstantIDControlNet:
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "identitynet")
     INPUT_TYPES = staticmethod(sockets.apply_control_net)
 
     def apply_controlnet(

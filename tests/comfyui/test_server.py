@@ -99,13 +99,6 @@ def test_the_server_offers_the_examples_as_templates(server: ComfyServer) -> Non
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_has_a_picture_of_its_graph(example: Path) -> None:
-    picture = example.with_suffix(".jpg")
-    assert Image.open(picture).width == 1600
-    assert picture.stat().st_size <= 250_000
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_opens_in_the_front_end_whole(front_end: FrontEnd, schema: dict[str, Any], example: Path) -> None:
     _skip_without_nodes(example, schema)
     page = front_end.open(example)

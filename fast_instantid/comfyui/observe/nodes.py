@@ -30,6 +30,7 @@ class InstantIDDoctor:
     RETURN_NAMES = ("text",)
     FUNCTION = "examine"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("diagnose", "troubleshoot", "missing models")
     OUTPUT_NODE = True
     INPUT_TYPES = staticmethod(sockets.doctor)
 
@@ -75,6 +76,7 @@ class InstantIDProfile:
     RETURN_NAMES = ("images", "text")
     FUNCTION = "profile"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("timing", "speed", "trace")
     OUTPUT_NODE = True
     INPUT_TYPES = staticmethod(sockets.profile)
 

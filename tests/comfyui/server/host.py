@@ -19,7 +19,7 @@ ROOT = HERE.parents[2]
 PACK_FOLDER = "Fast-InstantID-main"
 """Under this name the pack is cloned: no Python module could be called that. It has no space, because aiohttp, and with
 it ComfyUI, serves no help pages from such a folder. The folders around it may have one."""
-SHIPPED = ("__init__.py", "pyproject.toml", "fast_instantid", "example_workflows", "web")
+SHIPPED = ("__init__.py", "pyproject.toml", "fast_instantid", "example_workflows", "locales", "subgraphs", "web")
 
 
 class ComfyServer:
