@@ -181,5 +181,5 @@ def other_recognizer(path: Path) -> str:
 def warn_of_recognizer(path: Path) -> None:
     """Log a warning of a recogniser that InstantID was not trained on."""
     if name := other_recognizer(path):
-        told = "%s is %s: another embedding space, another person. InstantID was trained on antelopev2's glintr100"
+        told = "%s is %s. InstantID was trained on antelopev2's glintr100: another embedding space, another person"
         logger.warning(told, path, name)
