@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from .errors import ModelFileError
@@ -97,6 +97,15 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     if (held := sum(tensor.nbytes for tensor in tensors.values())) > 4 * size:
         raise ModelFileError(f"{path}: tensors of {held:,} bytes in a file of {size:,}, which share what it holds")
     return tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a ``.safetensors`` file; none of other files. Their tensors were read before."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:  # a pickle
+        return {}
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:

@@ -42,6 +42,11 @@ class CachedNetworks:
         """Backend and device of the detector."""
         return self.detector.backend
 
+    @property
+    def recognizer_fingerprint(self) -> str:
+        """Hash of the recogniser's file; "" without a file."""
+        return (self.recognizer.result_id or "").partition("/")[0]
+
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""
 

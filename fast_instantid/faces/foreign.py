@@ -44,6 +44,8 @@ class AnalysisByGet:
         model = getattr(analysis, "det_model", None)
         self.sizes = DETECTION_SIZES if hasattr(model, "input_size") and not hasattr(model, "input_sizes") else ()
 
+    recognizer_fingerprint = ""
+
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
         """Find faces as :meth:`CachedNetworks.find` does."""
         return [self._find(np.ascontiguousarray(photo.rgb[..., ::-1])) for photo in pictures]

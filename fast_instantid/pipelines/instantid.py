@@ -7,7 +7,7 @@ UNet of diffusers, with or without ControlNets.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, TypeAlias
@@ -19,10 +19,10 @@ from PIL import Image
 from .. import miniature
 from ..cache import Cache
 from ..errors import BackendError
-from ..faces import Face, FaceAnalyzer, largest
+from ..faces import FaceAnalyzer
 from ..identity import Adapter, Identity
 from ..images import ImageInput
-from ..people import Person, find_person
+from ..people import Choose, Person, find_person
 from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
@@ -139,15 +139,14 @@ class InstantID:
             self.faces.to(place.device)
         return self
 
-    def person(
-        self, photos: ImageInput, *, choose: Callable[[Sequence[Face]], Face] = largest, name: str | None = None
-    ) -> Person:
+    def person(self, photos: ImageInput, *, choose: Choose = "largest", **options: Any) -> Person:
         """Find a person in one or more photographs of them.
 
         Args:
             photos: paths, PIL images, arrays or tensors, all of one person.
-            choose: picks the face where a photograph has several; the largest by default.
-            name: of the person; the first photograph's by default.
+            choose: the face where a photograph has several: "largest", the first "left to right", a number from the
+                left, the one most like a Person, or a function that picks one.
+            options: ``name``, ``weights`` and ``no_face`` of :func:`~..people.find_person`.
 
         Raises:
             NoFaceError: a photograph without a face.
@@ -155,19 +154,21 @@ class InstantID:
         """
         if self.faces is None:
             raise BackendError("no face analyzer: give InstantID(pipe, faces=FaceAnalyzer.load(...))")
-        return find_person(self.faces, photos, choose=choose, name=name)
+        return find_person(self.faces, photos, choose=choose, **options)
 
     def identity(self, person: Person) -> Identity:
-        """Return the identity of a person, from the cache if possible.
+        """Return the identity of a person, from the cache if possible. Without an adapter, the one the person keeps.
 
         Raises:
-            BackendError: this InstantID has no adapter.
+            BackendError: this InstantID has no adapter, and the person no identity.
         """
         if self.adapter is None:
+            if person.identity is not None:
+                return person.identity.to(self.pipe.device, self.pipe.dtype)
             raise BackendError(
                 "no adapter to make identities of persons: give InstantID(pipe, adapter=Adapter.load(...))"
             )
-        return self.adapter.identity(person.embeddings)
+        return self.adapter.identity(person.rows)
 
     def __call__(
         self,

@@ -1,0 +1,258 @@
+"""Persons: found, chosen, weighed, kept in files and compared."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fast_instantid import Adapter, FaceAnalyzer, Identity, InstantID, Person, miniature
+from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NoFaceError
+from fast_instantid.people import find_people, find_person, merge, ordered
+from fast_instantid.weights import read_metadata
+
+PORTRAITS = miniature.files().portraits
+BLANK = Image.new("RGB", (128, 128))
+
+
+@pytest.fixture(scope="module")
+def analyzer():
+    return FaceAnalyzer.load(miniature.files().pack, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def six(analyzer):
+    return [find_person(analyzer, portrait) for portrait in PORTRAITS]
+
+
+@pytest.fixture(scope="module")
+def group():
+    """Three of the portraits beside each other, the middle one enlarged."""
+    picture = Image.new("RGB", (512, 256), "gray")
+    for number, (left, top, side) in enumerate([(0, 128, 128), (128, 0, 256), (384, 0, 128)]):
+        picture.paste(Image.open(PORTRAITS[number]).convert("RGB").resize((side, side)), (left, top))
+    return picture
+
+
+def nearest(person, people):
+    return int(np.argmax([person.likeness(other) for other in people]))
+
+
+class TestChoosing:
+    @pytest.mark.parametrize(
+        ("choose", "expected"),
+        [
+            ("largest", 1),
+            ("left to right", 0),
+            ("right to left", 2),
+            ("top to bottom", 2),
+            ("bottom to top", 0),
+            ("center", 1),
+            (0, 0),
+            (1, 1),
+            (-1, 2),
+            (lambda faces: min(faces, key=lambda face: face.bbox[0]), 0),
+        ],
+    )
+    def test_the_face_that_is_meant(self, analyzer, six, group, choose, expected):
+        assert nearest(find_person(analyzer, group, choose=choose), six) == expected
+
+    def test_the_face_most_like_a_person(self, analyzer, six, group):
+        for number in range(3):
+            assert nearest(find_person(analyzer, group, choose=six[number]), six) == number
+
+    def test_orders_are_stable(self):
+        faces = [{"bbox": [0, 0, 4, 4], "det_score": 0.5, "number": number} for number in range(3)]
+        numbers = {order: [face["number"] for face in ordered(faces, order)] for order in ("score", "left to right")}
+        assert numbers == {"score": [0, 1, 2], "left to right": [0, 1, 2]}
+        assert ordered(faces)[0]["number"] == 2  # as the reference takes the last of equal ones
+
+    def test_all_people_of_a_photograph(self, analyzer, six, group):
+        people = find_people(analyzer, group)
+        assert [nearest(person, six) for person in people] == [0, 1, 2]
+        assert [person.name for person in people] == ["image 1", "image 2", "image 3"]
+        assert find_people(analyzer, BLANK) == []
+
+    def test_what_nobody_can_mean(self, analyzer, group):
+        with pytest.raises(NoFaceError, match=r"face 3 of 3: they count from 0, left to right"):
+            find_person(analyzer, group, choose=3)
+        with pytest.raises(FastInstantIDError, match="unknown order of faces 'leftmost': choose one of largest, left"):
+            find_person(analyzer, group, choose="leftmost")
+        with pytest.raises(FastInstantIDError, match="2 pictures: find the people of one photograph"):
+            find_people(analyzer, [group, group])
+
+
+class TestPhotographs:
+    def test_those_without_a_face_are_left_out_on_request(self, analyzer, six, caplog):
+        pictures = [BLANK, PORTRAITS[0], BLANK]
+        person = find_person(analyzer, pictures, no_face="skip", weights=[1, 2, 3])
+        assert np.array_equal(person.embeddings, six[0].embeddings)
+        assert person.weights.tolist() == [2]
+        assert "no face found in image 0, image 2: left out" in caplog.text
+        with pytest.raises(NoFaceError, match="image 0, image 2"):
+            find_person(analyzer, pictures)
+        with pytest.raises(NoFaceError, match="image 0, image 1"):
+            find_person(analyzer, [BLANK, BLANK], no_face="skip")
+        with pytest.raises(FastInstantIDError, match="unknown policy 'ignore'.*error or skip"):
+            find_person(analyzer, BLANK, no_face="ignore")
+
+    def test_equal_weights_are_the_plain_mean_to_the_bit(self, analyzer):
+        plain = find_person(analyzer, PORTRAITS[:2])
+        weighed = find_person(analyzer, PORTRAITS[:2], weights=[3, 3])
+        assert np.array_equal(plain.embedding, weighed.embedding)
+        assert np.array_equal(plain.embedding, plain.embeddings.mean(axis=0))
+        assert weighed.rows is weighed.embeddings
+
+    def test_weights_move_the_person(self, analyzer, six):
+        likeness = [
+            find_person(analyzer, PORTRAITS[:2], weights=[1, weight]).likeness(six[1]) for weight in (0, 0.5, 1, 2)
+        ]
+        assert likeness == sorted(likeness)
+        assert find_person(analyzer, PORTRAITS[:2], weights=[1, 0]).likeness(six[0]) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("weights", "said"),
+        [
+            ([1], "1 weights for 2 photographs"),
+            ([0, 0], "at least one above 0"),
+            ([1, -1], "expected 0 or more"),
+            ([1, float("nan")], "NaN or infinity"),
+        ],
+    )
+    def test_weights_that_weigh_nothing(self, analyzer, weights, said):
+        with pytest.raises(FastInstantIDError, match=said):
+            find_person(analyzer, PORTRAITS[:2], weights=weights)
+
+    def test_an_outlier_is_named_dropped_and_outweighed(self, six):
+        rng = np.random.default_rng(0)
+        rows = six[0].embeddings + rng.normal(0, 0.02, (5, 512)).astype(np.float32)
+        right = Person(rows, six[0].face, six[0].photo_size)
+        wrong = merge([right, six[1]])
+        assert right.outliers() == []
+        assert wrong.outliers() == [5]
+        assert np.array_equal(wrong.without([5]).embedding, right.embedding)
+        cost = 1 - wrong.likeness(right)
+        assert 1 - wrong.robust().likeness(right) < cost / 5
+        with pytest.raises(FastInstantIDError, match="no photograph is left"):
+            wrong.without(range(6))
+
+    def test_the_table_is_what_pairs_say(self, six):
+        table = merge(six).likeness_table()
+        for i, j in combinations(range(6), 2):
+            assert table[i, j] == pytest.approx(six[i].likeness(six[j]), abs=1e-6)
+
+
+class TestFiles:
+    @pytest.fixture
+    def anna(self, analyzer):
+        person = find_person(analyzer, PORTRAITS[:2], name="Änna / 安娜", weights=[1, 0.5])
+        return Person(**{**vars(person), "notes": "two photographs"})
+
+    def test_a_person_is_kept_whole(self, anna, tmp_path):
+        path = tmp_path / "anna.safetensors"
+        anna.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        again = Person.load(path)
+        for name in ("name", "notes", "photo_size", "recognizer"):
+            assert getattr(again, name) == getattr(anna, name), name
+        for name in ("embeddings", "weights", "keypoints", "embedding"):
+            assert np.array_equal(getattr(again, name), getattr(anna, name)), name
+        assert np.array_equal(np.asarray(again.picture), np.asarray(anna.picture))
+        assert np.array_equal(again.face.bbox, anna.face.bbox)
+        assert again.face.det_score == anna.face.det_score
+        with pytest.raises(ValueError, match="read-only"):
+            again.embeddings[0] = 0
+
+    def test_it_is_small_without_a_picture(self, anna, tmp_path):
+        anna.save(tmp_path / "small.safetensors", picture=False)
+        assert (tmp_path / "small.safetensors").stat().st_size <= 30_000
+        assert Person.load(tmp_path / "small.safetensors").picture is None
+
+    def test_its_identity_draws_without_an_adapter(self, anna, tmp_path):
+        adapter = Adapter.load(miniature.files().instantid, "cpu")
+        identity = adapter.identity(anna.rows)
+        anna.with_identity(identity).save(tmp_path / "anna.safetensors")
+        again = Person.load(tmp_path / "anna.safetensors")
+        assert all(map(torch.equal, again.identity.bank.keys, identity.bank.keys))
+        bare = InstantID(InstantID.from_pretrained("miniature", device="cpu").pipe, identity_net=0)
+        assert torch.equal(bare.identity(again).tokens, identity.tokens)
+        with pytest.raises(BackendError, match="no adapter"):
+            bare.identity(anna)
+        assert again.without([1]).identity is None  # of other photographs
+
+    def test_a_thousand_load_in_a_second_or_so(self, anna, tmp_path):
+        for number in range(100):
+            anna.save(tmp_path / f"{number}.safetensors")
+        time.sleep(0.02)  # file_version waits for the clock of the file system
+        start = time.process_time()
+        for number in range(100):
+            Person.load(tmp_path / f"{number}.safetensors")
+        assert (time.process_time() - start) * 10 < 3  # 1 s on a quiet core
+
+    def test_persons_of_two_recognisers_are_not_mixed(self, anna, six):
+        other = Person(**{**vars(six[2]), "recognizer": "0" * 32})
+        for call in (lambda: anna.likeness(other), lambda: merge([anna, other])):
+            with pytest.raises(FastInstantIDError, match="安娜 and cleo were made by different recognisers"):
+                call()
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda tensors, metadata: metadata.update(version="2"), "format version 2; this package reads 1: update"),
+            (lambda tensors, metadata: metadata.pop("format"), "this is not a person"),
+            (lambda tensors, metadata: metadata.pop("person"), "a damaged person"),
+            (lambda tensors, metadata: tensors["embeddings"].mul_(2), "its checksum does not fit"),
+            (lambda tensors, metadata: metadata.update(person="{}"), "its checksum does not fit"),
+        ],
+    )
+    def test_another_file_is_refused(self, anna, tmp_path, change, said):
+        path = tmp_path / "anna.safetensors"
+        anna.save(path)
+        tensors, metadata = load_file(path), read_metadata(path)
+        change(tensors, metadata)
+        save_file(tensors, path, metadata)
+        with pytest.raises(ModelFileError, match=said):
+            Person.load(path)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("embeddings", torch.zeros(2, 256)),
+            ("embeddings", torch.full((2, 512), torch.nan)),
+            ("embeddings", torch.zeros(2, 512, dtype=torch.float16)),
+            ("weights", torch.zeros(2)),
+            ("weights", torch.ones(3)),
+            ("keypoints", torch.zeros(4, 2)),
+            ("keypoints", torch.full((5, 2), torch.inf)),
+            ("box", torch.zeros(5)),
+            ("picture", torch.zeros(112, 112, 3)),
+            ("identity.tokens", torch.zeros(2, 1, 16, 64)),
+        ],
+    )
+    def test_a_file_that_lies_is_refused(self, anna, tmp_path, name, value):
+        from fast_instantid.people.person import _checksum
+
+        path = tmp_path / "anna.safetensors"
+        anna.save(path)
+        tensors, metadata = load_file(path) | {name: value}, read_metadata(path)
+        metadata["checksum"] = _checksum(tensors, metadata["person"])
+        save_file(tensors, path, metadata)
+        with pytest.raises(ModelFileError, match="a damaged person"):
+            Person.load(path)
+
+    def test_an_identity_is_no_person(self, anna, tmp_path):
+        adapter = Adapter.load(miniature.files().instantid, "cpu")
+        adapter.identity(anna.rows).save(tmp_path / "identity.safetensors")
+        with pytest.raises(ModelFileError, match="this is not a person"):
+            Person.load(tmp_path / "identity.safetensors")
+        anna.save(tmp_path / "person.safetensors")
+        with pytest.raises(ModelFileError, match="this is not an identity"):
+            Identity.load(tmp_path / "person.safetensors")
