@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fast_instantid import Adapter, FaceAnalyzer, Identity, InstantID, Person, miniature
+from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NoFaceError
 from fast_instantid.people import find_people, find_person, merge, ordered
 from fast_instantid.weights import read_metadata
@@ -101,7 +102,7 @@ class TestPhotographs:
             find_person(analyzer, pictures)
         with pytest.raises(NoFaceError, match="image 0, image 1"):
             find_person(analyzer, [BLANK, BLANK], no_face="skip")
-        with pytest.raises(FastInstantIDError, match="unknown policy 'ignore'.*error or skip"):
+        with pytest.raises(FastInstantIDError, match=r"unknown policy 'ignore'.*error or skip"):
             find_person(analyzer, BLANK, no_face="ignore")
 
     def test_equal_weights_are_the_plain_mean_to_the_bit(self, analyzer):
@@ -256,3 +257,80 @@ class TestFiles:
         anna.save(tmp_path / "person.safetensors")
         with pytest.raises(ModelFileError, match="this is not an identity"):
             Identity.load(tmp_path / "person.safetensors")
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, capsys, tmp_path, monkeypatch):
+        """``run(*arguments)``: exit code, stdout and stderr of ``person``, on the miniature's face pack."""
+        monkeypatch.chdir(tmp_path)
+
+        def run(action, *arguments):
+            pack = ["--pack", "miniature"] if action == "make" else []
+            code = main(["person", action, *map(str, arguments), *pack])
+            out, err = capsys.readouterr()
+            return code, out, err
+
+        return run
+
+    def test_from_photographs_to_a_picture(self, run, six, capsys):
+        code, out, _ = run("make", *PORTRAITS[:2], "-o", "anna.safetensors", "--name", "Anna", "--json")
+        assert (code, json.loads(out)["name"], json.loads(out)["photographs"]) == (0, "Anna", 2)
+        assert run("make", PORTRAITS[0], "-o", "ada.safetensors", "--notes", "one photo")[0] == 0
+        code, out, _ = run("show", "anna.safetensors", "ada.safetensors")
+        assert code == 0
+        assert "anna.safetensors: 'Anna', 2 photograph(s), alike by" in out
+        assert "'ada', 1 photograph(s), a picture, one photo" in out
+        assert run("merge", "anna.safetensors", "ada.safetensors", "-o", "both.safetensors", "--name", "Both")[0] == 0
+        assert len(Person.load("both.safetensors").embeddings) == 3
+        code, out, _ = run("compare", "ada.safetensors", "anna.safetensors", "both.safetensors", "--json")
+        assert {pair["b"]: pair["likeness"] for pair in json.loads(out)[:1]} == {
+            "anna.safetensors": pytest.approx(six[0].likeness(Person.load("anna.safetensors")), abs=1e-3)
+        }
+        generate = ["generate", "--person", "ada.safetensors", "--prompt", "x", "--steps", "1", "--base", "miniature"]
+        assert main([*generate, "-o", "by-person.png"]) == 0
+        generate[1:3] = ["--photo", str(PORTRAITS[0])]
+        assert main([*generate, "-o", "by-photo.png"]) == 0
+        assert np.array_equal(Image.open("by-person.png"), Image.open("by-photo.png"))
+
+    def test_an_outlier_is_dropped(self, run):
+        photos = [PORTRAITS[0]] * 3 + [PORTRAITS[1]]
+        code, _, err = run("make", *photos, "-o", "a.safetensors", "--drop-outliers")
+        assert code == 0
+        assert "left out, as hardly alike: photo 4 of 4" in err
+        assert len(Person.load("a.safetensors").embeddings) == 3
+
+    def test_what_it_keeps_is_exported(self, run):
+        instantid = miniature.files().instantid
+        assert run("make", PORTRAITS[0], "-o", "a.safetensors", "--adapter", instantid, "--device", "cpu")[0] == 0
+        person = Person.load("a.safetensors")
+        for name in ("a.npy", "a.png", "identity.safetensors"):
+            assert run("export", "a.safetensors", "-o", name)[0] == 0
+            assert stat.S_IMODE(Path(name).stat().st_mode) == 0o600
+        assert np.array_equal(np.load("a.npy"), person.embedding)
+        assert np.array_equal(Image.open("a.png"), person.picture)
+        assert torch.equal(Identity.load("identity.safetensors").tokens, person.identity.tokens)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["make", PORTRAITS[0], "-o", "a.png"], "must end in one of .safetensors"),
+            (["make", PORTRAITS[0], "-o", "a.safetensors", "--index", "0", "--like", "b"], "give one of them"),
+            (["make", PORTRAITS[0], "-o", "a.safetensors", "--index", "4"], "face 4 of 1"),
+            (["make", PORTRAITS[0], "-o", "a.safetensors", "--choose", "left"], "unknown order of faces 'left'"),
+            (["make", PORTRAITS[0], "-o", "a.safetensors", "--weights", "1", "2"], "2 weights for 1 photographs"),
+            (["show", "missing.safetensors"], "no such file"),
+            (["show", PORTRAITS[0]], "not a file of weights"),
+            (["compare", "plain.safetensors"], "give two or more files"),
+            (["export", "plain.safetensors", "-o", "x.safetensors"], "keeps no identity"),
+            (["export", "plain.safetensors", "-o", "x.png"], "keeps no picture"),
+            (["merge", "plain.safetensors", "-o", "nowhere/x.safetensors"], "there is no folder"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_and_nothing_written(self, run, six, tmp_path, arguments, said):
+        six[0].save("plain.safetensors", picture=False)
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert said in err
+        assert "Traceback" not in err
+        assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]

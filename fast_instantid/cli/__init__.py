@@ -1,5 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | keypoints | generate | download | convert | doctor | watch |
-profile``."""
+"""The command line: ``fast-instantid demo | embed | keypoints | person | generate | download | convert | doctor | watch
+| profile``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..download import download
@@ -18,8 +17,8 @@ from ..miniature import DRAWN_ONLY
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
-from . import convert, demo, doctor, profile, watch
-from .models import Models, face_pack
+from . import convert, demo, doctor, person, profile, watch
+from .models import Models, face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
     check_output,
@@ -64,6 +63,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "demo": demo.run,
         "embed": _embed,
         "keypoints": _keypoints,
+        "person": person.run,
         "generate": _generate,
         "download": _download,
         "convert": convert.run,
@@ -109,7 +109,7 @@ def _embed(options: argparse.Namespace) -> int:
 
     if options.output:
         check_output(options.output, (".safetensors",))
-    analyzer = _analyzer(options, face_pack(options))
+    analyzer = face_analyzer(options, face_pack(options))
     rows: list[dict[str, Any]] = []
     for start in range(0, len(options.photos), _PHOTOS_AT_ONCE):
         progress(f"{start}/{len(options.photos)} photos")
@@ -171,7 +171,7 @@ def _keypoints(options: argparse.Namespace) -> int:
         from ..images import photos
 
     check_output(options.output, PICTURE_SUFFIXES, [options.photo])
-    analyzer = _analyzer(options, face_pack(options))
+    analyzer = face_analyzer(options, face_pack(options))
     photo = photos(options.photo)[0]
     faces = analyzer.detect(photo)[0]
     if not faces:
@@ -187,11 +187,11 @@ def _generate(options: argparse.Namespace) -> int:
     with stage("import"):
         from ..faces import keypoint_picture
         from ..identity import Adapter
-        from ..people import find_person
+        from ..people import Person, find_person
         from ..pipelines import Approximations, InstantID, InstantIDFiles, Sampling, generate, load_pipeline
         from ..placement import Placement
 
-    check_output(options.output, PICTURE_SUFFIXES, options.photo)
+    check_output(options.output, PICTURE_SUFFIXES, options.photo or [options.person])
     models = Models.of(options)
     sampling = Sampling(
         negative_prompt=options.negative_prompt,
@@ -210,19 +210,22 @@ def _generate(options: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     place = Placement.resolve(options.device, options.dtype)
     files = InstantIDFiles.find(models.instantid, place.dtype)
-    with timed("face networks", seconds):
-        analyzer = _analyzer(options, models.pack)
-    with timed("faces", seconds):
-        try:
-            person = find_person(analyzer, options.photo)
-        except NoFaceError as error:
-            if not models.is_miniature:
-                raise
-            raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
-        keypoints = keypoint_picture(person.face, person.photo_size, options.size or models.size)
+    if options.person:
+        someone = Person.load(options.person)
+    else:
+        with timed("face networks", seconds):
+            analyzer = face_analyzer(options, models.pack)
+        with timed("faces", seconds):
+            try:
+                someone = find_person(analyzer, options.photo)
+            except NoFaceError as error:
+                if not models.is_miniature:
+                    raise
+                raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
+    keypoints = keypoint_picture(someone.face, someone.photo_size, options.size or models.size)
     with timed("identity", seconds):
         adapter = Adapter.load(files.adapter, place.device, place.dtype, options.cache)
-        identity = adapter.identity(person.embeddings, noise=options.noise)
+        identity = adapter.identity(someone.rows, noise=options.noise)
     with timed("pipeline", seconds):
         instantid = InstantID(load_pipeline(models.base, models.instantid, place.device, place.dtype), identity_net=0)
     with timed("sampling", seconds):
@@ -241,11 +244,3 @@ def _download(options: argparse.Namespace) -> int:
     download(options.models or list(MODELS), options.to, offline=options.offline, report=say)
     say(f"all there, in {options.to}")
     return 0
-
-
-def _analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer:
-    with stage("import"):
-        from ..faces import FaceAnalyzer
-
-    less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
-    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)

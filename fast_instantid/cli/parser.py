@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
-from . import convert, demo, doctor, profile, watch
+from . import convert, demo, doctor, person, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import printable_lines
 
@@ -22,6 +22,7 @@ _EPILOG = """examples:
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
+  fast-instantid person make anna1.jpg anna2.jpg -o anna.safetensors
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
   fast-instantid doctor                     # if something does not work
 """
@@ -85,10 +86,17 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     keypoints.add_argument("--all", action="store_true", help="all faces, not only the largest")
     face_options(keypoints)
 
+    people = command(
+        "person", "keep a person in a file, and compare persons", "make anna1.jpg anna2.jpg -o anna.safetensors"
+    )
+    person.add_arguments(people, face_options)
+
     generate = command(
         "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --scale 0.7 -o anna.png'
     )
-    generate.add_argument("--photo", nargs="+", required=True, help="photos of one person; the first gives the pose")
+    who = generate.add_mutually_exclusive_group(required=True)
+    who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
+    who.add_argument("--person", type=Path, metavar="FILE", help="a file of 'person make', in place of photos")
     generate.add_argument("--prompt", required=True, help="what to draw")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
     generate.add_argument(
