@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fast_instantid import Adapter, FaceAnalyzer, Identity, InstantID, Person, miniature
+from fast_instantid import Adapter, FaceAnalyzer, Identity, InstantID, Person, Subject, miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError, NoFaceError
 from fast_instantid.people import find_people, find_person, merge, ordered
@@ -32,6 +32,11 @@ def analyzer():
 @pytest.fixture(scope="module")
 def six(analyzer):
     return [find_person(analyzer, portrait) for portrait in PORTRAITS]
+
+
+@pytest.fixture(scope="module")
+def instantid():
+    return InstantID.from_pretrained("miniature", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +182,13 @@ class TestFiles:
         assert (tmp_path / "small.safetensors").stat().st_size <= 30_000
         assert Person.load(tmp_path / "small.safetensors").picture is None
 
-    def test_its_identity_draws_without_an_adapter(self, anna, tmp_path):
+    def test_its_identity_draws_without_an_adapter(self, anna, instantid, tmp_path):
         adapter = Adapter.load(miniature.files().instantid, "cpu")
         identity = adapter.identity(anna.rows)
         anna.with_identity(identity).save(tmp_path / "anna.safetensors")
         again = Person.load(tmp_path / "anna.safetensors")
         assert all(map(torch.equal, again.identity.bank.keys, identity.bank.keys))
-        bare = InstantID(InstantID.from_pretrained("miniature", device="cpu").pipe, identity_net=0)
+        bare = InstantID(instantid.pipe, identity_net=0)
         assert torch.equal(bare.identity(again).tokens, identity.tokens)
         with pytest.raises(BackendError, match="no adapter"):
             bare.identity(anna)
@@ -334,3 +339,57 @@ class TestCommands:
         assert said in err
         assert "Traceback" not in err
         assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
+
+
+class TestBatches:
+    """One batch draws other people in each picture."""
+
+    @staticmethod
+    def draw(instantid, prompts, people, seeds, **options):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        options = {"num_inference_steps": 3, "output_type": "np", "width": 128, "height": 128} | options
+        return instantid(prompts, people, generator=generators, **options).images
+
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    def test_each_picture_is_what_it_is_alone(self, instantid, six, guidance):
+        prompts = ["a portrait", "film noir", "a watercolour"]
+        subjects = [Subject(six[0], 0.8), Subject(six[1], 0.4), Subject(six[2], 0.8, region=torch.ones(8, 8))]
+        together = self.draw(instantid, prompts, [[s] for s in subjects], (3, 4, 5), guidance_scale=guidance)
+        for i, subject in enumerate(subjects):
+            alone = self.draw(instantid, prompts[i : i + 1], subject, (3 + i,), guidance_scale=guidance)
+            assert np.abs(together[i] - alone[0]).max() < 2e-5
+            other = self.draw(instantid, prompts[i : i + 1], six[5], (3 + i,), guidance_scale=guidance)
+            assert np.abs(together[i] - other[0]).max() > 1e-2
+
+    def test_several_pictures_of_each_and_two_people_in_each(self, instantid, six):
+        left = torch.zeros(128, 128)
+        left[:, :64] = 1
+
+        def pair(one, other):
+            return [Subject(one, region=left), Subject(other, region=1 - left)]
+
+        pairs = [pair(six[0], six[1]), pair(six[2], six[3])]
+        together = self.draw(instantid, ["x", "y"], pairs, range(4), num_images_per_prompt=2)
+        for i in range(4):
+            alone = self.draw(instantid, ["x", "y"][i // 2], pairs[i // 2], (i,))
+            assert np.abs(together[i] - alone[0]).max() < 2e-5
+
+    def test_they_show_their_people(self, instantid, analyzer, six):
+        options = {"output_type": "pil", "num_inference_steps": 12}
+        images = self.draw(instantid, "a portrait", [[person] for person in six], range(6), **options)
+        found = [find_person(analyzer, image) for image in images]
+        assert sum(nearest(person, six) == i for i, person in enumerate(found)) >= 5
+
+    def test_what_does_not_fit_is_refused(self, instantid, six):
+        with pytest.raises(FastInstantIDError, match="pictures of 1, 2 people"):
+            self.draw(instantid, ["x", "y"], [six[:1], six[1:3]], (0, 1))
+        with pytest.raises(FastInstantIDError, match="3 prompts for the people of 2 pictures"):
+            self.draw(instantid, ["x", "y", "z"], [six[:1], six[1:2]], (0, 1, 2))
+        with (
+            pytest.raises(BackendError, match="people of 2 pictures, but a batch of 3: give a prompt for each"),
+            instantid.attached([six[:1], six[1:2]]),
+        ):
+            instantid.pipe(["x", "y", "z"], image=Image.new("RGB", (128, 128)), num_inference_steps=1)
+        regions = [[Subject(six[0], region=torch.ones(8, side))] for side in (8, 9)]
+        with pytest.raises(FastInstantIDError, match="must have one size"):
+            self.draw(instantid, ["x", "y"], regions, (0, 1))

@@ -31,9 +31,11 @@ from .cross_attention import cross_attention_layers
 from .drawing import Drawing, is_compiled
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
-from .subject import DEFAULT_WEIGHT, Subject, as_subjects
+from .subject import DEFAULT_WEIGHT, Subject, as_pictures
 
-People: TypeAlias = "Identity | Person | Subject | Sequence[Identity | Person | Subject]"
+Someone: TypeAlias = "Identity | Person | Subject"
+People: TypeAlias = "Someone | Sequence[Someone] | Sequence[Sequence[Someone]]"
+"""The people of all pictures, or a list for each picture of a batch."""
 Scale: TypeAlias = "float | Sequence[float]"
 
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
@@ -175,7 +177,7 @@ class InstantID:
         prompt: str | Sequence[str] | None = None,
         people: People = (),
         *,
-        keypoints: Image.Image | None = None,
+        keypoints: Image.Image | Sequence[Image.Image] | None = None,
         scale: Scale | None = None,
         seed: int | None = None,
         approximations: Approximations = EXACT,
@@ -185,8 +187,8 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: a person, an identity, a Subject, or several of them.
-            keypoints: the keypoint picture that places the faces. By default the first person with keypoints
+            people: a person, an identity, a Subject, or several of them; or a list of them for each prompt.
+            keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
                 poses as in the photograph. Without keypoints, the IdentityNet does not act.
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
@@ -223,7 +225,7 @@ class InstantID:
 
         Args:
             people: one person, or several, each an Identity, a Person, or a Subject with a weight and a region of its
-                own. The IdentityNet sees the tokens of all of them.
+                own; or a list of them for each picture. The IdentityNet sees the tokens of all in a picture.
             scale: of the identity branch, 0..5: a number, or one for each person. 0.8 by default. With all scales 0 the
                 UNet's attention stays untouched.
             approximations: what to leave out, for another picture; nothing by default.
@@ -304,8 +306,8 @@ class InstantID:
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
         weight = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
-        given = as_subjects(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
-        layers = self.check([identity for identity, _ in given])
+        given = as_pictures(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
+        layers = self.check([identity for picture in given for identity, _ in picture])
         if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "identity_range, identity_net_range and identity_net_every would compile again at every step: use a "
