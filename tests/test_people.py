@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import stat
 import time
@@ -393,3 +394,101 @@ class TestBatches:
         regions = [[Subject(six[0], region=torch.ones(8, side))] for side in (8, 9)]
         with pytest.raises(FastInstantIDError, match="must have one size"):
             self.draw(instantid, ["x", "y"], regions, (0, 1))
+
+
+class TestJobs:
+    """Many pictures by one call of ``generate``."""
+
+    OPTIONS = ("--base", "miniature", "--steps", "1", "--device", "cpu", "-o", "out")
+
+    @pytest.fixture
+    def run(self, six, capsys, tmp_path, monkeypatch, loaded_once):
+        """``run(*arguments)``: exit code, stderr and the report of ``generate``."""
+        monkeypatch.chdir(tmp_path)
+        for person in six[:3]:
+            person.save(f"{person.name}.safetensors")
+
+        def run(*arguments, options=self.OPTIONS):
+            code = main(["generate", *map(str, arguments), *options])
+            report = Path("out/report.csv")
+            rows = list(csv.DictReader(report.open(encoding="utf-8"))) if report.exists() else []
+            return code, capsys.readouterr().err, rows
+
+        return run
+
+    def test_people_times_prompts_times_seeds(self, run):
+        code, err, rows = run("--person", "*.safetensors", "--prompt", "a", "b", "--seed", "1", "2")
+        assert code == 0
+        assert "12 drawn, 0 kept, 0 failed" in err
+        assert [row["person"] for row in rows[::4]] == ["ada.safetensors", "bela.safetensors", "cleo.safetensors"]
+        pictures = {row["output"]: np.asarray(Image.open(f"out/{row['output']}")) for row in rows}
+        assert len({picture.tobytes() for picture in pictures.values()}) == 12
+        alone = (*self.OPTIONS[:-1], "alone.png")
+        assert run("--person", "bela.safetensors", "--prompt", "b", "--seed", "2", options=alone)[0] == 0
+        (name,) = (
+            row["output"] for row in rows if (row["person"][:4], row["prompt"], row["seed"]) == ("bela", "b", "2")
+        )
+        assert np.abs(np.asarray(Image.open("alone.png"), int) - pictures[name]).max() <= 1
+        before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.png")}
+        code, err, _ = run("--person", "*.safetensors", "--prompt", "a", "b", "--seed", "1", "2")
+        assert "0 drawn, 12 kept, 0 failed" in err
+        assert {path: path.stat().st_mtime_ns for path in Path("out").glob("*.png")} == before
+
+    def test_a_file_of_jobs_and_its_bad_rows(self, run):
+        Path("jobs.csv").write_text(
+            "person,prompt,seed,scale,size\nada.safetensors,a,3,,\nbela.safetensors,b,,0.5,64x64\n"
+            "missing.safetensors,c,,,\ncleo.safetensors,,,,\nada.safetensors,d,x,,\nada.safetensors,e,1,9,\n"
+            "ada.safetensors,a,3,,\n",
+            encoding="utf-8",
+        )
+        code, err, rows = run("--jobs", "jobs.csv")
+        assert code == 1
+        assert [row["status"] for row in rows] == ["drawn", "drawn", *["failed"] * 5]
+        errors = [
+            "no such file",
+            "line 5: it names no person",
+            "line 6: invalid literal",
+            "scale 9",
+            "the same job twice",
+        ]
+        for row, said in zip(rows[2:], errors, strict=True):
+            assert said in row["error"]
+            assert said in err
+        assert Image.open(f"out/{rows[1]['output']}").size == (64, 64)
+
+    def test_settings_are_read_back(self, run):
+        options = (*self.OPTIONS[:-1], "first.png")
+        assert (
+            run("--person", "ada.safetensors", "--prompt", "ä", "--seed", "5", "--scale", "0.6", options=options)[0]
+            == 0
+        )
+        again = (*self.OPTIONS[:2], *self.OPTIONS[4:-1], "again.png")
+        assert run("--from", "first.png", options=again)[0] == 0
+        assert np.array_equal(Image.open("first.png"), Image.open("again.png"))
+        assert Image.open("first.png").text == Image.open("again.png").text
+        assert run("--from", "first.png", "--seed", "6", options=(*again[:-1], "other.png"))[0] == 0
+        assert not np.array_equal(Image.open("first.png"), Image.open("other.png"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--prompt", "a"], "nobody to draw: give --photo, --person, --jobs or --from"),
+            (["--person", "ada.safetensors"], "nothing to draw: give --prompt"),
+            (["--person", "nobody/*", "--prompt", "a"], "no person file (.safetensors) and no photograph there"),
+            (["--jobs", "empty.csv"], "no jobs"),
+            (["--jobs", "unknown.csv"], "unknown columns colour, who: choose from person, prompt"),
+            (["--jobs", "missing.csv"], "cannot be read as CSV"),
+            (["--from", "plain.png"], "no settings in it"),
+            (["--from", "ada.safetensors"], "no settings in it"),
+            (["--photo", PORTRAITS[0], PORTRAITS[1], "--prompt", "a", "b"], "keep the person in a file"),
+        ],
+    )
+    def test_what_cannot_be_drawn_is_said_before_any_work(self, run, arguments, said):
+        Path("empty.csv").write_text("person,prompt\n")
+        Path("unknown.csv").write_text("who,prompt,colour\na,b,c\n")
+        Image.new("RGB", (8, 8)).save("plain.png")
+        code, err, rows = run(*arguments)
+        assert code == 1
+        assert said in err
+        assert rows == []
+        assert not Path("out").exists()

@@ -9,16 +9,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..download import download
-from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
-from ..miniature import DRAWN_ONLY
+from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
-from . import convert, demo, doctor, person, profile, watch
-from .models import Models, face_analyzer, face_pack
+from . import convert, demo, doctor, generate, person, profile, watch
+from .models import face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
     check_output,
@@ -26,12 +26,10 @@ from .output import (
     print_json,
     progress,
     report_os_error,
-    report_step,
     save_picture,
     say,
-    timed,
 )
-from .parser import make_parser
+from .parser import make_parser, picture_size
 
 if TYPE_CHECKING:
     from ..faces import Face, FaceAnalyzer
@@ -64,7 +62,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "embed": _embed,
         "keypoints": _keypoints,
         "person": person.run,
-        "generate": _generate,
+        "generate": partial(generate.run, size=picture_size),
         "download": _download,
         "convert": convert.run,
         "doctor": doctor.run,
@@ -180,62 +178,6 @@ def _keypoints(options: argparse.Namespace) -> int:
     shown = faces if options.all else [largest(faces)]
     save_picture(Image.fromarray(draw_keypoints(photo.size, *shown)), options.output)
     say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
-    return 0
-
-
-def _generate(options: argparse.Namespace) -> int:
-    with stage("import"):
-        from ..faces import keypoint_picture
-        from ..identity import Adapter
-        from ..people import Person, find_person
-        from ..pipelines import Approximations, InstantID, InstantIDFiles, Sampling, generate, load_pipeline
-        from ..placement import Placement
-
-    check_output(options.output, PICTURE_SUFFIXES, options.photo or [options.person])
-    models = Models.of(options)
-    sampling = Sampling(
-        negative_prompt=options.negative_prompt,
-        scale=options.scale,
-        controlnet_conditioning_scale=options.controlnet_conditioning_scale,
-        num_inference_steps=models.steps if options.num_inference_steps is None else options.num_inference_steps,
-        guidance_scale=models.guidance if options.guidance_scale is None else options.guidance_scale,
-        seed=options.seed,
-        approximations=Approximations(
-            layers=options.layers,
-            identity_range=tuple(options.identity_range),
-            identity_net_range=tuple(options.identity_net_range),
-            identity_net_every=options.identity_net_every,
-        ),
-    )
-    seconds: dict[str, float] = {}
-    place = Placement.resolve(options.device, options.dtype)
-    files = InstantIDFiles.find(models.instantid, place.dtype)
-    if options.person:
-        someone = Person.load(options.person)
-    else:
-        with timed("face networks", seconds):
-            analyzer = face_analyzer(options, models.pack)
-        with timed("faces", seconds):
-            try:
-                someone = find_person(analyzer, options.photo)
-            except NoFaceError as error:
-                if not models.is_miniature:
-                    raise
-                raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
-    keypoints = keypoint_picture(someone.face, someone.photo_size, options.size or models.size)
-    with timed("identity", seconds):
-        adapter = Adapter.load(files.adapter, place.device, place.dtype, options.cache)
-        identity = adapter.identity(someone.rows, noise=options.noise)
-    with timed("pipeline", seconds):
-        instantid = InstantID(load_pipeline(models.base, models.instantid, place.device, place.dtype), identity_net=0)
-    with timed("sampling", seconds):
-        image = generate(instantid, identity, keypoints, options.prompt, sampling, report_step)[0]
-    save_picture(image, options.output)
-    if options.json:
-        print_json({"output": str(options.output), "size": image.size, "seconds": seconds})
-    else:
-        times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-        print(f"{options.output}: {image.width} x {image.height} on {place.device} ({times})")
     return 0
 
 

@@ -94,10 +94,26 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate = command(
         "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --scale 0.7 -o anna.png'
     )
-    who = generate.add_mutually_exclusive_group(required=True)
+    who = generate.add_mutually_exclusive_group()
     who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
-    who.add_argument("--person", type=Path, metavar="FILE", help="a file of 'person make', in place of photos")
-    generate.add_argument("--prompt", required=True, help="what to draw")
+    who.add_argument(
+        "--person",
+        nargs="+",
+        metavar="FILE",
+        help="files of 'person make' or photos, each of another person; also folders, and patterns such as '*.jpg'",
+    )
+    who.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="CSV",
+        help="a picture for each line; columns: person, prompt, seed, and other options with _ for -; "
+        "options give what a line lacks",
+    )
+    generate.add_argument("--prompt", nargs="+", help="what to draw; of several prompts, each")
+    generate.add_argument(
+        "--from", dest="settings", type=Path, metavar="PNG", help="take settings that are not given from this picture"
+    )
+    generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
     generate.add_argument(
         "--base",
@@ -130,15 +146,19 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         metavar="N",
         help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
     )
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first noise")
+    generate.add_argument(
+        "--seed", type=int, nargs="+", metavar="N", help="seed of the first noise; of several, each (default: 0)"
+    )
     width, height = miniature.SIZE
     generate.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         help=f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})",
     )
     generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
-    generate.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    generate.add_argument(
+        "-o", "--output", type=Path, required=True, help="the picture to write; of several pictures, their folder"
+    )
     generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
     face_options(generate)
     less = generate.add_argument_group("less work for another picture", _APPROXIMATIONS)
@@ -211,13 +231,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if nothing else super()._get_help_string(action)
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
     """Convert ``1024x768`` to ``(width, height)``."""
     sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
     if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
         expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
         raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
     return sides[0], sides[1]
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to 9999")
+    return int(text)
 
 
 def _cache(folder: str) -> Cache:

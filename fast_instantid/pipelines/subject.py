@@ -119,6 +119,12 @@ def is_nested(people: Any) -> bool:
     return isinstance(people, (list, tuple)) and bool(people) and all(isinstance(x, (list, tuple)) for x in people)
 
 
+def flat(people: Any) -> list[Any]:
+    """All people of all pictures."""
+    given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
+    return [one for picture in given for one in picture] if is_nested(people) else given
+
+
 def as_subjects(
     people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
 ) -> list[tuple[Identity, Subject]]:
