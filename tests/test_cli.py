@@ -273,7 +273,7 @@ def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, cap
         output = tmp_path / f"{name}.png"
         assert main([*generate, *models, "-o", str(output)]) == 0
         assert json.loads(capsys.readouterr().out)["size"] == [128, 128]
-        pictures.append(output.read_bytes())
+        pictures.append(Image.open(output).tobytes())
     assert pictures[0] == pictures[1] == pictures[2]
     assert main([*generate, "--base", "miniature", "--steps", "2", "--size", "64x96", "-o", str(output)]) == 0
     assert Image.open(output).size == (64, 96)

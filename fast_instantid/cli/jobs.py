@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import FastInstantIDError
 from ..files import atomic_write
+from ..recorder import stage
 from ..records import content_key
 from .output import PICTURE_SUFFIXES, progress, say
 
@@ -144,7 +145,7 @@ def save(image: Image.Image, path: Path, job: Job) -> None:
     """Write a picture, with its settings if it is a PNG."""
     info = PngInfo()
     info.add_itxt(_CHUNK, job.text)
-    with atomic_write(path) as temporary:
+    with stage("save"), atomic_write(path) as temporary:
         image.save(temporary, **({"pnginfo": info} if path.suffix.lower() == ".png" else {}))
 
 
