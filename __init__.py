@@ -10,15 +10,8 @@ if _here in sys.modules:
     NODE_CLASS_MAPPINGS = sys.modules[_here].NODE_CLASS_MAPPINGS
     NODE_DISPLAY_NAME_MAPPINGS = sys.modules[_here].NODE_DISPLAY_NAME_MAPPINGS
 else:
-    try:
-        from .fast_instantid.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-    except ModuleNotFoundError as error:
-        if error.name not in ("cv2", "xxhash"):
-            raise
-        _file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "requirements.txt")
-        raise ImportError(
-            f'Fast InstantID needs {error.name}: run "{sys.executable}" -m pip install -r "{_file}" and restart ComfyUI'
-        ) from None
+    from .fast_instantid.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
     sys.modules[_here] = sys.modules[__name__]
 
 WEB_DIRECTORY = "./web"

@@ -124,4 +124,4 @@ class BareFaceNetworks:
         for side, network in self._networks.items():
             batch = self._noise.integers(256, size=(pictures, side, side, 3), dtype=np.uint8)
             for part in np.split(batch, pictures) if network.on_cpu else [batch]:
-                network.run(part, 127.5, 1 / 127.5)
+                network.run(torch.from_numpy(part), 127.5, 1 / 127.5)

@@ -57,7 +57,8 @@ class Cache:
         self, max_bytes: int = 256 << 20, directory: str | Path | None = None, max_disk_bytes: int = 2 << 30
     ) -> None:
         self.max_bytes = max_bytes
-        self._disk = None if directory is None else DiskTier(Path(directory), max_disk_bytes)
+        self.max_disk_bytes = max_disk_bytes
+        self.keep_in(directory)
         self._records: OrderedDict[str, tuple[Record, list[int]]] = OrderedDict()
         self._stats = CacheStats()
         self._in_flight: dict[str, _Batch] = {}
@@ -106,6 +107,10 @@ class Cache:
                         self._stats.hits += 1
         return [found[key] for key in keys]
 
+    def keep_in(self, directory: str | Path | None) -> None:
+        """Start a disk tier in ``directory``; None stops it and leaves its files. Not while results are computed."""
+        self._disk = None if directory is None else DiskTier(Path(directory), self.max_disk_bytes)
+
     @property
     def persistent(self) -> bool:
         """Whether records outlive the process. Keys must then contain fingerprints, not versions."""
@@ -147,18 +152,17 @@ class Cache:
         return theirs
 
     def _fill(self, keys: Sequence[str], batch: _Batch, compute: Callable[[list[int]], Sequence[Record]]) -> None:
+        disk = self._disk
         # A tensor made under the caller's inference_mode could not be used outside it.
         with torch.inference_mode(False), torch.no_grad():
-            computed = {
-                key: record for key in batch.keys if self._disk and (record := self._disk.read(key)) is not None
-            }
+            computed = {key: record for key in batch.keys if disk and (record := disk.read(key)) is not None}
             missing = [keys.index(key) for key in batch.keys if key not in computed]
             if missing:
                 records = [_owned(record) for record in compute(missing)]
                 computed.update(zip((keys[i] for i in missing), records, strict=True))
-        if self._disk:
+        if disk:
             for i in missing:
-                self._disk.write(keys[i], computed[keys[i]])
+                disk.write(keys[i], computed[keys[i]])
         count(disk_hits=len(computed) - len(missing), misses=len(missing))
         with self._lock:
             self._stats.disk_hits += len(computed) - len(missing)

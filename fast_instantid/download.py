@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import BackendError, FastInstantIDError, ModelFileError, OfflineError
+from .files import sha256
 from .sources import MODELS, ModelFiles
 
 _ATTEMPTS = 3
@@ -60,7 +60,7 @@ def download(
         shutil.rmtree(folder / name / _STAGING, ignore_errors=True)
     for name, file in present:
         pinned, path = MODELS[name].files[file], folder / name / file
-        if pinned and (found := _sha256(path)) != pinned:
+        if pinned and (found := sha256(path)) != pinned:
             raise ModelFileError(
                 f"{path}: not the published file (its SHA-256 is {found}, not {pinned}); if you do not want this one, "
                 "delete it and run the command again"
@@ -85,15 +85,7 @@ def _fetch(model: ModelFiles, file: str, folder: Path) -> None:
                 raise
             time.sleep(attempt)
     expected = model.files[file] or (etag if len(etag) == 64 else "")  # the hub's etag of a large file is its SHA-256
-    if expected and (found := _sha256(fetched)) != expected:
+    if expected and (found := sha256(fetched)) != expected:
         fetched.unlink()
         raise ValueError(f"what came has the SHA-256 {found}, the published file {expected}")
     os.replace(fetched, folder / file)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

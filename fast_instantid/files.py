@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -32,6 +33,15 @@ def special_file(path: str | os.PathLike[str]) -> str:
     except ValueError as error:  # a NUL, or a lone surrogate
         raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
     return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content, which is read whole."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_parent(path: Path) -> None:

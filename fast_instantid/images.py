@@ -32,7 +32,7 @@ ImageInput: TypeAlias = "OneImage | Sequence[OneImage]"
 dropped, as transparency is: the colours beneath it count."""
 
 MAX_SIDE = 32_766
-"""Largest width and height in pixels that OpenCV aligns faces in (imgproc/src/imgwarp.cpp, ``remap``)."""
+"""Largest width and height in pixels of pictures that insightface aligns (OpenCV, imgwarp.cpp, ``remap``)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

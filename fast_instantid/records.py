@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
+
+try:
+    from xxhash import xxh3_128
+except ImportError:
+    xxh3_128 = None
 
 Record = Mapping[str, torch.Tensor]
 """A cached value. It is shared between callers: never change its tensors in-place.
@@ -15,22 +21,27 @@ A record that was changed is dropped at the next request, but who holds it alrea
 """
 
 
-def content_key(*parts: object) -> str:
-    """Hash (``xxh3_128``) over the type, shape and content of every part, as 32 hex digits.
+fast_hash: Callable[[], Any] = xxh3_128 or hashlib.sha256
+"""Makes the hash of keys and fingerprints, of which 128 bits count. A cache folder with keys of the other is a miss."""
+
+
+def content_key(*parts: object, new_hash: Callable[[], Any] | None = None) -> str:
+    """Hash over the type, shape and content of every part, as 32 hex digits.
 
     Args:
+        new_hash: makes the hash; :data:`fast_hash` by default.
         parts: str, bytes, bool, int, float, None, arrays, tensors (any device and dtype) and sequences of these.
 
     Raises:
         TypeError: a part is of another type.
     """
-    digest = xxhash.xxh3_128()
+    digest = (new_hash or fast_hash)()
     for part in parts:
         _update(digest, part)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
-def _update(digest: xxhash.xxh3_128, part: object) -> None:
+def _update(digest: Any, part: object) -> None:
     if isinstance(part, torch.Tensor):
         tensor = part.detach().cpu().contiguous()
         digest.update(f"T{tensor.dtype}{list(tensor.shape)}".encode())

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
@@ -25,6 +24,7 @@ from .errors import ModelFileError
 from .files import atomic_write, special_file
 from .pickles import ZIP, load_pickle
 from .recorder import stage
+from .records import fast_hash
 
 StateDict = dict[str, torch.Tensor]
 
@@ -183,7 +183,7 @@ def file_version(path: str | os.PathLike[str]) -> FileVersion:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Hash (``xxh3_128``) of a file's content, computed once per :func:`file_version` and process.
+    """Hash (:data:`.fast_hash`) of a file's content, computed once per :func:`file_version` and process.
 
     Raises:
         ModelFileError: the file was written to meanwhile.
@@ -194,14 +194,14 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 @lru_cache(maxsize=64)
 def _hash(version: FileVersion) -> str:
-    digest = xxhash.xxh3_128()
+    digest = fast_hash()
     chunk = memoryview(bytearray(512 << 10))  # stays in a core's cache between reading and hashing
     with stage("fingerprint", nbytes=version.nbytes), open(version.path, "rb", buffering=0) as file:
         while size := file.readinto(chunk):
             digest.update(chunk[:size])
     if file_version(version.path) != version:
         raise ModelFileError(f"{version.path}: this file changed while it was read; load it again")
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def write_safetensors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fast_instantid import FaceAnalyzer, Identity, miniature
 from fast_instantid.cache import FOLDER, Cache, content_key, record_bytes, shared_cache
+from fast_instantid.identity import IdentityBank
+from fast_instantid.weights import fingerprint
 from tests.adversity import full_disk, interrupts, needs_posix, unprivileged
 from tests.fresh import fresh_python
 
@@ -444,6 +448,46 @@ def test_files_outlive_the_process_and_are_shared(tmp_path):
     for key in keys:
         assert (later.get(key, never)["x"] == float(key)).all()
     assert later.stats.disk_hits == len(keys)
+
+
+_WITHOUT_XXHASH = """
+import sys
+sys.modules["xxhash"] = None
+from pathlib import Path
+from fast_instantid import Cache, FaceAnalyzer, Identity, miniature
+from fast_instantid.weights import fingerprint
+
+files, folder = miniature.files(), Path(sys.argv[1])
+cache = Cache(directory=folder / "cache")
+FaceAnalyzer.load(files.pack, device="cpu", cache=cache).embed(files.portraits[0])
+Identity.load(folder / "theirs.safetensors").save(folder / "ours.safetensors")
+print(fingerprint(files.pack / "glintr100.onnx"), cache.stats.misses, cache.stats.disk_hits)
+"""
+
+
+def test_without_xxhash_files_of_identities_are_read_and_cache_folders_are_a_miss(tmp_path):
+    """The keys are another hash, so no result is taken for another, in either direction."""
+    pytest.importorskip("xxhash", reason="the environment of the tests has it")
+    found, cache = miniature.files(), Cache(directory=tmp_path / "cache")
+    expected = FaceAnalyzer.load(found.pack, device="cpu", cache=cache).embed(found.portraits[0])
+    identity = Identity(torch.randn(2, 16, 8), IdentityBank((torch.randn(2, 16, 8),), (torch.randn(2, 16, 8),)))
+    identity.save(tmp_path / "theirs.safetensors")
+    written = set(files(tmp_path / "cache"))
+    for misses, disk_hits in ((2, 0), (0, 2)):
+        told = fresh_python(_WITHOUT_XXHASH, str(tmp_path)).stdout.split()
+        assert told[1:] == [str(misses), str(disk_hits)]
+        assert re.fullmatch(r"[0-9a-f]{32}", told[0])
+        assert told[0] != fingerprint(found.pack / "glintr100.onnx")
+    others = set(files(tmp_path / "cache")) - written
+    assert len(others) == len(written) == 2
+    for path in written:
+        path.unlink()
+    cache = Cache(directory=tmp_path / "cache")
+    again = FaceAnalyzer.load(found.pack, device="cpu", cache=cache).embed(found.portraits[0])
+    assert (cache.stats.misses, cache.stats.disk_hits) == (2, 0)
+    np.testing.assert_array_equal(again, expected)
+    assert torch.equal(Identity.load(tmp_path / "ours.safetensors").tokens, identity.tokens)
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 def test_no_file_is_a_pickle(tmp_path):

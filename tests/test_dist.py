@@ -80,7 +80,8 @@ def test_the_metadata_say_what_pyproject_and_the_package_do(metadata: Message, w
     assert metadata["Version"] == fast_instantid.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert metadata.get_all("Provides-Extra") == ["diffusers", "onnxruntime", "download", "observe", "docs", "dev"]
+    extras = ["diffusers", "onnxruntime", "download", "xxhash", "observe", "docs", "dev"]
+    assert metadata.get_all("Provides-Extra") == extras
     assert metadata["Description-Content-Type"] == "text/markdown"
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert b"fast-instantid = fast_instantid.cli:main" in wheel.read(entry)

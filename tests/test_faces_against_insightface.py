@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ def test_embeddings_of_an_iresnet100(tmp_path, pack, astronaut, group):
     graph = read_graph(file)
     analyzer = FaceAnalyzer.load(pack, cache=Cache())
     crops = [align(image, analyzer.detect(image)[0][0].kps) for image in (astronaut, group)]
-    expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop)) for crop in crops])
+    expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop.numpy())) for crop in crops])
 
     for_torch = Recognizer(load_network(graph, "torch", "cpu"), graph)
     errors = np.linalg.norm(for_torch.embed(crops) - expected, axis=1) / np.linalg.norm(expected, axis=1)
@@ -296,6 +296,34 @@ class ChoosesTheSmallestOfOurs(FaceAnalyzer):
         return sorted(super().get(*args, **kwargs), key=lambda face: face.bbox[2] - face.bbox[0])[:1]
 
 
+def patched(analysis: FaceAnalysis) -> FaceAnalysis:
+    """Its own ``get`` replaced in the object."""
+    analysis.asked, get = 0, analysis.get
+
+    def smallest(img):
+        analysis.asked += 1
+        return tuple(sorted(get(img), key=lambda face: face.bbox[2] - face.bbox[0])[:1]) or None
+
+    analysis.get = smallest
+    return analysis
+
+
+def decorated(analysis: FaceAnalysis) -> FaceAnalysis:
+    """Its class, and the ``get`` of that, look like insightface's."""
+
+    class Decorated(FaceAnalysis):
+        __module__ = FaceAnalysis.__module__
+        asked = 0
+
+        @wraps(FaceAnalysis.get)
+        def get(self, *args, **kwargs):
+            self.asked += 1
+            return sorted(super().get(*args, **kwargs), key=lambda face: face.bbox[2] - face.bbox[0])[:1]
+
+    analysis.__class__ = Decorated
+    return analysis
+
+
 class Proxy:
     """Around an analyzer, without a ``get`` of its own."""
 
@@ -313,11 +341,17 @@ def test_a_proxy_gives_the_faces_of_its_analysis(pack, group):
         )
 
 
-@pytest.mark.parametrize("kind", ["around ours", "around insightface's", "subclass", "subclass of ours"])
+OWN = {"patched": patched, "decorated": decorated}
+
+
+@pytest.mark.parametrize("kind", [*OWN, "around ours", "around insightface's", "subclass", "subclass of ours"])
 def test_a_get_of_its_own_is_asked(kind, pack, group, astronaut):
     ours, theirs = both(pack)
     theirs.prepare(ctx_id=-1, det_size=(640, 640))
-    if kind == "subclass":
+    if kind in OWN:
+        own, (_, theirs) = OWN[kind](theirs), both(pack)
+        theirs.prepare(ctx_id=-1, det_size=(640, 640))
+    elif kind == "subclass":
         own = ChoosesTheSmallestBySubclass(name=str(pack), providers=["CPUExecutionProvider"])
         own.prepare(ctx_id=-1, det_size=(640, 640))
     elif kind == "subclass of ours":
@@ -337,6 +371,25 @@ def test_a_get_of_its_own_is_asked(kind, pack, group, astronaut):
     assert wrapped.detect(astronaut * 0) == [[]]
     with pytest.raises(BackendError, match=r"a face without an embedding: .* recognises faces in its get\(\) only"):
         wrapped.embed(astronaut, Face(face.bbox, face.kps, 0.9))
+
+
+def test_the_networks_of_an_analysis_that_a_pack_has_replaced_are_not_asked_alone(pack, group):
+    """insightface's ``get`` asks the replaced detector, and so must we."""
+    _, theirs = both(pack)
+    theirs.prepare(ctx_id=-1, det_size=(640, 640))
+
+    class FirstOnly:
+        taskname = "detection"
+
+        def __init__(self, model) -> None:
+            self.model = model
+
+        def detect(self, *args, **kwargs):
+            boxes, keypoints = self.model.detect(*args, **kwargs)
+            return boxes[:1], keypoints[:1]
+
+    theirs.models["detection"] = theirs.det_model = FirstOnly(theirs.det_model)
+    assert len(FaceAnalyzer.wrap(theirs, Cache()).detect(group)[0]) == 1
 
 
 def test_a_get_of_its_own_is_asked_at_smaller_sizes_until_it_finds_a_face(pack, astronaut):

@@ -62,7 +62,7 @@ def network(path, *nodes, weights=None, opset=11, change=lambda model: None):
 
 
 def run(path, backend="torch"):
-    load_network(read_graph(path), backend, "cpu").run(np.zeros((1, 16, 16, 3), np.uint8), 0.0, 1.0)
+    load_network(read_graph(path), backend, "cpu").run(torch.zeros(1, 16, 16, 3), 0.0, 1.0)
 
 
 WEIGHTS = {"w": np.ones((4, 3, 3, 3), "f4"), "b": np.ones(4, "f4"), "one": np.ones(1, "f4"), "i": np.int64([5, -1])}

@@ -462,7 +462,7 @@ def test_running_out_of_memory_is_not_a_damaged_picture(error, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1)])
-def test_a_side_too_long_for_opencv_is_refused_before_decoding(size, tmp_path):
+def test_a_side_too_long_for_insightface_is_refused_before_decoding(size, tmp_path):
     said = f"{size[0]} x {size[1]} pixels, but no side may exceed 32766; scale the picture down first"
     Image.new("RGB", size).save(tmp_path / "long.png")
     assert said in refusal(tmp_path / "long.png")
@@ -471,7 +471,7 @@ def test_a_side_too_long_for_opencv_is_refused_before_decoding(size, tmp_path):
     for form in (Image.new("RGB", size), np.zeros((size[1], size[0], 3), np.uint8), torch.zeros(size[1], size[0], 3)):
         assert said in refusal(form)
     longest = np.zeros((min(size[1], MAX_SIDE), min(size[0], MAX_SIDE), 3), np.uint8)
-    align(rgb(longest), TEMPLATE)  # OpenCV refuses one pixel more
+    align(rgb(longest), TEMPLATE)
 
 
 @needs_posix

@@ -195,9 +195,9 @@ from fast_instantid import InstantID
     assert last.endswith("fast_instantid.pipelines needs diffusers: pip install 'fast-instantid[diffusers]'")
 
 
-def test_requirements_cannot_replace_what_comfyui_ships():
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    names = [re.split(r"[<>=!\[ ]", line)[0] for line in lines]
-    assert not {"torch", "torchvision", "torchaudio", "numpy", "onnxruntime", "onnxruntime-gpu"} & set(names)
+def test_nothing_is_installed_into_a_comfyui():
+    """ComfyUI's manager installs what requirements.txt names; the dependencies are what every ComfyUI has."""
+    assert not (ROOT / "requirements.txt").exists()
     project = (ROOT / "pyproject.toml").read_text()
-    assert all(f'"{line}"' in project for line in lines), "requirements.txt must be a part of pyproject's dependencies"
+    needs = project.partition("\ndependencies = [")[2].partition("]")[0]
+    assert re.findall(r'"([\w-]+)>=', needs) == ["torch", "numpy", "pillow", "safetensors"]

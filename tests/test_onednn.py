@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -83,7 +82,7 @@ def test_weights_are_reordered_once_for_a_fixed_size_and_never_by_the_reference_
     }
     for name, path in files.items():
         network = TorchNetwork(read_graph(path), torch.device("cpu"))
-        pictures = np.zeros((1, 112, 112, 3) if name == "recogniser" else (1, 640, 640, 3), np.uint8)
+        pictures = torch.zeros((1, 112, 112, 3) if name == "recogniser" else (1, 640, 640, 3), dtype=torch.uint8)
         network.run(pictures, 127.5, 1 / 127.5)
         capfd.readouterr()
         with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
 
 import onnx
 import pytest
+from insightface.app import FaceAnalysis
 
 from examples.tiny_faces import write_landmark_net, write_mobile_face_net, write_scrfd, write_skin_detector
 from fast_instantid.cache import Cache
 from fast_instantid.errors import ModelFileError
 from fast_instantid.faces import FaceAnalyzer
-from fast_instantid.faces.pack import find_pack
+from fast_instantid.faces.pack import find_pack, other_recognizer
 from tests.adversity import needs_posix, opened_files, unprivileged
 
 ANTELOPE = ("scrfd_10g_bnkps.onnx", "glintr100.onnx")
@@ -174,6 +176,43 @@ def test_a_buffalo_pack_is_warned_about(folder, names, warned, tmp_path, fill, c
     found = find_pack(fill(tmp_path / folder, *names))
     assert ("InstantID was trained on antelopev2" in warnings_of(caplog)) == warned
     assert (str(found.recognizer.path) in warnings_of(caplog)) == warned
+
+
+def test_a_known_recogniser_is_named_by_its_content_under_any_name(
+    tmp_path, fill, recognizer_file, monkeypatch, caplog
+):
+    content = recognizer_file.read_bytes()
+    known = {len(content): (hashlib.sha256(content).hexdigest(), "AuraFace's recogniser")}
+    monkeypatch.setattr("fast_instantid.faces.pack._OTHER_RECOGNIZERS", known)
+    found = find_pack(fill(tmp_path / "antelopev2"))
+    said = f"{found.recognizer.path} is AuraFace's recogniser: another embedding space, another person"
+    assert said in warnings_of(caplog)
+    caplog.clear()
+    analysis = FaceAnalysis(name=str(found.folder), providers=["CPUExecutionProvider"])
+    for _ in range(2):
+        FaceAnalyzer.wrap(analysis)
+    assert warnings_of(caplog).count("is AuraFace's recogniser") == 1, "loaded by another pack, and said once"
+    caplog.clear()
+    changed = tmp_path / "changed" / ANTELOPE[1]
+    fill(changed.parent).joinpath(ANTELOPE[1]).unlink()
+    changed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    find_pack(changed.parent)
+    assert warnings_of(caplog) == "", "the same size is not enough"
+
+
+def test_only_a_file_of_the_size_of_a_known_one_is_hashed(tmp_path, monkeypatch):
+    """Files of their sizes and no content, which takes no room on the disk."""
+    hashed: list[str] = []
+    monkeypatch.setattr("fast_instantid.faces.pack._sha256", lambda path: hashed.append(str(path)) or "")
+    path = tmp_path / ANTELOPE[1]
+    for nbytes, name in ((260_665_334, ""), (260_694_151, "260,694,151 bytes"), (130_000_000, "130,000,000 bytes")):
+        with open(path, "wb") as file:
+            file.truncate(nbytes)
+        assert name in other_recognizer(path)
+        assert bool(other_recognizer(path)) == bool(name)
+        assert bool(hashed) == (nbytes == 260_694_151)
+        hashed.clear()
+    assert other_recognizer(path.rename(tmp_path / "mine.onnx")) == ""
 
 
 def test_the_landmark_and_gender_nets_of_a_usual_pack_are_never_opened(tmp_path, pack, others, astronaut):

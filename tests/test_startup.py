@@ -11,8 +11,8 @@ from fast_instantid import Cache, FaceAnalyzer
 from fast_instantid.recorder import Recorder
 from tests.fresh import fresh_python
 
-NEEDED = {"fast_instantid", "cv2", "PIL", "safetensors", "xxhash"}
-"""Packages that faces and identities need beside torch and numpy; what else is installed stays unimported."""
+NEEDED = {"fast_instantid", "PIL", "safetensors", "xxhash"}
+"""Packages that faces and identities import beside torch and numpy; what else is installed stays unimported."""
 
 IMPORTED = """
 import sys, torch, numpy

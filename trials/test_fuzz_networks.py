@@ -61,7 +61,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def run(path: Path) -> list[np.ndarray]:
     network = TorchNetwork(read_graph(path), torch.device("cpu"))
-    picture = np.random.default_rng(0).integers(0, 255, (1, SIDE, SIDE, 3), np.uint8)
+    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (1, SIDE, SIDE, 3), np.uint8))
     return [*network.run(picture, 127.5, 1 / 128), *network.run(picture, 127.5, 1 / 128)]
 
 

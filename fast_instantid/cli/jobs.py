@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import time
@@ -20,7 +21,6 @@ from PIL.PngImagePlugin import PngInfo
 from ..errors import FastInstantIDError
 from ..files import atomic_write
 from ..recorder import stage
-from ..records import content_key
 from .output import PICTURE_SUFFIXES, progress, say
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Job:
     def file_name(self) -> str:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
-        return f"{stem[:60]}-{self.seed}-{content_key(self.text)[:8]}.png"
+        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}.png"
 
     @property
     def text(self) -> str:

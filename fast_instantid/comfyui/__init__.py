@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from .clashes import warn_of_clashes
+from .clashes import watch_for_clashes
+from .examples import provide_photos
 from .memory import call_on_unload
 from .models import register_folders, release
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from .replacements import register_replacements
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
@@ -22,4 +24,6 @@ def _add_prefix(record: logging.LogRecord) -> bool:
 logging.getLogger("fast_instantid").addFilter(_add_prefix)
 register_folders()
 call_on_unload(release)
-warn_of_clashes()
+watch_for_clashes(NODE_CLASS_MAPPINGS)
+register_replacements()
+provide_photos()

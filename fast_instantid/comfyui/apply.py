@@ -15,8 +15,8 @@ from ..identity import Identity
 from ..identity.layout import LayerFace, Strength, mask_batch
 from ..images import photos
 from .observe.networks import mark_identity_net
-from .patch import AttentionPatch, add_identity
-from .sampling import IS_COND, attention_patches, wrap
+from .patch import AttentionPatch, add_identity, copied
+from .sampling import IS_COND, attention_patches, own_patches, wrap
 
 Conditioning: TypeAlias = "list[list[Any]]"
 """A list with one entry per prompt: its text ``(1, T, W)`` and a dictionary of options."""
@@ -94,6 +94,7 @@ def apply_to_model(
     clone = model.clone()
     if weight == 0:
         return clone
+    own_patches(model, clone)
     sampling = model.get_model_object("model_sampling")
     strength = Strength(weight, mask, identity.tokens.device)
     start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_at, end_at))
@@ -102,7 +103,7 @@ def apply_to_model(
     for layer, key, value in zip(names, bank.keys[: len(names)], bank.values[: len(names)], strict=True):
         # The host prefers our patch to one of the whole block, which has a shorter name.
         existing = present.get(layer, present.get(layer[:2]))
-        patch = existing.copy() if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
+        patch = copied(existing) if isinstance(existing, AttentionPatch) else AttentionPatch(existing)
         patch.add(add_identity, face=LayerFace(key, value, strength), sigma_start=start, sigma_end=end)
         clone.set_model_attn2_replace(patch, *layer)
     wrap(clone)

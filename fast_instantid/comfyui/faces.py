@@ -18,6 +18,7 @@ from ..faces import Face, FaceAnalyzer, draw_keypoints, largest
 from ..faces.face import keypoints_of
 from ..faces.keypoints import COLORS, drawn_region
 from ..images import Photo, photos
+from .settings import follow_settings
 
 logger = logging.getLogger("fast_instantid")
 
@@ -41,6 +42,7 @@ def find_faces(insightface: Any, image: Tensor) -> list[Found]:
         ImageError: a picture is unusable.
         BackendError: ``insightface`` is not a face analysis.
     """
+    follow_settings()
     networks, found = FaceAnalyzer.wrap(insightface).networks, list[Found]()
     for batch in _batches(photos(image)):
         pairs = zip(batch, networks.find(batch), strict=True)

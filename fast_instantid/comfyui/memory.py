@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import comfy.model_management as host
 import comfy.model_patcher
@@ -34,8 +35,8 @@ class ManagedNetwork(TorchNetwork):
         self._patcher = patcher(module, load_device=self.device, offload_device=torch.device("cpu"))
         return module
 
-    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
-        room = images.size * _ACTIVATIONS_PER_PIXEL
+    def run(self, images: Tensor, mean: float, scale: float) -> list[np.ndarray]:
+        room = images.numel() * _ACTIVATIONS_PER_PIXEL
         _ = self.module  # calls ``place`` at the first use
         # The host can load a network in part only if it is made of the host's own layers.
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)
@@ -45,12 +46,35 @@ class ManagedNetwork(TorchNetwork):
 class ManagedAdapter(Adapter):
     """An adapter that asks ComfyUI for memory while its weights are streamed through the GPU."""
 
-    def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the resampler, ``(M, 1, 512) -> (M, 16, W)`` for each argument. Other packs call the reference's name."""
+    # Under the reference's names, for other packs.
+
+    @property
+    def image_proj_model(self) -> Resampler:
+        """The resampler, ``(M, 1, 512) -> (M, 16, W)``; it computes where its input is."""
         self.weights.version.check_mapping()
-        resampler = Resampler.from_state_dict(self.weights.image_proj)
-        cond, uncond = resampler(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
+        return Resampler.from_state_dict(self.weights.image_proj)
+
+    def get_image_embeds(self, clip_embed: Tensor, clip_embed_zeroed: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the resampler on each argument."""
+        cond, uncond = self.image_proj_model(torch.cat([clip_embed, clip_embed_zeroed])).chunk(2)
         return cond, uncond
+
+    @functools.cached_property
+    def ip_layers(self) -> SimpleNamespace:
+        """``ip_layers.to_kvs``: the projections of all layers by name, from ``1_to_k_ip`` on, streamed at each use."""
+
+        def projection(name: str) -> Callable[[Tensor], Tensor]:
+            def project(tokens: Tensor) -> Tensor:
+                self.weights.version.check_mapping()
+                return torch.nn.functional.linear(tokens, tensors[name].to(tokens))
+
+            return project
+
+        tensors = self.weights.named_tensors()
+        names = {name: name.split(".") for name in tensors if name.startswith("ip_adapter.")}
+        return SimpleNamespace(
+            to_kvs={f"{number}_{part}": projection(name) for name, (_, number, part, _) in names.items()}
+        )
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype

@@ -29,6 +29,7 @@ class InstantIDMiniature:
     RETURN_NAMES = (*RETURN_TYPES[:-1], "portrait")
     FUNCTION = "load"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id demo", "try instantid")
 
     @classmethod
     def INPUT_TYPES(cls) -> sockets.Inputs:

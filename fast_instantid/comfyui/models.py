@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import comfy.model_management
 import folder_paths
@@ -18,6 +18,7 @@ from ..faces.detector import Detector
 from ..faces.onnx.network import TorchNetwork
 from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
+from ..identity.checkpoint import ADAPTER_NAMES
 from ..locks import fork_safe_lock
 from ..weights import FileVersion, file_version
 from .memory import ManagedNetwork
@@ -47,19 +48,25 @@ def register_folders() -> None:
 
 
 def adapter_path(name: str) -> Path:
-    """Return the adapter file with a workflow's ``name``, or the only one with that file name in another folder.
+    """Return the adapter file with a workflow's ``name``.
+
+    Without such a file, it is the only one of that file name in another folder, else the only file that has one of the
+    adapter's usual names, else the only file.
 
     Raises:
-        ModelFileError: none, or several; the message names the searched folders.
+        ModelFileError: none, or several; the message lists them and the searched folders.
     """
     name = str(PurePosixPath(name.replace("\\", "/")))  # workflows made on Windows
     present = folder_paths.get_filename_list("instantid")
-    same_name = [file for file in present if PurePosixPath(file.replace("\\", "/")).name == PurePosixPath(name).name]
     path = folder_paths.get_full_path("instantid", name)
-    if path is None and len(same_name) == 1:
-        path = folder_paths.get_full_path("instantid", same_name[0])
-    if path is not None:
-        return Path(path)
+    for wanted in ([PureWindowsPath(name).name], ADAPTER_NAMES, [PureWindowsPath(file).name for file in present]):
+        fitting = [file for file in present if PureWindowsPath(file).name in wanted]
+        if path is None and len(fitting) == 1:
+            path = folder_paths.get_full_path("instantid", fitting[0])
+        if path is not None:
+            return Path(path)
+        if fitting:  # which one, is for the user to say
+            break
     looked = ", ".join(folder_paths.get_folder_paths("instantid"))
     found = f"there are {', '.join(present)}" if present else "no model file there"
     raise ModelFileError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import PureWindowsPath
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from .apply import (
     compute_dtype,
 )
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
+from .foreign import adapter_of
 from .memory import ManagedAdapter
 from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
@@ -51,11 +53,13 @@ class InstantIDModelLoader:
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
     INPUT_TYPES = staticmethod(sockets.model_loader)
 
     @classmethod
-    def VALIDATE_INPUTS(cls, instantid_file: str | None) -> bool | str:
-        if instantid_file is None:  # a link, whose value is not known yet
+    def VALIDATE_INPUTS(cls, instantid_file: str | None = None) -> bool | str:
+        # None is a link, whose value is not known yet. A node of another pack may look for its files elsewhere.
+        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
             return True
         try:
             adapter_path(instantid_file)
@@ -64,15 +68,18 @@ class InstantIDModelLoader:
         return True
 
     @classmethod
-    def IS_CHANGED(cls, instantid_file: str | None) -> str:
+    def IS_CHANGED(cls, instantid_file: str | None = None, **_: Any) -> str:
         """Return the file's size and time, so that the node runs again for a new file."""
-        if instantid_file is None:
+        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
             return ""
         stat = adapter_path(instantid_file).stat()
         return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
 
     def load_model(self, instantid_file: str) -> tuple[Adapter]:
-        return (ManagedAdapter.load(adapter_path(instantid_file), device="cpu"),)
+        path = adapter_path(instantid_file)
+        if path.name != PureWindowsPath(instantid_file).name:
+            logger.info("no adapter is called %s: %s is used, as it is the only one", instantid_file, path)
+        return (ManagedAdapter.load(path, device="cpu"),)
 
 
 class InstantIDFaceAnalysis:
@@ -84,10 +91,13 @@ class InstantIDFaceAnalysis:
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
     INPUT_TYPES = staticmethod(sockets.face_analysis)
 
     @classmethod
-    def VALIDATE_INPUTS(cls, provider: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, provider: str | None = None) -> bool | str:
+        if cls.load_insight_face is not InstantIDFaceAnalysis.load_insight_face:
+            return True
         if provider is not None and provider not in PROVIDERS:
             return f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
         try:
@@ -107,6 +117,7 @@ class FaceKeypointsPreprocessor:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "face landmarks", "kps")
     INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
@@ -125,11 +136,22 @@ class ApplyInstantID:
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
-    INPUT_TYPES = staticmethod(sockets.apply)
+    SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.taken(sockets.apply(), cls)
+
+    def __init_subclass__(cls) -> None:
+        """Leave out ``layers`` in nodes that other packs derive, however they make their inputs."""
+        super().__init_subclass__()
+        if own := vars(cls).get("INPUT_TYPES"):
+            taken = classmethod(lambda cls: sockets.taken(own.__get__(None, cls)(), cls))
+            cls.INPUT_TYPES = taken  # pyright: ignore[reportAttributeAccessIssue]
 
     def apply_instantid(
         self,
-        instantid: Adapter,
+        instantid: Any,
         insightface: Any,
         control_net: Any,
         image: Tensor,
@@ -171,7 +193,10 @@ class ApplyInstantIDAdvanced(ApplyInstantID):
     """Applies InstantID with separate strengths, noise, and a choice of how to combine several pictures."""
 
     DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
-    INPUT_TYPES = staticmethod(sockets.apply_advanced)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.apply_advanced()
 
 
 class InstantIDAttentionPatch:
@@ -181,11 +206,12 @@ class InstantIDAttentionPatch:
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face id", "same person", "likeness")
     INPUT_TYPES = staticmethod(sockets.attention_patch)
 
     def patch_attention(
         self,
-        instantid: Adapter,
+        instantid: Any,
         insightface: Any,
         image: Tensor,
         model: ModelPatcher,
@@ -211,6 +237,7 @@ class ApplyInstantIDControlNet:
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("face pose", "identitynet")
     INPUT_TYPES = staticmethod(sockets.apply_control_net)
 
     def apply_controlnet(
@@ -235,12 +262,13 @@ class ApplyInstantIDControlNet:
 
 
 def _identity(
-    adapter: Adapter, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
+    instantid: Any, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> tuple[Identity, Tensor | list[Found]]:
     """Return the identity, and the detected faces as input of the next ``extractFeatures``.
 
     A pack that replaced ``extractFeatures`` gets the pictures instead of the faces.
     """
+    adapter = adapter_of(instantid)
     check_family(model, adapter.token_width)
     start = time.perf_counter()
     found = find_faces(insightface, image) if extractFeatures is extract_features else image

@@ -7,9 +7,11 @@ patch that is in a model, and copies patches shallowly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
@@ -44,12 +46,6 @@ class AttentionPatch:
         self.callback.append(callback)
         self.kwargs.append(kwargs)
 
-    def copy(self) -> AttentionPatch:
-        """Return a copy that shares all tensors and has its own lists."""
-        copied = AttentionPatch(self.base)
-        copied.callback, copied.kwargs = list(self.callback), list(self.kwargs)
-        return copied
-
     def at(self, sigma: float, one_graph: bool) -> AttentionPatch | None:
         """Return a patch with the callbacks that are active at this noise level, without ranges; None for none.
 
@@ -64,9 +60,35 @@ class AttentionPatch:
                 active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].at_zero()})
         return active if active.base or active.callback else None
 
+    def to(self, target: torch.device | torch.dtype) -> AttentionPatch:
+        """Return a patch with everything of other packs on a device. Faces follow their queries by themselves.
+
+        ComfyUI calls this when it loads a model, and for each GPU that it splits one over.
+        """
+        moved = copied(self)
+        if move := getattr(self.base, "to", None):
+            moved.base = move(target)
+        if not isinstance(target, torch.device) or target.type == "cpu":  # what other packs have on a GPU stays there
+            return moved
+        for callback, kwargs in zip(moved.callback, moved.kwargs, strict=True):
+            tensors = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+            if callback is add_identity or any(tensor.device == target for tensor in tensors.values()):
+                continue
+            kwargs.update((name, tensor.to(target)) for name, tensor in tensors.items())
+            for value in kwargs.values():
+                if hasattr(value, "create_multigpu_clone"):  # IPAdapter_plus looks it up by the query's device
+                    value.create_multigpu_clone(target)
+        return moved
+
+    def __getattr__(self, name: str) -> Any:
+        # The host asks patches for these, and must reach the one below.
+        if name in ("models", "cleanup"):
+            return getattr(self.base, name)
+        raise AttributeError(f"an attention patch has no {name}")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPatch:
-        # ComfyUI up to 0.8 deep-copies the options of a model with every clone().
-        return self.copy()
+        # ComfyUI before 0.14 deep-copies the options of a model with every clone().
+        return copied(self)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: ExtraOptions) -> Tensor:
         """``(B, N, C), (B, T, C), (B, T, C) -> (B, N, C)``"""
@@ -103,6 +125,26 @@ class AttentionPatch:
             else:
                 out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out if out.dtype == q.dtype else out.to(q.dtype)
+
+
+def copied(patch: Any) -> Any:
+    """Return a copy of any pack's patch that shares all tensors and has its own lists and dictionaries.
+
+    A patch without the lists that packs add to is returned as it is: a function, or an object that is its own state.
+    """
+    if not all(isinstance(getattr(patch, name, None), list) for name in ("callback", "kwargs")):
+        return patch
+    try:
+        new = copy.copy(patch)
+        if new is patch:
+            return patch
+        for name in {*getattr(new, "__dict__", ()), "callback", "kwargs"}:
+            if isinstance(value := getattr(new, name), (list, dict)):
+                setattr(new, name, copy.copy(value))
+        new.kwargs[:] = map(dict, new.kwargs)
+    except Exception:  # the patch forbids copies
+        return patch
+    return new
 
 
 def always_acts(kwargs: Mapping[str, Any]) -> bool:

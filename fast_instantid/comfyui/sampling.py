@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..cache import content_key
 from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .observe.networks import control_net_stages, networks_of
-from .patch import AttentionPatch, add_identity, always_acts
+from .patch import AttentionPatch, add_identity, always_acts, copied
 from .reuse import HintCache, is_enabled
 from .rows import ROLES, chunks_of, frames_of
 
@@ -47,7 +47,7 @@ def wrap(model: ModelPatcher) -> None:
         model.remove_wrappers_with_key(kind, _KEY)
         model.add_wrapper_with_key(kind, _KEY, wrapper)
     model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, _KEY)
-    model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _copy_patches)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, own_patches)
 
 
 def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
@@ -193,12 +193,12 @@ def _structure(transformer_options: Mapping[str, Any]) -> str:
             faces: list[LayerFace] = [kwargs["face"] for kwargs in patch.kwargs]
             masks = [None if face.strength.mask is None else face.strength.mask.shape for face in faces]
             baked += [layer, masks, [(face.key.shape, face.key.dtype, face.key.device) for face in faces]]
-    return xxhash.xxh3_64_hexdigest(repr(baked).encode())
+    return content_key(repr(baked))
 
 
-def _copy_patches(model: ModelPatcher, clone: ModelPatcher) -> None:
-    """Give a clone its own patches, which other packs may add to. ComfyUI after 0.8 clones only dicts and lists."""
-    patches = attention_patches(clone.model_options["transformer_options"])
-    for layer, patch in patches.items():
-        if isinstance(patch, AttentionPatch):
-            patches[layer] = patch.copy()
+def own_patches(model: ModelPatcher, clone: ModelPatcher) -> None:
+    """Give a clone its own copies of all patches that packs add to. Since ComfyUI 0.14, clones share them."""
+    copies: dict[int, tuple[Any, Any]] = {}  # with the originals, which keep their addresses by that
+    for patches in clone.model_options["transformer_options"].get("patches_replace", {}).values():
+        for layer, patch in patches.items():
+            patches[layer] = copies.setdefault(id(patch), (patch, copied(patch)))[1]

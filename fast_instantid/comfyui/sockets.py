@@ -6,6 +6,7 @@ derive nodes from ours change them.
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import Any
 
@@ -21,8 +22,10 @@ def _input(kind: Any, tooltip: str, **options: Any) -> tuple[Any, dict[str, Any]
     return kind, {**options, "tooltip": tooltip}
 
 
-def _number(default: float, low: float, high: float, tooltip: str, step: float = 0.01) -> tuple[Any, dict[str, Any]]:
-    return _input("FLOAT", tooltip, default=default, min=low, max=high, step=step)
+def _number(
+    default: float, low: float, high: float, tooltip: str, step: float = 0.01, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    return _input("FLOAT", tooltip, default=default, min=low, max=high, step=step, **options)
 
 
 _INSTANTID = _input("INSTANTID", "The adapter, from Load InstantID Model.")
@@ -41,13 +44,19 @@ _KEYPOINTS = _input("IMAGE", "A picture whose face sets place and pose. Without 
 _START = _number(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001)
 _END = _number(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001)
 _NOISE = _number(
-    0.0, 0.0, 1.0, "Noise in the unconditional embedding. A little (0.3) can increase the likeness.", step=0.1
+    0.0,
+    0.0,
+    1.0,
+    "Noise in the unconditional embedding. A little (0.3) can increase the likeness.",
+    step=0.1,
+    advanced=True,
 )
 _LAYERS = _input(
     list(LAYERS),
     "The layers that see the face. reference: 60 of 70, the same picture as ComfyUI_InstantID. paper: all 70, as "
     "InstantID was trained.",
     default="reference",
+    advanced=True,
 )
 
 
@@ -99,6 +108,17 @@ def apply_advanced() -> Inputs:
     )
     required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
     return deepcopy({"required": required, "optional": _OPTIONAL})
+
+
+def taken(inputs: Inputs, node: Any) -> Inputs:
+    """Drop ``layers``, which the reference lacks, if a method of a derived node takes no such argument."""
+    for method in (node.apply_instantid, getattr(node, node.FUNCTION)):
+        parameters = inspect.signature(method).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not takes_any and "layers" not in parameters:
+            for section in inputs.values():
+                section.pop("layers", None)
+    return inputs
 
 
 def attention_patch() -> Inputs:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+import torch
 
 from ..images import RGBImage
+from .pixels import CPU, warp
 
 CROP_SIZE = 112
 
@@ -15,14 +16,14 @@ TEMPLATE = np.array(
 """``(5, 2)`` pixels: keypoints in the crops that ArcFace is trained on (insightface, utils/face_align.py)."""
 
 
-def align(image: RGBImage, keypoints: np.ndarray) -> RGBImage:
-    """The ``(112, 112, 3)`` uint8 crop of a face, black where it leaves the picture.
+def align(image: RGBImage, keypoints: np.ndarray, device: torch.device = CPU) -> torch.Tensor:
+    """The ``(112, 112, 3)`` uint8 crop of a face on the device, black where it leaves the picture.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         keypoints: ``(5, 2)`` float32 pixels.
     """
-    return cv2.warpAffine(image, similarity(keypoints, TEMPLATE), (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # pyright: ignore
+    return warp(image, similarity(keypoints, TEMPLATE), CROP_SIZE, device)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from ..cache import Cache, shared_cache
-from ..errors import NoFaceError
-from ..images import ImageInput, photos
+from ..errors import ModelFileError, NoFaceError
+from ..images import ImageInput, Photo, photos
 from ..placement import Placement
 from ..sources import local_path
+from .attributes import attribute_networks, say_missing
 from .cached import CachedNetworks
 from .detector import Detector
 from .face import Face, faces_of, is_face, largest, listed
@@ -41,14 +43,12 @@ class FaceAnalyzer:
     networks: CachedNetworks | AnalysisByGet
     """Detection and recognition below this interface; both take Photos."""
     det_model: Any
-    models: dict[str, Any]
-    """``detection`` and ``recognition``, as in insightface."""
 
     def __init__(self, detector: Detector, recognizer: Recognizer, cache: Cache | None = None) -> None:
         networks = CachedNetworks(detector, recognizer, shared_cache() if cache is None else cache)
         self.networks = networks
         self.det_model = DetectorView(networks)
-        self.models = {"detection": self.det_model, "recognition": RecognizerView(networks)}
+        self._folder = recognizer.graph.path.parent
 
     @classmethod
     def load(
@@ -100,6 +100,12 @@ class FaceAnalyzer:
             return analysis
         networks = InsightFaceDetector(analysis), InsightFaceRecognizer(analysis)
         return _WrappedAnalyzer(analysis, CachedNetworks(*networks, shared_cache() if cache is None else cache))
+
+    @cached_property
+    def models(self) -> dict[str, Any]:
+        """insightface's ``models`` by task: ``detection``, ``recognition``, and what else the pack's folder has."""
+        recognition = RecognizerView(self.networks)  # pyright: ignore[reportArgumentType]
+        return {"detection": self.det_model, "recognition": recognition, **attribute_networks(self._folder)}
 
     @property
     def backend(self) -> str:
@@ -196,7 +202,9 @@ class FaceAnalyzer:
             det_metric: keep the large and central ones ("default") or the largest ("max").
 
         Returns:
-            faces with insightface's items, which are attributes too; the embedding is computed on first use.
+            faces with insightface's items, which are attributes too. ``embedding`` is computed on first use, and so
+            are ``gender``, ``age``, ``landmark_2d_106`` and ``landmark_3d_68``, if the pack's folder has networks for
+            them; else they are None, as ``pose`` is.
 
         Raises:
             ImageError: the array is no such picture.
@@ -205,10 +213,21 @@ class FaceAnalyzer:
         return [
             AnalyzedFace(
                 {"bbox": face.bbox.copy(), "kps": face.kps.copy(), "det_score": face.det_score},
-                lambda face=face: self.networks.embed([photo], [face])[0],
+                lambda task, face=face: self._items(task, photo, face),
             )
             for face in faces_of(self.det_model.detections(photo, None, max_num, det_metric))
         ]
+
+    def _items(self, task: str, photo: Photo, face: Face) -> Mapping[str, Any]:
+        """insightface's items of one task for one face; none where no network can compute them."""
+        if task == "recognition":
+            return {"embedding": self.networks.embed([photo], [face])[0]}
+        items = {"bbox": face.bbox}
+        try:
+            self.models[task].get(np.ascontiguousarray(photo.rgb[..., ::-1]), items)
+        except (KeyError, ModelFileError) as error:
+            say_missing(task, self._folder, str(error))
+        return items
 
 
 class _WrappedAnalyzer(FaceAnalyzer):

@@ -14,10 +14,13 @@ from ..cache import Cache, Record, content_key
 from ..images import Photo
 from ..placement import is_out_of_memory, numeric_settings
 from ..recorder import stage
+from ..weights import file_version
 from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
 from .foreign import InsightFaceDetector, InsightFaceRecognizer
+from .pixels import CPU
+from .pack import checksum
 from .recognizer import Recognizer
 
 logger = logging.getLogger("fast_instantid")
@@ -44,8 +47,8 @@ class CachedNetworks:
 
     @property
     def recognizer_fingerprint(self) -> str:
-        """Hash of the recogniser's file; "" without a file."""
-        return (self.recognizer.result_id or "").partition("/")[0]
+        """SHA-256 of the recogniser's file, the same in every installation; "" without a file."""
+        return "" if self.recognizer.file is None else checksum(file_version(self.recognizer.file))
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""
@@ -80,7 +83,9 @@ class CachedNetworks:
         def compute(recognizer: Any, missing: list[int]) -> list[Record]:
             images = [pictures[i].rgb for i in missing]
             with stage("align"):
-                crops = [align(image, keypoints[i]) for image, i in zip(images, missing, strict=True)]
+                network = getattr(recognizer, "network", None)
+                device = CPU if network is None else network.pixel_device
+                crops = [align(image, keypoints[i], device) for image, i in zip(images, missing, strict=True)]
             return [{"embedding": torch.from_numpy(row)} for row in recognizer.embed(crops)]
 
         with stage("recognise", faces=len(pictures)):

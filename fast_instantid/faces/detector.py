@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 
-import cv2
 import numpy as np
+import torch
 
 from ..errors import BackendError, ModelFileError
 from ..images import RGBImage
@@ -19,6 +19,7 @@ from ..placement import in_batches
 from ..recorder import stage
 from .onnx.graph import Graph
 from .onnx.network import Network
+from .pixels import resize
 
 _MEAN, _SCALE = 127.5, 1 / 128
 _LARGEST = 4096  # side in pixels
@@ -112,8 +113,8 @@ class Detector:
 
         def detect(part: slice) -> list[Detections]:
             with stage("resize"):
-                batch = [_fit(image, size) for image in images[part]]
-            outputs = self.network.run(np.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
+                batch = [_fit(image, size, self.network.pixel_device) for image in images[part]]
+            outputs = self.network.run(torch.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
             outputs = [self._by_image(output, len(batch)) for output in outputs]
             return [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]
 
@@ -156,16 +157,16 @@ class Detector:
         return Detections(all_boxes[order], all_keypoints[order], all_scores[order])
 
 
-def _fit(image: RGBImage, size: tuple[int, int]) -> tuple[RGBImage, float]:
+def _fit(image: RGBImage, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, float]:
     """Scale a picture into the upper left of a black canvas; return the canvas and the factor."""
     (height, width), (canvas_width, canvas_height) = image.shape[:2], size
     if height / width > canvas_height / canvas_width:
         new_height, new_width = canvas_height, int(canvas_height / (height / width))
     else:
         new_width, new_height = canvas_width, int(canvas_width * (height / width))
-    canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
+    canvas = torch.zeros((canvas_height, canvas_width, 3), dtype=torch.uint8, device=device)
     if new_width and new_height:  # else the picture is too thin to hold a face
-        canvas[:new_height, :new_width] = cv2.resize(image, (new_width, new_height))
+        canvas[:new_height, :new_width] = resize(image, (new_width, new_height), device)
     return canvas, max(new_height, 1) / height
 
 

@@ -14,7 +14,7 @@ from ..errors import NoFaceError
 from .detector import Detections
 
 AnyFace = TypeVar("AnyFace")
-_FARTHEST = 1_000_000  # pixels of a keypoint from the picture; OpenCV draws what is farther slowly, or not at all
+_FARTHEST = 1_000_000  # pixels of a keypoint from the picture; farther out, the numbers of OpenCV overflow
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,28 +5,39 @@ Nothing here imports insightface; its objects are recognised by their attributes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
 from ..images import Photo, RGBImage
 from ..weights import fingerprint
 from .detector import DETECTION_SIZES, Detections
-from .face import Face, field
+from .face import Face, field, listed
+from .pack import warn_of_recognizer
 from .recognizer import checked_embeddings
 
 
 def has_own_get(analysis: Any) -> bool:
-    """Whether an analysis has a ``get`` other than insightface's and ours.
+    """Whether an analysis has to be asked through its ``get``: all but insightface's own, and ours, unmodified.
 
-    Packs override it to choose the face, so its answer counts, not that of the networks inside.
+    Packs wrap, derive and patch analyses to choose the face, so their answer counts, not that of the networks inside.
     """
-    get = getattr(analysis, "get", None)
-    home = str(getattr(get, "__module__", ""))
-    return callable(get) and not isinstance(analysis, dict) and not home.startswith(("insightface.", f"{__package__}."))
+    if isinstance(analysis, Mapping) or not callable(getattr(analysis, "get", None)):
+        return False
+    if "get" in getattr(analysis, "__dict__", {}):
+        return True
+    # ``functools.wraps`` copies __module__, so the globals of the function tell where it was written.
+    home = getattr(getattr(type(analysis), "get", None), "__globals__", {}).get("__name__", "")
+    models = getattr(analysis, "models", None)
+    parts = [*models.values()] if isinstance(models, Mapping) else []
+    homes = [home, *(type(part).__module__ for part in (analysis, *parts))]
+    return not home.startswith(f"{__package__}.") and not all(name.startswith("insightface.") for name in homes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,8 @@ class AnalysisByGet:
             for size in self.sizes or (None,):
                 if size is not None:
                     model.input_size = size  # pyright: ignore[reportOptionalMemberAccess]
-                if found := self._analysis.get(bgr):
+                given = self._analysis.get(bgr)
+                if found := [] if given is None else listed(given):
                     break
         finally:
             if self.sizes:
@@ -113,11 +125,18 @@ class InsightFaceRecognizer:
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "recognition")
         self.result_id = _content(self._model)
+        path = getattr(self._model, "model_file", None)
+        self.file = path and Path(path)
+        if self.file:
+            _warn_once(self.file)
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""
-        rows = [self._model.get_feat(np.ascontiguousarray(crop[..., ::-1])) for crop in crops]
+        rows = [self._model.get_feat(crop.flip(2).numpy()) for crop in crops]
         return checked_embeddings(rows, len(crops), "insightface")
+
+
+_warn_once = functools.cache(warn_of_recognizer)
 
 
 def _model(analysis: Any, task: str) -> Any:
@@ -125,7 +144,8 @@ def _model(analysis: Any, task: str) -> Any:
     if not isinstance(models, dict) or task not in models:
         raise BackendError(
             f"expected a FaceAnalyzer or an insightface FaceAnalysis with a {task} model, "
-            f"got {type(analysis).__name__} with {sorted(models) if isinstance(models, dict) else 'no models'}"
+            f"got {type(analysis).__name__} of {type(analysis).__module__} with "
+            f"{sorted(models) if isinstance(models, dict) else 'no models'}"
         )
     return models[task]
 

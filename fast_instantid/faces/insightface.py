@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..images import Photo, photos
 from .align import CROP_SIZE
+from .attributes import TASKS
 from .cached import CachedNetworks
 from .detector import DETECTION_SIZES, Detections
 
@@ -20,19 +22,26 @@ _PENDING = object()
 class AnalyzedFace(UserDict[str, Any]):
     """A face as ``FaceAnalysis.get`` returns it.
 
-    Items are attributes too, and an attribute that is not there is None. ``embed`` computes the item ``embedding``,
-    ``(512,)``, on first use.
+    Items are attributes too, and an attribute that is not there is None. ``compute(task)`` returns items of
+    :data:`TASKS` on first use; only ``embedding``, ``(512,)``, is among the keys before.
     """
 
-    _embed: Callable[[], np.ndarray]
+    _compute: Callable[[str], Mapping[str, Any]]
 
-    def __init__(self, items: Mapping[str, Any], embed: Callable[[], np.ndarray]) -> None:
-        vars(self).update(data={**items, "embedding": _PENDING}, _embed=embed)
+    def __init__(self, items: Mapping[str, Any], compute: Callable[[str], Mapping[str, Any]]) -> None:
+        vars(self).update(data={**items, "embedding": _PENDING}, _compute=compute)
 
     def __getitem__(self, name: str) -> Any:
-        if self.data[name] is _PENDING:
-            self.data[name] = self._embed()
+        if name in TASKS and self.data.get(name, _PENDING) is _PENDING:
+            computed = self._compute(TASKS[name])
+            self.data.update({item: computed[item] for item in computed if self.data.get(item, _PENDING) is _PENDING})
         return self.data[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -55,7 +64,7 @@ class AnalyzedFace(UserDict[str, Any]):
 
     @property
     def sex(self) -> str | None:
-        """``"M"`` or ``"F"`` once something has set ``gender``, which our networks don't."""
+        """``"M"`` or ``"F"``; None without ``gender``."""
         return None if self.gender is None else "M" if self.gender == 1 else "F"
 
 
@@ -131,7 +140,7 @@ class RecognizerView:
     def get_feat(self, imgs: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """``(N, 512)`` embeddings of aligned BGR crops ``(112, 112, 3)``, or of a single one."""
         crops = [imgs] if isinstance(imgs, np.ndarray) else imgs
-        return self._networks.recognizer.embed([np.ascontiguousarray(crop[..., ::-1]) for crop in crops])
+        return self._networks.recognizer.embed([torch.from_numpy(crop[..., ::-1].copy()) for crop in crops])
 
 
 def photo_of_bgr(image: np.ndarray) -> Photo:

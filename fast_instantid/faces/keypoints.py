@@ -11,7 +11,6 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ from ..errors import NoFaceError
 from ..images import MAX_SIDE, Photo, RGBImage, photos, upright
 from ..recorder import stage
 from .face import keypoints_of, listed
+from .pixels import circle, ellipse
 
 Size: TypeAlias = tuple[int, int] | Sequence[int] | Image.Image | Photo | np.ndarray | torch.Tensor
 
@@ -58,11 +58,12 @@ def draw_keypoints(size: Size, *faces: Any, colors: Sequence[tuple[int, int, int
                 length = ((x0 - x1) ** 2 + (y0 - y1) ** 2) ** 0.5
                 angle = math.degrees(math.atan2(y0 - y1, x0 - x1))
                 center = (int(np.mean(points[:, 0])), int(np.mean(points[:, 1])))
-                polygon = cv2.ellipse2Poly(center, (int(length / 2), _LIMB_HALF_WIDTH), int(angle), 0, 360, 1)
-                cv2.fillConvexPoly(canvas, np.array(polygon), [int(value * 0.6) for value in colors[start]])
+                half_axes = int(length / 2), _LIMB_HALF_WIDTH
+                limb = ellipse((height, width), center, half_axes, int(angle))
+                canvas[limb] = [int(value * 0.6) for value in colors[start]]
         for keypoints in all_keypoints:
             for (x, y), color in zip(keypoints, colors, strict=True):
-                cv2.circle(canvas, (int(x), int(y)), _DOT_RADIUS, color, -1)
+                canvas[circle((height, width), (int(x), int(y)), _DOT_RADIUS)] = color
         return canvas
 
 

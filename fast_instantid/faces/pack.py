@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelFileError
+from ..files import sha256
 from ..recorder import stage
 from .onnx.graph import Graph, read_graph
 from .recognizer import EMBEDDING_DIM
 
 logger = logging.getLogger("fast_instantid")
 
+_GLINTR100 = "glintr100.onnx"
 # Opened first, in this order, so that the landmark and gender networks of a usual pack never are. The content decides
 # the kind of a network, not the name.
 _USUAL_NAMES = (
     "scrfd_10g_bnkps.onnx",
-    "glintr100.onnx",
+    _GLINTR100,
     "det_10g.onnx",
     "w600k_r50.onnx",
     "det_500m.onnx",
     "w600k_mbf.onnx",
 )
+_ANTELOPEV2_BYTES = 260_665_334  # of its glintr100.onnx
+_OTHER_RECOGNIZERS = {
+    260_694_151: ("a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60", "AuraFace's recogniser"),
+    174_383_860: ("4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43", "buffalo_l's recogniser"),
+    13_616_099: ("9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f", "buffalo_s's recogniser"),
+}
+"""Published recognisers of other embedding spaces, by their size in bytes: SHA-256 and name."""
+_sha256 = functools.lru_cache(sha256)
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
 _MAX_FOLDERS = 1000  # at one depth: somebody may name the whole disk
@@ -42,12 +53,7 @@ class Pack:
 
     def warn(self) -> None:
         """Log a warning of damaged files, and of a recogniser that InstantID was not trained on."""
-        if is_of_buffalo(self.recognizer):
-            logger.warning(
-                "%s is a recogniser of the buffalo packs. InstantID was trained on antelopev2's glintr100: pictures "
-                "made from this one will not look like the person",
-                self.recognizer.path,
-            )
+        warn_of_recognizer(self.recognizer.path)
         if self.damaged:
             logger.warning("face model pack %s is used, in spite of %s", self.folder, "; ".join(self.damaged))
 
@@ -156,7 +162,24 @@ def _is_recognizer(graph: Graph) -> bool:
     return width is None or width >= 128
 
 
-def is_of_buffalo(recognizer: Graph) -> bool:
-    """Whether a recogniser has the name of a buffalo pack's, whose embeddings InstantID cannot use."""
-    name, folder = recognizer.path.name, recognizer.path.parent.name
-    return name.startswith("w600k_") or ("buffalo" in folder.lower() and name != "glintr100.onnx")
+def other_recognizer(path: Path) -> str:
+    """Name a recogniser that is not antelopev2's; "" for antelopev2's, and for an unknown one of another name.
+
+    Published files are told by their content. Only a file of the size of one is hashed.
+    """
+    nbytes = path.stat().st_size
+    checksum, name = _OTHER_RECOGNIZERS.get(nbytes, ("", ""))
+    if name and _sha256(path) == checksum:
+        return name
+    if path.name.startswith("w600k_") or ("buffalo" in path.parent.name.lower() and path.name != _GLINTR100):
+        return "the recogniser of a buffalo pack"
+    if path.name == _GLINTR100 and nbytes != _ANTELOPEV2_BYTES and nbytes > _ANTELOPEV2_BYTES // 3:
+        return f"a recogniser of {nbytes:,} bytes, where the published one has {_ANTELOPEV2_BYTES:,}"
+    return ""
+
+
+def warn_of_recognizer(path: Path) -> None:
+    """Log a warning of a recogniser that InstantID was not trained on."""
+    if name := other_recognizer(path):
+        told = "%s is %s: another embedding space, another person. InstantID was trained on antelopev2's glintr100"
+        logger.warning(told, path, name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..errors import BackendError
-from ..images import RGBImage
 from ..placement import in_batches
 from .onnx.graph import Graph
 from .onnx.network import Network
@@ -25,6 +26,8 @@ class Recognizer:
 
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network = network
+        self.graph = graph
+        self.file: Path | None = graph.path
         # Networks exported from MXNet start with a subtraction and a multiplication of their own.
         normalises_itself = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]}
         self._mean, self._scale = (0.0, 1.0) if normalises_itself else (127.5, 1 / 127.5)
@@ -34,11 +37,12 @@ class Recognizer:
         """Identifies the results of equal crops: network, backend and dtype."""
         return self.network.result_id
 
-    def embed(self, crops: Sequence[RGBImage]) -> np.ndarray:
-        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB."""
+    def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
+        """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""
         at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
+        run = self.network.run
         rows = in_batches(
-            len(crops), at_once, lambda part: [*self.network.run(np.stack(crops[part]), self._mean, self._scale)[0]]
+            len(crops), at_once, lambda part: [*run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]
         )
         return checked_embeddings(rows, len(crops), self.network.backend)
 

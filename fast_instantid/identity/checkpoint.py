@@ -78,7 +78,7 @@ class AdapterWeights:
         return sum(tensor.nbytes for tensor in (*self.image_proj.values(), *chain.from_iterable(self.layers)))
 
 
-_NAMES = (
+ADAPTER_NAMES = (
     "ip-adapter.safetensors",
     "ip-adapter.bin",
     "ip_adapter.bin",
@@ -97,9 +97,8 @@ CONVERTED_SUFFIX = {torch.float16: ".fp16.safetensors", torch.bfloat16: ".bf16.s
 
 def converted_names(dtype: Any) -> list[str]:
     """Names of converted adapters that :func:`find_adapter` prefers in this dtype."""
-    return (
-        [str(Path(name).with_suffix(CONVERTED_SUFFIX[dtype])) for name in _NAMES] if dtype in CONVERTED_SUFFIX else []
-    )
+    suffix = CONVERTED_SUFFIX.get(dtype)
+    return [str(Path(name).with_suffix(suffix)) for name in ADAPTER_NAMES] if suffix else []
 
 
 def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
@@ -115,11 +114,11 @@ def find_adapter(folder: Path, dtype: torch.dtype | None = None) -> Path:
     """
     if folder.is_file():
         return folder
-    names = dict.fromkeys([*converted_names(dtype), *_NAMES, *chain(*map(converted_names, CONVERTED_SUFFIX))])
+    names = dict.fromkeys([*converted_names(dtype), *ADAPTER_NAMES, *chain(*map(converted_names, CONVERTED_SUFFIX))])
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ModelFileError(f"{folder}: has none of {', '.join(_NAMES)}; {DOWNLOAD_HINT}")
+    raise ModelFileError(f"{folder}: has none of {', '.join(ADAPTER_NAMES)}; {DOWNLOAD_HINT}")
 
 
 def find_identity_net(folder: Path) -> Path:
@@ -148,24 +147,34 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
             if _is_onnx(path):
                 raise _another_kind(path, "an ONNX network, as in the face packs") from error
             raise
-        if not is_adapter(tensors):
-            raise _another_kind(path, kind_of(tensors))
-        for name, tensor in tensors.items():
-            if name.startswith(("image_proj.", "ip_adapter.")) and not tensor.is_floating_point():
-                raise ModelFileError(
-                    f"{path}: {name} is of {tensor.dtype}, and an adapter's weights are floating-point numbers; "
-                    "download it again"
-                )
-        prefix = "image_proj."
-        image_proj = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        try:
-            resampler = Resampler.from_state_dict(image_proj)
-            layers = _layers(tensors, token_width=resampler.proj_out.out_features)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
+        weights = adapter_weights(Path(path), tensors, version)
         if file_version(path) != version:
             raise ModelFileError(f"{path}: this file changed while it was read; load it again")
-        return AdapterWeights(Path(path), image_proj, layers, version)
+        return weights
+
+
+def adapter_weights(path: Path, tensors: StateDict, version: FileVersion) -> AdapterWeights:
+    """Check the tensors of an adapter, by the names of the published file. ``path`` stands for them in messages.
+
+    Raises:
+        ModelFileError: they are damaged, or of another model, which the message names.
+    """
+    if not is_adapter(tensors):
+        raise _another_kind(path, kind_of(tensors))
+    for name, tensor in tensors.items():
+        if name.startswith(("image_proj.", "ip_adapter.")) and not tensor.is_floating_point():
+            raise ModelFileError(
+                f"{path}: {name} is of {tensor.dtype}, and an adapter's weights are floating-point numbers; "
+                "download it again"
+            )
+    prefix = "image_proj."
+    image_proj = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    try:
+        resampler = Resampler.from_state_dict(image_proj)
+        layers = _layers(tensors, token_width=resampler.proj_out.out_features)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
+    return AdapterWeights(path, image_proj, layers, version)
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:

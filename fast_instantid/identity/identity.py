@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "fast-instantid identity"
 _VERSION = "2"
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,14 +76,14 @@ class Identity:
             OSError: the file cannot be written; the folder is unchanged.
         """
         record = self.to_record()
-        metadata = {"format": _FORMAT, "version": _VERSION, "checksum": _checksum(record)}
+        metadata = {"format": _FORMAT, "version": _VERSION, _CHECKSUM: _checksum(record)}
         write_safetensors(path, dict(record), metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Identity:
         """Read an identity that :meth:`save` wrote, on the CPU and in its dtype.
 
-        Files that were written before version 0.2 have no checksum; all else of them is checked.
+        Files of older versions have no such checksum; all else of them is checked.
 
         Raises:
             ModelFileError: missing, damaged, not an identity, or of another format version.
@@ -98,7 +100,7 @@ class Identity:
             # Copied out of the mapping: the file may change afterwards.
             record = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
-            return cls.checked(record, metadata.get("checksum"))
+            return cls.checked(record, metadata.get(_CHECKSUM))
         except ValueError as error:
             raise ModelFileError(f"{path}: a damaged identity: {error}; make it again") from error
 
@@ -132,7 +134,7 @@ class Identity:
 
 
 def _checksum(record: Record) -> str:
-    return content_key(*chain.from_iterable(sorted(record.items())))
+    return content_key(*chain.from_iterable(sorted(record.items())), new_hash=hashlib.sha256)
 
 
 def _problem(record: Record, checksum: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ class Person:
     weights: np.ndarray = field(default=None)  # pyright: ignore[reportAssignmentType]  # ones
     """``(N,)`` float32, 0 or more: how much each photograph counts; 1 each by default. Only their ratios matter."""
     recognizer: str = ""
-    """Fingerprint of the recogniser's file; "" if it has none. Embeddings of two recognisers cannot be compared."""
+    """SHA-256 of the recogniser's file; "" without one. Embeddings of two recognisers cannot be compared."""
     notes: str = ""
     identity: Identity | None = None
     """Kept for sampling without an adapter; see :meth:`with_identity`."""
@@ -253,4 +254,5 @@ def _frozen(array: Any) -> np.ndarray:
 
 
 def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:
-    return content_key(text, *(part for item in sorted(tensors.items()) for part in item))
+    parts = (part for item in sorted(tensors.items()) for part in item)
+    return content_key(text, *parts, new_hash=hashlib.sha256)

@@ -51,8 +51,8 @@ def pytest_report_collectionfinish() -> str:
 
     host = f"real, {_version()}, {HOST}" if REAL_HOST else "the stand-in (COMFYUI_PATH is not set)"
     return (
-        f"ComfyUI: {host}; reference pack: {found(REFERENCE, 'REFERENCE_PATH')}; "
-        f"IPAdapter_plus: {found(IPADAPTER, 'IPADAPTER_PATH')}"
+        f"ComfyUI: {host}; front end: {os.environ.get('FRONT_END_ROOT', 'the installed one')}; "
+        f"reference pack: {found(REFERENCE, 'REFERENCE_PATH')}; IPAdapter_plus: {found(IPADAPTER, 'IPADAPTER_PATH')}"
     )
 
 

@@ -38,7 +38,7 @@ def trace() -> dict[str, Any]:
     model = tiny.tiny_model()
     positive, negative = tiny.conditioning(1), tiny.conditioning(2)
     two_step = tiny.tiny_model(torch.float16, compute_dtype=torch.float32)
-    patched, calls, options = _patched(model)
+    patched, calls, options, names = _patched(model)
     positive_masked, negative_controlled = _controlled(positive, negative)
     latents = {
         "plain": tiny.sample(model, positive, negative),
@@ -50,17 +50,19 @@ def trace() -> dict[str, Any]:
         "three at once": _three_at_once(model, positive, negative),
     }
     parameters = [name for name, _ in model.model.diffusion_model.named_parameters()]
-    traced = {"latents": latents, "parameters": parameters, "calls": calls, "options": options}
+    traced = {"latents": latents, "parameters": parameters, "calls": calls, "options": options, "names": names}
     return {**traced, "management": _management(model), "progress": _progress(), "files": _files()}
 
 
-def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
+def _patched(model: Any) -> tuple[Any, list[str], list[Any], list[list[str]]]:
     """Replacements under both kinds of keys, and something that listens at every place where one can."""
     calls: list[str] = []
     options: list[Any] = []
+    names: list[list[str]] = []
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-        options.append([sorted(extra_options), *(extra_options[name] for name in SEEN)])
+        names.append(sorted(extra_options))
+        options.append([extra_options[name] for name in SEEN])
         options[-1] += [extra_options["n_heads"], extra_options["dim_head"], len(extra_options["sigmas"])]
         kwargs = {"attn_precision": extra_options["attn_precision"], "transformer_options": extra_options}
         return optimized_attention(q, k, v, extra_options["n_heads"], **kwargs) + q / 2
@@ -77,7 +79,7 @@ def _patched(model: Any) -> tuple[Any, list[str], list[Any]]:
         patched.add_wrapper_with_key(getattr(WrappersMP, name), "trace", wrapper(name))
     for name in CALLBACKS:
         patched.add_callback(getattr(CallbacksMP, name), lambda *args, name=name: calls.append(name))
-    return patched, calls, options
+    return patched, calls, options, names
 
 
 def _with_other_nodes(model: Any) -> Any:

@@ -84,11 +84,17 @@ def queue(node: type, **values: Any) -> tuple[Any, ...]:
     taken = {} if validate is None else inspect.signature(validate).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     own = {name: value for name, value in values.items() if takes_all or name in taken}
-    required = node.INPUT_TYPES()["required"]
+    types = node.INPUT_TYPES()
+    sockets = {**types["required"], **types.get("optional", {})}
+    if missing := types["required"].keys() - values.keys():
+        raise Refused(f"Required input is missing: {missing}")
+    values = {name: value for name, value in values.items() if name in sockets}  # the host ignores others
     for name in values.keys() - own.keys():
-        choices = required[name][0]
-        if isinstance(choices, list) and values[name] not in choices:
-            raise Refused(f"Value not in list: {name}: {values[name]!r} not in {choices}")
+        kind, limits = sockets[name][0], dict(*sockets[name][1:])
+        if isinstance(kind, list) and values[name] not in kind:
+            raise Refused(f"Value not in list: {name}: {values[name]!r} not in {kind}")
+        if kind == "FLOAT" and not limits["min"] <= values[name] <= limits["max"]:
+            raise Refused(f"Value of {name} is smaller or bigger than {limits['min']} to {limits['max']}")
     if own and (verdict := validate(**own)) is not True:
         raise Refused(f"Custom validation failed for node: {verdict}")
     return tiny.call(node, **values)

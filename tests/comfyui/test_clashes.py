@@ -1,17 +1,19 @@
-"""ComfyUI lets the pack that is loaded last have a node's name, without a word. We say what lies beside us, once."""
+"""ComfyUI lets the pack that is loaded last have a node's id, without a word. We say so when all are loaded, once."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import folder_paths
 import pytest
 
 from benchmarks.nodes.host import load_pack
-from tests.comfyui.conftest import REFERENCE
 from tests.comfyui.installation import Installation, installed
+from tests.comfyui.server.host import PACK_FOLDER, ComfyServer
 
 OLD_PACK = """
 class InstantIDModelLoader:
@@ -29,13 +31,31 @@ NODE_CLASS_MAPPINGS = {
     "ApplyInstantIDAdvanced": ApplyInstantIDAdvanced,
 }
 """
+BESIDE = """
+class InstantIDModelLoader:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ()
+    CATEGORY = FUNCTION = "zen"
+
+class InstantIDFaceAnalysis(InstantIDModelLoader):
+    pass
+
+NODE_CLASS_MAPPINGS = {
+    "InstantIDModelLoader": InstantIDModelLoader,
+    "InstantIDFaceAnalysis": InstantIDFaceAnalysis,
+    "ZenIDCombineFace": InstantIDModelLoader,
+}
+"""
 BUILT_ON_US = """
 from custom_nodes.ComfyUI_InstantID.InstantID import ApplyInstantIDAdvanced, InstantIDModelLoader
 
-class ApplyInstantIDAdvancedWithFaceSelection(ApplyInstantIDAdvanced):
+class WithFaceSelection(ApplyInstantIDAdvanced):
     'Like "ApplyInstantIDAdvanced" of ComfyUI_InstantID.'
 
-NODE_CLASS_MAPPINGS = {"ApplyInstantIDAdvancedWithFaceSelection": ApplyInstantIDAdvancedWithFaceSelection}
+class BetterLoader(InstantIDModelLoader):
+    'In its place, on purpose.'
+
+NODE_CLASS_MAPPINGS = {"WithFaceSelection": WithFaceSelection, "InstantIDModelLoader": BetterLoader, "odd": object()}
 """
 INIT = "from .InstantID import NODE_CLASS_MAPPINGS\n"
 
@@ -46,17 +66,6 @@ def comfyui(tmp_path: Path) -> Iterator[Installation]:
         yield installation
 
 
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """The logged warnings so far."""
-    caplog.set_level(logging.INFO)
-    return lambda: [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "fast_instantid" and record.levelno >= logging.WARNING
-    ]
-
-
 def write_pack(folder: Path, module: str = "InstantID", code: str = OLD_PACK) -> Path:
     """A small pack in the shape of the old one, or another."""
     folder.mkdir(parents=True)
@@ -65,71 +74,96 @@ def write_pack(folder: Path, module: str = "InstantID", code: str = OLD_PACK) ->
     return folder
 
 
-def load_all(*folders: Path) -> None:
-    for folder in folders:
-        load_pack(folder)
+@pytest.fixture
+def said_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """``said_of(*folders)``: our warnings when a host has loaded these packs in this order."""
+
+    def load_all(*folders: Path) -> list[str]:
+        host = ModuleType("nodes")
+        host.NODE_CLASS_MAPPINGS = {}
+        monkeypatch.setitem(sys.modules, "nodes", host)
+        copies = []
+        for folder in folders:
+            pack = load_pack(folder)
+            host.NODE_CLASS_MAPPINGS |= pack.NODE_CLASS_MAPPINGS or {}
+            if clashes := sys.modules.get(f"{pack.__name__}.fast_instantid.comfyui.clashes"):
+                copies.append((clashes, pack.NODE_CLASS_MAPPINGS))
+        for clashes, nodes in copies:
+            clashes.warn_of_clashes(nodes)
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "fast_instantid" and record.levelno >= logging.WARNING
+        ]
+
+    return load_all
 
 
-def test_alone_we_say_nothing(comfyui: Installation, warnings):
-    comfyui.start("ComfyUI_InstantID")
-    assert not warnings()
-
-
-def test_other_packs_and_what_else_lies_there_are_none_of_our_business(comfyui: Installation, warnings):
-    write_pack(comfyui.custom_nodes / "ComfyUI_FaceSelection", "InstantID", BUILT_ON_US)
-    write_pack(comfyui.custom_nodes / "ComfyUI_IPAdapter_plus", "IPAdapterPlus", "NODE_CLASS_MAPPINGS = {}")
+def test_alone_and_beside_packs_with_other_ids_we_say_nothing(comfyui: Installation, said_of):
+    others = [
+        write_pack(comfyui.custom_nodes / "ComfyUI_FaceSelection", "InstantID", BUILT_ON_US),
+        write_pack(comfyui.custom_nodes / "ComfyUI_IPAdapter_plus", "IPAdapterPlus", "NODE_CLASS_MAPPINGS = None"),
+    ]
     (comfyui.custom_nodes / "example_node.py.example").touch()
-    (comfyui.custom_nodes / "single_file.py").write_text("NODE_CLASS_MAPPINGS = {}")
-    (comfyui.custom_nodes / "__pycache__").mkdir()
-    (comfyui.custom_nodes / "empty").mkdir()
     (comfyui.custom_nodes / "removed").symlink_to(comfyui.base / "not there")
     (comfyui.custom_nodes / "loop").symlink_to(comfyui.custom_nodes / "loop")
-    (comfyui.custom_nodes / "binary").mkdir()
-    (comfyui.custom_nodes / "binary" / "InstantID.py").write_bytes(bytes(range(256)))
-    comfyui.start()
-    assert not warnings()
+    write_pack(comfyui.custom_nodes / "not loaded")
+    folder_paths.add_model_folder_path("custom_nodes", str(comfyui.base / "missing"))
+    assert said_of(comfyui.install("ComfyUI_InstantID"), *others) == []
 
 
-@pytest.mark.parametrize("name", ["ComfyUI_InstantID", "comfyui_instantid", "InstantID (old)"])
-@pytest.mark.parametrize("we_are_loaded", ["first", "last"])
-def test_the_old_pack_beside_us_is_named_once(comfyui: Installation, warnings, name: str, we_are_loaded: str):
+@pytest.mark.parametrize("name", ["ComfyUI_InstantID", "comfyui_instantid", "InstantID (old) 1.0"])
+@pytest.mark.parametrize("first", ["we", "they"])
+def test_the_old_pack_beside_us_is_named_once(comfyui: Installation, said_of, name: str, first: str):
     ours, old = comfyui.install(), write_pack(comfyui.custom_nodes / name)
-    load_all(*((ours, old) if we_are_loaded == "first" else (old, ours)))
-    (warning,) = warnings()
+    (warning,) = said_of(*((ours, old) if first == "we" else (old, ours)))
     assert str(old) in warning
-    assert "remove" in warning.lower()
+    assert str(ours) in warning
+    used = "ours: it keeps" if first == "they" else "the other pack's InstantIDModelLoader, ApplyInstantID,"
+    assert f"ComfyUI runs {used}" in warning
+    assert "Remove one of the two folders" in warning
 
 
-def test_the_real_old_pack_is_recognised(comfyui: Installation, warnings):
-    if REFERENCE is None:
-        pytest.skip("needs the reference pack: set REFERENCE_PATH to a checkout of cubiq/ComfyUI_InstantID")
-    (comfyui.custom_nodes / "cubiq").symlink_to(REFERENCE)
-    comfyui.start()
-    (warning,) = warnings()
-    assert str(comfyui.custom_nodes / "cubiq") in warning
+@pytest.mark.parametrize("first", ["we", "they"])
+def test_nobody_is_told_to_remove_a_pack_with_other_nodes(comfyui: Installation, said_of, first: str):
+    ours, other = comfyui.install(), write_pack(comfyui.custom_nodes / "ComfyUI_ZenID", "ZenID", BESIDE)
+    (warning,) = said_of(*((ours, other) if first == "we" else (other, ours)))
+    ids = "InstantIDModelLoader, InstantIDFaceAnalysis"
+    assert f"{other} and this pack in {ours} both have the nodes {ids}." in warning
+    assert f"ComfyUI runs {'the other pack' if first == 'we' else 'ours'}" in warning
+    assert "It has other nodes too: keep it if you use them." in warning
+    assert "Remove" not in warning
 
 
-def test_the_old_pack_is_seen_in_a_second_folder_of_custom_nodes(comfyui: Installation, warnings, tmp_path: Path):
-    folder_paths.add_model_folder_path("custom_nodes", str(tmp_path / "missing"))
+def test_the_old_pack_is_seen_in_a_second_folder_of_custom_nodes(comfyui: Installation, said_of, tmp_path: Path):
     folder_paths.add_model_folder_path("custom_nodes", str(tmp_path / "more_nodes"))
     old = write_pack(tmp_path / "more_nodes" / "ComfyUI_InstantID")
-    comfyui.start()
-    (warning,) = warnings()
-    assert str(old) in warning
+    assert str(old) in said_of(comfyui.install(), old)[0]
 
 
-def test_two_copies_of_us_are_named_once(comfyui: Installation, warnings):
+def test_the_real_old_pack_is_recognised(comfyui: Installation, said_of, reference_pack):
+    cubiq = comfyui.custom_nodes / "cubiq"
+    cubiq.symlink_to(reference_pack.__path__[0])
+    (warning,) = said_of(comfyui.install(), cubiq)
+    assert str(cubiq) in warning
+    assert "ApplyInstantIDControlNet" in warning
+
+
+def test_two_copies_of_us_are_named_once(comfyui: Installation, said_of):
     """For example a clone, and an installation of the manager under another name."""
     copies = comfyui.install("ComfyUI_InstantID"), comfyui.install("fast-instantid")
-    load_all(*copies)
-    (warning,) = warnings()
+    (warning,) = said_of(*copies)
     assert all(str(copy) in warning for copy in copies)
-    assert "remove" in warning.lower()
+    assert "Remove one of the two folders" in warning
 
 
-@pytest.mark.parametrize("name", ["ComfyUI_InstantID.disabled", ".disabled/comfyui_instantid@1_0_0"])
-def test_disabled_packs_are_no_clash(comfyui: Installation, warnings, name: str):
-    write_pack(comfyui.custom_nodes / name)
-    comfyui.install("Copy.disabled")
-    comfyui.start()
-    assert not warnings()
+def test_a_server_tells_when_all_packs_are_loaded(real_host: Path, tmp_path: Path):
+    """In whatever order the file system names the folders."""
+    others = [write_pack(tmp_path / "packs" / name, "ZenID", BESIDE) for name in ("AAA", "zzz")]
+    with ComfyServer(real_host, tmp_path / "base", others) as server:
+        used = server.get_json("/object_info/InstantIDModelLoader")["InstantIDModelLoader"]["python_module"]
+        log = server.log()
+    for other in others:
+        (line,) = (line for line in log.splitlines() if f"custom_nodes/{other.name} and this pack" in line)
+        assert ("the other pack's" in line) == (used == f"custom_nodes.{other.name}")
+        assert ("ours: it keeps" in line) == (used == f"custom_nodes.{PACK_FOLDER}")

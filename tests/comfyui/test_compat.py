@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.nodes.host import load_pack
+from fast_instantid.identity import Resampler
 from tests.comfyui import tiny
 from tests.comfyui.installation import Installation, installed
 
@@ -194,3 +196,162 @@ def test_others_project_embeddings_with_the_loaded_adapter(IID: ModuleType, regi
     assert cond.shape == uncond.shape == (1, 16, tiny.TOKEN_WIDTH)
     result = tiny.call(registered["ApplyInstantID"], **{**inputs, "image": inputs["image"][:1]})
     torch.testing.assert_close(cond.cpu(), tokens(result))
+
+
+# Nodes that other packs derive from ours, with the arguments that the reference's methods have
+
+
+class _ByReference:
+    """The reference's signature, for a class before it in the order of base classes."""
+
+    def apply_instantid(
+        self, instantid, insightface, control_net, image, model, positive, negative, start_at, end_at, weight=0.8,
+        ip_weight=None, cn_strength=None, noise=0.35, image_kps=None, mask=None, combine_embeds="average", choice="",
+    ):  # fmt: skip
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "choice", "__class__")}
+        return super().apply_instantid(**arguments)
+
+
+STYLES = ("inherited", "super", "by name", "static", "any argument, for a method of theirs")
+
+
+def derived(style: str, nodes: dict[str, type], node_id: str) -> type:
+    """A node as packs write one: other inputs than ours, by one of the ways to come to them."""
+    base, choice = nodes[node_id], {"choice": (["left", "right"], {"default": "left"})}
+
+    class Derived(*([] if style == "any argument" else [_ByReference]), base):
+        if style == "super":
+
+            @classmethod
+            def INPUT_TYPES(cls):
+                inputs = super().INPUT_TYPES()
+                inputs["required"] |= choice
+                return inputs
+
+        elif style == "by name":
+
+            @classmethod
+            def INPUT_TYPES(s):
+                inputs = nodes[node_id].INPUT_TYPES()
+                return {**inputs, "required": {**inputs["required"], **choice}}
+
+        elif style == "static":
+            INPUT_TYPES = staticmethod(lambda: {**base.INPUT_TYPES(), "hidden": {}})
+
+        elif style in ("any argument", "any argument, for a method of theirs"):
+            FUNCTION = "apply"
+
+            def apply(self, **more):
+                return self.apply_instantid(**more)
+
+    if style == "grandchild":
+        return type("Grandchild", (derived("by name", nodes, node_id),), {})
+    return Derived
+
+
+@pytest.mark.parametrize("node_id", ["ApplyInstantID", "ApplyInstantIDAdvanced"])
+@pytest.mark.parametrize("style", [*STYLES, "grandchild", "any argument"])
+def test_a_derived_node_runs_with_all_its_inputs(registered, inputs, style: str, node_id: str):
+    """The front end sends each widget that ``INPUT_TYPES`` names."""
+    node = derived(style, registered, node_id)
+    types = node.INPUT_TYPES()
+    sockets = types["required"] | types["optional"]
+    assert ("layers" in sockets) == (style == "any argument"), "only for a method that takes it"
+    assert "layers" in registered[node_id].INPUT_TYPES()["optional"], "ours keeps it"
+    widgets = {name: spec[1]["default"] for name, spec in sockets.items() if "default" in dict(*spec[1:])}
+    result = tiny.call(node, **{name: {**widgets, **inputs}[name] for name in sockets if name in {**widgets, **inputs}})
+    plain = tiny.call(registered["ApplyInstantID"], **inputs, cn_strength=0.8, ip_weight=0.8)
+    torch.testing.assert_close(tokens(result), tokens(plain))
+
+
+def test_a_derived_loader_is_judged_by_its_own_rules(IID: ModuleType, comfyui: Installation):
+    """Ours would ask for files that it does not read."""
+
+    class FromElsewhere(IID.InstantIDModelLoader):
+        INPUT_TYPES = staticmethod(lambda: {"required": {"instantid_file": (["mine.bin"],), "speed": ("FLOAT",)}})
+
+        def load_model(self, instantid_file, speed):
+            return (instantid_file,)
+
+    class Analysis(IID.InstantIDFaceAnalysis):
+        INPUT_TYPES = staticmethod(lambda: {"required": {"device": (["mine"],)}})
+
+        def load_insight_face(self, device):
+            return (device,)
+
+    assert FromElsewhere.VALIDATE_INPUTS(instantid_file="mine.bin") is True
+    assert isinstance(FromElsewhere.IS_CHANGED(instantid_file="mine.bin", speed=1.0), str)
+    assert Analysis.VALIDATE_INPUTS() is True
+
+    class Same(IID.InstantIDModelLoader):
+        pass
+
+    assert "ip-adapter.bin" in Same.VALIDATE_INPUTS("ip-adapter.bin"), "there is none"
+    (comfyui.models / "instantid").mkdir(parents=True, exist_ok=True)
+    file = tiny.adapter_file(comfyui.models / "instantid")
+    assert Same.IS_CHANGED(file.name, speed=1.0) == IID.InstantIDModelLoader.IS_CHANGED(file.name)
+
+
+# INSTANTID objects of other packs, and ours in theirs
+
+
+class TheirInstantID(torch.nn.Module):
+    """The parts of the reference's object, under its names."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        weights = torch.load(file, weights_only=True)
+        self.image_proj_model = Resampler.from_state_dict(weights["image_proj"])
+        self.ip_layers = torch.nn.Module()
+        self.ip_layers.to_kvs = torch.nn.ModuleDict()
+        for name, weight in weights["ip_adapter"].items():
+            layer = torch.nn.Linear(*weight.shape[::-1], bias=False)
+            layer.weight.data = weight
+            self.ip_layers.to_kvs[name.removesuffix(".weight").replace(".", "_")] = layer
+
+
+def test_an_instantid_of_another_pack_draws_the_same(registered, inputs, comfyui: Installation):
+    plain = tiny.call(registered["ApplyInstantID"], **inputs)
+    for seed in (1, 0):  # one after the other, at what may be the same address
+        with torch.inference_mode():
+            theirs = TheirInstantID(tiny.adapter_file(comfyui.models / "instantid", seed=seed))
+        result = tiny.call(registered["ApplyInstantID"], **{**inputs, "instantid": theirs})
+        assert torch.equal(tokens(result), tokens(plain)) == (seed == 0)
+        del theirs
+        gc.collect()
+    assert torch.equal(tiny.sample(*result, steps=1), tiny.sample(*plain, steps=1))
+    patch = {name: inputs[name] for name in ("insightface", "image", "model", "weight", "start_at", "end_at")}
+    theirs = TheirInstantID(tiny.adapter_file(comfyui.models / "instantid"))
+    theirs.to(torch.device("cpu"), dtype=torch.bfloat16)  # in place, as their nodes do
+    _, embeds = tiny.call(registered["InstantIDAttentionPatch"], **patch, instantid=theirs)
+    torch.testing.assert_close(embeds["cond"], tokens(plain), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("given", ["an object", "a dictionary", "None", "an IP-Adapter", "half of one"])
+def test_another_instantid_is_refused_by_its_maker(registered, inputs, comfyui: Installation, given: str):
+    theirs = TheirInstantID(tiny.adapter_file(comfyui.models / "instantid"))
+    if given == "an IP-Adapter":
+        theirs.image_proj_model.proj_in = torch.nn.Linear(1280, 64)
+    if given == "half of one":
+        del theirs.ip_layers.to_kvs["3_to_k_ip"]
+    others = {"an object": registered["ApplyInstantID"](), "a dictionary": {}, "None": None}
+    with pytest.raises(Exception, match=r"this INSTANTID was made by (\S+)") as caught:
+        tiny.call(registered["ApplyInstantID"], **{**inputs, "instantid": others.get(given, theirs)})
+    assert type(others.get(given, theirs)).__module__ in str(caught.value)
+    assert ("IP-Adapter" in str(caught.value)) == (given == "an IP-Adapter")
+
+
+def test_attention_of_other_packs_reads_our_adapter(registered, inputs):
+    """``ip_layers.to_kvs`` of the reference: their nodes project the tokens with it at each step."""
+    instantid = inputs["instantid"]
+    instantid.to(torch.device("cpu"), dtype=torch.float16)  # in place there, and the result is dropped
+    embedding = torch.ones(1, 1, 512)
+    cond, uncond = instantid.get_image_embeds(embedding, torch.zeros_like(embedding))
+    expected = instantid.identity(embedding.reshape(1, 512)).bank
+    layers = instantid.ip_layers.to_kvs
+    assert len(layers) == 2 * len(expected.keys) == 140
+    for i in (0, 50, 69):
+        for part, values in (("k", expected.keys), ("v", expected.values)):
+            projected = layers[f"{2 * i + 1}_to_{part}_ip"](torch.cat([uncond, cond]))
+            torch.testing.assert_close(projected, values[i])
+    assert layers["1_to_k_ip"](cond.half()).dtype == torch.float16

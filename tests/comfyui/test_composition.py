@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_patcher
+import comfy.utils
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -48,13 +49,16 @@ def apply(ours, adapter, faces, controlnet, portrait, positive, negative):
     return apply
 
 
-@pytest.fixture(params=["the host's own clones", "clones that share their leaves"])
-def cloning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComfyUI up to 0.8 copies all that a model's options hold with every clone; newer versions its dicts and lists."""
-    if request.param == "the host's own clones":
-        return
-    shallow = types.SimpleNamespace(copy=copy.copy, deepcopy=copy_containers)
-    monkeypatch.setattr(comfy.model_patcher, "copy", shallow)
+@pytest.fixture(params=["all", "dictionaries and lists"])
+def cloning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The part of a model's options that a clone copies: all before ComfyUI 0.14, and since then its containers."""
+    copies = copy.deepcopy if request.param == "all" else copy_containers
+    if hasattr(comfy.model_patcher, "copy"):
+        module = types.SimpleNamespace(copy=copy.copy, deepcopy=copies)
+        monkeypatch.setattr(comfy.model_patcher, "copy", module)
+    else:
+        monkeypatch.setattr(comfy.utils, "deepcopy_list_dict", copies)
+    return request.param
 
 
 def copy_containers(value: Any) -> Any:

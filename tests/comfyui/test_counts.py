@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -97,8 +98,7 @@ def test_nothing_crosses_between_host_and_gpu(patch, model, masked):
     patches = patches_of(patch(model, mask=torch.rand(1, 64, 64) if masked else None))
     one = patches[("input", 4, 0)]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        on_gpu = one.copy()
-        on_gpu.kwargs = [dict(one.kwargs[0])]
+        on_gpu = copy.deepcopy(one)
         mask = torch.empty(1, 64, 64, device="cuda") if masked else None
         face = one.kwargs[0]["face"]
         strength = type(face.strength)(0.8, mask, torch.device("cuda:0"))
@@ -193,7 +193,7 @@ def test_our_callback_returns_what_the_patch_adds(patch, model):
     """As callbacks of other packs do, which may be called by patches of other packs."""
     layer = patches_of(patch(model))[("input", 4, 0)]
     q, k, v, options = layer_inputs([1, 0])
-    text = layer.copy()
+    text = copy.deepcopy(layer)
     text.callback, text.kwargs = [], []
     out = text(q, k, v, options)
     added = layer.callback[0](out, q, k, v, options, **layer.kwargs[0])

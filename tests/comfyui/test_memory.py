@@ -138,7 +138,7 @@ def test_face_networks_are_models_of_the_host(part, face_pack, portraits):
     managed = part("comfyui.memory").ManagedNetwork(pack.recognizer, torch.device("cpu"))
     plain = part("faces.onnx.network").TorchNetwork(pack.recognizer, torch.device("cpu"))
     loaded = len(host.current_loaded_models)
-    crops = (portraits[:2, :112, :112] * 255).to(torch.uint8).numpy()
+    crops = (portraits[:2, :112, :112] * 255).to(torch.uint8)
     assert (managed.run(crops, 127.5, 1 / 127.5)[0] == plain.run(crops, 127.5, 1 / 127.5)[0]).all()
     mine = [model for model in host.current_loaded_models if model.model is managed._patcher]
     assert len(mine) == 1
@@ -154,7 +154,7 @@ def test_face_networks_run_where_their_weights_are(part, face_pack, portraits):
     managed = part("comfyui.memory").ManagedNetwork(pack.recognizer, torch.device("cpu"))
     assert not managed.module.training  # loaded
     managed.device = torch.device("cuda", 0)  # which is not there: what is sent to it raises
-    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8).numpy()
+    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8)
     assert managed.run(crops, 127.5, 1 / 127.5)[0].shape == (1, 512)
 
 

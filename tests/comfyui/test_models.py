@@ -142,6 +142,40 @@ def test_a_name_that_comes_from_another_node_is_not_judged_before_it_is_known(co
     assert valid, error
 
 
+NAMES = ("ip-adapter.bin", "ip_adapter.bin", "instantid-ip-adapter.bin", "ip-adapter_instant_id_sdxl.bin", "face.sft")
+
+
+@pytest.mark.parametrize("saved", NAMES)
+@pytest.mark.parametrize("lies_at", NAMES[:1] + NAMES[2:])
+def test_the_only_adapter_is_taken_whatever_its_name_and_logged(
+    comfyui: Installation, caplog, saved: str, lies_at: str
+):
+    caplog.set_level(logging.INFO)
+    path = write_adapter(comfyui.models / "instantid" / Path(lies_at).with_suffix(".bin"))
+    path = path.rename(path.with_name(lies_at))
+    (adapter,) = queue(loader(comfyui), instantid_file=saved)
+    assert adapter.weights.path == path
+    told = [record.getMessage() for record in caplog.records if saved in record.getMessage()]
+    assert [str(path) in text for text in told] == ([] if saved == lies_at else [True])
+
+
+def test_beside_other_files_the_one_with_a_usual_name_is_taken(comfyui: Installation):
+    """People keep the ControlNet there too, and converted adapters."""
+    original = write_adapter(comfyui.models / "instantid" / "ip-adapter.bin")
+    write_rubbish(comfyui.models / "instantid" / "ControlNetModel" / "diffusion_pytorch_model.safetensors")
+    convert_adapter(original, converted_path(original, "float16"))
+    (adapter,) = queue(loader(comfyui), instantid_file="ip-adapter_instant_id_sdxl.bin")
+    assert adapter.weights.path == original
+
+
+@pytest.mark.parametrize("present", [("mine.bin", "yours.bin"), NAMES[:2]])
+def test_of_several_adapters_none_is_taken_for_an_unknown_name(comfyui: Installation, present: tuple[str, ...]):
+    for name in present:
+        write_adapter(comfyui.models / "instantid" / name)
+    message = refusal(loader(comfyui), instantid_file="instantid-ip-adapter.bin")
+    assert all(name in message for name in (*present, "instantid-ip-adapter.bin")), message
+
+
 def test_between_two_files_nobody_guesses(comfyui: Installation):
     for folder in ("A", "B"):
         write_adapter(comfyui.models / "instantid" / folder / "ip-adapter.bin")
@@ -153,10 +187,10 @@ def test_between_two_files_nobody_guesses(comfyui: Installation):
 @pytest.mark.parametrize("folder_exists", [True, False])
 def test_a_missing_file_gives_one_message(comfyui: Installation, tmp_path: Path, folder_exists: bool):
     if folder_exists:
-        write_adapter(comfyui.models / "instantid" / "another.bin")
+        (comfyui.models / "instantid").mkdir(parents=True)
     folder_paths.add_model_folder_path("instantid", str(tmp_path / "shared"))
     node = loader(comfyui)
-    assert offered(node) == (["another.bin"] if folder_exists else [])
+    assert offered(node) == []
     message = refusal(node, instantid_file="ip-adapter.bin")
     looked_for, what_to_do = "ip-adapter.bin", "InstantX/InstantID"
     where = (comfyui.models / "instantid", tmp_path / "shared")

@@ -87,6 +87,20 @@ def test_what_the_host_still_had_is_missing_and_hits_are_shown(server, prompt): 
     assert re.search(r"The cache had (\d+) of \1 results\.", text), "all of them"
 
 
+def test_loaders_that_the_host_forgot_read_nothing_again(server, prompt):  # noqa: F811
+    """It keeps the results of the last workflow. Newer hosts also drop results when memory is short (--cache-ram)."""
+    server.run(prompt("forgotten/run"))
+    other = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 255}}}
+    other["2"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
+    server.run(other)
+    edited = prompt("forgotten/run", ApplyInstantID={"weight": 0.5}, KSampler={"steps": 1})
+    text = text_with(server.wait(server.queue(edited)), "whole run")
+    seen = set(stages(server.base / "output" / "forgotten" / "run_00002_.json"))
+    assert {"InstantIDModelLoader", "InstantIDFaceAnalysis", "ApplyInstantID", "KSampler/UNet"} <= seen
+    assert re.search(r"The cache had (\d+) of \1 results\.", text), "all of them"
+    assert not [stage for stage in seen if stage.endswith(("resample", "project", "fingerprint"))]
+
+
 def test_the_picture_is_the_same_with_and_without(server, prompt):  # noqa: F811
     (recorded,) = server.run(prompt("same/run"))
     server.post("/free", {"unload_models": True, "free_memory": True})

@@ -116,6 +116,11 @@ def apply(**inputs: Any) -> Callable[[Pack], Outputs]:
     return lambda pack: pack.run("ApplyInstantIDAdvanced", **({"noise": 0.35} | inputs))
 
 
+def test_each_pack_draws_with_the_adapter_that_the_other_loaded(compare, packs):
+    loaded = {id(pack): other.common["instantid"] for pack, other in zip(packs, reversed(packs), strict=True)}
+    compare(lambda pack: pack.run("ApplyInstantID", instantid=loaded[id(pack)]))
+
+
 @pytest.mark.parametrize("references", [1, 2, 3])
 @pytest.mark.parametrize("way", ["average", "norm average", "concat"])
 def test_ways_of_combining(compare, portraits, way, references):
@@ -286,8 +291,8 @@ def test_weights_stored_small(packs, dtype):
 
 
 @pytest.fixture(scope="session")
-def style(ipadapter_pack: ModuleType) -> Callable[[Any], Any]:
-    """Patches a clone of a model with a random IPAdapter, as IPAdapter_plus does at the end of its nodes."""
+def style(ipadapter_pack: ModuleType) -> Callable[..., Any]:
+    """``style(model, weight)``: a clone with a random IPAdapter, patched as IPAdapter_plus does at the end."""
     pack = sys.modules[f"{ipadapter_pack.__name__}.IPAdapterPlus"]
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -310,14 +315,14 @@ def style(ipadapter_pack: ModuleType) -> Callable[[Any], Any]:
     keys = [("input", block, i) for block, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for i in range(depth)]
     keys += [("output", block, i) for block in range(6) for i in range(10 if block < 3 else 2)]
 
-    def patched(model: Any) -> Any:
+    def patched(model: Any, weight: float = 0.7) -> Any:
         model = model.clone()
         sampling = model.get_model_object("model_sampling")
         for number, key in enumerate(keys):
             options = {
                 "ipadapter": adapter,
                 "module_key": str(2 * number + 1),
-                "weight": 0.7,
+                "weight": weight,
                 "cond": cond,
                 "uncond": uncond,
                 "sigma_start": sampling.percent_to_sigma(0.0),

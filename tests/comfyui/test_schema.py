@@ -53,9 +53,9 @@ def test_inputs_are_the_references_and_ours_come_after(node):
 
 
 def _without_our_words(entry: list[Any]) -> list[Any]:
-    """An input without its tooltip, and a choice without its values, which the caller compares."""
+    """An input without what only the page shows, and a choice without its values, which the caller compares."""
     name, kind, *options = entry
-    rest = {key: value for key, value in (options[0] if options else {}).items() if key != "tooltip"}
+    rest = {key: value for key, value in (options[0] if options else {}).items() if key not in ("tooltip", "advanced")}
     return [name, "a choice" if isinstance(kind, list) else kind, _with_default(kind, rest)]
 
 

@@ -99,13 +99,6 @@ def test_the_server_offers_the_examples_as_templates(server: ComfyServer) -> Non
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_has_a_picture_of_its_graph(example: Path) -> None:
-    picture = example.with_suffix(".jpg")
-    assert Image.open(picture).width == 1600
-    assert picture.stat().st_size <= 250_000
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_opens_in_the_front_end_whole(front_end: FrontEnd, schema: dict[str, Any], example: Path) -> None:
     _skip_without_nodes(example, schema)
     page = front_end.open(example)
@@ -154,7 +147,15 @@ def test_a_workflow_of_the_old_pack_opens_and_runs_as_it_is(
 ) -> None:
     page = front_end.open(workflow)
     stored = json.loads(workflow.read_text())
-    _assert_whole(page, stored, absent={node["type"] for node in stored["nodes"]} - set(schema))
+    absent = {node["type"] for node in stored["nodes"]} - set(schema)
+    # Newer front ends mark nodes whose file is missing.
+    without_file = {
+        node["class_type"]
+        for node in page["prompt"].values()
+        for name, value in node["inputs"].items()
+        if value not in _choices(schema, node["class_type"], name, [value])
+    }
+    _assert_whole(page, stored, absent, without_file)
     for node in page["nodes"]:
         if node["type"] in NODES:
             values = _node(stored, node["id"])["widgets_values"]
@@ -177,15 +178,18 @@ def _saved(pictures: list[Path]) -> Path:
     return picture
 
 
-def _node(workflow: dict[str, Any], node_id: int) -> dict[str, Any]:
-    return next(node for node in workflow["nodes"] if node["id"] == node_id)
+def _node(workflow: dict[str, Any], node_id: str) -> dict[str, Any]:
+    return next(node for node in workflow["nodes"] if str(node["id"]) == node_id)
 
 
-def _assert_whole(page: dict[str, Any], stored: dict[str, Any], absent: set[str] = frozenset()) -> None:
+def _assert_whole(
+    page: dict[str, Any], stored: dict[str, Any], absent: set[str] = frozenset(), may_be_red: set[str] = frozenset()
+) -> None:
     """No red node, and every stored link still ends where it ended."""
     absent = absent - ON_THE_PAGE_ONLY
-    assert {node["id"] for node in page["nodes"]} == {node["id"] for node in stored["nodes"]}
-    assert {node["type"] for node in page["nodes"] if node["errors"] or not node["known"]} == absent
+    assert {node["id"] for node in page["nodes"]} == {str(node["id"]) for node in stored["nodes"]}
+    assert {node["type"] for node in page["nodes"] if not node["known"]} == absent
+    assert {node["type"] for node in page["nodes"] if node["errors"]} <= absent | may_be_red
     for node in page["nodes"]:
         assert node["dangling"] == []
         linked = {slot["name"] for slot in _node(stored, node["id"]).get("inputs", []) if slot.get("link") is not None}
@@ -226,16 +230,22 @@ def _with_what_is_here(prompt: dict[str, Any], schema: dict[str, Any]) -> dict[s
     }
     result = {node_id: node for node_id, node in prompt.items() if node_id not in ways_round}
     for node in result.values():
-        specs = schema[node["class_type"]]["input"]
         for name, value in node["inputs"].items():
             if isinstance(value, list):
                 while value[0] in ways_round:
                     value = ways_round[value[0]]
                 node["inputs"][name] = value
-            choices = {**specs["required"], **specs.get("optional", {})}.get(name, [None])[0]
-            if isinstance(choices, list) and value not in choices and node["class_type"] not in NODES:
+            choices = _choices(schema, node["class_type"], name, [value])
+            if value not in choices and node["class_type"] not in NODES:
                 node["inputs"][name] = choices[0]
     return result
+
+
+def _choices(schema: dict[str, Any], node_id: str, name: str, otherwise: list[Any]) -> list[Any]:
+    """The values that a node offers for an input, or ``otherwise`` where it offers none."""
+    specs = schema.get(node_id, {"input": {}})["input"]
+    choices = {**specs.get("required", {}), **specs.get("optional", {})}.get(name, [None])[0]
+    return choices if isinstance(choices, list) else otherwise
 
 
 def _assert_not_empty(picture: Path) -> None:

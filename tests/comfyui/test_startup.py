@@ -1,24 +1,31 @@
-"""Costs of the pack at a start of ComfyUI: modules, and bytes of model files read before their use."""
+"""The pack at a start of ComfyUI, where there is nothing but what ComfyUI asks for: what works, and what it costs."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from packaging.requirements import Requirement
 
 from examples.tiny_adapter import write_tiny_adapter
 from examples.tiny_faces import write_iresnet, write_skin_detector
-from tests.comfyui.conftest import HOST, ROOT
+from tests.comfyui.conftest import HOST, REAL_HOST, ROOT
 
-NEEDED = {"cv2", "PIL", "safetensors", "xxhash"}
+SHIPPED = ["torch", "numpy", "pillow", "safetensors"]
+"""What each ComfyUI asks for and the pack imports."""
 ADAPTER = {"channels": [320] * 70, "token_width": 512}  # 92 MB
 
 START = """
 import importlib.util, json, os, sys
-root, host, base = sys.argv[1:]
+root, host, base, photo = sys.argv[1:]
 sys.path.insert(0, host)
 from comfy.cli_args import args
 args.cpu, args.base_directory = True, base
@@ -61,13 +68,46 @@ faces = call("InstantIDFaceAnalysis", provider="CPU")
 start = counters()["resident"]
 total = sum(float(key.sum()) for key, _ in adapter.weights.layers)
 told["used"] = counters()["resident"] - start
+image = torch.load(photo)
+told["drawn"] = call("FaceKeypointsPreprocessor", faceanalysis=faces, image=image).amax(dim=(0, 1, 2)).tolist()
+told["embedding"] = faces.embed(image).shape
+told["there"] = [name for name in ("cv2", "xxhash", "insightface", "onnx", "onnxruntime", "diffusers")
+                 if importlib.util.find_spec(name)]
 print(json.dumps(told))
 """
 
 
+def link_packages(folder: Path, names: list[str]) -> None:
+    """Make a folder of installed packages: these, what they need, and nothing else."""
+    todo, seen = [*names], set[str]()
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if name in seen:
+            continue
+        seen.add(name)
+        for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(str(package.locate_file(top)))
+        needs = map(Requirement, package.requires or ())
+        todo += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+def hosts_requirements() -> list[str]:
+    """Names of the packages that the host asks for; 0.8.0 imports requests and does not ask for it."""
+    if not REAL_HOST:
+        return SHIPPED
+    lines = (HOST / "requirements.txt").read_text().splitlines()
+    return [*re.findall(r"^[A-Za-z][\w.-]*", "\n".join(lines), re.MULTILINE), "requests"]
+
+
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A start of ComfyUI with the pack, and both its loader nodes."""
+def started(tmp_path_factory: pytest.TempPathFactory, portrait: torch.Tensor) -> dict[str, Any]:
+    """A start of ComfyUI with the pack, both its loader nodes, and a face."""
     base = tmp_path_factory.mktemp("base")
     faces = base / "models" / "insightface" / "models" / "antelopev2"
     faces.mkdir(parents=True)
@@ -77,14 +117,28 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_iresnet(faces / "glintr100.onnx", widths=(8, 16, 24, 256))  # 26 MB in its last layer
     for name in ("1k3d68.onnx", "2d106det.onnx", "genderage.onnx"):
         (faces / name).write_bytes(b"never opened")
-    command = [sys.executable, "-c", START, str(ROOT), str(HOST), str(base)]
+    torch.save(portrait, base.parent / f"{base.name}.pt")
+    packages = tmp_path_factory.mktemp("site-packages")
+    link_packages(packages, hosts_requirements())
+    command = [sys.executable, "-S", "-c", START, str(ROOT), str(HOST), str(base), f"{base}.pt"]
     pack = sum((faces / name).stat().st_size for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"))
-    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1]) | {"pack": pack}
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    return json.loads(subprocess.check_output(command, text=True, env=environment).splitlines()[-1]) | {"pack": pack}
+
+
+def test_a_face_is_analysed_with_what_comfyui_ships_and_nothing_else(started) -> None:
+    assert started["there"] == []
+    assert started["drawn"] == [1, 1, 1]
+    assert started["embedding"] == [1, 512]
+
+
+def test_the_host_asks_for_what_the_pack_imports(real_host: Path) -> None:
+    assert set(SHIPPED) <= {name.lower() for name in hosts_requirements()}
 
 
 def test_the_pack_imports_what_it_needs(started) -> None:
     there = {"torch", "numpy", "comfy", *sys.stdlib_module_names}
-    assert set(started["packages"]) - there <= NEEDED
+    assert set(started["packages"]) - there <= {"PIL", "safetensors"}
     assert "comfyui.nodes" in started["parts"]
 
 
@@ -94,7 +148,8 @@ def test_parts_that_may_never_be_asked_for_are_not_imported(started, part: str) 
 
 
 def test_an_import_opens_no_model(started) -> None:
-    assert started["import"] == []
+    photos = {path.name for path in (ROOT / "example_workflows" / "input").iterdir()}  # copied for the examples
+    assert set(started["import"]) - photos == set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -199,7 +199,7 @@ def test_without_torch_the_rest_is_examined(tmp_path: Path):
 
 PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
 """As it is typed into a shell."""
-LIBRARIES = ("numpy", "PIL", "safetensors", "cv2", "xxhash")
+LIBRARIES = ("numpy", "PIL", "safetensors")
 
 
 def test_without_the_small_packages_there_is_one_command(tmp_path: Path):
@@ -207,8 +207,8 @@ def test_without_the_small_packages_there_is_one_command(tmp_path: Path):
     assert result.stderr == "loaded: []\n"
     findings = json.loads(result.stdout)["findings"]
     (broken,) = [finding for finding in findings if finding["level"] == "broken"]
-    assert broken["found"] == "not installed: numpy, pillow, safetensors, opencv-python-headless, xxhash"
-    assert broken["do"] == (f'{PYTHON} -m pip install numpy pillow safetensors "opencv-python-headless<4.12" xxhash')
+    assert broken["found"] == "not installed: numpy, pillow, safetensors"
+    assert broken["do"] == f"{PYTHON} -m pip install numpy pillow safetensors"
     assert not [finding for finding in findings if finding["level"] == "warning"]
     for topic in ("Model files", "Face networks"):
         (note,) = [finding for finding in findings if finding["topic"] == topic]
@@ -226,11 +226,11 @@ def test_one_that_is_missing_is_one_finding(tmp_path: Path, module: str):
 
 
 def test_one_that_cannot_be_loaded_is_no_fault_of_the_doctor(tmp_path: Path):
-    (tmp_path / "xxhash.py").write_text("raise ImportError('DLL load failed')")
+    (tmp_path / "safetensors.py").write_text("raise ImportError('DLL load failed')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nBLOCKED = ()\n{BARE}"
     result = fresh_python(code, "--json", "--models", str(tmp_path), check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
-    assert broken["found"] == "xxhash is installed, but cannot be loaded: DLL load failed"
+    assert broken["found"] == "safetensors is installed, but cannot be loaded: DLL load failed"
 
 
 def test_a_torch_that_cannot_be_loaded(tmp_path: Path):
@@ -256,10 +256,10 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_in_a_clone_comfyuis_own_python_is_asked_for(clone: Path):
-    code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = ('cv2', 'numpy')\n{BARE}"
+    code = f"import sys; sys.path.insert(0, {str(clone)!r})\nBLOCKED = ('PIL', 'numpy')\n{BARE}"
     result = fresh_python(code, "--json", cwd=clone, check=False)
     (broken,) = [f for f in json.loads(result.stdout)["findings"] if f["level"] == "broken"]
-    assert broken["do"].endswith(f'{PYTHON} -m pip install numpy "opencv-python-headless<4.12"')
+    assert broken["do"].endswith(f"{PYTHON} -m pip install numpy pillow")
     assert "ComfyUI's own Python" in broken["do"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -81,6 +82,16 @@ def test_buffalo_is_another_person_under_any_name(models: Path, name: str):
     found = trouble(Places.of_shell(models))
     assert found.level == "broken"
     assert name in found.found
+    assert "another person" in found.why
+
+
+def test_a_known_recogniser_of_another_pack_is_named(models: Path, monkeypatch: pytest.MonkeyPatch):
+    path = models / "antelopev2" / "glintr100.onnx"
+    known = {path.stat().st_size: (hashlib.sha256(path.read_bytes()).hexdigest(), "AuraFace's recogniser")}
+    monkeypatch.setattr("fast_instantid.faces.pack._OTHER_RECOGNIZERS", known)
+    found = trouble(Places.of_shell(models))
+    assert found.level == "warning"
+    assert f"{path} is AuraFace's recogniser, not antelopev2's" in found.found
     assert "another person" in found.why
 
 

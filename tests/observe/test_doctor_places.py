@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fast_instantid.observe.doctor import Places
+from fast_instantid.observe.doctor import Places, machine
 from tests.observe.doctor_models import examined, troubles
 
 
@@ -39,6 +39,16 @@ def test_a_kind_without_folders_loses_no_other(comfyui: Path, tmp_path: Path):
     assert "loras in mine" in found.found
     assert "does not start" in found.found
     assert Places.of_comfyui(comfyui).adapters[0] == tmp_path / "a"
+
+
+@pytest.mark.parametrize(("options", "said"), [("--disable-dynamic-vram", True), ("--lowvram", False), (None, False)])
+def test_a_comfyui_with_dynamic_vram_is_known_by_its_start_options(comfyui: Path, options: str | None, said: bool):
+    if options is not None:
+        (comfyui / "comfy").mkdir()
+        (comfyui / "comfy" / "cli_args.py").write_text(f'parser.add_argument("{options}", action="store_true")')
+    notes = [*machine.dynamic_vram(Places.of_comfyui(comfyui))]
+    assert [finding.level for finding in notes] == ["note"] * said
+    assert all("--disable-dynamic-vram" in finding.do for finding in notes)
 
 
 @pytest.mark.parametrize("text", ["mine: [1", "mine: 3", "- a"])

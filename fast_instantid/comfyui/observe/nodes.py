@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class InstantIDDoctor:
     RETURN_NAMES = ("text",)
     FUNCTION = "examine"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("diagnose", "troubleshoot", "missing models")
     OUTPUT_NODE = True
     INPUT_TYPES = staticmethod(sockets.doctor)
 
@@ -44,6 +46,7 @@ class InstantIDDoctor:
             return tuple(map(Path, folder_paths.get_folder_paths(kind)))
 
         backend, device = backend_of(provider)
+        dynamic = getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", None)
         places = Places(
             "comfyui",
             Path(folder_paths.models_dir),
@@ -54,6 +57,7 @@ class InstantIDDoctor:
             custom_nodes=folders("custom_nodes"),
             backend=backend,
             device=str(device),
+            dynamic_vram="" if dynamic is None else "on" if dynamic else "off",
         )
         report = examine(places)
         text = report.text(width=80)
@@ -72,6 +76,7 @@ class InstantIDProfile:
     RETURN_NAMES = ("images", "text")
     FUNCTION = "profile"
     CATEGORY = "InstantID"
+    SEARCH_ALIASES = ("timing", "speed", "trace")
     OUTPUT_NODE = True
     INPUT_TYPES = staticmethod(sockets.profile)
 

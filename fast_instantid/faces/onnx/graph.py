@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from ...errors import ModelFileError
 from ...recorder import stage
+from ...records import fast_hash
 from ...weights import MAPPED_FROM, FileVersion, existing_file, file_version
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -72,9 +72,10 @@ class Graph:
         """Hash of the file's content, as :func:`fast_instantid.weights.fingerprint`; computing it reads the file."""
         with stage("fingerprint", nbytes=len(self.content)):
             self.version.check_mapping()
-            found = xxhash.xxh3_128(self.content).hexdigest()
+            digest = fast_hash()
+            digest.update(self.content)
             self.version.check_mapping()
-            return found
+            return digest.hexdigest()[:32]
 
 
 def read_graph(path: str | Path) -> Graph:

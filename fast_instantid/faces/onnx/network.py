@@ -81,6 +81,8 @@ class TorchNetwork:
         approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
         self.backend = f"torch ({device}{approximate and f', {approximate}'})"
         self.on_cpu = device.type == "cpu"
+        self.pixel_device = device if device.type == "cuda" else torch.device("cpu")
+        """Where pictures are scaled and faces aligned."""
         self._approximate = approximate
         self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
@@ -130,11 +132,11 @@ class TorchNetwork:
         """The same network on the CPU, for when the device has no memory."""
         return TorchNetwork(self._graph, torch.device("cpu"), self.dtype)
 
-    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+    def run(self, images: torch.Tensor, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch.
 
         Args:
-            images: ``(N, H, W, 3)`` uint8 RGB.
+            images: ``(N, H, W, 3)`` uint8 RGB, on any device.
             mean, scale: the network reads ``(images - mean) * scale``, in float32.
 
         Returns:
@@ -151,7 +153,7 @@ class TorchNetwork:
             torch.inference_mode(),
             _exact_float32(device),
         ):
-            batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # a view, channels-last
+            batch = images.to(device).permute(0, 3, 1, 2)  # a view, channels-last
             batch = batch.float().sub_(mean).mul_(scale).to(self.dtype)
             if batch.shape in self._has_run:
                 outputs = module(batch)
@@ -163,6 +165,8 @@ class TorchNetwork:
 
 class OnnxRuntimeNetwork:
     """The network in an onnxruntime session, on the requested provider and no other."""
+
+    pixel_device = torch.device("cpu")
 
     def __init__(self, graph: Graph, device: str) -> None:
         name, _, index = device.partition(":")
@@ -190,9 +194,9 @@ class OnnxRuntimeNetwork:
         """As :attr:`TorchNetwork.on_the_cpu`."""
         return OnnxRuntimeNetwork(self._graph, "cpu")
 
-    def run(self, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+    def run(self, images: torch.Tensor, mean: float, scale: float) -> list[np.ndarray]:
         """Run a batch, as :meth:`TorchNetwork.run` does."""
-        batch = (images.transpose(0, 3, 1, 2).astype(np.float32, order="C") - np.float32(mean)) * np.float32(scale)
+        batch = (images.permute(0, 3, 1, 2).float().contiguous().numpy() - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
             self._bound(batch.shape)
             try:

@@ -30,7 +30,7 @@ def _model_files(places: Places) -> Iterable[Finding]:
 
 # Topics, their checks, and whether these import the packages that are always needed.
 _TOPICS: tuple[tuple[str, tuple[Check, ...], bool], ...] = (
-    ("Machine", (machine.torch_and_device,), False),
+    ("Machine", (machine.torch_and_device, machine.dynamic_vram), False),
     ("Installed packages", (versions.needed,), False),
     ("Face networks", (_face_networks,), True),
     ("Model files", (_model_files,), True),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import ModelFileError
 from ...faces.onnx.graph import Graph, read_graph
-from ...faces.pack import Pack, is_of_buffalo, look_for_pack
+from ...faces.pack import Pack, look_for_pack, other_recognizer
 from ..report import Finding
 from .headers import files_below
 from .places import Places
@@ -70,13 +70,15 @@ def _about_pack(pack: Pack, places: Places) -> Iterator[Finding]:
     # A download keeps files of the same name.
     if recognizer.name == "glintr100.onnx":
         do = f"delete {recognizer}, then: {do}"
-    if convolutions == _IRESNET_100 and not is_of_buffalo(pack.recognizer):
+    kind = other_recognizer(recognizer)
+    if convolutions == _IRESNET_50:
+        kind = kind or "the recogniser of a buffalo pack"
+    if convolutions == _IRESNET_100 and not kind:
         yield Finding("ok", f"face models: {pack.folder} ({pack.detector.path.name}, {recognizer.name})")
     else:
-        is_buffalo = convolutions == _IRESNET_50 or is_of_buffalo(pack.recognizer)
-        kind = "the recogniser of a buffalo pack" if is_buffalo else f"a network of {convolutions} convolutions"
+        kind = kind or f"a network of {convolutions} convolutions"
         text = f"{recognizer} is {kind}, not antelopev2's glintr100 ({_IRESNET_100} convolutions)"
-        yield Finding("broken" if is_buffalo else "warning", text, _OTHER_PERSON, do)
+        yield Finding("broken" if "buffalo" in kind else "warning", text, _OTHER_PERSON, do)
     if pack.damaged:
         text = f"damaged files beside the face models in {pack.folder}: {'; '.join(pack.damaged)}"
         yield Finding("warning", text, "They are not used, but another pack may read them.", "delete them")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from ...errors import BackendError
@@ -31,7 +30,7 @@ def backend(places: Places) -> Iterator[Finding]:
         device = places.device or "cpu"
         try:
             network = OnnxRuntimeNetwork(read_graph(files().pack / "glintr100.onnx"), device)
-            network.run(np.zeros((1, 112, 112, 3), np.uint8), 0.0, 1.0)
+            network.run(torch.zeros(1, 112, 112, 3, dtype=torch.uint8), 0.0, 1.0)
             yield Finding("ok", f"the face networks run in {network.backend}; the miniature's recogniser was tried")
         except BackendError as error:
             why, do = _explained(device)

@@ -131,6 +131,18 @@ def _why_cpu(torch: Any) -> Iterator[Finding]:
         )
 
 
+def dynamic_vram(places: Places) -> Iterator[Finding]:
+    """Report whether ComfyUI loads weights at the moment of their use."""
+    found = f"ComfyUI's dynamic VRAM is {places.dynamic_vram}"
+    if places.dynamic_vram == "off":
+        yield Finding("ok", found)
+    elif places.dynamic_vram:
+        why = "It loads weights at the moment of their use, and is new."
+        yield Finding(
+            "note", found, why, "after a crash or without memory, first try the start option --disable-dynamic-vram"
+        )
+
+
 def gpu_vendor(root: Path = Path("/")) -> str | None:
     """Return "NVIDIA" or "AMD" if there is such a GPU, also one without a driver. Tests give another ``root``."""
     signs = ("proc/driver/nvidia/version", "usr/lib/wsl/lib/libcuda.so.1")  # the second in WSL 2

@@ -30,6 +30,7 @@ class Places:
     backend: str = "torch"  # the backend of the face networks: "torch" or "onnxruntime"
     device: str | None = None  # the device of the face networks: cpu, cuda, cuda:1, ...; None for the best one
     notes: tuple[str, ...] = ()  # problems with ``extra_model_paths.yaml``
+    dynamic_vram: str = ""  # of ComfyUI: "on", "off", or when it is on; empty for a ComfyUI without it
 
     @classmethod
     def of_shell(cls, models: Path | None = None) -> Places:
@@ -60,6 +61,7 @@ class Places:
             bases=tuple(folders["checkpoints"]),
             custom_nodes=tuple(folders["custom_nodes"]),
             notes=tuple(notes),
+            dynamic_vram=_dynamic_vram(comfyui / "comfy" / "cli_args.py"),
         )
 
     def how_to_fetch(self, model: str, folder: Path) -> str:
@@ -76,6 +78,12 @@ def comfyui_around() -> Path | None:
     """Return the ComfyUI in whose ``custom_nodes`` this package is cloned, if it is."""
     is_clone = ROOT.parent.name == "custom_nodes" and (ROOT / "__init__.py").is_file()
     return ROOT.parent.parent if is_clone else None
+
+
+def _dynamic_vram(options: Path) -> str:
+    """Return when the ComfyUI with these start options uses dynamic VRAM; empty if it never does."""
+    has_it = options.is_file() and "--disable-dynamic-vram" in options.read_text(encoding="utf-8", errors="replace")
+    return "on by default, on NVIDIA and new AMD GPUs" if has_it else ""
 
 
 def _add_extra_model_paths(file: Path, folders: dict[str, list[Path]]) -> list[str]:

@@ -16,11 +16,8 @@ NEEDED = {
     "numpy": "numpy",
     "pillow": "PIL",
     "safetensors": "safetensors",
-    "opencv-python-headless": "cv2",
-    "xxhash": "xxhash",
 }
 """Packages without which nothing works, and their modules."""
-_OPENCV = '"opencv-python-headless<4.12"'  # 4.12 caps numpy, and 5 demands numpy 2
 
 
 def installed() -> dict[str, str]:
@@ -45,22 +42,20 @@ def needed(places: Places) -> Iterator[Finding]:
             good.append(f"{name} {present.get(name, '')}".strip())
         elif isinstance(result, ModuleNotFoundError) and result.name == module:
             missing.append(name)
-        elif name != "torch" and "numpy" not in missing:  # torch is reported above, and OpenCV needs numpy
+        elif name != "torch":  # reported above
             yield Finding(
                 "broken",
                 f"{name} is installed, but cannot be loaded: {first_line(result)}",
-                "Nothing works without it. Usually it does not fit numpy (OpenCV 5 needs numpy 2), or a library of the "
-                "system is missing (libGL, which opencv-python-headless does not need).",
-                pip("install --force-reinstall --no-deps", _OPENCV if module == "cv2" else name),
+                "Nothing works without it. Usually it does not fit another package, or was installed in part.",
+                pip("install --force-reinstall --no-deps", name),
             )
     yield Finding("ok", ", ".join(good) or "none of the needed packages")
     missing = [name for name in missing if name != "torch"]  # reported above
     if missing:
         inside = "ComfyUI has some of them: run the doctor with ComfyUI's own Python\nif this is that Python: "
-        names = (_OPENCV if name.startswith("opencv") else name for name in missing)
         yield Finding(
             "broken",
             f"not installed: {', '.join(missing)}",
             f"Nothing works without {'it' if len(missing) == 1 else 'them'}. Looked for by {sys.executable}.",
-            f"{inside if comfyui_around() else ''}{pip('install', *names)}",
+            f"{inside if comfyui_around() else ''}{pip('install', *missing)}",
         )

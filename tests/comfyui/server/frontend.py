@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _DESCRIBE = """async (workflow) => {
     await new Promise((done) => setTimeout(done, 300));
     const graph = window.app.graph;
     const nodes = graph.nodes.map((node) => ({
-        id: node.id,
+        id: String(node.id),
         type: node.type,
         known: node.type in LiteGraph.registered_node_types,
         errors: Boolean(node.has_errors),
@@ -37,29 +38,40 @@ _SELECT = """(type) => {
     app.canvas.selectNode(app.graph.nodes.find((node) => node.type === type));
 }"""
 
-_BOUNDS = """() => {
-    const boxes = [...app.graph.nodes, ...app.graph.groups].map((item) => item.getBounding?.() ?? item.boundingRect);
-    const [left, top] = [0, 1].map((side) => Math.min(...boxes.map((box) => box[side])) - 20);
-    const [right, bottom] = [0, 1].map((side) => Math.max(...boxes.map((box) => box[side] + box[side + 2])) + 20);
-    return [left, top, right - left, bottom - top];
-}"""
-
-_SHOW = """([bounds, width]) => {
+_SHOW = """([titles, side]) => {
+    const [left, top, width, height] = titles.map((name) => app.graph.groups.find((group) => group.title === name)
+        ).map((group) => [...group.pos, ...group.size]).reduce((a, b) => {
+            const [x, y] = [Math.min(a[0], b[0]), Math.min(a[1], b[1])];
+            return [x, y, Math.max(a[0] + a[2], b[0] + b[2]) - x, Math.max(a[1] + a[3], b[1] + b[3]) - y];
+        });
     const canvas = app.canvas;
     canvas.deselectAll?.();
-    canvas.ds.scale = width / bounds[2];
-    canvas.ds.offset[0] = -bounds[0];
-    canvas.ds.offset[1] = -bounds[1];
+    canvas.ds.scale = side / (Math.max(width, height) + 40);
+    canvas.ds.offset[0] = side / canvas.ds.scale / 2 - left - width / 2;
+    canvas.ds.offset[1] = side / canvas.ds.scale / 2 - top - height / 2;
     canvas.resize?.();
     canvas.setDirty(true, true);
 }"""
 
-_RUN = "() => app.queuePrompt(0)"
-
 _HAS_RUN = """() => app.graph.nodes.filter((node) => ['PreviewImage', 'SaveImage'].includes(node.type)
-    ).every((node) => node.imgs?.length)"""
+    ).every((node) => node.imgs?.length || app.nodeOutputs[node.id]?.images?.length)"""
 
-_ONLY_THE_GRAPH = "#graph-canvas-container > div:not(:has(.dom-widget)), .p-toast { display: none !important; }"
+_SET_NODES_2 = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+
+_BOXES = """() => {
+    const { scale, offset } = app.canvas.ds;
+    const canvas = app.canvas.canvas.getBoundingClientRect();
+    return Object.fromEntries([...document.querySelectorAll('[data-node-id]')].map((element) => {
+        const { left, top, width, height } = element.getBoundingClientRect();
+        const corner = [(left - canvas.left) / scale - offset[0], (top - canvas.top) / scale - offset[1]];
+        return [element.dataset.nodeId, [...corner, width / scale, height / scale]];
+    }));
+}"""
+
+_ONLY_THE_GRAPH = (
+    "#graph-canvas-container > div:not(:has(.dom-widget)):not([data-testid='transform-pane']), .p-toast"
+    " { display: none !important; }"
+)
 
 
 def find_chromium() -> str | None:
@@ -118,21 +130,44 @@ class FrontEnd:
         title.wait_for()
         return self.page.locator(".node-help-content").first.inner_text()
 
-    def picture(self, workflow: Path, target: Path, width: int = 1600, run: bool = False) -> None:
-        """Save a picture of a workflow's graph, and of nothing else on the page, ``width`` pixels wide.
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The front end's version."""
+        return tuple(map(int, self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").split(".")))
+
+    @contextmanager
+    def nodes_2(self) -> Iterator[None]:
+        """Nodes 2.0, which are elements of the page in place of a drawing."""
+        self.page.evaluate(_SET_NODES_2, True)
+        try:
+            yield
+        finally:
+            self.page.evaluate(_SET_NODES_2, False)
+
+    def boxes(self, workflow: Path) -> dict[str, list[float]]:
+        """Open a workflow in Nodes 2.0 and measure its nodes: x, y, width and height on the graph, by id."""
+        self.open(workflow)
+        self.page.wait_for_timeout(700)  # pictures in nodes
+        return self.page.evaluate(_BOXES)
+
+    def run(self, workflow: Path) -> None:
+        """Open a workflow, press Run, and wait for its pictures."""
+        self.open(workflow)
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.wait_for_function(_HAS_RUN, timeout=180_000)
+
+    def picture(self, workflow: Path, target: Path, groups: Sequence[str], side: int) -> None:
+        """Save a square picture of some groups of a workflow in Nodes 2.0, and of nothing else on the page.
 
         Args:
             target: a ``.jpg``.
-            run: first, so that what was drawn is in it.
+            groups: their titles.
+            side: of the picture, in pixels.
         """
-        self.open(workflow)
-        if run:
-            self.page.evaluate(_RUN)
-            self.page.wait_for_function(_HAS_RUN, timeout=180_000)
-        bounds = self.page.evaluate(_BOUNDS)
-        height = math.ceil(width * bounds[3] / bounds[2])
-        self.page.set_viewport_size({"width": width, "height": height})
-        self.page.add_style_tag(content=_ONLY_THE_GRAPH)
-        self.page.evaluate(_SHOW, [bounds, width])
-        self.page.wait_for_timeout(700)  # pictures in nodes, text widgets
-        self.page.screenshot(path=target, type="jpeg", quality=80)
+        with self.nodes_2():
+            self.open(workflow)
+            self.page.set_viewport_size({"width": side, "height": side})
+            self.page.add_style_tag(content=_ONLY_THE_GRAPH)
+            self.page.evaluate(_SHOW, [groups, side])
+            self.page.wait_for_timeout(1500)  # pictures in nodes, text widgets
+            self.page.screenshot(path=target, type="jpeg", quality=85)

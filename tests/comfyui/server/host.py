@@ -19,7 +19,7 @@ ROOT = HERE.parents[2]
 PACK_FOLDER = "Fast-InstantID-main"
 """Under this name the pack is cloned: no Python module could be called that. It has no space, because aiohttp, and with
 it ComfyUI, serves no help pages from such a folder. The folders around it may have one."""
-SHIPPED = ("__init__.py", "pyproject.toml", "fast_instantid", "example_workflows", "web")
+SHIPPED = ("__init__.py", "pyproject.toml", "fast_instantid", "example_workflows", "locales", "subgraphs", "web")
 
 
 class ComfyServer:
@@ -51,6 +51,8 @@ class ComfyServer:
         (self.base / "user").mkdir(exist_ok=True)
         command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", "--disable-api-nodes"]
+        if front_end := os.environ.get("FRONT_END_ROOT"):
+            command += ["--front-end-root", front_end]
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
         path = [str(self.base / "python"), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
@@ -95,7 +97,7 @@ class ComfyServer:
             raise RuntimeError(f"{path} is refused: {error.read().decode()}") from None
         return json.loads(text) if text else None
 
-    def run(self, prompt: dict[str, Any], timeout_s: float = 180) -> list[Path]:
+    def run(self, prompt: dict[str, Any], timeout_s: float = 600) -> list[Path]:
         """Run a prompt in API format and return the pictures that it saved."""
         entry = self.wait(self.queue(prompt), timeout_s)
         if entry["status"]["status_str"] != "success":
@@ -107,7 +109,7 @@ class ComfyServer:
         """Post a prompt in API format; returns its id."""
         return self.post("/prompt", {"prompt": prompt})["prompt_id"]
 
-    def wait(self, prompt_id: str, timeout_s: float = 180) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout_s: float = 600) -> dict[str, Any]:
         """Return the history's entry of a prompt that has ended, with success or not."""
         deadline = time.monotonic() + timeout_s
         while not (history := self.get_json(f"/history/{prompt_id}")):

@@ -1,4 +1,4 @@
-"""A ComfyUI with our pack, tiny models and pictures, as the tests and the screenshots use it."""
+"""A ComfyUI with our pack and tiny models, as the tests and the thumbnails use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from tests.comfyui.server.host import ComfyServer
-from tests.comfyui.server.pictures import write_pictures
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -21,8 +20,10 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Workflow.ShowMissingNodesWarning": True,
     "Comfy.Workflow.ShowMissingModelsWarning": True,
+    "Comfy.VersionCompatibility.DisableWarnings": True,
 }
-"""Of the user: no tour, nothing over the graph, text at every scale, and a word about whatever is missing."""
+"""Of the user: no tour, nothing over the graph, text at every scale, and a word about missing nodes and models, but not
+about the host's own packages."""
 
 
 def install(comfyui: Path, base: Path, ipadapter: str | None) -> ComfyServer:
@@ -33,7 +34,6 @@ def install(comfyui: Path, base: Path, ipadapter: str | None) -> ComfyServer:
         ipadapter: a checkout of ComfyUI_IPAdapter_plus.
     """
     (base / "input").mkdir(parents=True)
-    write_pictures(base / "input")
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps(SETTINGS))

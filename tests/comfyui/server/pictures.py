@@ -1,5 +1,7 @@
-"""The pictures that the example workflows load, made from two photographs in the public domain, of an astronaut (NASA)
-and of a cat."""
+"""The photos of the example workflows, from two photographs in the public domain: an astronaut (NASA) and a cat.
+
+``python -m tests.comfyui.server.pictures`` makes them again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage.data
+from PIL import Image
 
 FACE = (225, 115)  # x, y of the nose in the photograph of 512 x 512
 
@@ -15,20 +18,19 @@ FACE = (225, 115)  # x, y of the nose in the photograph of 512 x 512
 def write_pictures(folder: Path) -> None:
     """Write every picture that an example asks for, under the name it has there."""
     photo = skimage.data.astronaut()
-    person = _turned(photo, 0, 1.0)
-    pose = photo[:, ::-1]
+    person, pose = _turned(photo, 0, 1.0), photo[:, ::-1]
     pictures = {
-        "person.png": person,
-        "pose.png": pose,
-        "pose_depth.png": _depth(pose),
-        "style.png": cv2.stylization(skimage.data.chelsea()[:, 90:390], sigma_s=40, sigma_r=0.5),
-        "left.png": person,
-        "right.png": _blue_suit(person[:, ::-1]),
+        "person": person,
+        "pose": pose,
+        "pose_depth": _depth(pose),
+        "style": cv2.stylization(skimage.data.chelsea()[:, 90:390], sigma_s=40, sigma_r=0.5),
+        "right": _blue_suit(person[:, ::-1]),
     }
-    for i, (degrees, zoom) in enumerate(((0, 1.0), (8, 1.1), (-8, 0.95), (15, 1.2), (-14, 1.05), (4, 1.3)), start=1):
-        pictures[f"person_{i}.png"] = _turned(photo, degrees, zoom)
+    for i, (degrees, zoom) in enumerate(((8, 1.1), (-8, 0.95), (15, 1.2), (-14, 1.05), (4, 1.3)), start=2):
+        pictures[f"person_{i}"] = _turned(photo, degrees, zoom)
     for name, picture in pictures.items():
-        cv2.imwrite(str(folder / name), cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
+        path = folder / f"instantid_example_{name}.jpg"
+        Image.fromarray(np.ascontiguousarray(picture)).save(path, quality=90, subsampling=0)
 
 
 def _turned(photo: np.ndarray, degrees: float, zoom: float) -> np.ndarray:
@@ -53,3 +55,7 @@ def _depth(pose: np.ndarray) -> np.ndarray:
         shape = cv2.ellipse(np.zeros_like(depth), centre, axes, 0, 0, 360, 1.0, -1)
         depth = np.maximum(depth, near * cv2.GaussianBlur(shape, (0, 0), 9))
     return np.repeat(depth.astype(np.uint8)[..., None], 3, axis=2)
+
+
+if __name__ == "__main__":
+    write_pictures(Path(__file__).resolve().parents[3] / "example_workflows" / "input")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from comfy.cli_args import args
 
 supported_pt_extensions: set[str] = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
 
-base_path = os.path.abspath(args.base_directory or os.path.dirname(__file__))
+_temporary = tempfile.TemporaryDirectory(prefix="fast-instantid-standin-")  # nothing is written beside this file
+base_path = os.path.abspath(args.base_directory or _temporary.name)
 models_dir = os.path.join(base_path, "models")
 output_directory = os.path.join(base_path, "output")
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {
@@ -62,6 +64,14 @@ def get_full_path_or_raise(folder_name: str, filename: str) -> str:
 
 def get_output_directory() -> str:
     return output_directory
+
+
+def get_input_directory() -> str:
+    return os.path.join(base_path, "input")
+
+
+def get_user_directory() -> str:
+    return os.path.join(base_path, "user")
 
 
 def get_save_image_path(

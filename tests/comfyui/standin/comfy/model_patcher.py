@@ -1,6 +1,6 @@
 """Clones of a model that share its weights and differ in options, wrappers and callbacks.
 
-Options are copied deeply, as up to 0.8.0. Newer versions copy dictionaries and lists alone: tests of that put another
+Options are copied deeply, as before 0.14. Newer versions copy dictionaries and lists alone: tests of that put another
 ``copy`` into this module.
 """
 
