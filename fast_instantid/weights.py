@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from .errors import ModelFileError
-from .files import atomic_write, special_file
+from .files import atomic_write, sha256, special_file
 from .pickles import ZIP, load_pickle
 from .recorder import stage
 from .records import fast_hash
@@ -190,6 +190,20 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         OSError: the file cannot be read.
     """
     return _hash(file_version(path))
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, computed once per :func:`file_version` and process; the same everywhere.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _sha256(file_version(path))
+
+
+@lru_cache(maxsize=64)
+def _sha256(version: FileVersion) -> str:
+    return sha256(version.path)
 
 
 @lru_cache(maxsize=64)

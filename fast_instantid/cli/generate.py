@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import check_parent
 from ..miniature import DRAWN_ONLY
-from ..placement import in_batches
 from ..recorder import stage
 from . import jobs
 from .jobs import Job
@@ -156,6 +155,7 @@ class _Studio:
         from ..faces import keypoint_picture
         from ..identity import Adapter
         from ..pipelines import InstantID, Subject, load_pipeline
+        from ..placement import in_batches
 
         for job in batch:
             check_sampling(job)

@@ -15,15 +15,14 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from ..errors import FastInstantIDError
 from ..files import atomic_write
 from ..recorder import stage
 from .output import PICTURE_SUFFIXES, progress, say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..people import Person
 
 _CHUNK = "fast-instantid"
@@ -132,6 +131,8 @@ def settings_of(path: Path) -> dict[str, Any]:
     Raises:
         FastInstantIDError: no PNG, or none with settings.
     """
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             settings = json.loads(getattr(image, "text", {})[_CHUNK])
@@ -143,6 +144,8 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 def save(image: Image.Image, path: Path, job: Job) -> None:
     """Write a picture, with its settings if it is a PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
     info.add_itxt(_CHUNK, job.text)
     with stage("save"), atomic_write(path) as temporary:
