@@ -149,7 +149,10 @@ def save(image: Image.Image, path: Path, job: Job) -> None:
     info = PngInfo()
     info.add_itxt(_CHUNK, job.text)
     with stage("save"), atomic_write(path) as temporary:
-        image.save(temporary, **({"pnginfo": info} if path.suffix.lower() == ".png" else {}))
+        if path.suffix.lower() == ".png":
+            image.save(temporary, pnginfo=info)
+        else:
+            image.save(temporary)
 
 
 def run(

@@ -62,7 +62,7 @@ def chosen(analyzer: FaceAnalyzer, photo: Photo, faces: Sequence[Face], choose: 
     if not faces:
         raise NoFaceError(f"no face found in {photo.name}: use a picture that shows the face upright and unobstructed")
     if isinstance(choose, str):
-        return ordered(faces, choose, photo.size)[0]
+        return ordered(faces, choose, photo.size)[0]  # pyright: ignore[reportArgumentType]  # refuses other words
     if isinstance(choose, (int, np.integer)):
         if not -len(faces) <= choose < len(faces):
             raise NoFaceError(f"{photo.name}: face {choose} of {len(faces)}: they count from 0, left to right")

@@ -64,7 +64,7 @@ def find_person(
     faces = [chosen(analyzer, photo, found[i], choose) for i, photo in zip(kept, pictures, strict=True)]
     embeddings = analyzer.embed(pictures, faces)
     _warn_of_strangers(embeddings, [photo.name for photo in pictures])
-    given = None if weights is None else np.float32([weights[i] for i in kept])
+    given = None if weights is None else np.array([weights[i] for i in kept], np.float32)
     return _person(analyzer, pictures[0], faces[0], embeddings, name, given)
 
 

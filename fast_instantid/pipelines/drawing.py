@@ -73,8 +73,9 @@ class Drawing:
         self._faces: list[list[LayerFace]] = []
         for n, place in enumerate(places):
             banks, strength = [identity.bank for identity, _ in place], self._strength(n)
-            pairs = [([bank.keys[i] for bank in banks], [bank.values[i] for bank in banks]) for i in layers]
-            self._faces.append([LayerFace(*map(_together, pair), strength) for pair in pairs])
+            keys = [_together([bank.keys[i] for bank in banks]) for i in layers]
+            values = [_together([bank.values[i] for bank in banks]) for i in layers]
+            self._faces.append([LayerFace(*pair, strength) for pair in zip(keys, values, strict=True)])
         self._on_layers: dict[bool, list[list[LayerFace]]] = {}
 
     @property

@@ -95,7 +95,8 @@ def generate(
     if not prompts:
         raise FastInstantIDError("no prompt given: expected at least one")
     posed = keypoints if isinstance(keypoints, (list, tuple)) else None
-    for name, given in (("lists of people", people if is_nested(people) else None), ("keypoint pictures", posed)):
+    nested: Any = people if is_nested(people) else None
+    for name, given in (("lists of people", nested), ("keypoint pictures", posed)):
         if given is not None and len(given) != len(prompts):
             raise FastInstantIDError(f"{len(prompts)} prompts and {len(given)} {name}: give one for each prompt")
     instantid = pipe if isinstance(pipe, InstantID) else InstantID(pipe)
@@ -122,7 +123,7 @@ def generate(
         # Seeded on the CPU: other devices draw other numbers from the same seed.
         seeded = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         numbers = [number for number, _ in batch]
-        shown = [people[number] for number in numbers] if is_nested(people) else people
+        shown = [nested[number] for number in numbers] if nested else people
         if posed is not None:
             options["keypoints"] = [posed[number] for number in numbers]
         return instantid([prompts[number] for number in numbers], shown, generator=seeded, **options).images

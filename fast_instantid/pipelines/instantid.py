@@ -33,9 +33,8 @@ from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
 from .subject import DEFAULT_WEIGHT, Subject, as_pictures
 
-Someone: TypeAlias = "Identity | Person | Subject"
-People: TypeAlias = "Someone | Sequence[Someone] | Sequence[Sequence[Someone]]"
-"""The people of all pictures, or a list for each picture of a batch."""
+_One: TypeAlias = "Identity | Person | Subject"
+People: TypeAlias = "_One | Sequence[_One] | Sequence[Sequence[_One]]"  # of all pictures, or of each
 Scale: TypeAlias = "float | Sequence[float]"
 
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
@@ -146,9 +145,7 @@ class InstantID:
 
         Args:
             photos: paths, PIL images, arrays or tensors, all of one person.
-            choose: the face where a photograph has several: "largest", the first "left to right", a number from the
-                left, the one most like a Person, or a function that picks one.
-            options: ``name``, ``weights`` and ``no_face`` of :func:`~..people.find_person`.
+            choose, options: as in :func:`~..people.find_person`.
 
         Raises:
             NoFaceError: a photograph without a face.
