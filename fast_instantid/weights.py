@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from .errors import ModelFileError
-from .files import atomic_write, special_file
+from .files import atomic_write, sha256, special_file
 from .pickles import ZIP, load_pickle
 from .recorder import stage
 from .records import fast_hash
@@ -97,6 +97,15 @@ def read_tensors(path: str | os.PathLike[str]) -> StateDict:
     if (held := sum(tensor.nbytes for tensor in tensors.values())) > 4 * size:
         raise ModelFileError(f"{path}: tensors of {held:,} bytes in a file of {size:,}, which share what it holds")
     return tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a ``.safetensors`` file; none of other files. Their tensors were read before."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:  # a pickle
+        return {}
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -181,6 +190,20 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         OSError: the file cannot be read.
     """
     return _hash(file_version(path))
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, computed once per :func:`file_version` and process; the same everywhere.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _sha256(file_version(path))
+
+
+@lru_cache(maxsize=64)
+def _sha256(version: FileVersion) -> str:
+    return sha256(version.path)
 
 
 @lru_cache(maxsize=64)

@@ -44,7 +44,7 @@ from fast_instantid.sources import MODELS
 from tests.fresh import SHELL, fresh_python
 from tests.tiny_pipelines import SHALLOW
 
-COMMANDS = ("demo", "embed", "keypoints", "generate", "download", "convert", "doctor", "watch", "profile")
+COMMANDS = ("demo", "embed", "keypoints", "person", "generate", "download", "convert", "doctor", "watch", "profile")
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_one_word_generates_with_the_miniature(drawn, tmp_path, monkeypatch, cap
         output = tmp_path / f"{name}.png"
         assert main([*generate, *models, "-o", str(output)]) == 0
         assert json.loads(capsys.readouterr().out)["size"] == [128, 128]
-        pictures.append(output.read_bytes())
+        pictures.append(Image.open(output).tobytes())
     assert pictures[0] == pictures[1] == pictures[2]
     assert main([*generate, "--base", "miniature", "--steps", "2", "--size", "64x96", "-o", str(output)]) == 0
     assert Image.open(output).size == (64, 96)

@@ -44,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     group.paste(ada, (0, 0))
     group.paste(bob, (128, 0))
     group.save(tmp_path / "group.jpg")
+    (tmp_path / "jobs.csv").write_text("person,prompt,seed\nanna.jpg,a portrait,1\nbob.jpg,film noir,\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "models"))
     monkeypatch.setitem(instantid.DEFAULTS, "num_inference_steps", STEPS)

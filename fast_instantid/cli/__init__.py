@@ -1,5 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | keypoints | generate | download | convert | doctor | watch |
-profile``."""
+"""The command line: ``fast-instantid demo | embed | keypoints | person | generate | download | convert | doctor | watch
+| profile``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..download import download
-from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
-from ..miniature import DRAWN_ONLY
+from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
-from . import convert, demo, doctor, profile, watch
-from .models import Models, face_pack
+from . import convert, demo, doctor, generate, person, profile, watch
+from .models import face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
     check_output,
@@ -27,12 +26,10 @@ from .output import (
     print_json,
     progress,
     report_os_error,
-    report_step,
     save_picture,
     say,
-    timed,
 )
-from .parser import make_parser
+from .parser import make_parser, picture_size
 
 if TYPE_CHECKING:
     from ..faces import Face, FaceAnalyzer
@@ -64,7 +61,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "demo": demo.run,
         "embed": _embed,
         "keypoints": _keypoints,
-        "generate": _generate,
+        "person": person.run,
+        "generate": partial(generate.run, size=picture_size),
         "download": _download,
         "convert": convert.run,
         "doctor": doctor.run,
@@ -109,7 +107,7 @@ def _embed(options: argparse.Namespace) -> int:
 
     if options.output:
         check_output(options.output, (".safetensors",))
-    analyzer = _analyzer(options, face_pack(options))
+    analyzer = face_analyzer(options, face_pack(options))
     rows: list[dict[str, Any]] = []
     for start in range(0, len(options.photos), _PHOTOS_AT_ONCE):
         progress(f"{start}/{len(options.photos)} photos")
@@ -171,7 +169,7 @@ def _keypoints(options: argparse.Namespace) -> int:
         from ..images import photos
 
     check_output(options.output, PICTURE_SUFFIXES, [options.photo])
-    analyzer = _analyzer(options, face_pack(options))
+    analyzer = face_analyzer(options, face_pack(options))
     photo = photos(options.photo)[0]
     faces = analyzer.detect(photo)[0]
     if not faces:
@@ -183,69 +181,8 @@ def _keypoints(options: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(options: argparse.Namespace) -> int:
-    with stage("import"):
-        from ..faces import keypoint_picture
-        from ..identity import Adapter
-        from ..people import find_person
-        from ..pipelines import Approximations, InstantID, InstantIDFiles, Sampling, generate, load_pipeline
-        from ..placement import Placement
-
-    check_output(options.output, PICTURE_SUFFIXES, options.photo)
-    models = Models.of(options)
-    sampling = Sampling(
-        negative_prompt=options.negative_prompt,
-        scale=options.scale,
-        controlnet_conditioning_scale=options.controlnet_conditioning_scale,
-        num_inference_steps=models.steps if options.num_inference_steps is None else options.num_inference_steps,
-        guidance_scale=models.guidance if options.guidance_scale is None else options.guidance_scale,
-        seed=options.seed,
-        approximations=Approximations(
-            layers=options.layers,
-            identity_range=tuple(options.identity_range),
-            identity_net_range=tuple(options.identity_net_range),
-            identity_net_every=options.identity_net_every,
-        ),
-    )
-    seconds: dict[str, float] = {}
-    place = Placement.resolve(options.device, options.dtype)
-    files = InstantIDFiles.find(models.instantid, place.dtype)
-    with timed("face networks", seconds):
-        analyzer = _analyzer(options, models.pack)
-    with timed("faces", seconds):
-        try:
-            person = find_person(analyzer, options.photo)
-        except NoFaceError as error:
-            if not models.is_miniature:
-                raise
-            raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
-        keypoints = keypoint_picture(person.face, person.photo_size, options.size or models.size)
-    with timed("identity", seconds):
-        adapter = Adapter.load(files.adapter, place.device, place.dtype, options.cache)
-        identity = adapter.identity(person.embeddings, noise=options.noise)
-    with timed("pipeline", seconds):
-        instantid = InstantID(load_pipeline(models.base, models.instantid, place.device, place.dtype), identity_net=0)
-    with timed("sampling", seconds):
-        image = generate(instantid, identity, keypoints, options.prompt, sampling, report_step)[0]
-    save_picture(image, options.output)
-    if options.json:
-        print_json({"output": str(options.output), "size": image.size, "seconds": seconds})
-    else:
-        times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-        print(f"{options.output}: {image.width} x {image.height} on {place.device} ({times})")
-    return 0
-
-
 def _download(options: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each retry; our error says all of it once
     download(options.models or list(MODELS), options.to, offline=options.offline, report=say)
     say(f"all there, in {options.to}")
     return 0
-
-
-def _analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer:
-    with stage("import"):
-        from ..faces import FaceAnalyzer
-
-    less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
-    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)

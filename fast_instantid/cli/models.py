@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import miniature
 from ..errors import FastInstantIDError
+from ..recorder import stage
 from ..sources import models_folder
+
+if TYPE_CHECKING:
+    from ..faces import FaceAnalyzer
 
 MINIATURE = "miniature"
 """Stands for the shipped files in place of a path. A folder of that name is ``./miniature``."""
@@ -60,3 +65,12 @@ def face_pack(options: argparse.Namespace) -> str | Path:
         ModelFileError: the miniature is not complete.
     """
     return miniature.files().pack if options.pack == MINIATURE else options.pack or models_folder() / "antelopev2"
+
+
+def face_analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer:
+    """Load a face pack as the options say."""
+    with stage("import"):
+        from ..faces import FaceAnalyzer
+
+    less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
+    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)

@@ -32,8 +32,8 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | P
         raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
 
 
-def save_picture(image: Any, path: Path) -> None:
-    with stage("save"), atomic_write(path) as temporary:
+def save_picture(image: Any, path: Path, private: bool = False) -> None:
+    with stage("save"), atomic_write(path, private) as temporary:
         image.save(temporary)
 
 

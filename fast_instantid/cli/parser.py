@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
-from . import convert, demo, doctor, profile, watch
+from . import convert, demo, doctor, person, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import printable_lines
 
@@ -22,6 +22,7 @@ _EPILOG = """examples:
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
   fast-instantid keypoints anna.jpg -o hint.png
+  fast-instantid person make anna1.jpg anna2.jpg -o anna.safetensors
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
   fast-instantid doctor                     # if something does not work
 """
@@ -85,11 +86,34 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     keypoints.add_argument("--all", action="store_true", help="all faces, not only the largest")
     face_options(keypoints)
 
+    people = command(
+        "person", "keep a person in a file, and compare persons", "make anna1.jpg anna2.jpg -o anna.safetensors"
+    )
+    person.add_arguments(people, face_options)
+
     generate = command(
         "generate", "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --scale 0.7 -o anna.png'
     )
-    generate.add_argument("--photo", nargs="+", required=True, help="photos of one person; the first gives the pose")
-    generate.add_argument("--prompt", required=True, help="what to draw")
+    who = generate.add_mutually_exclusive_group()
+    who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
+    who.add_argument(
+        "--person",
+        nargs="+",
+        metavar="FILE",
+        help="files of 'person make' or photos, each of another person; also folders, and patterns such as '*.jpg'",
+    )
+    who.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="CSV",
+        help="a picture for each line; columns: person, prompt, seed, and other options with _ for -; "
+        "options give what a line lacks",
+    )
+    generate.add_argument("--prompt", nargs="+", help="what to draw; of several prompts, each")
+    generate.add_argument(
+        "--from", dest="settings", type=Path, metavar="PNG", help="take settings that are not given from this picture"
+    )
+    generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
     generate.add_argument(
         "--base",
@@ -122,15 +146,19 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         metavar="N",
         help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
     )
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first noise")
+    generate.add_argument(
+        "--seed", type=int, nargs="+", metavar="N", help="seed of the first noise; of several, each (default: 0)"
+    )
     width, height = miniature.SIZE
     generate.add_argument(
         "--size",
-        type=_size,
+        type=picture_size,
         help=f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})",
     )
     generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
-    generate.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    generate.add_argument(
+        "-o", "--output", type=Path, required=True, help="the picture to write; of several pictures, their folder"
+    )
     generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
     face_options(generate)
     less = generate.add_argument_group("less work for another picture", _APPROXIMATIONS)
@@ -203,13 +231,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if nothing else super()._get_help_string(action)
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
     """Convert ``1024x768`` to ``(width, height)``."""
     sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
     if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
         expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
         raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
     return sides[0], sides[1]
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to 9999")
+    return int(text)
 
 
 def _cache(folder: str) -> Cache:

@@ -14,6 +14,7 @@ from ..cache import Cache, Record, content_key
 from ..images import Photo
 from ..placement import is_out_of_memory, numeric_settings
 from ..recorder import stage
+from ..weights import checksum
 from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
@@ -42,6 +43,11 @@ class CachedNetworks:
     def backend(self) -> str:
         """Backend and device of the detector."""
         return self.detector.backend
+
+    @property
+    def recognizer_fingerprint(self) -> str:
+        """SHA-256 of the recogniser's file, the same in every installation; "" without a file."""
+        return "" if self.recognizer.file is None else checksum(self.recognizer.file)
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""

@@ -55,6 +55,8 @@ class AnalysisByGet:
         model = getattr(analysis, "det_model", None)
         self.sizes = DETECTION_SIZES if hasattr(model, "input_size") and not hasattr(model, "input_sizes") else ()
 
+    recognizer_fingerprint = ""
+
     def find(self, pictures: Sequence[Photo]) -> list[list[Face]]:
         """Find faces as :meth:`CachedNetworks.find` does."""
         return [self._find(np.ascontiguousarray(photo.rgb[..., ::-1])) for photo in pictures]
@@ -123,8 +125,10 @@ class InsightFaceRecognizer:
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "recognition")
         self.result_id = _content(self._model)
-        if path := getattr(self._model, "model_file", None):
-            _warn_once(Path(path))
+        path = getattr(self._model, "model_file", None)
+        self.file = path and Path(path)
+        if self.file:
+            _warn_once(self.file)
 
     def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelFileError
-from ..files import sha256
 from ..recorder import stage
+from ..weights import checksum
 from .onnx.graph import Graph, read_graph
 from .recognizer import EMBEDDING_DIM
 
@@ -34,7 +33,6 @@ _OTHER_RECOGNIZERS = {
     13_616_099: ("9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f", "buffalo_s's recogniser"),
 }
 """Published recognisers of other embedding spaces, by their size in bytes: SHA-256 and name."""
-_sha256 = functools.lru_cache(sha256)
 _OUTPUTS_WITH_KEYPOINTS = (9, 15)  # of a detector: scores, boxes and keypoints at three or five strides
 NEEDED = "antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx"
 _MAX_FOLDERS = 1000  # at one depth: somebody may name the whole disk
@@ -168,8 +166,8 @@ def other_recognizer(path: Path) -> str:
     Published files are told by their content. Only a file of the size of one is hashed.
     """
     nbytes = path.stat().st_size
-    checksum, name = _OTHER_RECOGNIZERS.get(nbytes, ("", ""))
-    if name and _sha256(path) == checksum:
+    expected, name = _OTHER_RECOGNIZERS.get(nbytes, ("", ""))
+    if name and checksum(path) == expected:
         return name
     if path.name.startswith("w600k_") or ("buffalo" in path.parent.name.lower() and path.name != _GLINTR100):
         return "the recogniser of a buffalo pack"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class Recognizer:
     def __init__(self, network: Network, graph: Graph) -> None:
         self.network = network
         self.graph = graph
+        self.file: Path | None = graph.path
         # Networks exported from MXNet start with a subtraction and a multiplication of their own.
         normalises_itself = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]}
         self._mean, self._scale = (0.0, 1.0) if normalises_itself else (127.5, 1 / 127.5)

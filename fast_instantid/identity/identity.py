@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..cache import Cache, Record, content_key, shared_cache
@@ -18,7 +17,7 @@ from ..errors import FastInstantIDError, ModelFileError, NotFiniteError
 from ..placement import DTYPES, Placement, device_and_dtype, numeric_settings, thread_defaults
 from ..recorder import stage
 from ..sources import local_path
-from ..weights import read_tensors, write_safetensors
+from ..weights import read_metadata, read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, find_adapter, read_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
@@ -89,12 +88,7 @@ class Identity:
         Raises:
             ModelFileError: missing, damaged, not an identity, or of another format version.
         """
-        tensors = read_tensors(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError:  # a pickle
-            metadata = {}
+        tensors, metadata = read_tensors(path), read_metadata(path)
         if metadata.get("format") != _FORMAT:
             raise ModelFileError(f"{path}: this is not an identity; expected a file written by Identity.save")
         if metadata.get("version") != _VERSION:
@@ -105,9 +99,10 @@ class Identity:
         with torch.inference_mode(False):
             # Copied out of the mapping: the file may change afterwards.
             record = {name: tensor.clone() for name, tensor in tensors.items()}
-        if problem := _problem(record, metadata.get(_CHECKSUM)):
-            raise ModelFileError(f"{path}: a damaged identity: {problem}; make it again")
-        return cls.from_record(record)
+        try:
+            return cls.checked(record, metadata.get(_CHECKSUM))
+        except ValueError as error:
+            raise ModelFileError(f"{path}: a damaged identity: {error}; make it again") from error
 
     def to_record(self) -> Record:
         """Return named tensors for caches and files: ``tokens``, ``(2, M, 16, width)``; ``0.key``, ``0.value``, ..."""
@@ -123,6 +118,13 @@ class Identity:
         keys, values = (tuple(record[f"{i}.{part}"] for i in layers) for part in ("key", "value"))
         tokens = record["tokens"]
         return cls(tokens.flatten(1, 2), IdentityBank(keys, values), num_references=tokens.shape[1])
+
+    @classmethod
+    def checked(cls, record: Record, checksum: str | None = None) -> Identity:
+        """As :meth:`from_record`, for a record of a file. Raises a ValueError that says what is wrong with it."""
+        if problem := _problem(record, checksum):
+            raise ValueError(problem)
+        return cls.from_record(record)
 
     def __repr__(self) -> str:
         return (

@@ -78,7 +78,10 @@ class Strength:
 
 
 class LayerFace:
-    """Keys and values ``(2, T, C)`` and strength of one person in one layer, laid out once per kind of batch."""
+    """Keys and values ``(2, T, C)`` and strength of one person in one layer, laid out once per kind of batch.
+
+    Keys and values ``(2, P, T, C)`` are of P persons, each in an equal part of the pictures of a chunk.
+    """
 
     def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
         self.key, self.value, self.strength = key, value, strength
@@ -111,6 +114,8 @@ class LayerFace:
     def _laid_out(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
         # The model may compute in another dtype or on another device than the identity's.
         key, value = (rows(tensor, layout.chunks).to(query.device, query.dtype) for tensor in (self.key, self.value))
+        if key.ndim == 4:
+            key, value = key.flatten(0, 1), value.flatten(0, 1)
         return IdentityEntry.split(key, value, heads, self.strength.weight)
 
 

@@ -1,5 +1,7 @@
 """Persons: the embeddings and the face of one individual, independent of any picture to draw."""
 
-from .person import Person, find_person
+from .choice import Choose, Order, ordered
+from .find import find_people, find_person
+from .person import Person, cosine, merge
 
-__all__ = ["Person", "find_person"]
+__all__ = ["Choose", "Order", "Person", "cosine", "find_people", "find_person", "merge", "ordered"]

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import FastInstantIDError
 from ..faces import keypoint_picture, sdxl_size
 from ..people import Person
-from .subject import Subject
+from .subject import Subject, is_nested
 
 _SCALE = "controlnet_conditioning_scale"
 _OURS = {"weight": "scale", "person": "people", "identity": "people", "face": "people"}
@@ -20,13 +20,13 @@ _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_sc
 
 
 def call_options(
-    instantid: Any, people: Any, keypoints: Image.Image | None, given: Mapping[str, Any]
+    instantid: Any, people: Any, keypoints: Image.Image | Sequence[Image.Image] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments for a call of an InstantID's pipeline.
 
     Args:
         people: the people to draw.
-        keypoints: the keypoint picture; by default the face of the first person with keypoints.
+        keypoints: the keypoint picture, or one for each prompt; by default the face of the first person with keypoints.
         given: the caller's arguments, which win.
 
     Raises:
@@ -47,9 +47,14 @@ def call_options(
             )
     defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
     options: dict[str, Any] = {**defaults, **given}
-    given_people = people if isinstance(people, Sequence) else [people]
-    bare = (item.identity if isinstance(item, Subject) else item for item in given_people)
-    person = next((item for item in bare if isinstance(item, Person)), None)
+    pictures = people if is_nested(people) else [people]
+    prompt = options.get("prompt")
+    if len(pictures) > 1 and isinstance(prompt, str):
+        prompt = options["prompt"] = [prompt] * len(pictures)
+    if len(pictures) > 1 and isinstance(prompt, Sequence) and len(prompt) != len(pictures):
+        raise FastInstantIDError(f"{len(prompt)} prompts for the people of {len(pictures)} pictures: give one for each")
+    posing = [_first_person(picture) for picture in pictures]
+    person = next((person for person in posing if person is not None), None)
     size = _size(options, pipe, person)
     _, *identity_net = instantid.networks()
     if not identity_net:
@@ -67,7 +72,9 @@ def call_options(
             f"{len(nets)} ControlNets, and {len(others)} pictures in {name}=: give one for each but the IdentityNet"
         )
     if keypoints is None and person is not None:
-        keypoints = keypoint_picture(person.face, person.photo_size, size)
+        drawn = [person and keypoint_picture(person.face, person.photo_size, size) for person in posing]
+        blank = Image.new("RGB", next(picture.size for picture in drawn if picture))
+        keypoints = drawn[0] if len(drawn) == 1 else [picture or blank for picture in drawn]
     scale = instantid.defaults[_SCALE]
     if keypoints is None:  # there is no face to place, so the IdentityNet does not act
         keypoints, scale = Image.new("RGB", size or (native_side(pipe), native_side(pipe))), 0.0
@@ -76,6 +83,12 @@ def call_options(
         return {_SCALE: scale, **options, name: keypoints}
     scales = [scale if i == place else 1.0 for i in range(len(nets))]
     return {_SCALE: scales, **options, name: [*others[:place], keypoints, *others[place:]]}
+
+
+def _first_person(people: Any) -> Person | None:
+    given = people if isinstance(people, Sequence) else [people]
+    bare = (item.identity if isinstance(item, Subject) else item for item in given)
+    return next((item for item in bare if isinstance(item, Person)), None)
 
 
 def native_side(pipe: Any) -> int:

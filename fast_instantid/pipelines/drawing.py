@@ -26,7 +26,7 @@ class Drawing:
 
     Args:
         owner: the InstantID that attaches. The guidance of its pipeline determines the chunks of a batch.
-        people: each person's identity, and weight and region.
+        people: for all pictures, or for each of them: each person's identity, and weight and region.
         layers: indices of the UNet's cross-attention layers that see them, of ``num_layers``.
         approximations: what to leave out.
         reuse: whether to compute results that are constant during a run once.
@@ -36,15 +36,17 @@ class Drawing:
     def __init__(
         self,
         owner: Any,
-        people: Sequence[tuple[Identity, Subject]],
+        people: Sequence[Sequence[tuple[Identity, Subject]]],
         layers: Sequence[int],
         num_layers: int,
         approximations: Approximations,
         reuse: bool,
     ) -> None:
         self.owner, self.pipe = owner, owner.pipe
-        self.identities = [identity for identity, _ in people]
-        self._masks = [subject.mask for _, subject in people]
+        self.identities = [identity for picture in people for identity, _ in picture]
+        self._pictures = len(people)
+        places = [[picture[n] for picture in people] for n in range(len(people[0]))]
+        self._regions = [[(subject.mask, subject.weight) for _, subject in place] for place in places]
         self.block: object = None
         """The block of code during which the people are attached; None: until they are detached."""
         self.halves: list[Any] = []
@@ -61,17 +63,19 @@ class Drawing:
         """Results reused during a run: of the UNet, and of the IdentityNet."""
         self._approximations = approximations
         self._held = HeldResiduals(self.steps, approximations)
-        self._tokens = torch.cat([identity.tokens.cpu() for identity, _ in people], dim=1)
+        tokens = [torch.cat([identity.tokens.cpu() for identity, _ in picture], dim=1) for picture in people]
+        self._tokens = torch.stack(tokens, dim=1)  # (2, pictures, all people's tokens, width)
         self._laid_out_tokens: tuple[object, Tensor] | None = None
-        self._weights = [subject.weight for _, subject in people]
+        self._weights = [place[0][1].weight for place in places]
         self._crop: Crop | None = None
         self._device = torch.device("cpu")
         self._layers, self._num_layers = layers, num_layers
-        strengths = [self._strength(n) for n in range(len(people))]
-        self._faces = [
-            [LayerFace(identity.bank.keys[i], identity.bank.values[i], strength) for i in layers]
-            for (identity, _), strength in zip(people, strengths, strict=True)
-        ]
+        self._faces: list[list[LayerFace]] = []
+        for n, place in enumerate(places):
+            banks, strength = [identity.bank for identity, _ in place], self._strength(n)
+            keys = [_together([bank.keys[i] for bank in banks]) for i in layers]
+            values = [_together([bank.values[i] for bank in banks]) for i in layers]
+            self._faces.append([LayerFace(*pair, strength) for pair in zip(keys, values, strict=True)])
         self._on_layers: dict[bool, list[list[LayerFace]]] = {}
 
     @property
@@ -86,6 +90,8 @@ class Drawing:
         if len(weights) != len(self._weights):
             raise FastInstantIDError(f"{len(weights)} scales for {len(self._weights)} people: give one for each")
         self._weights = [checked_weight(weight) for weight in weights]
+        pairs = zip(self._regions, self._weights, strict=True)
+        self._regions = [[(mask, weight) for mask, _ in place] for place, weight in pairs]
         self._renew()
 
     def has(self, model: nn.Module) -> bool:
@@ -128,7 +134,8 @@ class Drawing:
         kind = layout.chunks, len(sample), sample.device, net.dtype
         if self._laid_out_tokens is None or self._laid_out_tokens[0] != kind:
             with torch.inference_mode(False):  # kept for the next run, which may train
-                chunks = rows(self._tokens, layout.chunks).repeat_interleave(len(sample) // len(layout.chunks), dim=0)
+                chunks = rows(self._tokens, layout.chunks).flatten(0, 1)
+                chunks = chunks.repeat_interleave(len(sample) // len(chunks), dim=0)
                 self._laid_out_tokens = kind, chunks.to(sample.device, net.dtype)
         tokens = kwargs["encoder_hidden_states"] = self._laid_out_tokens[1]
         evaluation.reuse = self.reuse[1]
@@ -152,7 +159,11 @@ class Drawing:
                 f"{type(self.pipe).__name__} works in {len(chunks)} chunks, but got a batch of {batch}: "
                 f"attach to the pipeline that runs"
             )
-        return Layout(chunks, (height, width))
+        images = batch // len(chunks)
+        if images % self._pictures:
+            raise BackendError(f"people of {self._pictures} pictures, but a batch of {images}: give a prompt for each")
+        frames = tuple(i * self._pictures // images for i in range(images)) if self._pictures > 1 else None
+        return Layout(chunks, (height, width), frames)
 
     def _chunks(self) -> tuple[int, ...]:
         """Return the chunks of a batch of diffusers: [uncond, cond] under guidance; PAG appends a perturbed cond."""
@@ -172,7 +183,8 @@ class Drawing:
     def _seen_by_layers(self, with_zeros: bool) -> list[list[LayerFace]]:
         found = self._on_layers.get(with_zeros)
         if found is None:
-            seen = [faces for faces, weight in zip(self._faces, self._weights, strict=True) if weight or with_zeros]
+            acting = [any(weight for _, weight in place) for place in self._regions]
+            seen = [faces for faces, acts in zip(self._faces, acting, strict=True) if acts or with_zeros]
             found = self._on_layers[with_zeros] = [[] for _ in range(self._num_layers)] if seen else []
             for place, layer in enumerate(self._layers if seen else ()):
                 found[layer] = [faces[place] for faces in seen]
@@ -187,17 +199,34 @@ class Drawing:
         self._on_layers.clear()
 
     def _strength(self, person: int) -> Strength:
-        mask = self._masks[person]
+        mask, weight = _region(self._regions[person])
         if mask is not None and self._crop is not None:
             height, width = mask.shape[-2:]
             left, top, right, bottom = self._crop
             rows_, columns = _span(top, bottom, height), _span(left, right, width)
             mask = mask[..., rows_, columns]
-        return Strength(float(self._weights[person]), mask, self._device)
+        return Strength(weight, mask, self._device)
 
     def _timesteps(self) -> Tensor | None:
         """Return the scheduler's timesteps, a new tensor in each run."""
         return getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
+
+
+def _together(of_pictures: list[Tensor]) -> Tensor:
+    """Return keys or values ``(2, T, C)`` of one person, or ``(2, P, T, C)`` of one in each of P pictures."""
+    return of_pictures[0] if len(of_pictures) == 1 else torch.stack(of_pictures, dim=1)
+
+
+def _region(of_pictures: list[tuple[Tensor | None, float]]) -> tuple[Tensor | None, float]:
+    """Return the mask ``(P, H, W)`` of one person in each picture, and a weight for all; None for everywhere."""
+    masks, weights = zip(*of_pictures, strict=True)
+    if len(set(weights)) == 1 and (len(masks) == 1 or all(mask is None for mask in masks)):
+        return masks[0], weights[0]
+    size = next((mask.shape[-2:] for mask in masks if mask is not None), torch.Size((1, 1)))
+    if any(mask is not None and mask.shape[-2:] != size for mask in masks):
+        raise FastInstantIDError("the regions of one batch of pictures must have one size: resize them")
+    whole = [torch.ones(1, *size) if mask is None else mask for mask in masks]
+    return torch.cat([mask * weight for mask, weight in zip(whole, weights, strict=True)]), 1.0
 
 
 def is_compiled(model: Any) -> bool:

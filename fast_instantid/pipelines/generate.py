@@ -14,7 +14,7 @@ from ..placement import in_batches
 from ..recorder import stage
 from .approximations import EXACT, Approximations
 from .instantid import InstantID, People
-from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
+from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject, flat, is_nested
 
 Progress = Callable[[int, int], None]
 """A callback, called with the number of steps done and of all steps."""
@@ -67,7 +67,7 @@ class Sampling:
 def generate(
     pipe: Any,
     people: People,
-    keypoints: Image.Image | None,
+    keypoints: Image.Image | Sequence[Image.Image] | None,
     prompt: str | Sequence[str],
     sampling: Sampling = Sampling(),
     progress: Progress | None = None,
@@ -77,9 +77,9 @@ def generate(
 
     Args:
         pipe: an SDXL pipeline, or an InstantID for one.
-        people: one identity, or Subjects with their own weights and regions.
-        keypoints: where faces go; the pictures get its size, rounded down to multiples of 8 px. None for a pipeline
-            without an IdentityNet, or to let the IdentityNet rest.
+        people: one identity, or Subjects with their own weights and regions; or a list of them for each prompt.
+        keypoints: where faces go, or a keypoint picture for each prompt, all of one size; the pictures get that size,
+            rounded down to multiples of 8 px. None for a pipeline without an IdentityNet, or to let it rest.
         prompt: what to draw; of several prompts, each is drawn from the same seeds.
         sampling: how.
         progress: called after each step.
@@ -89,16 +89,21 @@ def generate(
         ``num_images_per_prompt`` RGB pictures for each prompt, in the order of the prompts.
 
     Raises:
-        FastInstantIDError: no prompt.
+        FastInstantIDError: no prompt, or another number of prompts than of lists of people or keypoint pictures.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise FastInstantIDError("no prompt given: expected at least one")
+    posed = keypoints if isinstance(keypoints, (list, tuple)) else None
+    nested: Any = people if is_nested(people) else None
+    for name, given in (("lists of people", nested), ("keypoint pictures", posed)):
+        if given is not None and len(given) != len(prompts):
+            raise FastInstantIDError(f"{len(prompts)} prompts and {len(given)} {name}: give one for each prompt")
     instantid = pipe if isinstance(pipe, InstantID) else InstantID(pipe)
     seeds = range(sampling.seed, sampling.seed + sampling.num_images_per_prompt)
-    wanted = [(text, seed) for text in prompts for seed in seeds]
+    wanted = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     report = _Progress(progress, len(wanted), options.pop("callback_on_step_end", None))
-    bare = not any(isinstance(one, Subject) for one in (people if isinstance(people, Sequence) else [people]))
+    bare = not any(isinstance(one, Subject) for one in flat(people))
     options = {
         "scale": sampling.scale if bare else None,
         "approximations": sampling.approximations,
@@ -117,7 +122,11 @@ def generate(
         report.begin(len(batch), part.start)
         # Seeded on the CPU: other devices draw other numbers from the same seed.
         seeded = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
-        return instantid([text for text, _ in batch], people, generator=seeded, **options).images
+        numbers = [number for number, _ in batch]
+        shown = [nested[number] for number in numbers] if nested else people
+        if posed is not None:
+            options["keypoints"] = [posed[number] for number in numbers]
+        return instantid([prompts[number] for number in numbers], shown, generator=seeded, **options).images
 
     with stage("sampling"):
         return in_batches(len(wanted), sampling.batch_size, draw)

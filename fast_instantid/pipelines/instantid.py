@@ -7,7 +7,7 @@ UNet of diffusers, with or without ControlNets.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, TypeAlias
@@ -19,10 +19,10 @@ from PIL import Image
 from .. import miniature
 from ..cache import Cache
 from ..errors import BackendError
-from ..faces import Face, FaceAnalyzer, largest
+from ..faces import FaceAnalyzer
 from ..identity import Adapter, Identity
 from ..images import ImageInput
-from ..people import Person, find_person
+from ..people import Choose, Person, find_person
 from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
@@ -31,9 +31,10 @@ from .cross_attention import cross_attention_layers
 from .drawing import Drawing, is_compiled
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
-from .subject import DEFAULT_WEIGHT, Subject, as_subjects
+from .subject import DEFAULT_WEIGHT, Subject, as_pictures
 
-People: TypeAlias = "Identity | Person | Subject | Sequence[Identity | Person | Subject]"
+_One: TypeAlias = "Identity | Person | Subject"
+People: TypeAlias = "_One | Sequence[_One] | Sequence[Sequence[_One]]"  # of all pictures, or of each
 Scale: TypeAlias = "float | Sequence[float]"
 
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
@@ -139,15 +140,12 @@ class InstantID:
             self.faces.to(place.device)
         return self
 
-    def person(
-        self, photos: ImageInput, *, choose: Callable[[Sequence[Face]], Face] = largest, name: str | None = None
-    ) -> Person:
+    def person(self, photos: ImageInput, *, choose: Choose = "largest", **options: Any) -> Person:
         """Find a person in one or more photographs of them.
 
         Args:
             photos: paths, PIL images, arrays or tensors, all of one person.
-            choose: picks the face where a photograph has several; the largest by default.
-            name: of the person; the first photograph's by default.
+            choose, options: as in :func:`~..people.find_person`.
 
         Raises:
             NoFaceError: a photograph without a face.
@@ -155,26 +153,28 @@ class InstantID:
         """
         if self.faces is None:
             raise BackendError("no face analyzer: give InstantID(pipe, faces=FaceAnalyzer.load(...))")
-        return find_person(self.faces, photos, choose=choose, name=name)
+        return find_person(self.faces, photos, choose=choose, **options)
 
     def identity(self, person: Person) -> Identity:
-        """Return the identity of a person, from the cache if possible.
+        """Return the identity of a person, from the cache if possible. Without an adapter, the one the person keeps.
 
         Raises:
-            BackendError: this InstantID has no adapter.
+            BackendError: this InstantID has no adapter, and the person no identity.
         """
         if self.adapter is None:
+            if person.identity is not None:
+                return person.identity.to(self.pipe.device, self.pipe.dtype)
             raise BackendError(
                 "no adapter to make identities of persons: give InstantID(pipe, adapter=Adapter.load(...))"
             )
-        return self.adapter.identity(person.embeddings)
+        return self.adapter.identity(person.rows)
 
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         people: People = (),
         *,
-        keypoints: Image.Image | None = None,
+        keypoints: Image.Image | Sequence[Image.Image] | None = None,
         scale: Scale | None = None,
         seed: int | None = None,
         approximations: Approximations = EXACT,
@@ -184,8 +184,8 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: a person, an identity, a Subject, or several of them.
-            keypoints: the keypoint picture that places the faces. By default the first person with keypoints
+            people: a person, an identity, a Subject, or several of them; or a list of them for each prompt.
+            keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
                 poses as in the photograph. Without keypoints, the IdentityNet does not act.
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
@@ -222,7 +222,7 @@ class InstantID:
 
         Args:
             people: one person, or several, each an Identity, a Person, or a Subject with a weight and a region of its
-                own. The IdentityNet sees the tokens of all of them.
+                own; or a list of them for each picture. The IdentityNet sees the tokens of all in a picture.
             scale: of the identity branch, 0..5: a number, or one for each person. 0.8 by default. With all scales 0 the
                 UNet's attention stays untouched.
             approximations: what to leave out, for another picture; nothing by default.
@@ -303,8 +303,8 @@ class InstantID:
 
     def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
         weight = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
-        given = as_subjects(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
-        layers = self.check([identity for identity, _ in given])
+        given = as_pictures(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
+        layers = self.check([identity for picture in given for identity, _ in picture])
         if approximations.vary_by_step and any(map(is_compiled, self.networks())):
             raise BackendError(
                 "identity_range, identity_net_range and identity_net_every would compile again at every step: use a "

@@ -87,19 +87,48 @@ def checked_weight(weight: object) -> float:
     return value
 
 
-def as_subjects(
+def as_pictures(
     people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
-) -> list[tuple[Identity, Subject]]:
+) -> list[list[tuple[Identity, Subject]]]:
     """Return the identity and Subject of each person, for every argument that ``InstantID.attach`` accepts.
 
     Args:
-        people: one identity, person or Subject, or several.
+        people: one identity, person or Subject, or several; or a list of these for each picture of a batch.
         weight: of all but Subjects.
         identify: returns the identity of a Person; None for anything else.
 
+    Returns:
+        one list for all pictures, or one for each picture, of equal lengths.
+
     Raises:
-        FastInstantIDError: an empty list, another type, or a weight beside Subjects that have their own.
+        FastInstantIDError: an empty list, another type, pictures of different numbers of people or photographs, or a
+            weight beside Subjects that have their own.
     """
+    pictures = [as_subjects(picture, weight, identify) for picture in (people if is_nested(people) else [people])]
+    if len({tuple(identity.tokens.shape for identity, _ in picture) for picture in pictures}) > 1:
+        numbers = ", ".join(str(len(picture)) for picture in pictures)
+        raise FastInstantIDError(
+            f"pictures of {numbers} people: one batch draws equally many in each picture, of equal kinds; draw the "
+            "others apart"
+        )
+    return pictures
+
+
+def is_nested(people: Any) -> bool:
+    """Whether people are given as one list for each picture."""
+    return isinstance(people, (list, tuple)) and bool(people) and all(isinstance(x, (list, tuple)) for x in people)
+
+
+def flat(people: Any) -> list[Any]:
+    """All people of all pictures."""
+    given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
+    return [one for picture in given for one in picture] if is_nested(people) else given
+
+
+def as_subjects(
+    people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
+) -> list[tuple[Identity, Subject]]:
+    """As :func:`as_pictures`, for the people of one picture."""
     given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
     if not given:
         raise FastInstantIDError(f"no person to attach: {_EXPECTED}")

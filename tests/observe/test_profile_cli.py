@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fast_instantid import miniature
+from fast_instantid.cache import shared_cache
 from fast_instantid.cli import main
 from fast_instantid.observe.profile import Profile
 from fast_instantid.observe.table import branches
@@ -37,6 +38,7 @@ def calls(profile: Profile) -> dict[str, int]:
 
 def test_generate_is_profiled_from_photo_to_picture(drawing, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shared_cache().clear()  # of what other tests of this process computed
     command = ["generate", "--base", "miniature", "--photo", drawing, "--prompt", "x", "--steps", str(STEPS), "--json"]
     assert main(["profile", "-o", "run", "--", *command, "-o", "out.png"]) == 0
     printed = capsys.readouterr()
@@ -94,7 +96,7 @@ def test_a_command_that_crashes_is_kept_as_far_as_it_came(drawing, tmp_path, cap
 
 def test_an_interrupted_command_is_kept_as_far_as_it_came(drawing, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fast_instantid.cli.report_step", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("fast_instantid.cli.generate.report_step", lambda *_: signal.raise_signal(signal.SIGINT))
     command = ["generate", "--base", "miniature", "--photo", drawing, "--prompt", "x", "-o", "out.png"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:

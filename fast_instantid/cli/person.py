@@ -1,0 +1,197 @@
+"""The commands ``fast-instantid person make | show | merge | compare | export``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FastInstantIDError
+from ..observe.table import printable
+from ..recorder import stage
+from .models import face_analyzer, face_pack
+from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
+
+if TYPE_CHECKING:
+    from ..people import Person
+
+_ORDERS = "largest, 'left to right', 'right to left', 'top to bottom', 'bottom to top', center or score"
+
+
+def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argparse.ArgumentParser], None]) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=text)
+        added.set_defaults(act=run, parser=added)
+        return added
+
+    make = action("make", _make, "find a person in photographs, and keep it in a file")
+    make.add_argument("photos", nargs="+", metavar="PHOTO", help="picture files, all of one person")
+    make.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    make.add_argument("--name", help="of the person (default: the first photo's)")
+    make.add_argument("--notes", default="", help="any text")
+    make.add_argument("--weights", type=float, nargs="+", metavar="X", help="how much each photo counts, 0 or more")
+    make.add_argument("--choose", default="largest", metavar="FACE", help=f"where a photo has several: {_ORDERS}")
+    make.add_argument("--index", type=int, metavar="N", help="take face N, counted from 0 and from the left")
+    make.add_argument("--like", type=Path, metavar="FILE", help="take the face most like this person")
+    make.add_argument("--no-face", choices=("error", "skip"), default="error", help="for photos without a face")
+    make.add_argument("--drop-outliers", action="store_true", help="leave out photos that hardly show this person")
+    make.add_argument("--robust", action="store_true", help="weigh the photos so that a wrong one hardly counts")
+    make.add_argument("--no-picture", action="store_true", help="keep no picture of the face")
+    make.add_argument("--adapter", type=Path, metavar="PATH", help="keep the identity too, made by this adapter")
+    face_options(make)
+
+    show = action("show", _show, "say what person files hold")
+    merge = action("merge", _merge, "make one person of the photographs of several files")
+    merge.add_argument("--name", help="of the person (default: the first one's)")
+    compare = action("compare", _compare, "print how alike persons are: the cosine of their embeddings")
+    export = action("export", _export, "write a person's embedding, picture or identity to a file of its own")
+    for added in (show, merge, compare):
+        added.add_argument("people", nargs="+", type=Path, metavar="FILE", help="files of 'person make'")
+    for added in (make, show, compare):
+        added.add_argument("--json", action="store_true", help="print one JSON document")
+    merge.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    export.add_argument("people", nargs=1, type=Path, metavar="FILE", help="a file of 'person make'")
+    export.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the action."""
+    return options.act(options)
+
+
+def _make(options: argparse.Namespace) -> int:
+    with stage("import"):
+        from dataclasses import replace
+
+        from ..identity import Adapter
+        from ..people import Person, find_person
+
+    check_output(options.output, (".safetensors",), options.photos)
+    choices = [options.index, options.like, None if options.choose == "largest" else options.choose]
+    if sum(choice is not None for choice in choices) > 1:
+        raise FastInstantIDError("--choose, --index and --like name the same face in different ways: give one of them")
+    choose: Any = Person.load(options.like) if options.like else next((c for c in choices if c is not None), "largest")
+    analyzer = face_analyzer(options, face_pack(options))
+    person = find_person(
+        analyzer,
+        options.photos,
+        choose=choose,
+        name=options.name,
+        weights=options.weights,
+        no_face=options.no_face,
+    )
+    person = replace(person, notes=options.notes)
+    if options.drop_outliers and (dropped := person.outliers()):
+        say(f"left out, as hardly alike: photo {', '.join(str(i + 1) for i in dropped)} of {len(person.embeddings)}")
+        person = person.without(dropped)
+    if options.robust:
+        person = person.robust()
+    if options.adapter:
+        adapter = Adapter.load(options.adapter, options.device, cache=options.cache)
+        person = person.with_identity(adapter.identity(person.rows))
+    person.save(options.output, picture=not options.no_picture)
+    if options.json:
+        print_json({"output": str(options.output), **_about(person)})
+    else:
+        say(f"{options.output}: {_line(person)}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    people = _loaded(options.people)
+    if options.json:
+        print_json([{"file": str(path), **_about(person)} for path, person in zip(options.people, people, strict=True)])
+        return 0
+    for path, person in zip(options.people, people, strict=True):
+        print(f"{printable(str(path))}: {_line(person)}")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from ..people import merge
+
+    check_output(options.output, (".safetensors",))
+    person = merge(_loaded(options.people), options.name)
+    person.save(options.output)
+    say(f"{options.output}: {_line(person)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    people = _loaded(options.people)
+    if len(people) < 2:
+        raise FastInstantIDError("one person to compare: give two or more files")
+    pairs = [(*pair, people[pair[0]].likeness(people[pair[1]])) for pair in combinations(range(len(people)), 2)]
+    names = [str(path) for path in options.people]
+    if options.json:
+        print_json([{"a": names[i], "b": names[j], "likeness": round(likeness, 4)} for i, j, likeness in pairs])
+        return 0
+    for i, j, likeness in sorted(pairs, key=lambda pair: -pair[2]):
+        print(f"{likeness:6.3f}  {printable(names[i])}  {printable(names[j])}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ..files import atomic_write
+
+    check_output(options.output, (".npy", ".safetensors", *PICTURE_SUFFIXES), options.people)
+    (person,) = _loaded(options.people)
+    kind = options.output.suffix.lower()
+    if kind == ".npy":
+        with atomic_write(options.output, private=True) as temporary, open(temporary, "wb") as file:
+            np.save(file, person.embedding)
+    elif kind == ".safetensors":
+        if person.identity is None:
+            raise FastInstantIDError(f"{options.people[0]} keeps no identity: make it again with --adapter")
+        person.identity.save(options.output)
+    elif person.picture is None:
+        raise FastInstantIDError(f"{options.people[0]} keeps no picture: make it again without --no-picture")
+    else:
+        save_picture(person.picture, options.output, private=True)
+    say(f"{options.output}: written; like the photographs, it is biometric data")
+    return 0
+
+
+def _loaded(paths: Sequence[Path]) -> list[Person]:
+    with stage("import"):
+        from ..people import Person
+    return [Person.load(path) for path in paths]
+
+
+def _about(person: Person) -> dict[str, Any]:
+    return {
+        "name": person.name,
+        "photographs": len(person.embeddings),
+        "weights": person.weights.tolist(),
+        "likeness": person.likeness_table().round(4).tolist(),
+        "outliers": person.outliers(),
+        "keypoints": person.keypoints.tolist(),
+        "photo_size": person.photo_size,
+        "recognizer": person.recognizer,
+        "picture": person.picture is not None,
+        "identity": person.identity is not None,
+        "notes": person.notes,
+    }
+
+
+def _line(person: Person) -> str:
+    table, parts = person.likeness_table(), [f"{person.name!r}, {len(person.embeddings)} photograph(s)"]
+    if len(table) > 1:
+        alike = [float(table[i, j]) for i, j in combinations(range(len(table)), 2)]
+        parts.append(f"alike by {min(alike):.2f} to {max(alike):.2f}")
+    if outliers := person.outliers():
+        parts.append(f"hardly alike: photograph {', '.join(str(i + 1) for i in outliers)}")
+    parts += ["a picture"] * (person.picture is not None) + ["an identity"] * (person.identity is not None)
+    return printable(", ".join(parts + ([person.notes] if person.notes else [])))

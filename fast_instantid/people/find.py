@@ -1,0 +1,123 @@
+"""Finding persons in photographs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from ..errors import FastInstantIDError, NoFaceError
+from ..faces import Face, FaceAnalyzer
+from ..faces.align import align
+from ..images import ImageInput, Photo, photos
+from .choice import Choose, Order, chosen, ordered
+from .person import SAME_PERSON, Person, cosine
+
+logger = logging.getLogger("fast_instantid")
+
+NoFace: TypeAlias = Literal["error", "skip"]
+
+
+def find_person(
+    analyzer: FaceAnalyzer,
+    images: ImageInput,
+    *,
+    choose: Choose = "largest",
+    name: str | None = None,
+    weights: Sequence[float] | None = None,
+    no_face: NoFace = "error",
+) -> Person:
+    """Find one person in one or more photographs. Photographs that hardly show one person are named in a warning.
+
+    Args:
+        analyzer: finds and recognises faces.
+        images: the photographs.
+        choose: the face where a photograph has several; the largest by default.
+        name: of the person; the first photograph's by default.
+        weights: how much each photograph counts, 0 or more; 1 each by default.
+        no_face: for photographs without a face: "error", or "skip", which names them in a warning.
+
+    Raises:
+        NoFaceError: photographs without a face, or none with a face; the message names them.
+        ImageError: a photograph that cannot be read.
+        FastInstantIDError: weights that do not fit, or an unknown order or policy.
+    """
+    pictures = photos(images)
+    found = analyzer.detect(pictures)
+    if no_face not in ("error", "skip"):
+        raise FastInstantIDError(f"unknown policy {no_face!r} for photographs without a face: choose error or skip")
+    if weights is not None and len(weights) != len(pictures):
+        raise FastInstantIDError(f"{len(weights)} weights for {len(pictures)} photographs: give one for each")
+    empty = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
+    if empty and (no_face == "error" or len(empty) == len(pictures)):
+        raise NoFaceError(
+            f"no face found in {', '.join(empty)}: use a picture that shows the face upright and unobstructed"
+        )
+    if empty:
+        logger.warning("no face found in %s: left out", ", ".join(empty))
+    kept = [i for i, faces in enumerate(found) if faces]
+    pictures = [pictures[i] for i in kept]
+    faces = [chosen(analyzer, photo, found[i], choose) for i, photo in zip(kept, pictures, strict=True)]
+    embeddings = analyzer.embed(pictures, faces)
+    _warn_of_strangers(embeddings, [photo.name for photo in pictures])
+    given = None if weights is None else np.array([weights[i] for i in kept], np.float32)
+    return _person(analyzer, pictures[0], faces[0], embeddings, name, given)
+
+
+def find_people(analyzer: FaceAnalyzer, image: ImageInput, order: Order = "left to right") -> list[Person]:
+    """All persons of one photograph, in an order; none without a face. Each is named after the photograph and a number.
+
+    Raises:
+        ImageError: a photograph that cannot be read, or several.
+        FastInstantIDError: an unknown order.
+    """
+    pictures = photos(image)
+    if len(pictures) > 1:
+        raise FastInstantIDError(f"{len(pictures)} pictures: find the people of one photograph at a time")
+    photo = pictures[0]
+    faces = ordered(analyzer.detect(photo)[0], order, photo.size)
+    rows = analyzer.networks.embed([photo] * len(faces), faces) if faces else []
+    stem = Path(photo.name).stem
+    return [
+        _person(analyzer, photo, face, row[None], f"{stem} {number}", None)
+        for number, (face, row) in enumerate(zip(faces, rows, strict=True), 1)
+    ]
+
+
+def _person(
+    analyzer: FaceAnalyzer,
+    photo: Photo,
+    face: Face,
+    embeddings: np.ndarray,
+    name: str | None,
+    weights: np.ndarray | None,
+) -> Person:
+    return Person(
+        embeddings,
+        face,
+        photo.size,
+        Image.fromarray(align(photo.rgb, face.kps).numpy()),
+        Path(photo.name).stem if name is None else name,
+        weights,  # pyright: ignore[reportArgumentType]
+        analyzer.networks.recognizer_fingerprint,
+    )
+
+
+def _warn_of_strangers(embeddings: np.ndarray, names: Sequence[str]) -> None:
+    pairs = [(cosine(embeddings[i], embeddings[j]), i, j) for j in range(len(names)) for i in range(j)]
+    strange = sorted(pair for pair in pairs if pair[0] < SAME_PERSON)
+    if strange:
+        likeness, i, j = strange[0]
+        more = f", and {len(strange) - 1} more pairs" if len(strange) > 1 else ""
+        logger.warning(
+            "%s and %s look like two people (likeness %.2f%s); their embeddings are averaged all the same: "
+            "call person() once for each of them",
+            names[i],
+            names[j],
+            likeness,
+            more,
+        )
