@@ -204,7 +204,7 @@ def test_a_known_recogniser_is_named_by_its_content_under_any_name(
 def test_only_a_file_of_the_size_of_a_known_one_is_hashed(tmp_path, monkeypatch):
     """Files of their sizes and no content, which takes no room on the disk."""
     hashed: list[str] = []
-    monkeypatch.setattr("fast_instantid.faces.pack._sha256", lambda path: hashed.append(str(path)) or "")
+    monkeypatch.setattr("fast_instantid.faces.pack.checksum", lambda path: hashed.append(str(path)) or "")
     path = tmp_path / ANTELOPE[1]
     for nbytes, name in ((260_665_334, ""), (260_694_151, "260,694,151 bytes"), (130_000_000, "130,000,000 bytes")):
         with open(path, "wb") as file:

@@ -348,7 +348,7 @@ class TestBatches:
     @staticmethod
     def draw(instantid, prompts, people, seeds, **options):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        options = {"num_inference_steps": 3, "output_type": "np", "width": 128, "height": 128} | options
+        options = {"num_inference_steps": 2, "output_type": "np", "width": 128, "height": 128} | options
         return instantid(prompts, people, generator=generators, **options).images
 
     @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -14,9 +14,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import nn
 
 from tests.comfyui import tiny
-from tests.comfyui.test_composition import ACTS, apply, cloning, patches_of  # noqa: F401  # fixtures
+from tests.comfyui.test_composition import ACTS, apply, cloning, patches_of, sample  # noqa: F401  # fixtures
 from tests.comfyui.test_parity import Pack, adapter_name, loaded, packs, style  # noqa: F401  # fixtures
-from tests.comfyui.tiny import distance, sample
+from tests.comfyui.tiny import distance
 
 WEIGHTS = (0.8, 0.5, 0.8)
 """Of three runs of a node that a user edits."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -184,8 +184,8 @@ class OnnxRuntimeNetwork:
         self._has_run: set[tuple[int, ...]] = set()  # shapes of the input
         with stage("load network"):
             self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
-            self._bound((1, 3, *(side or 640 for side in graph.inputs[0].shape[2:])))  # it computes what is constant
-            self._session = _session(graph, self.provider, settings)
+            shape = (1, 3, *(side or 640 for side in graph.inputs[0].shape[2:]))
+            self._session = _session(graph, self.provider, settings, partial(self._bound, shape))
             graph.version.check_mapping()
         self._input = self._session.get_inputs()[0].name
 
@@ -270,8 +270,10 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
     return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
-def _session(graph: Graph, provider: str, settings: dict[str, int]) -> onnxruntime.InferenceSession:
-    """A session that runs any batch size; an error where onnxruntime would fall back to the CPU."""
+def _session(
+    graph: Graph, provider: str, settings: dict[str, int], check: Callable[[], None]
+) -> onnxruntime.InferenceSession:
+    """A session that runs any batch size, after a check; an error where onnxruntime would fall back to the CPU."""
     no_telemetry()
     try:
         import onnx
@@ -287,6 +289,7 @@ def _session(graph: Graph, provider: str, settings: dict[str, int]) -> onnxrunti
             f"{provider} is not in this onnxruntime {onnxruntime.__version__}, which has {', '.join(available)}: "
             f"install the onnxruntime package made for it (and only that one), or use torch"
         )
+    check()  # a session computes at once what is constant
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Each session has its own threads. If the detector's kept spinning after a run, they would take cores from the
