@@ -152,7 +152,10 @@ def report(server: ComfyServer, picture: Image.Image) -> Image.Image:
     (history,) = server.get_json("/history?max_items=1").values()
     (text,) = (output["text"][0] for output in history["outputs"].values() if "trace" in output)
     canvas = Image.new("RGB", (SIDE, SIDE), _DARK)
-    lines = "\n".join(re.sub("[^ -~]", " ", line)[:74] for line in text.splitlines()[2:-1])  # what the font has
+    # The font has no other letters.
+    lines = "\n".join(
+        re.sub("[^ -~]", "", line.replace("\N{MICRO SIGN}", "u"))[:74] for line in text.splitlines()[2:-1]
+    )
     ImageDraw.Draw(canvas).multiline_text((10, 10), lines, _LIGHT, ImageFont.load_default(12))
     canvas.paste(picture, (SIDE - picture.width - 8, SIDE - picture.height - 8))
     return canvas
