@@ -29,7 +29,7 @@ def prompt(name: Callable[[str], str] = str, **changes: dict[str, Any] | None) -
         "instantid": {"class_type": "InstantIDModelLoader", "instantid_file": "ip-adapter.bin"},
         "analysis": {"class_type": "InstantIDFaceAnalysis", "provider": "CPU"},
         "net": {"class_type": "ControlNetLoader", "control_net_name": "instantid/diffusion_pytorch_model.safetensors"},
-        "photo": {"class_type": "LoadImage", "image": "person.png"},
+        "photo": {"class_type": "LoadImage", "image": "instantid_example_person.jpg"},
         "apply": {
             "class_type": "ApplyInstantID",
             **{"instantid": ["instantid", 0], "insightface": ["analysis", 0], "control_net": ["net", 0]},
@@ -97,7 +97,7 @@ PATCH = {
     **{"weight": 1.0, "start_at": 0.0, "end_at": 1.0, "noise": 0.0},
 }
 KEYPOINTS = {"class_type": "FaceKeypointsPreprocessor", "faceanalysis": ["analysis", 0], "image": ["pose", 0]}
-POSE = {"class_type": "LoadImage", "image": "pose.png"}
+POSE = {"class_type": "LoadImage", "image": "instantid_example_pose.jpg"}
 LEFT_HALF = {"class_type": "SolidMask", "value": 1.0, "width": 256, "height": 256}
 SECOND = {
     "class_type": "ApplyInstantID",
