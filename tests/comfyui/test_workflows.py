@@ -32,7 +32,7 @@ def run(ours, face_pack, controlnet, portraits, positive, negative, tmp_path: Pa
         "CheckpointLoaderSimple": lambda inputs: (tiny.tiny_model(), "CLIP", "VAE"),
         "CLIPTextEncode": lambda inputs: (positive if inputs["text"] == "film still" else negative,),
         "ControlNetLoader": lambda inputs: (controlnet,),
-        "LoadImage": lambda inputs: (portraits[:1] if inputs["image"] == "instantid_example_person.jpg" else portraits[1:2],),
+        "LoadImage": lambda inputs: (portraits[1:2] if "pose" in inputs["image"] else portraits[:1],),
         "SolidMask": lambda inputs: (torch.ones(1, 256, 256),),
         "EmptyLatentImage": lambda inputs: (None,),
         "KSampler": lambda inputs: (latent(inputs),),
