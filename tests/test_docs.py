@@ -17,7 +17,7 @@ from fast_instantid.pipelines import instantid
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-STEPS = 2
+STEPS = 1
 
 
 def blocks(page: Path, language: str) -> list[str]:
