@@ -327,6 +327,20 @@ def test_an_instantid_of_another_pack_draws_the_same(registered, inputs, comfyui
     torch.testing.assert_close(embeds["cond"], tokens(plain), rtol=0.1, atol=0.1)
 
 
+def test_an_instantid_of_another_pack_draws_while_faces_are_kept_on_disk(registered, inputs, comfyui, tmp_path):
+    """No file stands behind it, and the keys of the disk hold a file's content."""
+    package = registered["ApplyInstantID"].__module__.rpartition(".comfyui")[0]
+    cache = sys.modules[f"{package}.cache"].shared_cache()
+    plain = tiny.call(registered["ApplyInstantID"], **inputs)
+    theirs = TheirInstantID(tiny.adapter_file(comfyui.models / "instantid"))
+    cache.keep_in(tmp_path)
+    try:
+        result = tiny.call(registered["ApplyInstantID"], **{**inputs, "instantid": theirs})
+    finally:
+        cache.keep_in(None)
+    assert torch.equal(tokens(result), tokens(plain))
+
+
 @pytest.mark.parametrize("given", ["an object", "a dictionary", "None", "an IP-Adapter", "half of one"])
 def test_another_instantid_is_refused_by_its_maker(registered, inputs, comfyui: Installation, given: str):
     theirs = TheirInstantID(tiny.adapter_file(comfyui.models / "instantid"))
