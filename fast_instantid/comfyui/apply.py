@@ -166,6 +166,12 @@ def apply_to_conditioning(
     return applied[0], applied[1]
 
 
+def tokens_of(identity: Identity) -> tuple[Tensor, Tensor]:
+    """Return cond and uncond tokens, ``(M, 16, W)`` each."""
+    uncond, cond = identity.tokens.unflatten(1, (identity.num_references, -1))
+    return cond, uncond
+
+
 def checked_keypoints(image: Tensor) -> Tensor:
     """Return a keypoint picture of another node. Those drawn here are not read, so that their pages stay unallocated.
 

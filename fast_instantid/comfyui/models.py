@@ -31,20 +31,32 @@ _DEVICE_TYPES = {"CPU": "cpu", "CUDA": "cuda", "ROCM": "cuda", "CoreML": "mps"} 
 PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNTIME_DEVICES)]
 """The reference's four, which now name torch's device; "auto" for ComfyUI's device; and the devices of onnxruntime."""
 
+PEOPLE = "instantid_people"
+"""The host's name of the folder ``models/instantid/people``."""
+
 _analyzers: dict[tuple[str | FileVersion, ...], FaceAnalyzer] = {}  # by backend, device and file versions
 _lock = fork_safe_lock()
 
 
 def register_folders() -> None:
-    """Register ``models/instantid`` and ``models/insightface`` beside the folders of extra_model_paths.yaml."""
-    for name, extensions in (("instantid", folder_paths.supported_pt_extensions), ("insightface", {".onnx"})):
+    """Register ``models/instantid``, its ``people``, and ``models/insightface`` beside those of extra_model_paths.yaml."""
+    for name, folder, extensions in (
+        ("instantid", ("instantid",), folder_paths.supported_pt_extensions),
+        ("insightface", ("insightface",), {".onnx"}),
+        (PEOPLE, ("instantid", "people"), {".safetensors"}),
+    ):
         paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
-        default = os.path.join(folder_paths.models_dir, name)
+        default = os.path.join(folder_paths.models_dir, *folder)
         others = [path for path in paths if path != default]
         with suppress(OSError):
             os.makedirs(default, exist_ok=True)  # so that users find it
         # Folders that only extra_model_paths.yaml names have no extensions.
         folder_paths.folder_names_and_paths[name] = ([*others, default], known or extensions)
+
+
+def adapter_names() -> list[str]:
+    """Return the files below ``models/instantid`` without the people."""
+    return [name for name in folder_paths.get_filename_list("instantid") if PureWindowsPath(name).parts[0] != "people"]
 
 
 def adapter_path(name: str) -> Path:
@@ -57,7 +69,7 @@ def adapter_path(name: str) -> Path:
         ModelFileError: none, or several; the message lists them and the searched folders.
     """
     name = str(PurePosixPath(name.replace("\\", "/")))  # workflows made on Windows
-    present = folder_paths.get_filename_list("instantid")
+    present = adapter_names()
     path = folder_paths.get_full_path("instantid", name)
     for wanted in ([PureWindowsPath(name).name], ADAPTER_NAMES, [PureWindowsPath(file).name for file in present]):
         fitting = [file for file in present if PureWindowsPath(file).name in wanted]

@@ -28,6 +28,7 @@ from .apply import (
     check_family,
     checked_keypoints,
     compute_dtype,
+    tokens_of,
 )
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .foreign import adapter_of
@@ -35,6 +36,8 @@ from .memory import ManagedAdapter
 from .miniature import InstantIDMiniature
 from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
 from .observe.nodes import InstantIDDoctor, InstantIDProfile
+from .people import People, identity_of, keypoints_of
+from .people_nodes import PEOPLE_NODES
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -168,9 +171,26 @@ class ApplyInstantID:
         mask: Tensor | None = None,
         combine_embeds: Combine = "average",
         layers: Layers = "reference",
+        person: People | None = None,
+        no_face: str = "error",
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
-        identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise)
-        keypoints = extractFeatures(insightface, found[:1] if image_kps is None else image_kps, extract_kps=True)
+        found: Any = None
+        try:
+            if person is None:
+                identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise)
+            else:
+                identity = identity_of(person, instantid, model, combine_embeds, noise)
+        except NoFaceError:
+            if no_face != "none":
+                raise
+            identity = None
+        if identity is None:
+            logger.warning("no face found: the picture is drawn without a person")
+            return model, positive, negative
+        if person is not None and image_kps is None:
+            keypoints = keypoints_of(person)
+        else:
+            keypoints = extractFeatures(insightface, found[:1] if image_kps is None else image_kps, extract_kps=True)
         if keypoints is None:
             if image_kps is None:
                 logger.warning("no face found in the first picture of image: the pose is left to the prompt")
@@ -184,7 +204,7 @@ class ApplyInstantID:
         cn_strength = weight if cn_strength is None else cn_strength
         patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
         positive, negative = apply_to_conditioning(
-            positive, negative, control_net, _tokens(identity), keypoints, cn_strength, start_at, end_at, mask
+            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask
         )
         return patched, positive, negative
 
@@ -220,9 +240,13 @@ class InstantIDAttentionPatch:
         end_at: float,
         noise: float = 0.0,
         mask: Tensor | None = None,
+        person: People | None = None,
     ) -> tuple[ModelPatcher, FaceEmbeds]:
-        identity, _ = _identity(instantid, insightface, image, model, "average", noise)
-        cond, uncond = _tokens(identity)
+        if person is None:
+            identity, _ = _identity(instantid, insightface, image, model, "average", noise)
+        elif (identity := identity_of(person, instantid, model, "average", noise)) is None:
+            raise NoFaceError("no person was found: see the report of InstantID Person")
+        cond, uncond = tokens_of(identity)
         patched = apply_to_model(model, identity, weight, start_at, end_at, mask) if weight else model
         return patched, {"cond": cond, "uncond": uncond}
 
@@ -284,12 +308,6 @@ def _identity(
     return identity, found
 
 
-def _tokens(identity: Identity) -> tuple[Tensor, Tensor]:
-    """Return cond and uncond tokens, ``(M, 16, W)`` each."""
-    uncond, cond = identity.tokens.unflatten(1, (identity.num_references, -1))
-    return cond, uncond
-
-
 _NODES: dict[str, type] = {
     "Load InstantID Model": InstantIDModelLoader,
     "InstantID Face Analysis": InstantIDFaceAnalysis,
@@ -298,6 +316,7 @@ _NODES: dict[str, type] = {
     "Face Keypoints Preprocessor": FaceKeypointsPreprocessor,
     "InstantID Patch Attention": InstantIDAttentionPatch,
     "InstantID Apply ControlNet": ApplyInstantIDControlNet,
+    **PEOPLE_NODES,
     "InstantID Doctor": InstantIDDoctor,
     "InstantID Profile": InstantIDProfile,
     "InstantID Miniature": InstantIDMiniature,

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import inspect
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
 
-import folder_paths
-
+from ..people import Order
 from .apply import LAYERS
-from .models import PROVIDERS
+from .models import PROVIDERS, adapter_names
+
+GROUPS = ("one person", "one person per photo", "all faces")
+JOINS = ("one picture each", "one person")
+SHOWN = ("one person each", "all persons")
+_INDEX, _LIKE = "index", "like"
 
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 
@@ -58,11 +62,18 @@ _LAYERS = _input(
     default="reference",
     advanced=True,
 )
+_PERSON = _input("PERSON", "The person, from InstantID Person or Load Person.")
+_NO_FACE = _input(
+    ["error", "none"],
+    "Without a face in image: an error, or go on without a person.",
+    default="error",
+    advanced=True,
+)
 
 
 def model_loader() -> Inputs:
     tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
-    return {"required": {"instantid_file": _input(folder_paths.get_filename_list("instantid"), tooltip)}}
+    return {"required": {"instantid_file": _input(adapter_names(), tooltip)}}
 
 
 def face_analysis() -> Inputs:
@@ -88,7 +99,14 @@ _SUBJECT = {
     "negative": _NEGATIVE,
 }
 _RANGE = {"start_at": _START, "end_at": _END}
-_OPTIONAL = {"image_kps": _KEYPOINTS, "mask": _MASK, "layers": _LAYERS}
+_OPTIONAL = {
+    "image_kps": _KEYPOINTS,
+    "mask": _MASK,
+    "layers": _LAYERS,
+    "person": _input("PERSON", "A person in place of the face in image. A batch of persons draws one picture each."),
+    "no_face": _NO_FACE,
+}
+_OURS = ("layers", "person", "no_face")
 
 
 def apply() -> Inputs:
@@ -96,28 +114,30 @@ def apply() -> Inputs:
     return deepcopy({"required": {**_SUBJECT, "weight": weight, **_RANGE}, "optional": _OPTIONAL})
 
 
+_STRENGTHS = {
+    "ip_weight": _number(0.8, 0.0, 3.0, "Strength of the likeness, in the model."),
+    "cn_strength": _number(0.8, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
+}
+_COMBINE = _input(
+    ["average", "norm average", "concat"],
+    "How to combine several pictures of one person. average suits most; concat is slower and keeps each.",
+    default="average",
+)
+
+
 def apply_advanced() -> Inputs:
-    strengths = {
-        "ip_weight": _number(0.8, 0.0, 3.0, "Strength of the likeness, in the model."),
-        "cn_strength": _number(0.8, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
-    }
-    combine = _input(
-        ["average", "norm average", "concat"],
-        "How to combine several pictures of one person. average suits most; concat is slower and keeps each.",
-        default="average",
-    )
-    required = {**_SUBJECT, **strengths, **_RANGE, "noise": _NOISE, "combine_embeds": combine}
+    required = {**_SUBJECT, **_STRENGTHS, **_RANGE, "noise": _NOISE, "combine_embeds": _COMBINE}
     return deepcopy({"required": required, "optional": _OPTIONAL})
 
 
 def taken(inputs: Inputs, node: Any) -> Inputs:
-    """Drop ``layers``, which the reference lacks, if a method of a derived node takes no such argument."""
+    """Drop inputs that the reference lacks, if a method of a derived node takes no such argument."""
     for method in (node.apply_instantid, getattr(node, node.FUNCTION)):
         parameters = inspect.signature(method).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        if not takes_any and "layers" not in parameters:
-            for section in inputs.values():
-                section.pop("layers", None)
+        for name in () if takes_any else _OURS:
+            for section in () if name in parameters else inputs.values():
+                section.pop(name, None)
     return inputs
 
 
@@ -125,7 +145,7 @@ def attention_patch() -> Inputs:
     weight = _number(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it.")
     subject = {name: _SUBJECT[name] for name in ("instantid", "insightface", "image", "model")}
     required = {**subject, "weight": weight, **_RANGE, "noise": _NOISE}
-    return deepcopy({"required": required, "optional": {"mask": _MASK}})
+    return deepcopy({"required": required, "optional": {"mask": _MASK, "person": _OPTIONAL["person"]}})
 
 
 def apply_control_net() -> Inputs:
@@ -157,3 +177,86 @@ def profile() -> Inputs:
 def miniature(portraits: list[str]) -> Inputs:
     tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
     return {"required": {"portrait": _input(portraits, tooltip)}}
+
+
+def person() -> Inputs:
+    required = {
+        "faceanalysis": _FACE_ANALYSIS,
+        "image": _input("IMAGE", "Photographs."),
+        "group": _input(
+            list(GROUPS),
+            "One person in all photographs, another person in each, or all faces, from left to right.",
+            default=GROUPS[0],
+        ),
+        "choose": _input(
+            [*get_args(Order), _INDEX, _LIKE],
+            "The face of a photograph with several. index: number index from the left. like: the most like a person.",
+            default="largest",
+        ),
+        "no_face": _input(
+            ["error", "skip", "none"],
+            "For photographs without a face. skip: leave them out. none: draw their pictures without a person.",
+            default="error",
+        ),
+        "doubtful": _input(
+            ["keep", "drop", "robust"],
+            "Photographs that hardly show the person: keep them, drop them, or count them less.",
+            default="keep",
+        ),
+    }
+    index = _input("INT", "Number of the face for choose: index. 0 is the left one.", default=0, min=0, max=99)
+    optional = {
+        "name": _input("STRING", "Name of the person.", default=""),
+        "weights": _input("STRING", "How much each photograph counts, such as 1, 0.5. Empty: all alike.", default=""),
+        "index": index,
+        "like": _input("PERSON", "The person for choose: like."),
+    }
+    return deepcopy({"required": required, "optional": optional})
+
+
+def load_person(names: list[str]) -> Inputs:
+    return {"required": {"person": _input(names, "A file in models/instantid/people.")}}
+
+
+def save_person() -> Inputs:
+    name = _input("STRING", "Name of the file. Empty: the person's name.", default="")
+    overwrite = _input("BOOLEAN", "Replace a file of this name.", default=False)
+    return deepcopy({"required": {"person": _PERSON, "name": name, "overwrite": overwrite}})
+
+
+def join_people() -> Inputs:
+    how = _input(
+        list(JOINS), "A batch that draws one picture of each, or one person of all photographs.", default=JOINS[0]
+    )
+    return deepcopy({"required": {"first": _PERSON, "second": _PERSON, "how": how}})
+
+
+def apply_person() -> Inputs:
+    subject = {name: _SUBJECT[name] for name in ("control_net", "model", "positive", "negative")}
+    optional = {
+        "instantid": _input("INSTANTID", "The adapter. Not needed for persons that keep their identity."),
+        "image_kps": _input("IMAGE", "The keypoint picture. Without it: the pose of the person's first photograph."),
+        "latent": _input("LATENT", "Gives the keypoint picture its size. Without it: the photograph's size."),
+        "mask": _MASK,
+        "layers": _LAYERS,
+    }
+    required = {"person": _PERSON, **subject, **_STRENGTHS, **_RANGE, "noise": _NOISE, "combine_embeds": _COMBINE}
+    return deepcopy({"required": required, "optional": optional})
+
+
+def likeness() -> Inputs:
+    shown = _input(
+        list(SHOWN), "Each picture shows one person of a batch, or all persons of the batch.", default=SHOWN[0]
+    )
+    at_least = _number(0.3, -1.0, 1.0, "Likeness from which is_alike is true.")
+    optional = {
+        "image": _input("IMAGE", "Pictures of the person."),
+        "faceanalysis": _input("FACEANALYSIS", "From InstantID Face Analysis, for image."),
+        "other": _input("PERSON", "A person to compare with, in place of pictures."),
+    }
+    return deepcopy({"required": {"person": _PERSON, "shown": shown, "at_least": at_least}, "optional": optional})
+
+
+def prompts() -> Inputs:
+    text = _input("STRING", "Prompts, one in each line, for the pictures of a batch.", multiline=True, default="")
+    return {"required": {"clip": _input("CLIP", "The text encoders of the model."), "prompts": text}}

@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     size: tuple[int, int]
     """``(h, w)`` of the latent."""
     frames: tuple[int, ...] | None = None
-    """Index of the mask for each image of a chunk; None: image i gets mask i."""
+    """Index of mask and person for each image of a chunk; None: image i gets mask and person i."""
 
 
 class Strength:
@@ -80,7 +80,7 @@ class Strength:
 class LayerFace:
     """Keys and values ``(2, T, C)`` and strength of one person in one layer, laid out once per kind of batch.
 
-    Keys and values ``(2, P, T, C)`` are of P persons, each in an equal part of the pictures of a chunk.
+    Keys and values ``(2, P, T, C)`` are of P persons. Image i of a chunk, or frame i, shows person ``i % P``.
     """
 
     def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
@@ -100,7 +100,8 @@ class LayerFace:
         if torch.compiler.is_compiling() or self.key.requires_grad:
             entry = self._laid_out(query, heads, layout)
         else:
-            key = layout.chunks, heads, query.dtype, query.device
+            of_pictures = (len(query), layout.frames) if self.key.ndim == 4 else None
+            key = layout.chunks, heads, query.dtype, query.device, of_pictures
             entry = self._entries.get(key)
             if entry is None:
                 if len(self._entries) >= 4:  # one or two per run; copies take memory
@@ -115,6 +116,10 @@ class LayerFace:
         # The model may compute in another dtype or on another device than the identity's.
         key, value = (rows(tensor, layout.chunks).to(query.device, query.dtype) for tensor in (self.key, self.value))
         if key.ndim == 4:
+            people, images = key.shape[1], len(query) // len(layout.chunks)
+            shown = [frame % people for frame in layout.frames or range(images)]
+            if shown != [image * people // images for image in range(images)]:  # else in equal parts: no copy
+                key, value = key[:, shown], value[:, shown]
             key, value = key.flatten(0, 1), value.flatten(0, 1)
         return IdentityEntry.split(key, value, heads, self.strength.weight)
 

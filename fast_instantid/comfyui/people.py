@@ -1,0 +1,151 @@
+"""Persons in ComfyUI: what models and ControlNets read of them, and their files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import folder_paths
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import FastInstantIDError, ModelFileError
+from ..faces import keypoint_picture
+from ..identity import Combine, Identity
+from ..identity.bank import IdentityBank
+from ..people import Person
+from .apply import check_family, compute_dtype
+from .foreign import adapter_of
+from .models import PEOPLE
+
+People: TypeAlias = "tuple[Person | None, ...]"
+"""One person for all pictures of a batch, or one for each. None draws its picture without a person."""
+
+_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+def identity_of(people: People, instantid: Any, model: ModelPatcher, combine: Combine, noise: float) -> Identity | None:
+    """Return the identity of one person, or of several with keys and values ``(2, P, T, C)``; None without a person.
+
+    Args:
+        instantid: the adapter; None to take the identities that the persons keep.
+
+    Raises:
+        FastInstantIDError: a person that keeps no identity, without an adapter.
+    """
+    device, dtype = model.load_device, compute_dtype(model)
+    if all(person is None for person in people):
+        return None
+    if len(people) > 1 and combine == "concat":
+        raise FastInstantIDError("combine_embeds concat cannot draw several people in one batch: choose average")
+    adapter = None if instantid is None else adapter_of(instantid).to(device, dtype)
+
+    def identity(person: Person) -> Identity:
+        if adapter is not None:
+            return adapter.identity(person.rows, combine=combine, noise=noise)
+        if person.identity is None:
+            raise FastInstantIDError(f"{person.name} keeps no identity: connect Load InstantID Model to instantid")
+        return person.identity.to(device, dtype)
+
+    identities = [None if person is None else identity(person) for person in people]
+    some = next(identity for identity in identities if identity is not None)
+    check_family(model, some.tokens.shape[-1])
+    if len(people) == 1:
+        return some
+    if len({one.tokens.shape for one in identities if one is not None}) > 1:
+        raise FastInstantIDError("people with identities of different numbers of tokens: draw them one by one")
+
+    def stacked(of: Any) -> Tensor:
+        return torch.stack([torch.zeros_like(of(some)) if one is None else of(one) for one in identities], dim=1)
+
+    layers = range(some.num_layers)
+    keys = tuple(stacked(lambda one, i=i: one.bank.keys[i]) for i in layers)
+    values = tuple(stacked(lambda one, i=i: one.bank.values[i]) for i in layers)
+    return Identity(stacked(lambda one: one.tokens).flatten(1, 2), IdentityBank(keys, values), len(people))
+
+
+def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the keypoint picture of each person, ``(P, H, W, 3)`` float32 in 0..1; black without a person.
+
+    Args:
+        size: ``(width, height)`` in pixels; the first person's photograph by default.
+    """
+    size = size or next(person.photo_size for person in people if person is not None)
+    drawn = [
+        np.zeros((size[1], size[0], 3), np.uint8)
+        if person is None
+        else np.array(keypoint_picture(person.face, person.photo_size, size))
+        for person in people
+    ]
+    return torch.from_numpy(np.stack(drawn)).float().div(255)
+
+
+def save(people: People, name: str, overwrite: bool) -> list[Path]:
+    """Keep persons in the first folder of people, each in a file of its name; return the files.
+
+    Args:
+        name: of the file in place of the person's; of several, a number is added.
+        overwrite: replace files that are there.
+
+    Raises:
+        FastInstantIDError: a name that no file can have, two persons of one name, or a file that is there. Nothing is
+            written then.
+    """
+    kept = [person for person in people if person is not None]
+    names = [name or person.name for person in kept] if len(kept) == 1 or not name else _numbered(name, len(kept))
+    if not kept:
+        raise FastInstantIDError("no person to save: no face was found")
+    folder = Path(folder_paths.get_folder_paths(PEOPLE)[0])
+    for given in names:
+        if not given or len(given) > 100 or _NO_FILE_NAME.search(given):
+            raise FastInstantIDError(f"{given!r} cannot be the name of a file: choose another name")
+    twice = sorted({given for given in names if [one.lower() for one in names].count(given.lower()) > 1})
+    if twice:
+        raise FastInstantIDError(f"{len(kept)} people, and several are called {twice[0]}: give a name to the node")
+    paths = [folder / f"{given}.safetensors" for given in names]
+    there = [path.stem for path in paths if path.exists()]
+    if there and not overwrite:
+        raise FastInstantIDError(f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, person in zip(paths, kept, strict=True):
+        person.save(path)
+    return paths
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name} {number}" for number in range(1, count + 1)]
+
+
+def person_path(name: str) -> Path:
+    """Return the file of a person.
+
+    Raises:
+        ModelFileError: no such file; says which there are.
+    """
+    path = folder_paths.get_full_path(PEOPLE, name)
+    if path is None:
+        found = ", ".join(folder_paths.get_filename_list(PEOPLE)) or "none"
+        folder = folder_paths.get_folder_paths(PEOPLE)[0]
+        raise ModelFileError(f"there is no person {name!r} in {folder} ({found}): save one by Save Person")
+    return Path(path)
+
+
+def said(people: People) -> str:
+    """Return a line for each person: name, photographs, and those that hardly show the person."""
+    lines: list[str] = []
+    for person in people:
+        if person is None:
+            lines.append("no person")
+            continue
+        count, outliers = len(person.embeddings), person.outliers()
+        parts = [f"{person.name}: {count} photograph(s)"]
+        if count > 1:
+            alike = person.likeness_table()[np.triu_indices(count, 1)]
+            parts.append(f"alike by {alike.min():.2f} to {alike.max():.2f}")
+        if outliers:
+            parts.append(f"photograph {', '.join(str(i + 1) for i in outliers)} hardly shows this person")
+        lines.append(", ".join(parts))
+    return "\n".join(lines)

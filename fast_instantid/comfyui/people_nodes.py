@@ -1,0 +1,278 @@
+"""Nodes for persons: find, keep, join, apply and compare them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import FastInstantIDError, ModelFileError
+from ..faces import FaceAnalyzer
+from ..identity import Combine
+from ..images import photos
+from ..people import Person, find_people, find_person, likeness_in, likeness_word, merge, numbered
+from ..weights import file_version
+from . import sockets
+from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
+from .faces import find_faces
+from .models import PEOPLE
+from .people import People, identity_of, keypoints_of, person_path, said, save
+
+
+class _PersonNode:
+    CATEGORY = "InstantID/people"
+
+
+class InstantIDPerson(_PersonNode):
+    """Finds persons in photographs."""
+
+    DESCRIPTION = "Finds one person, or several, in photographs. Numbers in the preview are those of choose: index."
+    RETURN_TYPES = ("PERSON", "IMAGE", "BOOLEAN", "STRING")
+    RETURN_NAMES = ("person", "preview", "has_face", "report")
+    FUNCTION = "find"
+    SEARCH_ALIASES = ("choose face", "group photo", "face embedding", "which face", "no face")
+    INPUT_TYPES = staticmethod(sockets.person)
+
+    def find(
+        self,
+        faceanalysis: Any,
+        image: Tensor,
+        group: str,
+        choose: Any,
+        no_face: Any,
+        doubtful: str,
+        name: str = "",
+        weights: str = "",
+        index: int = 0,
+        like: People | None = None,
+    ) -> tuple[People, Tensor, bool, str]:
+        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
+        find_faces(faceanalysis, image)  # all at once, with progress: the searches below find them in the cache
+        found = analyzer.detect(pictures)
+        missing = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
+        if choose == "like":
+            choose = next((person for person in like or () if person is not None), None)
+            if choose is None:
+                raise FastInstantIDError("choose is like, but no person is connected to like")
+        options = {"choose": index if choose == "index" else choose, "no_face": no_face}
+        if group == "one person":
+            options |= {"name": name or None, "weights": _numbers(weights)}
+            people: list[Person | None] = [find_person(analyzer, pictures, **options)]
+        else:
+            if missing and no_face == "error":
+                find_person(analyzer, pictures)  # an error that names all of them
+            kept = [photo for photo in pictures if no_face == "none" or photo.name not in missing]
+            if group == "all faces":
+                people = [person for photo in kept for person in find_people(analyzer, photo) or [None]]
+            else:
+                people = [find_person(analyzer, [photo], **options) for photo in kept]
+            if name:
+                people = [one and replace(one, name=f"{name} {number}") for number, one in enumerate(people, 1)]
+        if doubtful != "keep":
+            people = [one and (one.robust() if doubtful == "robust" else one.without(one.outliers())) for one in people]
+        boxes = [numbered(photo.rgb, faces) for photo, faces in zip(pictures, found, strict=True)]
+        preview = torch.from_numpy(np.stack([np.asarray(box) for box in boxes])).float().div(255)
+        left_out = f"\nno face found in {', '.join(missing)}" if missing else ""
+        return tuple(people), preview, any(people), said(tuple(people)) + left_out
+
+
+class InstantIDLoadPerson(_PersonNode):
+    """Loads a person's file."""
+
+    DESCRIPTION = "Loads a person from models/instantid/people. No face models are needed."
+    RETURN_TYPES = ("PERSON", "IMAGE")
+    RETURN_NAMES = ("person", "picture")
+    FUNCTION = "load"
+    SEARCH_ALIASES = ("load face", "saved face", "character")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        return sockets.load_person(folder_paths.get_filename_list(PEOPLE))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
+        try:
+            return person is None or bool(person_path(person))
+        except ModelFileError as error:
+            return str(error)
+
+    @classmethod
+    def IS_CHANGED(cls, person: str | None = None) -> str:
+        return "" if person is None else str(file_version(person_path(person)))
+
+    def load(self, person: str) -> tuple[People, Tensor]:
+        loaded = Person.load(person_path(person))
+        picture = np.zeros((112, 112, 3), np.uint8) if loaded.picture is None else np.array(loaded.picture)
+        return (loaded,), torch.from_numpy(picture).float().div(255)[None]
+
+
+class InstantIDSavePerson(_PersonNode):
+    """Keeps persons in files."""
+
+    DESCRIPTION = "Keeps a person in models/instantid/people, for Load Person. The file is biometric data."
+    RETURN_TYPES = ("PERSON",)
+    RETURN_NAMES = ("person",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    SEARCH_ALIASES = ("save face", "face embeds", "character")
+    INPUT_TYPES = staticmethod(sockets.save_person)
+
+    def save(self, person: People, name: str, overwrite: bool) -> dict[str, Any]:
+        paths = save(person, name, overwrite)
+        return {"ui": {"text": [str(path) for path in paths]}, "result": (person,)}
+
+
+class InstantIDJoinPeople(_PersonNode):
+    """Joins persons to a batch, or to one person."""
+
+    DESCRIPTION = "Joins persons: a batch that draws one picture of each, or one person of all their photographs."
+    RETURN_TYPES = ("PERSON",)
+    RETURN_NAMES = ("person",)
+    FUNCTION = "join"
+    SEARCH_ALIASES = ("batch of people", "merge faces", "many people")
+    INPUT_TYPES = staticmethod(sockets.join_people)
+
+    def join(self, first: People, second: People, how: str) -> tuple[People]:
+        people = (*first, *second)
+        return (people if how == sockets.JOINS[0] else (merge([one for one in people if one is not None]),),)
+
+
+class ApplyInstantIDPerson(_PersonNode):
+    """Applies persons to a model and its conditionings."""
+
+    DESCRIPTION = "Puts a person into the model (likeness) and the conditioning (pose). A batch draws one picture each."
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("MODEL", "positive", "negative")
+    FUNCTION = "apply"
+    SEARCH_ALIASES = ("face id", "same person", "consistent face", "apply face")
+    INPUT_TYPES = staticmethod(sockets.apply_person)
+
+    def apply(
+        self,
+        person: People,
+        control_net: Any,
+        model: ModelPatcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        ip_weight: float,
+        cn_strength: float,
+        start_at: float,
+        end_at: float,
+        noise: float,
+        combine_embeds: Combine,
+        instantid: Any = None,
+        image_kps: Tensor | None = None,
+        latent: dict[str, Any] | None = None,
+        mask: Tensor | None = None,
+        layers: Layers = "reference",
+    ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+        identity = identity_of(person, instantid, model, combine_embeds, noise)
+        if identity is None:
+            return model, positive, negative
+        if image_kps is not None:
+            keypoints = checked_keypoints(image_kps)
+        else:
+            height, width = (0, 0) if latent is None else (8 * side for side in latent["samples"].shape[-2:])
+            keypoints = keypoints_of(person, (width, height) if width else None)
+        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
+        positive, negative = apply_to_conditioning(
+            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask
+        )
+        return patched, positive, negative
+
+
+class InstantIDLikeness(_PersonNode):
+    """Measures how much pictures or persons are alike."""
+
+    DESCRIPTION = "How much pictures show a person: the cosine of face embeddings, and a word. The best picture first."
+    RETURN_TYPES = ("IMAGE", "FLOAT", "BOOLEAN", "STRING")
+    RETURN_NAMES = ("image", "likeness", "is_alike", "report")
+    FUNCTION = "compare"
+    SEARCH_ALIASES = ("similarity", "same face", "face distance", "keep the best", "compare people")
+    INPUT_TYPES = staticmethod(sockets.likeness)
+
+    def compare(
+        self,
+        person: People,
+        shown: str,
+        at_least: float,
+        image: Tensor | None = None,
+        faceanalysis: Any = None,
+        other: People | None = None,
+    ) -> tuple[Tensor | None, float, bool, str]:
+        people = [one for one in person if one is not None]
+        if not people:
+            raise FastInstantIDError("no person to compare with")
+        if other is not None:
+            others = [one for one in other if one is not None]
+            values = [max(one.likeness(each) for each in others) for one in people] if others else [float("nan")]
+            lines = [
+                f"{one.name} and {each.name}: {_with_word(one.likeness(each))}" for one in people for each in others
+            ]
+            best = float(np.max(values))
+            return image, best, best >= at_least, "\n".join(lines)
+        if image is None or faceanalysis is None:
+            raise FastInstantIDError("nothing to compare: connect image and faceanalysis, or a person to other")
+        pictures, analyzer = photos(image), FaceAnalyzer.wrap(faceanalysis)
+        if shown == sockets.SHOWN[0]:
+            each = [[people[number % len(people)]] for number in range(len(pictures))]
+        else:
+            each = [people] * len(pictures)
+        rows = [likeness_in(analyzer, [photo], given)[0] for photo, given in zip(pictures, each, strict=True)]
+        lines = [
+            f"image {number}: " + ", ".join(f"{one.name} {_with_word(float(value))}" for one, value in zip(given, row))
+            for number, (given, row) in enumerate(zip(each, rows, strict=True))
+        ]
+        least = np.array([np.nan if np.isnan(row).any() else row.min() for row in rows])
+        order = np.argsort(-np.nan_to_num(least, nan=-2), kind="stable")
+        best = float(least[order[0]])
+        return image[torch.from_numpy(order)], best, best >= at_least, "\n".join(lines[i] for i in order)
+
+
+class InstantIDPrompts(_PersonNode):
+    """Encodes another prompt for each picture of a batch."""
+
+    DESCRIPTION = "Encodes one prompt for each picture of a batch: a prompt in each line."
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "encode"
+    SEARCH_ALIASES = ("batch of prompts", "prompt list", "clip text encode")
+    INPUT_TYPES = staticmethod(sockets.prompts)
+
+    def encode(self, clip: Any, prompts: str) -> tuple[Conditioning]:
+        texts = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        # The host repeats texts of several lengths to their least common multiple, when it joins them.
+        length = int(np.lcm.reduce([text.shape[1] for text, _ in encoded]))
+        joined = torch.cat([text.repeat(1, length // text.shape[1], 1) for text, _ in encoded])
+        options = dict(encoded[0][1])
+        if options.get("pooled_output") is not None:
+            options["pooled_output"] = torch.cat([given["pooled_output"] for _, given in encoded])
+        return ([[joined, options]],)
+
+
+def _numbers(text: str) -> list[float] | None:
+    """Read numbers that commas or spaces separate; None for no text."""
+    try:
+        return [float(part) for part in text.replace(",", " ").split()] or None
+    except ValueError:
+        raise FastInstantIDError(f"weights {text[:80]!r}: expected numbers, such as 1, 0.5") from None
+
+
+def _with_word(value: float) -> str:
+    return f"{value:.2f} ({likeness_word(value)})" if value == value else likeness_word(value)
+
+
+PEOPLE_NODES: dict[str, type] = {
+    "InstantID Person": InstantIDPerson,
+    "InstantID Load Person": InstantIDLoadPerson,
+    "InstantID Save Person": InstantIDSavePerson,
+    "InstantID Join People": InstantIDJoinPeople,
+    "Apply InstantID Person": ApplyInstantIDPerson,
+    "InstantID Likeness": InstantIDLikeness,
+    "InstantID Prompts": InstantIDPrompts,
+}
