@@ -46,7 +46,7 @@ def ordered(faces: Sequence[AnyFace], order: Order = "largest", photo_size: tupl
             "top to bottom": y,
             "bottom to top": -y,
             "center": (x - photo_size[0] / 2) ** 2 + (y - photo_size[1] / 2) ** 2,
-            "score": -float(field(face, "det_score")),
+            "score": -float(field(face, "det_score") or 0),
         }[order]
 
     return sorted(faces if order != "largest" else reversed(faces), key=key)
