@@ -116,6 +116,18 @@ def photos(images: ImageInput) -> list[Photo]:
     return made
 
 
+def one_photo(image: OneImage) -> Photo:
+    """One image, in any accepted form, as a Photo.
+
+    Raises:
+        ImageError: a picture that cannot be read, or several.
+    """
+    pictures = photos(image)
+    if len(pictures) > 1:
+        raise ImageError(f"{len(pictures)} pictures where one is expected: give one at a time")
+    return pictures[0]
+
+
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
     """A picture file as an upright 8-bit RGB image; of an animation the first frame.
 

@@ -108,7 +108,9 @@ def save(people: People, name: str, overwrite: bool) -> list[Path]:
     paths = [folder / f"{given}.safetensors" for given in names]
     there = [path.stem for path in paths if path.exists()]
     if there and not overwrite:
-        raise FastInstantIDError(f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on")
+        raise FastInstantIDError(
+            f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path, person in zip(paths, kept, strict=True):
         person.save(path)

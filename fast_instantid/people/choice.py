@@ -11,7 +11,7 @@ from ..errors import FastInstantIDError, NoFaceError
 from ..faces import Face, FaceAnalyzer
 from ..faces.face import field
 from ..images import Photo
-from .person import Person, cosine
+from .person import Person, check_same_recognizer, cosine
 
 AnyFace = TypeVar("AnyFace")
 Order: TypeAlias = Literal[
@@ -46,7 +46,7 @@ def ordered(faces: Sequence[AnyFace], order: Order = "largest", photo_size: tupl
             "top to bottom": y,
             "bottom to top": -y,
             "center": (x - photo_size[0] / 2) ** 2 + (y - photo_size[1] / 2) ** 2,
-            "score": -float(field(face, "det_score")),
+            "score": -float(field(face, "det_score") or 0),
         }[order]
 
     return sorted(faces if order != "largest" else reversed(faces), key=key)
@@ -57,7 +57,7 @@ def chosen(analyzer: FaceAnalyzer, photo: Photo, faces: Sequence[Face], choose: 
 
     Raises:
         NoFaceError: there is none, or not so many; says how many.
-        FastInstantIDError: an unknown order.
+        FastInstantIDError: an unknown order, or a person of another recogniser.
     """
     if not faces:
         raise NoFaceError(f"no face found in {photo.name}: use a picture that shows the face upright and unobstructed")
@@ -68,6 +68,7 @@ def chosen(analyzer: FaceAnalyzer, photo: Photo, faces: Sequence[Face], choose: 
             raise NoFaceError(f"{photo.name}: face {choose} of {len(faces)}: they count from 0, left to right")
         return ordered(faces, "left to right")[choose]
     if isinstance(choose, Person):
+        check_same_recognizer([choose], analyzer.networks.recognizer_fingerprint)
         embeddings = analyzer.networks.embed([photo] * len(faces), faces)
         return faces[int(np.argmax([cosine(row, choose.embedding) for row in embeddings]))]
     return choose(faces)

@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import FastInstantIDError, NoFaceError
 from ..faces import Face, FaceAnalyzer
 from ..faces.align import align
-from ..images import ImageInput, Photo, photos
+from ..images import ImageInput, OneImage, Photo, one_photo, photos
 from .choice import Choose, Order, chosen, ordered
 from .person import SAME_PERSON, Person, cosine
 
@@ -68,17 +68,14 @@ def find_person(
     return _person(analyzer, pictures[0], faces[0], embeddings, name, given)
 
 
-def find_people(analyzer: FaceAnalyzer, image: ImageInput, order: Order = "left to right") -> list[Person]:
+def find_people(analyzer: FaceAnalyzer, image: OneImage, order: Order = "left to right") -> list[Person]:
     """All persons of one photograph, in an order; none without a face. Each is named after the photograph and a number.
 
     Raises:
         ImageError: a photograph that cannot be read, or several.
         FastInstantIDError: an unknown order.
     """
-    pictures = photos(image)
-    if len(pictures) > 1:
-        raise FastInstantIDError(f"{len(pictures)} pictures: find the people of one photograph at a time")
-    photo = pictures[0]
+    photo = one_photo(image)
     faces = ordered(analyzer.detect(photo)[0], order, photo.size)
     rows = analyzer.networks.embed([photo] * len(faces), faces) if faces else []
     stem = Path(photo.name).stem

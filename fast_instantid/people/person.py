@@ -228,13 +228,18 @@ def merge(people: Sequence[Person], name: str | None = None) -> Person:
     )
 
 
-def check_same_recognizer(people: Sequence[Person]) -> None:
+def check_same_recognizer(people: Sequence[Person], recognizer: str = "") -> None:
     """Check that embeddings can be compared. Persons without a fingerprint fit all others.
+
+    Args:
+        recognizer: fingerprint of the face models that are loaded; "" for none.
 
     Raises:
         FastInstantIDError: embeddings of two recognisers; says whose.
     """
     known = {person.recognizer: person.name for person in people if person.recognizer}
+    if recognizer:
+        known.setdefault(recognizer, "the faces of the pictures")
     if len(known) > 1:
         raise FastInstantIDError(
             f"{' and '.join(name or 'a person' for name in known.values())} were made by different recognisers, whose "
