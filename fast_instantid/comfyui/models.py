@@ -39,7 +39,7 @@ _lock = fork_safe_lock()
 
 
 def register_folders() -> None:
-    """Register ``models/instantid``, its ``people``, and ``models/insightface`` beside those of extra_model_paths.yaml."""
+    """Register ``models/instantid``, ``people`` in it and ``models/insightface``, beside extra_model_paths.yaml."""
     for name, folder, extensions in (
         ("instantid", ("instantid",), folder_paths.supported_pt_extensions),
         ("insightface", ("insightface",), {".onnx"}),

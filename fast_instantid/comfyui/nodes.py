@@ -1,4 +1,4 @@
-"""The seven nodes of cubiq/ComfyUI_InstantID, and three of our own.
+"""The seven nodes of cubiq/ComfyUI_InstantID, and all nodes by id.
 
 Ids, sockets, defaults and Python names are the reference's: its workflows load, and packs can call its functions.
 ComfyUI runs a node again when anything before it in the graph has changed. Faces and identities are therefore cached by
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import PureWindowsPath
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import ModelFileError, NoFaceError
-from ..faces import FaceAnalyzer
-from ..identity import EMBEDDING_DIM, Adapter, Combine, Identity
+from ..errors import NoFaceError
+from ..identity import EMBEDDING_DIM, Combine, Identity
 from . import sockets
 from .apply import (
     Conditioning,
@@ -32,12 +30,19 @@ from .apply import (
 )
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .foreign import adapter_of
-from .memory import ManagedAdapter
+from .loaders import InstantIDFaceAnalysis, InstantIDModelLoader
 from .miniature import InstantIDMiniature
-from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
 from .observe.nodes import InstantIDDoctor, InstantIDProfile
 from .people import People, identity_of, keypoints_of
-from .people_nodes import PEOPLE_NODES
+from .people_nodes import (
+    ApplyInstantIDPerson,
+    InstantIDJoinPeople,
+    InstantIDLikeness,
+    InstantIDLoadPerson,
+    InstantIDPerson,
+    InstantIDPrompts,
+    InstantIDSavePerson,
+)
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -47,70 +52,6 @@ extractFeatures = extract_features
 """The nodes look this name up at every call, because other packs replace it."""
 FaceEmbeds = dict[str, Tensor]
 """``cond`` and ``uncond``: tokens for the IdentityNet, ``(M, 16, 2048)`` each."""
-
-
-class InstantIDModelLoader:
-    """Opens InstantID's adapter."""
-
-    DESCRIPTION = "Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."
-    RETURN_TYPES = ("INSTANTID",)
-    FUNCTION = "load_model"
-    CATEGORY = "InstantID"
-    SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
-    INPUT_TYPES = staticmethod(sockets.model_loader)
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, instantid_file: str | None = None) -> bool | str:
-        # None is a link, whose value is not known yet. A node of another pack may look for its files elsewhere.
-        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
-            return True
-        try:
-            adapter_path(instantid_file)
-        except ModelFileError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, instantid_file: str | None = None, **_: Any) -> str:
-        """Return the file's size and time, so that the node runs again for a new file."""
-        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
-            return ""
-        stat = adapter_path(instantid_file).stat()
-        return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-
-    def load_model(self, instantid_file: str) -> tuple[Adapter]:
-        path = adapter_path(instantid_file)
-        if path.name != PureWindowsPath(instantid_file).name:
-            logger.info("no adapter is called %s: %s is used, as it is the only one", instantid_file, path)
-        return (ManagedAdapter.load(path, device="cpu"),)
-
-
-class InstantIDFaceAnalysis:
-    """Loads the face detector and recogniser."""
-
-    DESCRIPTION = (
-        "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
-    )
-    RETURN_TYPES = ("FACEANALYSIS",)
-    FUNCTION = "load_insight_face"
-    CATEGORY = "InstantID"
-    SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
-    INPUT_TYPES = staticmethod(sockets.face_analysis)
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, provider: str | None = None) -> bool | str:
-        if cls.load_insight_face is not InstantIDFaceAnalysis.load_insight_face:
-            return True
-        if provider is not None and provider not in PROVIDERS:
-            return f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
-        try:
-            find_face_pack()
-        except ModelFileError as error:
-            return str(error)
-        return True
-
-    def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
-        return (analyzer_of(find_face_pack(), provider),)
 
 
 class FaceKeypointsPreprocessor:
@@ -316,7 +257,13 @@ _NODES: dict[str, type] = {
     "Face Keypoints Preprocessor": FaceKeypointsPreprocessor,
     "InstantID Patch Attention": InstantIDAttentionPatch,
     "InstantID Apply ControlNet": ApplyInstantIDControlNet,
-    **PEOPLE_NODES,
+    "InstantID Person": InstantIDPerson,
+    "InstantID Load Person": InstantIDLoadPerson,
+    "InstantID Save Person": InstantIDSavePerson,
+    "InstantID Join People": InstantIDJoinPeople,
+    "Apply InstantID Person": ApplyInstantIDPerson,
+    "InstantID Likeness": InstantIDLikeness,
+    "InstantID Prompts": InstantIDPrompts,
     "InstantID Doctor": InstantIDDoctor,
     "InstantID Profile": InstantIDProfile,
     "InstantID Miniature": InstantIDMiniature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,7 @@ class InstantIDPerson(_PersonNode):
         weights: str = "",
         index: int = 0,
         like: People | None = None,
-    ) -> tuple[People, Tensor, bool, str]:
+    ) -> dict[str, Any]:
         analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
         find_faces(faceanalysis, image)  # all at once, with progress: the searches below find them in the cache
         found = analyzer.detect(pictures)
@@ -77,8 +78,8 @@ class InstantIDPerson(_PersonNode):
             people = [one and (one.robust() if doubtful == "robust" else one.without(one.outliers())) for one in people]
         boxes = [numbered(photo.rgb, faces) for photo, faces in zip(pictures, found, strict=True)]
         preview = torch.from_numpy(np.stack([np.asarray(box) for box in boxes])).float().div(255)
-        left_out = f"\nno face found in {', '.join(missing)}" if missing else ""
-        return tuple(people), preview, any(people), said(tuple(people)) + left_out
+        report = said(tuple(people)) + (f"\nno face found in {', '.join(missing)}" if missing else "")
+        return _reported(tuple(people), preview, any(people), report)
 
 
 class InstantIDLoadPerson(_PersonNode):
@@ -171,14 +172,15 @@ class ApplyInstantIDPerson(_PersonNode):
         mask: Tensor | None = None,
         layers: Layers = "reference",
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+        size = None
+        if latent is not None:
+            person = person[: len(latent["samples"])]
+            height, width = latent["samples"].shape[-2:]
+            size = 8 * width, 8 * height
         identity = identity_of(person, instantid, model, combine_embeds, noise)
         if identity is None:
             return model, positive, negative
-        if image_kps is not None:
-            keypoints = checked_keypoints(image_kps)
-        else:
-            height, width = (0, 0) if latent is None else (8 * side for side in latent["samples"].shape[-2:])
-            keypoints = keypoints_of(person, (width, height) if width else None)
+        keypoints = keypoints_of(person, size) if image_kps is None else checked_keypoints(image_kps)
         patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
         positive, negative = apply_to_conditioning(
             positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask
@@ -204,34 +206,29 @@ class InstantIDLikeness(_PersonNode):
         image: Tensor | None = None,
         faceanalysis: Any = None,
         other: People | None = None,
-    ) -> tuple[Tensor | None, float, bool, str]:
+    ) -> dict[str, Any]:
         people = [one for one in person if one is not None]
-        if not people:
-            raise FastInstantIDError("no person to compare with")
-        if other is not None:
-            others = [one for one in other if one is not None]
-            values = [max(one.likeness(each) for each in others) for one in people] if others else [float("nan")]
-            lines = [
-                f"{one.name} and {each.name}: {_with_word(one.likeness(each))}" for one in people for each in others
-            ]
-            best = float(np.max(values))
-            return image, best, best >= at_least, "\n".join(lines)
+        others = [one for one in other or () if one is not None]
+        if not people or (other is not None and not others):
+            raise FastInstantIDError("no person to compare: no face was found")
+        if others:
+            pairs = [(one, each, one.likeness(each)) for one in people for each in others]
+            best = max(value for *_, value in pairs)
+            lines = [f"{one.name} and {each.name}: {_with_word(value)}" for one, each, value in pairs]
+            return _reported(image, best, best >= at_least, "\n".join(lines))
         if image is None or faceanalysis is None:
             raise FastInstantIDError("nothing to compare: connect image and faceanalysis, or a person to other")
-        pictures, analyzer = photos(image), FaceAnalyzer.wrap(faceanalysis)
-        if shown == sockets.SHOWN[0]:
-            each = [[people[number % len(people)]] for number in range(len(pictures))]
-        else:
-            each = [people] * len(pictures)
-        rows = [likeness_in(analyzer, [photo], given)[0] for photo, given in zip(pictures, each, strict=True)]
-        lines = [
-            f"image {number}: " + ", ".join(f"{one.name} {_with_word(float(value))}" for one, value in zip(given, row))
-            for number, (given, row) in enumerate(zip(each, rows, strict=True))
-        ]
-        least = np.array([np.nan if np.isnan(row).any() else row.min() for row in rows])
-        order = np.argsort(-np.nan_to_num(least, nan=-2), kind="stable")
-        best = float(least[order[0]])
-        return image[torch.from_numpy(order)], best, best >= at_least, "\n".join(lines[i] for i in order)
+        analyzer, least, lines = FaceAnalyzer.wrap(faceanalysis), list[float](), list[str]()
+        for number, photo in enumerate(photos(image)):
+            one = person[number % len(person)]
+            given = people if shown == sockets.SHOWN[1] else [] if one is None else [one]
+            row = likeness_in(analyzer, [photo], given)[0].tolist() if given else []
+            least.append(math.nan if not row or any(map(math.isnan, row)) else min(row))
+            said = [f"{one.name} {_with_word(value)}" for one, value in zip(given, row, strict=True)]
+            lines.append(f"{photo.name}: {', '.join(said) or 'no person'}")
+        order = sorted(range(len(least)), key=lambda number: math.inf if math.isnan(least[number]) else -least[number])
+        best = least[order[0]]
+        return _reported(image[order], best, best >= at_least, "\n".join(lines[number] for number in order))
 
 
 class InstantIDPrompts(_PersonNode):
@@ -255,6 +252,11 @@ class InstantIDPrompts(_PersonNode):
         return ([[joined, options]],)
 
 
+def _reported(*outputs: Any) -> dict[str, Any]:
+    """Return the outputs of a node, the last of which the page shows in the node (web/js/report.js)."""
+    return {"ui": {"text": [outputs[-1]]}, "result": outputs}
+
+
 def _numbers(text: str) -> list[float] | None:
     """Read numbers that commas or spaces separate; None for no text."""
     try:
@@ -265,14 +267,3 @@ def _numbers(text: str) -> list[float] | None:
 
 def _with_word(value: float) -> str:
     return f"{value:.2f} ({likeness_word(value)})" if value == value else likeness_word(value)
-
-
-PEOPLE_NODES: dict[str, type] = {
-    "InstantID Person": InstantIDPerson,
-    "InstantID Load Person": InstantIDLoadPerson,
-    "InstantID Save Person": InstantIDSavePerson,
-    "InstantID Join People": InstantIDJoinPeople,
-    "Apply InstantID Person": ApplyInstantIDPerson,
-    "InstantID Likeness": InstantIDLikeness,
-    "InstantID Prompts": InstantIDPrompts,
-}

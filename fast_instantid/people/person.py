@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,7 @@ SAME_PERSON = 0.25
 _FORMAT = "fast-instantid person"
 _VERSION = 1
 _PICTURE = (112, 112, 3)
+_THUMBNAIL = "ssmd_cover_images"  # where ComfyUI looks for the preview of a model (app/model_manager.py)
 _BANK = "identity."  # before the names of a kept identity's tensors
 
 
@@ -156,6 +159,8 @@ class Person:
         about = {"name": self.name, "notes": self.notes, "recognizer": self.recognizer, "photo_size": self.photo_size}
         text = json.dumps(about | {"score": self.face.det_score})
         metadata = {"format": _FORMAT, "version": str(_VERSION), "person": text, "checksum": _checksum(tensors, text)}
+        if picture and self.picture is not None:
+            metadata[_THUMBNAIL] = json.dumps([_jpeg(self.picture)])
         write_safetensors(path, tensors, metadata)
 
     @classmethod
@@ -256,6 +261,13 @@ def _frozen(array: Any) -> np.ndarray:
     copied = np.array(array, np.float32)
     copied.flags.writeable = False
     return copied
+
+
+def _jpeg(picture: Image.Image) -> str:
+    """A small JPEG of a picture, in base64."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:

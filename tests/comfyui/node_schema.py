@@ -18,6 +18,7 @@ import folder_paths  # isort: skip
 
 SCHEMA = ROOT / "example_workflows" / "api" / "nodes.schema.json"
 LOCALES = ROOT / "locales"
+_TYPES = {"FLOAT": "number", "INT": "integer", "BOOLEAN": "boolean", "STRING": "string"}
 _LINK = {
     "description": "The output of another node: the node's key in the prompt, and the number of the output.",
     "type": "array",
@@ -80,8 +81,8 @@ def _input(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kind, list):  # the names of model files differ between installations
         value: dict[str, Any] = {"enum": kind} if kind else {"type": "string"}
         said |= {"default": options.get("default", kind[0])} if kind else {}
-    elif kind in ("FLOAT", "BOOLEAN", "STRING"):
-        value = {"type": {"FLOAT": "number", "BOOLEAN": "boolean", "STRING": "string"}[kind]}
+    elif kind in _TYPES:
+        value = {"type": _TYPES[kind]}
         bounds = {"minimum": "min", "maximum": "max"}
         value |= {name: options[option] for name, option in bounds.items() if option in options}
         said |= {"default": options["default"]}

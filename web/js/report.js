@@ -1,9 +1,9 @@
-// Shows the text of InstantID Doctor and InstantID Profile in the nodes.
+// Shows the text of InstantID Doctor, Profile, Person and Likeness in the nodes.
 // It survives a reload of the page. It describes the machine, so workflows and pictures do not store it.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
-const WRAPS = { InstantIDDoctor: true, InstantIDProfile: false };
+const WRAPS = { InstantIDDoctor: true, InstantIDProfile: false, InstantIDPerson: true, InstantIDLikeness: true };
 
 app.registerExtension({
   name: "FastInstantID.Report",
