@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from .clashes import watch_for_clashes
-from .examples import provide_photos
+from .examples import provide_files
 from .memory import call_on_unload
 from .models import register_folders, release
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
@@ -26,4 +26,4 @@ register_folders()
 call_on_unload(release)
 watch_for_clashes(NODE_CLASS_MAPPINGS)
 register_replacements()
-provide_photos()
+provide_files()

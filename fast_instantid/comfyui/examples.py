@@ -1,4 +1,4 @@
-"""The photos of the example workflows, in ComfyUI's input folder."""
+"""The files that the example workflows read: photos in ComfyUI's input folder, and a drawn person."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from pathlib import Path
 
 import folder_paths
 
+from .models import PEOPLE
+
 logger = logging.getLogger("fast_instantid")
 
-PHOTOS = Path(__file__).resolve().parents[2] / "example_workflows" / "input"
+_EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+PHOTOS, PERSONS = _EXAMPLES / "input", _EXAMPLES / "people"
 
 
-def provide_photos() -> None:
-    """Copy the photos that the input folder lacks, so that the examples run as they are."""
-    target = Path(folder_paths.get_input_directory())
-    try:
-        for photo in PHOTOS.glob("*"):
-            if not (target / photo.name).exists():
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(photo, target / photo.name)
-    except OSError as error:
-        logger.warning("the examples' photos could not be put into %s: %s", target, error)
+def provide_files() -> None:
+    """Copy the photos and persons that ComfyUI's folders lack, so that the examples run as they are."""
+    for source, folder in (
+        (PHOTOS, folder_paths.get_input_directory()),
+        (PERSONS, folder_paths.get_folder_paths(PEOPLE)[-1]),
+    ):
+        try:
+            for file in source.glob("*"):
+                target = Path(folder, file.name)
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        except OSError as error:
+            logger.warning("the examples' files could not be put into %s: %s", folder, error)

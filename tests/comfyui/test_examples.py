@@ -15,6 +15,7 @@ import folder_paths
 import pytest
 from PIL import Image
 
+from fast_instantid.people import Person
 from fast_instantid.sources import MODELS
 from tests.comfyui import node_schema
 from tests.comfyui.conftest import ROOT
@@ -87,7 +88,10 @@ def test_loaders_say_where_their_models_come_from(our_pack: ModuleType, workflow
     """The front end offers a model of ``properties.models`` whose name is the chosen one."""
     nodes = [*workflow["nodes"], *read(BLUEPRINT)["definitions"]["subgraphs"][0]["nodes"]]
     for node in nodes:
-        files = [value for value in node.get("widgets_values") or [] if MODEL_FILE.fullmatch(str(value))]
+        values = (
+            [] if node["type"] == "InstantIDLoadPerson" else node.get("widgets_values") or []
+        )  # a person is shipped
+        files = [value for value in values if MODEL_FILE.fullmatch(str(value))]
         models = node["properties"].get("models", [])
         assert [model["name"] for model in models] == files
         for model in models:
@@ -102,28 +106,37 @@ def test_loaders_say_where_their_models_come_from(our_pack: ModuleType, workflow
             assert model["directory"] in {*folder_paths.folder_names_and_paths, "ipadapter", "clip_vision"}
 
 
-def test_every_photo_is_shipped(workflow: dict[str, Any]) -> None:
+def test_every_photo_and_person_is_shipped(workflow: dict[str, Any]) -> None:
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
             assert (PHOTOS / node["widgets_values"][0]).is_file()
+        if node["type"] == "InstantIDLoadPerson":
+            assert Person.load(PHOTOS.parent / "people" / node["widgets_values"][0]).picture is not None
 
 
-def test_photos_are_put_into_the_input_folder_and_replace_none(
-    our_pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", ["input", "people"])
+def test_files_are_put_into_the_hosts_folders_and_replace_none(
+    our_pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     examples = sys.modules[f"{our_pack.__name__}.fast_instantid.comfyui.examples"]
-    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
-    shipped = {path.name for path in PHOTOS.iterdir()}
-    examples.provide_photos()
-    assert {path.name for path in (tmp_path / "input").iterdir()} == shipped
+
+    def use(target: Path) -> None:
+        monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(target if kind == "input" else tmp_path))
+        known = ([str(target if kind == "people" else tmp_path)], {".safetensors"})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, "instantid_people", known)
+
+    use(tmp_path / kind)
+    shipped = {path.name for path in (PHOTOS.parent / kind).iterdir()}
+    examples.provide_files()
+    assert {path.name for path in (tmp_path / kind).iterdir()} == shipped
     for name in shipped:
-        (tmp_path / "input" / name).write_text("the user's own")
-    examples.provide_photos()
-    assert {path.read_text() for path in (tmp_path / "input").iterdir()} == {"the user's own"}
+        (tmp_path / kind / name).write_text("the user's own")
+    examples.provide_files()
+    assert {path.read_text() for path in (tmp_path / kind).iterdir()} == {"the user's own"}
     (tmp_path / "file").touch()
-    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "file"))
+    use(tmp_path / "file")
     with caplog.at_level(logging.WARNING):
-        examples.provide_photos()
+        examples.provide_files()
     assert str(tmp_path / "file") in caplog.text
 
 

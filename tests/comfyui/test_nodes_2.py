@@ -37,6 +37,10 @@ _MISSING = """async () => {
     await new Promise((done) => setTimeout(done, 1000));
     return document.body.innerText;
 }"""
+_THUMBNAIL = """() => app.graph.nodes.find((node) => node.type === 'InstantIDLoadPerson'
+    ).widgets.find((widget) => widget.name === 'thumbnail').element.naturalWidth"""
+_REPORT = """() => app.graph.nodes.find((node) => node.type === 'InstantIDLikeness'
+    ).widgets.find((widget) => widget.name === 'report').element.querySelector('textarea').value"""
 _ADD = """async ([workflow, photo]) => {
     await app.loadGraphData(workflow);
     const [box] = app.graph.nodes;
@@ -87,6 +91,24 @@ def test_run_is_all_that_the_miniature_needs(nodes_2: FrontEnd, server: ComfySer
     nodes_2.run(MINIATURE)
     (picture,) = {*(server.base / "output").glob("*.png")} - before
     _assert_not_empty(picture)
+
+
+def test_a_person_is_kept_shown_and_drawn(nodes_2: FrontEnd, server: ComfyServer) -> None:  # noqa: F811
+    examples, output = ROOT / "example_workflows", server.base / "output"
+    nodes_2.run(examples / "instantid_keep_person.json")
+    kept = server.base / "models" / "instantid" / "people" / "Example.safetensors"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    before = {*output.rglob("*.png")}
+    nodes_2.run(examples / "instantid_load_person.json")
+    assert nodes_2.page.evaluate(_THUMBNAIL) == 112
+    nodes_2.run(examples / "instantid_people.json")
+    drawn = {*output.rglob("*.png")} - before
+    assert len(drawn) == 4
+    for picture in drawn:
+        _assert_not_empty(picture)
+    report = nodes_2.page.evaluate(_REPORT)
+    assert "image[0]: Person" in report
+    assert "no face" not in report
 
 
 def test_the_page_offers_the_models_that_it_may_download(nodes_2: FrontEnd, tmp_path: Path) -> None:

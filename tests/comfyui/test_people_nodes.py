@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -50,12 +49,13 @@ def blank(portrait):
     return torch.zeros_like(portrait)
 
 
-@pytest.fixture
-def people_folder():
-    folder = Path(folder_paths.get_folder_paths("instantid_people")[0])
-    yield folder
-    for file in folder.glob("*"):
-        file.unlink()
+@pytest.fixture(autouse=True)
+def people_folder(monkeypatch, tmp_path):
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "instantid_people", ([str(tmp_path / "people")], {".safetensors"})
+    )
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path / "people"
 
 
 @torch.inference_mode()

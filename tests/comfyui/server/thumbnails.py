@@ -26,7 +26,11 @@ from tests.comfyui.server.installation import install
 
 EXAMPLES = ROOT / "example_workflows"
 SIDE, INSET, CAPTION = 512, 112, 28
-GRAPHS = {"instantid_depth": ["Identity", "Depth"], "instantid_ipadapter": ["Style", "Styling"]}
+GRAPHS = {
+    "instantid_depth": ["Identity", "Depth"],
+    "instantid_ipadapter": ["Style", "Styling"],
+    "instantid_keep_person": ["Keep a person"],
+}
 """Examples that are shown by groups of their graph."""
 _DARK, _LIGHT = "#14171f", "#d6d9e0"
 _OUTPUTS = {
@@ -63,9 +67,12 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
 
     def draw(example: str, files: Sequence[str], *texts: str, size: tuple[int, int] = miniature.SIZE) -> Image.Image:
         prompt = json.loads((EXAMPLES / "api" / f"{example}.json").read_text())
-        pictures = server.run(with_miniature(prompt, files, texts, size))
-        (picture,) = (path for path in pictures if path.parent.name == "output")
-        return Image.open(picture).convert("RGB")
+        paths = server.run(with_miniature(prompt, files, texts, size))
+        pictures = [Image.open(path).convert("RGB") for path in paths if "output" in path.parts]
+        joined = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
+        for i, picture in enumerate(pictures):
+            joined.paste(picture, (i * picture.width, 0))
+        return joined
 
     def thumbnail(example: str, files: Sequence[str], *texts: str, **options: Any) -> tuple[str, Image.Image]:
         drawn = draw(example, files, *texts, **options)
@@ -83,6 +90,8 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
         draw("instantid_basic", ["0.png"], f"{style} portrait, plain white background, black shirt").save(photos / file)
     hills = "outlined portrait, hilly green background, red shirt"
     yield thumbnail("instantid_many_references", [*same, *same, "2.png"], hills)
+    for name, portraits in (("instantid_people", ["0.png", "3.png"]), ("instantid_load_person", ["1.png", "4.png"])):
+        yield thumbnail(name, portraits, *([] if name == "instantid_people" else [hills]))
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
 
 
