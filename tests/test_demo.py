@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,8 +19,11 @@ from fast_instantid import miniature
 from fast_instantid.cli import main
 from fast_instantid.demo import PROMPTS, Demo, Picture
 from fast_instantid.demo.sheet import sheet
+from fast_instantid.faces import Face
+from fast_instantid.people import Person
 
 ROOT = Path(__file__).parent.parent
+PERSON = Person(np.ones((1, 512)), Face(np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0), (128, 128))
 
 
 def test_make_demo_needs_nothing_and_tells_what_it_did(tmp_path):
@@ -32,8 +36,10 @@ def test_make_demo_needs_nothing_and_tells_what_it_did(tmp_path):
     for stage in ("find the person", "make the identity"):
         assert re.search(rf"{stage} +[\d.]+ ms +[\d.]+ ms", result.stdout), stage
     assert re.search(r"sample 4 pictures, 1 steps +[\d.]+ ms$", result.stdout, re.M)
-    for prompt in PROMPTS:
-        assert re.search(rf"^ *(no face|-?\d\.\d\d)  {prompt}$", result.stdout, re.M)
+    number = r"^ *(no face|-?\d\.\d\d  (strong|moderate|weak|none)) *"
+    for prompt in PROMPTS[:-1]:
+        assert re.search(rf"{number}  {prompt}$", result.stdout, re.M)
+    assert re.search(rf"{number}  {PROMPTS[-1]} \(of fay, in the same batch\)$", result.stdout, re.M)
     assert re.search(r"\d other people score -?\d\.\d\d to -?\d\.\d\d", result.stdout)
     [picture] = tmp_path.iterdir()
     assert str(picture.name) in result.stdout
@@ -98,17 +104,30 @@ def test_nonsense_is_refused(options, message, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7])
 def test_the_sheet_shows_every_picture_once(number):
     colors = [(40 * i, 255 - 30 * i, 128) for i in range(number)]
-    pictures = [Picture(f"prompt {i}", Image.new("RGB", (128, 128), color), 0.5) for i, color in enumerate(colors)]
+    pictures = [
+        Picture(f"prompt {i}", Image.new("RGB", (128, 128), color), 0.5, PERSON) for i, color in enumerate(colors)
+    ]
     portrait, keypoints = Image.new("RGB", (100, 200), (1, 2, 3)), Image.new("RGB", (128, 128), (4, 5, 6))
-    paper = np.asarray(sheet(Demo(portrait, keypoints, pictures, [0.1])))
+    paper = np.asarray(sheet(Demo(PERSON, portrait, keypoints, pictures, [0.1])))
     areas = [int((paper == color).all(-1).sum()) for color in (*colors, (4, 5, 6), (1, 2, 3))]
     assert areas == [areas[0]] * (number + 1) + [areas[0] // 2], "a narrow portrait keeps its shape"
 
 
+def test_another_person_is_named_and_shown_in_the_corner():
+    other = Person(np.ones((1, 512)), PERSON.face, (128, 128), Image.new("RGB", (112, 112), (9, 8, 7)), "Fay")
+    image = Image.new("RGB", (128, 128), (90, 80, 70))
+    shown = [
+        np.asarray(sheet(Demo(PERSON, image, image, [Picture("a", image, 0.9, one)], []))) for one in (PERSON, other)
+    ]
+    own, another = (int((paper == (9, 8, 7)).all(-1).sum()) for paper in shown)
+    assert own == 0
+    assert another == 84 * 84
+
+
 def test_long_captions_stay_below_their_picture():
     def paper(prompt: str) -> np.ndarray:
-        picture = Picture(prompt, Image.new("RGB", (128, 128)), None)
-        return np.asarray(sheet(Demo(picture.image, picture.image, [picture], [])))
+        picture = Picture(prompt, Image.new("RGB", (128, 128)), math.nan, PERSON)
+        return np.asarray(sheet(Demo(PERSON, picture.image, picture.image, [picture], [])))
 
     margin = paper("")[0, 0]
     for prompt in ("a " * 400, "x" * 400, "übermäßig lang " * 40):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 from .. import miniature
@@ -33,24 +34,29 @@ def run(options: argparse.Namespace) -> int:
 
         from ..demo import PROMPTS, SAMPLING, run
         from ..demo.sheet import sheet
+        from ..people import likeness_word
 
     sampling = replace(SAMPLING, num_inference_steps=options.num_inference_steps, seed=options.seed)
     photo = options.photo or files.portraits[0]
     torch.set_num_threads(1)  # networks as small as these gain nothing from a second one, and lose much where it waits
-    demo = run(files, photo, options.prompt or PROMPTS, sampling, options.device, report_step, options.cache)
+    other = None if options.prompt else files.portraits[-1]
+    prompts = options.prompt or PROMPTS
+    demo = run(files, photo, other, prompts, sampling, options.device, report_step, options.cache)
     progress("")
     demo.seconds = {name: [value] for name, value in importing.items()} | demo.seconds
     save_picture(sheet(demo), options.output)
     if options.json:
-        pictures = [{"prompt": picture.prompt, "likeness": picture.likeness} for picture in demo.pictures]
+        known = [None if isnan(picture.likeness) else picture.likeness for picture in demo.pictures]
+        pictures = [{"prompt": one.prompt, "likeness": each} for one, each in zip(demo.pictures, known, strict=True)]
         seconds = {name: [round(value, 4) for value in runs] for name, runs in demo.seconds.items()}
         document = {"output": str(options.output), "pictures": pictures}
         print_json({**document, "strangers": demo.strangers, "seconds": seconds}, indent=2)
         return 0
-    lines = [f"The person of {photo}, drawn by the miniature.", "", "likeness  prompt"]
+    lines = [f"The person of {photo}, drawn by the miniature.", "", "likeness            prompt"]
     for picture in demo.pictures:
-        likeness = "no face" if picture.likeness is None else f"{picture.likeness:.2f}"
-        lines.append(f"{likeness:>8}  {picture.prompt}")
+        number = "" if isnan(picture.likeness) else f"{picture.likeness:.2f}"
+        other = "" if picture.person is demo.person else f" (of {picture.person.name}, in the same batch)"
+        lines.append(f"{number:>8}  {likeness_word(picture.likeness):8}  {picture.prompt}{other}")
     if demo.strangers:
         low, high = min(demo.strangers), max(demo.strangers)
         lines.append(f"For comparison: {len(demo.strangers)} other people score {low:.2f} to {high:.2f}; oneself, 1.")

@@ -19,7 +19,7 @@ from ..errors import NoFaceError
 from ..faces import keypoint_picture
 from ..images import photos
 from ..miniature import DRAWN_ONLY, GUIDANCE, SIZE, STEPS, MiniatureFiles
-from ..people import Person
+from ..people import Person, likeness_in
 from ..pipelines import InstantID, Sampling, generate
 from ..pipelines.generate import Progress
 
@@ -38,14 +38,17 @@ class Picture:
 
     prompt: str
     image: Image.Image
-    likeness: float | None
-    """Cosine between the embeddings of the portrait's face and of the face found here; None if none was found."""
+    likeness: float
+    """Cosine between the embeddings of its person and of the face found here; NaN if none was found."""
+    person: Person
 
 
 @dataclass
 class Demo:
     """Pictures, likenesses and times of the demo."""
 
+    person: Person
+    """Of the portrait."""
     portrait: Image.Image
     keypoints: Image.Image
     pictures: list[Picture]
@@ -58,6 +61,7 @@ class Demo:
 def run(
     files: MiniatureFiles,
     portrait: Path,
+    other: Path | None = None,
     prompts: Sequence[str] = PROMPTS,
     sampling: Sampling = SAMPLING,
     device: str | None = None,
@@ -69,6 +73,7 @@ def run(
     Args:
         files: the miniature.
         portrait: a picture file with a drawn face.
+        other: a portrait of another person, who is in the last picture of the same batch.
         prompts: one picture is drawn for each.
         sampling: how.
         device: where everything runs; the best one there is by default.
@@ -92,17 +97,20 @@ def run(
         with _timed("draw the keypoints", seconds):
             keypoints = keypoint_picture(person.face, person.photo_size, SIZE)
         with _timed("make the identity", seconds):
-            identity = instantid.identity(person)
+            instantid.identity(person)
+    people = [person] * len(prompts)
+    if other is not None:
+        people[-1] = instantid.person(other)
     with _timed(f"sample {len(prompts)} pictures, {sampling.num_inference_steps} steps", seconds):
-        images = generate(instantid, identity, keypoints, prompts, sampling, progress)
+        images = generate(instantid, [[one] for one in people], keypoints, prompts, sampling, progress)
 
-    drawn = [_person(instantid, image) for image in images]
-    likeness = [None if one is None else person.likeness(one) for one in drawn]
+    likeness = [likeness_in(instantid.faces, image, [one]).item() for image, one in zip(images, people, strict=True)]
     strangers = [instantid.person(other) for other in photos(files.portraits) if other.key != photo.key]
     return Demo(
+        person,
         Image.fromarray(photo.rgb),
         keypoints,
-        [Picture(*each) for each in zip(prompts, images, likeness, strict=True)],
+        [Picture(*each) for each in zip(prompts, images, likeness, people, strict=True)],
         [person.likeness(stranger) for stranger in strangers],
         seconds,
     )

@@ -7,10 +7,12 @@ import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..people import likeness_word
 from . import Demo
 
 _TILE = 288  # side of a picture on the sheet, in pixels
 _GAP, _MARGIN = 22, 28
+_INSET = 84
 _CAPTION = 62  # height below a picture: two lines of words and one of numbers
 _LETTERS = 40  # in a line of a caption
 _PAPER, _INK, _GREY, _GREEN, _RED = (250, 248, 244), (38, 38, 46), (128, 126, 132), (30, 126, 84), (186, 60, 52)
@@ -26,11 +28,14 @@ def sheet(demo: Demo) -> Image.Image:
     _place(paper, 0, 0, demo.portrait, "the portrait", strangers, _GREY)
     _place(paper, 0, 1, demo.keypoints, "its keypoints: where the face goes", "", _GREY)
     for i, picture in enumerate(demo.pictures):
-        if picture.likeness is None:
-            note, color = "no face found", _RED
-        else:
-            note, color = f"likeness {picture.likeness:.2f}", _GREEN if picture.likeness > stranger else _RED
-        _place(paper, 1 + i % columns, i // columns, picture.image, picture.prompt, note, color)
+        word = likeness_word(picture.likeness)
+        note = word if math.isnan(picture.likeness) else f"likeness {picture.likeness:.2f}, {word}"
+        color = _GREEN if picture.likeness > stranger else _RED
+        image = picture.image.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+        if picture.person is not demo.person and picture.person.picture is not None:
+            image.paste(picture.person.picture.resize((_INSET, _INSET)), (_TILE - _INSET, _TILE - _INSET))
+            note = f"{picture.person.name}, same batch: {note}"
+        _place(paper, 1 + i % columns, i // columns, image, picture.prompt, note, color)
     return paper
 
 
