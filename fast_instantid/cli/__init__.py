@@ -1,5 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | keypoints | person | generate | download | convert | doctor | watch
-| profile``."""
+"""The command line: ``fast-instantid demo | embed | faces | keypoints | person | generate | download | convert | doctor
+| watch | profile``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     commands = {
         "demo": demo.run,
         "embed": _embed,
+        "faces": _faces,
         "keypoints": _keypoints,
         "person": person.run,
         "generate": partial(generate.run, size=picture_size),
@@ -159,6 +160,32 @@ def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
         for (row, _, _), embedding in zip(with_face, embeddings, strict=True):
             row["embedding"] = embedding.tolist()
     return rows
+
+
+def _faces(options: argparse.Namespace) -> int:
+    with stage("import"):
+        from ..images import one_photo
+        from ..people import numbered, ordered
+        from ..people.search import find_faces, no_face
+
+    if options.output:
+        check_output(options.output, PICTURE_SUFFIXES, [options.photo])
+    analyzer = face_analyzer(options, face_pack(options))
+    photo = one_photo(options.photo)
+    faces = ordered(find_faces(analyzer, [photo])[0], "left to right")
+    if not faces:
+        raise no_face(analyzer, [photo.name])
+    if options.output:
+        save_picture(numbered(photo, faces), options.output)
+        say(f"{len(faces)} face(s) numbered in {options.output}")
+    if options.json:
+        rows = [{"bbox": face.bbox.tolist(), "kps": face.kps.tolist(), "det_score": face.det_score} for face in faces]
+        print_json({"photo": options.photo, "size": photo.size, "faces": rows})
+        return 0
+    for number, face in enumerate(faces):
+        left, top, right, bottom = face.bbox.round().astype(int)
+        print(f"{number}: {right - left}x{bottom - top} pixels at {left},{top}, score {face.det_score:.2f}")
+    return 0
 
 
 def _keypoints(options: argparse.Namespace) -> int:

@@ -72,5 +72,5 @@ def face_analyzer(options: argparse.Namespace, pack: str | Path) -> FaceAnalyzer
     with stage("import"):
         from ..faces import FaceAnalyzer
 
-    less = {"dtype": options.face_dtype, "sizes": options.face_sizes}
-    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **less)
+    how = {"dtype": options.face_dtype, "sizes": options.face_sizes, "threshold": options.face_threshold}
+    return FaceAnalyzer.load(pack, options.backend, options.device, cache=options.cache, **how)

@@ -21,6 +21,7 @@ _EPILOG = """examples:
   fast-instantid demo                       # an example, on small models that are included
   fast-instantid download                   # the model files, once; nothing else uses the network
   fast-instantid embed anna.jpg bob.jpg -o people.safetensors
+  fast-instantid faces group.jpg -o numbered.png
   fast-instantid keypoints anna.jpg -o hint.png
   fast-instantid person make anna1.jpg anna2.jpg -o anna.safetensors
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
@@ -58,6 +59,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
         cache_option(added)
+        text = "score from which a face counts, above 0 and below 1; a lower one finds more, false ones too"
+        added.add_argument("--face-threshold", type=float, default=0.5, metavar="X", help=text)
         less = added.add_argument_group("less work for another result", _APPROXIMATIONS)
         less.add_argument("--face-dtype", default="float32", help="float32, or with torch float16 or bfloat16")
         less.add_argument(
@@ -79,6 +82,12 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     embed.add_argument("-o", "--output", type=Path, help="write embeddings, boxes and keypoints to a .safetensors file")
     embed.add_argument("--json", action="store_true", help="print everything as one JSON document")
     face_options(embed)
+
+    faces = command("faces", "list the faces of a photo, by the numbers of --index", "group.jpg -o numbered.png")
+    faces.add_argument("photo", metavar="PHOTO", help="a picture file")
+    faces.add_argument("-o", "--output", type=Path, help="write the photo with a numbered box around each face")
+    faces.add_argument("--json", action="store_true", help="print one JSON document")
+    face_options(faces)
 
     keypoints = command("keypoints", "draw the keypoint picture of a photo", "anna.jpg -o hint.png")
     keypoints.add_argument("photo", metavar="PHOTO", help="a picture file")

@@ -17,10 +17,11 @@ from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..images import photos
 from ..people import Person, find_people, find_person, likeness_in, likeness_word, merge, numbered
+from ..people.search import find_faces
 from ..weights import file_version
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
-from .faces import find_faces
+from .faces import find_faces as show_progress
 from .models import PEOPLE
 from .people import People, identity_of, keypoints_of, person_path, said, save
 
@@ -53,8 +54,8 @@ class InstantIDPerson(_PersonNode):
         like: People | None = None,
     ) -> dict[str, Any]:
         analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        find_faces(faceanalysis, image)  # all at once, with progress: the searches below find them in the cache
-        found = analyzer.detect(pictures)
+        show_progress(faceanalysis, image)  # all at once: the searches below find the faces in the cache
+        found = find_faces(analyzer, pictures)
         missing = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
         if choose == "like":
             choose = next((person for person in like or () if person is not None), None)

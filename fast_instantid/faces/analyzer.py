@@ -59,6 +59,7 @@ class FaceAnalyzer:
         *,
         dtype: str | torch.dtype = torch.float32,
         sizes: Sequence[int] | None = None,
+        threshold: float = 0.5,
         cache: Cache | None = None,
     ) -> FaceAnalyzer:
         """Load the networks of an insightface model pack.
@@ -73,13 +74,15 @@ class FaceAnalyzer:
             sizes: sides of the squares to search in, in turn until a face is found: 640, then 576 ... 192 by default.
                 ``[320, 640]`` searches a quarter of the pixels first: keypoints move, and small faces of a group may be
                 missed.
+            threshold: score from which a face counts, above 0 and below 1. A lower one finds more, false ones too.
 
         Raises:
             ModelFileError: a network is missing, damaged or of another kind.
-            BackendError: the backend, device or provider is missing, or cannot compute in ``dtype`` or at ``sizes``.
+            BackendError: the backend, device or provider is missing, or cannot compute in ``dtype``, at ``sizes`` or
+                with ``threshold``.
         """
         found = find_pack(local_path(pack, "a face model pack"))
-        detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, sizes=sizes)
+        detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, threshold, sizes)
         recognizer = Recognizer(load_network(found.recognizer, backend, device, dtype), found.recognizer)
         return cls(detector, recognizer, cache)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -52,19 +52,21 @@ class Detector:
 
     Args:
         graph: the network's file, which gives the layout of the outputs.
-        threshold: score from which a candidate counts.
+        threshold: score from which a candidate counts, above 0 and below 1.
         sizes: sides of the squares to search at in turn, each only where nothing was found before.
 
     Raises:
-        BackendError: sizes that the network cannot run.
+        BackendError: sizes that the network cannot run, or a threshold out of range.
         ModelFileError: the file declares a size that no detector has.
     """
 
     def __init__(
         self, network: Network, graph: Graph, threshold: float = 0.5, sizes: Sequence[int] | None = None
     ) -> None:
+        if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 < threshold < 1:
+            raise BackendError(f"detection threshold {threshold!r}: expected a number above 0 and below 1, such as 0.5")
         self.network = network
-        self.threshold = threshold
+        self.threshold = float(threshold)
         self.strides, self.anchors = _LAYOUTS[len(graph.outputs)]
         height, width = graph.inputs[0].shape[2:4]
         self._fixed_size = (width, height) if width and height else None

@@ -53,14 +53,12 @@ def ordered(faces: Sequence[AnyFace], order: Order = "largest", photo_size: tupl
 
 
 def chosen(analyzer: FaceAnalyzer, photo: Photo, faces: Sequence[Face], choose: Choose) -> Face:
-    """The face that ``choose`` means.
+    """The face that ``choose`` means, of one or more.
 
     Raises:
-        NoFaceError: there is none, or not so many; says how many.
+        NoFaceError: there are not so many; says how many.
         FastInstantIDError: an unknown order, or a person of another recogniser.
     """
-    if not faces:
-        raise NoFaceError(f"no face found in {photo.name}: use a picture that shows the face upright and unobstructed")
     if isinstance(choose, str):
         return ordered(faces, choose, photo.size)[0]  # pyright: ignore[reportArgumentType]  # refuses other words
     if isinstance(choose, (int, np.integer)):

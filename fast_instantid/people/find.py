@@ -5,23 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from PIL import Image
 
-from ..errors import FastInstantIDError, NoFaceError
+from ..errors import FastInstantIDError
 from ..faces import Face, FaceAnalyzer
 from ..faces.align import align
 from ..images import ImageInput, OneImage, Photo, one_photo, photos
 from .choice import Choose, Order, chosen, ordered
 from .person import SAME_PERSON, Person, cosine
+from .search import find_faces
+from .search import no_face as no_face_error
 
 logger = logging.getLogger("fast_instantid")
 
-NoFace: TypeAlias = Literal["error", "skip"]
+NoFace: TypeAlias = Literal["error", "skip", "none"]
 
 
+@overload
+def find_person(
+    analyzer: FaceAnalyzer, images: ImageInput, *, no_face: Literal["none"], **options: Any
+) -> Person | None: ...
+@overload
+def find_person(
+    analyzer: FaceAnalyzer,
+    images: ImageInput,
+    *,
+    choose: Choose = "largest",
+    name: str | None = None,
+    weights: Sequence[float] | None = None,
+    no_face: Literal["error", "skip"] = "error",
+) -> Person: ...
 def find_person(
     analyzer: FaceAnalyzer,
     images: ImageInput,
@@ -30,8 +46,10 @@ def find_person(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     no_face: NoFace = "error",
-) -> Person:
+) -> Person | None:
     """Find one person in one or more photographs. Photographs that hardly show one person are named in a warning.
+
+    Where no face is found, the photograph is searched turned, with a border and at larger sizes too.
 
     Args:
         analyzer: finds and recognises faces.
@@ -39,26 +57,29 @@ def find_person(
         choose: the face where a photograph has several; the largest by default.
         name: of the person; the first photograph's by default.
         weights: how much each photograph counts, 0 or more; 1 each by default.
-        no_face: for photographs without a face: "error", or "skip", which names them in a warning.
+        no_face: for photographs without a face: "error", "skip", which names them in a warning, or "none", which also
+            returns None if no photograph has a face.
 
     Raises:
-        NoFaceError: photographs without a face, or none with a face; the message names them.
+        NoFaceError: photographs without a face, or none with a face; names them, and says how they were searched.
         ImageError: a photograph that cannot be read.
         FastInstantIDError: weights that do not fit, or an unknown order or policy.
     """
     pictures = photos(images)
-    found = analyzer.detect(pictures)
-    if no_face not in ("error", "skip"):
-        raise FastInstantIDError(f"unknown policy {no_face!r} for photographs without a face: choose error or skip")
+    if no_face not in get_args(NoFace):
+        raise FastInstantIDError(
+            f"unknown policy {no_face!r} for photographs without a face: choose error, skip or none"
+        )
     if weights is not None and len(weights) != len(pictures):
         raise FastInstantIDError(f"{len(weights)} weights for {len(pictures)} photographs: give one for each")
+    found = find_faces(analyzer, pictures)
     empty = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
-    if empty and (no_face == "error" or len(empty) == len(pictures)):
-        raise NoFaceError(
-            f"no face found in {', '.join(empty)}: use a picture that shows the face upright and unobstructed"
-        )
+    if empty and (no_face == "error" or (no_face == "skip" and len(empty) == len(pictures))):
+        raise no_face_error(analyzer, empty)
     if empty:
         logger.warning("no face found in %s: left out", ", ".join(empty))
+    if len(empty) == len(pictures):
+        return None
     kept = [i for i, faces in enumerate(found) if faces]
     pictures = [pictures[i] for i in kept]
     faces = [chosen(analyzer, photo, found[i], choose) for i, photo in zip(kept, pictures, strict=True)]
@@ -76,7 +97,7 @@ def find_people(analyzer: FaceAnalyzer, image: OneImage, order: Order = "left to
         FastInstantIDError: an unknown order.
     """
     photo = one_photo(image)
-    faces = ordered(analyzer.detect(photo)[0], order, photo.size)
+    faces = ordered(find_faces(analyzer, [photo])[0], order, photo.size)
     rows = analyzer.networks.embed([photo] * len(faces), faces) if faces else []
     stem = Path(photo.name).stem
     return [

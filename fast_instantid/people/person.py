@@ -20,6 +20,7 @@ from ..faces import Face
 from ..identity import EMBEDDING_DIM, Identity
 from ..records import content_key
 from ..weights import read_metadata, read_tensors, write_safetensors
+from .search import turned
 
 SAME_PERSON = 0.25
 """Cosine below which two ArcFace embeddings hardly show one person. Photographs of two people are near 0."""
@@ -135,6 +136,13 @@ class Person:
             median = np.average(unit, axis=0, weights=weights)
             weights = self.weights / np.linalg.norm(unit - median, axis=1).clip(1e-6)
         return replace(self, weights=weights / weights.max(), identity=None)
+
+    def upright(self) -> Person:
+        """The person with the pose turned by 90, 180 or 270 degrees where that brings the eyes above the mouth."""
+        across, down = self.keypoints[3:].mean(axis=0) - self.keypoints[:2].mean(axis=0)
+        quarters = round(np.arctan2(across, down) / (np.pi / 2)) % 4
+        size = self.photo_size[:: -1 if quarters % 2 else 1]
+        return replace(self, face=turned(self.face, quarters, self.photo_size, size), photo_size=size)
 
     def with_identity(self, identity: Identity) -> Person:
         """The person with an identity that was made of it, so that sampling needs no adapter."""

@@ -16,8 +16,8 @@ from ..errors import FastInstantIDError
 from ..faces.face import keypoints_of
 from ..files import atomic_write
 
-# Eyes, nose and corners of the mouth in distances between the eyes; x to the right, y down, z towards the viewer. x and
-# y are those of ArcFace's template (Deng et al. 2019), z is estimated: the tip of the nose is about 0.45 before the eyes.
+# Eyes, nose and corners of the mouth in distances between the eyes: x to the right, y down, z towards the viewer. x and
+# y are those of ArcFace's template (Deng et al. 2019). z is an estimate: the nose's tip is about 0.45 before the eyes.
 _MODEL = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.57, 0.45], [-0.41, 1.15, 0.05], [0.41, 1.15, 0.05]])
 _MODEL = _MODEL - _MODEL.mean(axis=0)
 _FACE_HEIGHT = 2.9
@@ -137,7 +137,9 @@ def moved_keypoints(
         FastInstantIDError: a number that is not finite, or a scale that is not positive.
     """
     if not (math.isfinite(degrees) and np.isfinite(shift).all() and 0 < scale < math.inf):
-        raise FastInstantIDError(f"shift {shift}, scale {scale}, degrees {degrees}: expected finite numbers, scale above 0")
+        raise FastInstantIDError(
+            f"shift {shift}, scale {scale}, degrees {degrees}: expected finite numbers, scale above 0"
+        )
     points = np.asarray(keypoints_of(face), np.float64)
     middle = points.mean(axis=0)
     offsets = (points - middle) * scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import FastInstantIDError, NoFaceError
 from ..faces import FaceAnalyzer, draw_keypoints
 from ..faces.face import keypoints_of
-from ..images import ImageInput, OneImage, one_photo
+from ..images import OneImage, one_photo
 from .choice import ordered
 from .person import Person
 from .pose import Pose
@@ -81,7 +81,7 @@ class Scene:
         return Image.fromarray(draw_keypoints(self.size, *self.keypoints))
 
     def regions(self) -> list[np.ndarray | Image.Image | None]:
-        """The mask of each person, ``(H, W)`` float32 in 0..1, of the scene's shape or as given; None for everywhere."""
+        """The mask of each person as given, or ``(H, W)`` float32 in 0..1; None for everywhere."""
         return [self._region(number) for number in range(len(self.people))]
 
     def _region(self, number: int) -> np.ndarray | Image.Image | None:

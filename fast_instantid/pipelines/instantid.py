@@ -10,7 +10,7 @@ import operator
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from .. import miniature
 from ..cache import Cache
 from ..errors import BackendError
 from ..faces import FaceAnalyzer
-from ..identity import Adapter, Identity
+from ..identity import EMBEDDING_DIM, Adapter, Identity
 from ..images import ImageInput
 from ..people import Choose, Person, find_person
 from ..placement import Placement, device_and_dtype
@@ -127,7 +127,7 @@ class InstantID:
         return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
 
     def to(self, *given: Any, device: Any = None, dtype: Any = None) -> InstantID:
-        """Move the pipeline, the adapter and the face networks, in-place as ``pipe.to`` does, and return this object.
+        """Move the pipeline, the adapter and the face networks, in-place, and return this object, as ``pipe.to``.
 
         The face networks keep their dtype. Raises a BackendError if the device is not available.
         """
@@ -140,39 +140,37 @@ class InstantID:
             self.faces.to(place.device)
         return self
 
-    def person(self, photos: ImageInput, *, choose: Choose = "largest", **options: Any) -> Person:
+    @overload
+    def person(self, photos: ImageInput, *, no_face: Literal["none"], **options: Any) -> Person | None: ...
+    @overload
+    def person(self, photos: ImageInput, *, choose: Choose = "largest", **options: Any) -> Person: ...
+    def person(self, photos: ImageInput, *, choose: Choose = "largest", **options: Any) -> Person | None:
         """Find a person in one or more photographs of them.
 
-        Args:
-            photos: paths, PIL images, arrays or tensors, all of one person.
-            choose, options: as in :func:`~..people.find_person`.
-
-        Raises:
-            NoFaceError: a photograph without a face.
-            BackendError: this InstantID has no face analyzer.
+        The arguments are those of :func:`~..people.find_person`, which also says what is returned and raised. An
+        InstantID without a face analyzer raises a BackendError.
         """
         if self.faces is None:
             raise BackendError("no face analyzer: give InstantID(pipe, faces=FaceAnalyzer.load(...))")
         return find_person(self.faces, photos, choose=choose, **options)
 
-    def identity(self, person: Person) -> Identity:
-        """Return the identity of a person, from the cache if possible. Without an adapter, the one the person keeps.
+    def identity(self, person: Person | None) -> Identity:
+        """Return the identity of a person, from the cache if possible; for None, of an embedding of zeros.
 
-        Raises:
-            BackendError: this InstantID has no adapter, and the person no identity.
+        Without an adapter, it is the one that the person keeps, or a BackendError.
         """
         if self.adapter is None:
-            if person.identity is not None:
+            if person is not None and person.identity is not None:
                 return person.identity.to(self.pipe.device, self.pipe.dtype)
             raise BackendError(
                 "no adapter to make identities of persons: give InstantID(pipe, adapter=Adapter.load(...))"
             )
-        return self.adapter.identity(person.rows)
+        return self.adapter.identity(np.zeros((1, EMBEDDING_DIM), np.float32) if person is None else person.rows)
 
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        people: People = (),
+        people: People | None = (),
         *,
         keypoints: Image.Image | Sequence[Image.Image] | None = None,
         scale: Scale | None = None,
@@ -184,7 +182,8 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: a person, an identity, a Subject, or several of them; or a list of them for each prompt.
+            people: a person, an identity, a Subject, or several of them; or a list of them for each prompt. None draws
+                the prompt alone, even while people are attached.
             keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
                 poses as in the photograph. Without keypoints, the IdentityNet does not act.
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
@@ -203,6 +202,8 @@ class InstantID:
             options["prompt"] = prompt
         if seed is not None:
             options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
+        if people is None:
+            people, scale, keypoints = self.identity(None), 0.0, None
         options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
             return self.pipe(**options)
