@@ -76,5 +76,8 @@ class InstantIDFaceAnalysis:
             return str(error)
         return True
 
-    def load_insight_face(self, provider: str) -> tuple[FaceAnalyzer]:
-        return (analyzer_of(find_face_pack(), provider),)
+    def load_insight_face(
+        self, provider: str, det_threshold: float = 0.5, det_size: str = sockets.DETECTION_SIZES[0]
+    ) -> tuple[FaceAnalyzer]:
+        sizes = None if det_size == sockets.DETECTION_SIZES[0] else [int(det_size)]
+        return (analyzer_of(find_face_pack(), provider, det_threshold, sizes),)

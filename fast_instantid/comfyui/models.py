@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -20,7 +21,7 @@ from ..faces.pack import NEEDED, Pack, look_for_pack
 from ..faces.recognizer import Recognizer
 from ..identity.checkpoint import ADAPTER_NAMES
 from ..locks import fork_safe_lock
-from ..weights import FileVersion, file_version
+from ..weights import file_version
 from .memory import ManagedNetwork
 
 logger = logging.getLogger("fast_instantid")
@@ -34,7 +35,7 @@ PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNT
 PEOPLE = "instantid_people"
 """The host's name of the folder ``models/instantid/people``."""
 
-_analyzers: dict[tuple[str | FileVersion, ...], FaceAnalyzer] = {}  # by backend, device and file versions
+_analyzers: dict[tuple[object, ...], FaceAnalyzer] = {}  # by backend, device, file versions, threshold and sizes
 _lock = fork_safe_lock()
 
 
@@ -87,22 +88,25 @@ def adapter_path(name: str) -> Path:
     )
 
 
-def analyzer_of(pack: Pack, provider: str) -> FaceAnalyzer:
+def analyzer_of(pack: Pack, provider: str, threshold: float = 0.5, sizes: Sequence[int] | None = None) -> FaceAnalyzer:
     """Return face analysis on one of :data:`PROVIDERS`, loaded once for all nodes and workflows.
+
+    ``threshold`` and ``sizes`` are those of :meth:`FaceAnalyzer.load`.
 
     Raises:
         BackendError: onnxruntime or its provider is missing.
     """
     backend, device = backend_of(provider)
-    key = (backend, str(device), file_version(pack.detector.path), file_version(pack.recognizer.path))
+    versions = file_version(pack.detector.path), file_version(pack.recognizer.path)
+    key = (backend, str(device), *versions, threshold, sizes and tuple(sizes))
     with _lock:
         if key not in _analyzers:
             try:
                 if isinstance(device, str):
-                    _analyzers[key] = FaceAnalyzer.load(pack.folder, backend, device)
+                    _analyzers[key] = FaceAnalyzer.load(pack.folder, backend, device, threshold=threshold, sizes=sizes)
                 else:
                     network = TorchNetwork if device.type == "cpu" else ManagedNetwork
-                    detector = Detector(network(pack.detector, device), pack.detector)
+                    detector = Detector(network(pack.detector, device), pack.detector, threshold, sizes)
                     recognizer = Recognizer(network(pack.recognizer, device), pack.recognizer)
                     _analyzers[key] = FaceAnalyzer(detector, recognizer)
             except BackendError as error:

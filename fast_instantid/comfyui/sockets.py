@@ -17,6 +17,7 @@ from .models import PROVIDERS, adapter_names
 GROUPS = ("one person", "one person per photo", "all faces")
 JOINS = ("one picture each", "one person")
 SHOWN = ("one person each", "all persons")
+DETECTION_SIZES = ("auto", "320", "640", "1280")
 _INDEX, _LIKE = "index", "like"
 
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
@@ -81,7 +82,19 @@ def face_analysis() -> Inputs:
         "Device of the face analysis. auto: ComfyUI's device. CUDA, ROCM, CoreML: that GPU, if ComfyUI runs on it. "
         "onnxruntime: that package, if it is installed."
     )
-    return {"required": {"provider": _input(list(PROVIDERS), tooltip)}}
+    threshold = _number(
+        0.5, 0.05, 0.95, "Score from which a face counts. A lower one finds more, false ones too.", advanced=True
+    )
+    size = _input(
+        list(DETECTION_SIZES),
+        "Side of the square to search at, in pixels. auto: 640, then smaller until a face is found.",
+        default=DETECTION_SIZES[0],
+        advanced=True,
+    )
+    return {
+        "required": {"provider": _input(list(PROVIDERS), tooltip)},
+        "optional": {"det_threshold": threshold, "det_size": size},
+    }
 
 
 def keypoints_preprocessor() -> Inputs:

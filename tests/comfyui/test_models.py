@@ -314,3 +314,13 @@ def test_new_providers_run_or_say_why_not(analysis_node, astronaut):
 
 def test_an_unknown_provider_is_refused(analysis_node):
     assert "TPU" in refusal(analysis_node, provider="TPU")
+
+
+def test_threshold_and_size_of_the_search_are_inputs(ours, face_pack):
+    def load(**options):
+        return tiny.call(ours["InstantIDFaceAnalysis"], provider="CPU", **options)[0]
+
+    usual, strict = load(), load(det_threshold=0.9, det_size="320")
+    assert (strict.networks.detector.threshold, strict.networks.sizes) == (0.9, ((320, 320),))
+    assert (usual.networks.detector.threshold, usual.networks.sizes[0]) == (0.5, (640, 640))
+    assert load(det_threshold=0.9, det_size="320") is strict

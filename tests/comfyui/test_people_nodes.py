@@ -107,7 +107,7 @@ class TestFinding:
         assert [one is None for one in people] == [False, True, False]
         people, _, has_face, report = find(blank, no_face="none")
         assert (people, has_face) == ((None,), False)
-        assert report == "no person\nno face found in image[0]"
+        assert report == "no person\nno face found in image"
 
     def test_bad_input_is_named(self, find, portrait):
         with pytest.raises(Exception, match="weights 'many'"):
