@@ -44,7 +44,7 @@ ALLOWED = {
     "": {"faces", "identity", "attention", "people", "pipelines", "miniature"},
     "download": set(),
     "people": {"faces", "identity"},
-    "comfyui": {"", "faces", "identity", "attention", "fused", "reuse", "observe", "miniature"},
+    "comfyui": {"", "faces", "identity", "people", "attention", "fused", "reuse", "observe", "miniature"},
     "pipelines": {"", "faces", "identity", "attention", "fused", "reuse", "people", "miniature"},
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 from PIL import Image
 
 from fast_instantid import FaceAnalyzer, miniature
-from fast_instantid.errors import FastInstantIDError, NoFaceError
+from fast_instantid.errors import FastInstantIDError, ImageError, NoFaceError
 from fast_instantid.faces import Face
-from fast_instantid.people import Person, find_person
+from fast_instantid.people import Person, Scene, Subject, find_person, scene_of
 from fast_instantid.people.pose import ANGLES, Pose, load_poses, moved_keypoints, save_poses
-from fast_instantid.people.scene import Placed, Scene, scene_of
 
 SIZE = (400, 300)
 EYES, NOSE, MOUTH = slice(0, 2), 2, slice(3, 5)
@@ -135,7 +133,7 @@ class TestMovedKeypoints:
 
 class TestScene:
     def test_people_without_poses_stand_beside_each_other(self):
-        scene = Scene(SIZE, [Placed(person(name)) for name in "abc"])
+        scene = Scene(SIZE, [Subject(person(name)) for name in "abc"])
         middles = [points.mean(axis=0)[0] for points in scene.keypoints]
         assert middles == pytest.approx([400 / 6, 200, 2000 / 6], abs=0.1)
         extents = [(points.min(axis=0)[0], points.max(axis=0)[0]) for points in scene.keypoints]
@@ -143,36 +141,35 @@ class TestScene:
         assert np.asarray(scene.keypoint_picture()).shape == (300, 400, 3)
 
     def test_the_nearest_face_owns_a_place(self):
-        scene = Scene(SIZE, [Placed(person(name)) for name in "ab"])
-        left, right = scene.regions()
+        scene = Scene(SIZE, [Subject(person(name)) for name in "ab"])
+        left, right = (subject.region for subject in scene.subjects)
         assert left[:, 0].min() == 1
         assert right[:, -1].min() == 1
         assert left + right == pytest.approx(np.ones_like(left), abs=1e-6)
         assert 0 < left[:, left.shape[1] // 2].mean() < 1, "the border is soft"
 
-    def test_regions_as_boxes_masks_and_everywhere(self):
+    def test_regions_that_are_given_are_kept(self):
         mask = np.zeros((4, 4), np.float32)
-        placed = [Placed(person("a"), region=(0, 0, 0.5, 1)), Placed(person("b"), region=mask)]
-        placed += [Placed(person("c"), region="everywhere")]
-        box, same, everywhere = Scene(SIZE, placed).regions()
-        assert box[:, : box.shape[1] // 2].min() == 1
-        assert box[:, box.shape[1] // 2 :].max() == 0
-        assert same is mask
-        assert everywhere is None
-        assert Scene(SIZE, placed[:1] and [Placed(person("a"))]).regions() == [None]
+        given = [Subject(person("a"), region=(0, 0, 0.5, 1)), Subject(person("b"), region=mask), person("c")]
+        box, same, nearest = Scene(SIZE, given).subjects
+        assert box.mask[0, :, :64].min() == 1
+        assert box.mask[0, :, 64:].max() == 0
+        assert same.region is mask
+        assert nearest.region.max() == 1
+        assert Scene(SIZE, [person("a")]).subjects[0].region is None
 
-    @pytest.mark.parametrize(
-        ("placed", "message"),
-        [
-            ({"region": (0.5, 0, 0.5, 1)}, "box .* of Anna: expected left, top, right and bottom"),
-            ({"region": (0, 0, 1.5, 1)}, "box .* of Anna"),
-            ({"region": "left"}, "unknown region 'left'"),
-            ({"pose": Pose(x=2)}, "the face of Anna lies outside of the picture"),
-        ],
-    )
-    def test_what_cannot_be_placed_is_named(self, placed, message):
-        with pytest.raises(FastInstantIDError, match=message):
-            Scene(SIZE, [Placed(person("Anna"), **placed)])
+    @pytest.mark.parametrize("box", [(0.5, 0, 0.5, 1), (0, 0, 1.5, 1), (0, 0, 1), (0, float("nan"), 1, 1)])
+    def test_a_box_without_an_area_is_refused(self, box):
+        with pytest.raises(ImageError, match="expected left, top, right and bottom of a box"):
+            Subject(person("a"), region=box)
+
+    def test_a_thin_box_is_not_empty(self):
+        mask = Subject(person("a"), region=(0.3, 0.6, 0.3001, 0.6001)).mask
+        assert 1 <= mask.sum() <= 4
+
+    def test_a_face_outside_of_the_picture_is_named(self):
+        with pytest.raises(FastInstantIDError, match="the face of person 1 lies outside of the picture"):
+            Scene(SIZE, [person("a"), Subject(person("b"), pose=Pose(x=2))])
 
     def test_a_scene_of_nobody_is_refused(self):
         with pytest.raises(FastInstantIDError, match="a scene of nobody"):
@@ -185,7 +182,7 @@ class TestPosePicture:
         scene = scene_of(analyzer, group, two, size=(512, 512))
         xs = [points.mean(axis=0)[0] for points in scene.keypoints]
         assert xs[0] < 256 < xs[1]
-        assert [placed.person for placed in scene.people] == two
+        assert [subject.identity for subject in scene.subjects] == two
         alike = scene_of(analyzer, group, two, size=(512, 512), pairing="likeness")
         assert [points.mean(axis=0)[0] for points in alike.keypoints] == pytest.approx(xs[::-1])
         ys = [points.mean(axis=0)[1] for points in scene.keypoints]
@@ -197,7 +194,3 @@ class TestPosePicture:
             scene_of(analyzer, group, people)
         with pytest.raises(FastInstantIDError, match="unknown pairing 'top'"):
             scene_of(analyzer, group, people[:2], pairing="top")
-
-    def test_a_placed_person_is_replaced_without_moving(self):
-        placed = Placed(person("a"), Pose(x=0.3))
-        assert replace(placed, person=person("b")).pose == placed.pose

@@ -5,11 +5,19 @@ from .choice import Choose, Order, ordered
 from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
+from .pose import Pose
+from .scene import Scene, scene_of
+from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
 __all__ = [
+    "DEFAULT_WEIGHT",
+    "MAX_WEIGHT",
     "Choose",
     "Order",
     "Person",
+    "Pose",
+    "Scene",
+    "Subject",
     "cosine",
     "find_people",
     "find_person",
@@ -18,4 +26,5 @@ __all__ = [
     "merge",
     "numbered",
     "ordered",
+    "scene_of",
 ]

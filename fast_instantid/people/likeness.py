@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import FastInstantIDError
 from ..faces import FaceAnalyzer
 from ..images import ImageInput, photos
-from .person import SAME_PERSON, Person, check_same_recognizer
+from .person import SAME_PERSON, Person, check_same_recognizer, cosine
 
 BANDS = {"strong": 0.80, "moderate": 0.55, "weak": SAME_PERSON, "none": -np.inf}
 """Word -> the smallest likeness it stands for, with antelopev2's recogniser. 0.80 and 0.55 are SceneWorks' bounds for
@@ -20,7 +20,7 @@ pictures of InstantID (``docs/face-likeness.md`` there). Two real photographs of
 def likeness_in(analyzer: FaceAnalyzer, images: ImageInput, people: Sequence[Person]) -> np.ndarray:
     """Likeness of persons to the faces in pictures, each person paired with another face.
 
-    Of all pairings, the one with the largest sum counts. Faces may be left over.
+    The most alike are paired first. Faces may be left over.
 
     Args:
         images: N pictures; see :data:`ImageInput`.
@@ -43,46 +43,28 @@ def likeness_in(analyzer: FaceAnalyzer, images: ImageInput, people: Sequence[Per
     if not owners:
         return likeness
     rows = analyzer.networks.embed([pictures[number] for number in owners], [face for faces in found for face in faces])
-    cosines = _unit(np.stack([person.embedding for person in people])) @ _unit(rows).T
     for number in set(owners):
-        of_picture = cosines[:, np.equal(owners, number)]
-        for person, face in _best_pairs(of_picture):
-            likeness[number, person] = of_picture[person, face]
+        rows_of_picture = rows[np.equal(owners, number)]
+        for person, face in paired(people, rows_of_picture):
+            likeness[number, person] = cosine(people[person].embedding, rows_of_picture[face])
     return likeness
+
+
+def paired(people: Sequence[Person], rows: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of person and face, the most alike first, until persons or faces are used up.
+
+    Args:
+        rows: ``(faces, 512)`` embeddings.
+    """
+    cosines = np.array([[cosine(one.embedding, row) for row in rows] for one in people])
+    found: list[tuple[int, int]] = []
+    while cosines.size and np.isfinite(cosines).any():
+        person, face = np.unravel_index(np.nanargmax(cosines), cosines.shape)
+        found.append((int(person), int(face)))
+        cosines[person], cosines[:, face] = np.nan, np.nan
+    return found
 
 
 def likeness_word(value: float) -> str:
     """The band of a likeness: "strong", "moderate", "weak" or "none"; "no face" for NaN. See :data:`BANDS`."""
     return next((word for word, bound in BANDS.items() if value >= bound), "no face")
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
-
-
-def _best_pairs(values: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs ``(row, column)`` with the largest sum, as many as fit: the Hungarian algorithm (Kuhn 1955)."""
-    if len(values) > len(values.T):
-        return [(row, column) for column, row in _best_pairs(values.T)]
-    count, others = values.shape
-    row_price, column_price = np.zeros(count + 1), np.zeros(others + 1)  # 0 is the row or column that is not paired
-    row_of = np.zeros(others + 1, int)
-    for row in range(1, count + 1):
-        row_of[0], column = row, 0
-        slack, came_from = np.full(others + 1, np.inf), np.zeros(others + 1, int)
-        reached = np.zeros(others + 1, bool)
-        while row_of[column]:
-            reached[column] = True
-            now = row_of[column]
-            cost = np.append(np.inf, -values[now - 1] - row_price[now] - column_price[1:])
-            better = ~reached & (cost < slack)
-            slack[better], came_from[better] = cost[better], column
-            column = int(np.where(reached, np.inf, slack).argmin())
-            step = slack[column]
-            row_price[row_of[reached]] += step
-            column_price[reached] -= step
-            slack[~reached] -= step
-        while column:
-            row_of[column] = row_of[came_from[column]]
-            column = came_from[column]
-    return [(int(row) - 1, column) for column, row in enumerate(row_of[1:]) if row]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ..errors import FastInstantIDError
 from ..faces import keypoint_picture, sdxl_size
-from ..people import Person
-from .subject import Subject, is_nested
+from ..people import Person, Subject
+from .subject import is_nested
 
 _SCALE = "controlnet_conditioning_scale"
 _OURS = {"weight": "scale", "person": "people", "identity": "people", "face": "people"}

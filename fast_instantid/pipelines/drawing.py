@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..errors import BackendError, FastInstantIDError
 from ..identity import Identity
 from ..identity.layout import COND, UNCOND, LayerFace, Layout, Strength, rows
+from ..people import Subject
+from ..people.subject import checked_weight
 from ..reuse import Reuse
 from .approximations import Approximations, HeldResiduals, Steps
 from .cross_attention import Evaluation
-from .subject import Subject, checked_weight
 
 Crop = tuple[float, float, float, float]
 """Left, top, right and bottom of the part of the picture that is drawn, each 0..1."""

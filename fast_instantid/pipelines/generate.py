@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from ..errors import FastInstantIDError
+from ..people import DEFAULT_WEIGHT, MAX_WEIGHT, Scene, Subject
 from ..placement import in_batches
 from ..recorder import stage
 from .approximations import EXACT, Approximations
-from .instantid import InstantID, People
-from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject, flat, is_nested
+from .instantid import InstantID
+from .subject import People, flat, is_nested
 
 Progress = Callable[[int, int], None]
 """A callback, called with the number of steps done and of all steps."""
@@ -91,6 +92,8 @@ def generate(
     Raises:
         FastInstantIDError: no prompt, or another number of prompts than of lists of people or keypoint pictures.
     """
+    if isinstance(people, Scene):
+        keypoints, people = keypoints or people.keypoint_picture(), people.subjects
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise FastInstantIDError("no prompt given: expected at least one")

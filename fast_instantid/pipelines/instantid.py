@@ -22,7 +22,7 @@ from ..errors import BackendError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Identity
 from ..images import ImageInput
-from ..people import Choose, Person, find_person
+from ..people import DEFAULT_WEIGHT, Choose, Person, Scene, find_person
 from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
@@ -31,10 +31,8 @@ from .cross_attention import cross_attention_layers
 from .drawing import Drawing, is_compiled
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
-from .subject import DEFAULT_WEIGHT, Subject, as_pictures
+from .subject import People, as_pictures
 
-_One: TypeAlias = "Identity | Person | Subject"
-People: TypeAlias = "_One | Sequence[_One] | Sequence[Sequence[_One]]"  # of all pictures, or of each
 Scale: TypeAlias = "float | Sequence[float]"
 
 DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
@@ -182,7 +180,7 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: a person, an identity, a Subject, or several of them; or a list of them for each prompt. None draws
+            people: a person, an identity, a Subject, several of them, a Scene, or a list for each prompt. None draws
                 the prompt alone, even while people are attached.
             keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
                 poses as in the photograph. Without keypoints, the IdentityNet does not act.
@@ -192,11 +190,7 @@ class InstantID:
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
                 ControlNets' pictures go into ``image`` (or ``control_image``), in their order.
 
-        Returns:
-            what the pipeline returns, with ``images``.
-
-        Raises:
-            FastInstantIDError: no people, or a scale out of range.
+        Returns what the pipeline returns, with ``images``. A FastInstantIDError names a scale out of range.
         """
         if prompt is not None:
             options["prompt"] = prompt
@@ -204,6 +198,8 @@ class InstantID:
             options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
         if people is None:
             people, scale, keypoints = self.identity(None), 0.0, None
+        if isinstance(people, Scene):
+            keypoints, people = keypoints or people.keypoint_picture(), people.subjects
         options = call_options(self, people, keypoints, options)
         with self.attached(people, scale, approximations):
             return self.pipe(**options)

@@ -1,90 +1,18 @@
-"""Subject: a person in the picture, with a weight and a region."""
+"""The people of a call, in every form that they are given in, as Subjects."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from numbers import Real
 from typing import Any, TypeAlias
 
-import numpy as np
-import torch
-from PIL import Image
-
-from ..errors import FastInstantIDError, ImageError
+from ..errors import FastInstantIDError
 from ..identity import Identity
-from ..images import mask_of
-from ..people import Person
+from ..people import DEFAULT_WEIGHT, Person, Scene, Subject
 
-DEFAULT_WEIGHT = 0.8
-MAX_WEIGHT = 5.0
-
-Region: TypeAlias = torch.Tensor | np.ndarray | Image.Image
-"""``(H, W)`` in 0..1, of any size and aspect, stretched over the picture. A PIL image is 1 where it is white, or opaque
-where it has transparency (:func:`~..images.mask_of`)."""
+_One: TypeAlias = "Identity | Person | Subject"
+People: TypeAlias = "_One | Scene | Sequence[_One] | Sequence[Sequence[_One]]"
+"""Of all pictures of a call, or of each."""
 _EXPECTED = "expected a Person, which instantid.person(photo) finds, an Identity or a Subject"
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A person in the picture, with a weight and a region.
-
-    Args:
-        identity: an Identity, or a Person if the InstantID has an adapter.
-        weight: of the identity branch, 0..5; 0 disables it.
-        region: where the identity branch acts; None for everywhere.
-
-    Raises:
-        FastInstantIDError: a weight outside of 0..5.
-        ImageError: a region of another shape than ``(H, W)``, or with values outside of 0..1.
-    """
-
-    identity: Identity | Person
-    weight: float = DEFAULT_WEIGHT
-    region: Region | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", checked_weight(self.weight))
-        mask = self.mask
-        if mask is None:
-            return
-        if mask.ndim != 3 or 0 in mask.shape:
-            raise ImageError(f"a region is a picture of shape (H, W), got {list(mask.shape[1:])}")
-        if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise ImageError(
-                f"a region holds values in 0..1, got {mask.min():g} to {mask.max():g}: divide those of 8 bits by 255"
-            )
-
-    @cached_property
-    def mask(self) -> torch.Tensor | None:
-        """The region as ``(1, H, W)`` float32 on the CPU."""
-        if self.region is None:
-            return None
-        if isinstance(self.region, Image.Image):
-            values = torch.from_numpy(mask_of(self.region, "region"))
-        elif isinstance(self.region, torch.Tensor):
-            values = self.region.detach().float().cpu()
-        elif isinstance(self.region, np.ndarray) and self.region.dtype.kind in "buif":
-            values = torch.from_numpy(np.array(self.region, np.float32))
-        else:
-            kind = getattr(self.region, "dtype", type(self.region).__name__)
-            raise ImageError(f"a region is a picture (PIL image, or array or tensor of numbers), got {kind}")
-        return values[None]
-
-
-def checked_weight(weight: object) -> float:
-    """Return a weight as a float.
-
-    Raises:
-        FastInstantIDError: not a number, NaN, or outside of 0..5.
-    """
-    weight = weight.tolist() if isinstance(weight, (np.ndarray, np.generic, torch.Tensor)) else weight
-    value = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
-    if not 0 <= value <= MAX_WEIGHT:
-        raise FastInstantIDError(f"weight {weight!r} is out of range: expected 0 to {MAX_WEIGHT:g}")
-    return value
 
 
 def as_pictures(
@@ -93,7 +21,7 @@ def as_pictures(
     """Return the identity and Subject of each person, for every argument that ``InstantID.attach`` accepts.
 
     Args:
-        people: one identity, person or Subject, or several; or a list of these for each picture of a batch.
+        people: one identity, person or Subject, or several; a Scene; or a list for each picture of a batch.
         weight: of all but Subjects.
         identify: returns the identity of a Person; None for anything else.
 
@@ -104,6 +32,7 @@ def as_pictures(
         FastInstantIDError: an empty list, another type, pictures of different numbers of people or photographs, or a
             weight beside Subjects that have their own.
     """
+    people = people.subjects if isinstance(people, Scene) else people
     pictures = [as_subjects(picture, weight, identify) for picture in (people if is_nested(people) else [people])]
     if len({tuple(identity.tokens.shape for identity, _ in picture) for picture in pictures}) > 1:
         numbers = ", ".join(str(len(picture)) for picture in pictures)
