@@ -43,6 +43,7 @@ from .people_nodes import (
     InstantIDPrompts,
     InstantIDSavePerson,
 )
+from .scene_nodes import ApplyInstantIDScene, InstantIDPose
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -262,6 +263,8 @@ _NODES: dict[str, type] = {
     "InstantID Save Person": InstantIDSavePerson,
     "InstantID Join People": InstantIDJoinPeople,
     "Apply InstantID Person": ApplyInstantIDPerson,
+    "InstantID Pose": InstantIDPose,
+    "Apply InstantID Scene": ApplyInstantIDScene,
     "InstantID Likeness": InstantIDLikeness,
     "InstantID Prompts": InstantIDPrompts,
     "InstantID Doctor": InstantIDDoctor,

@@ -83,6 +83,12 @@ def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
     return torch.from_numpy(np.stack(drawn)).float().div(255)
 
 
+def size_of(latent: dict[str, Any]) -> tuple[int, int]:
+    """``(width, height)`` in pixels of the pictures that a LATENT becomes."""
+    height, width = latent["samples"].shape[-2:]
+    return 8 * width, 8 * height
+
+
 def save(people: People, name: str, overwrite: bool) -> list[Path]:
     """Keep persons in the first folder of people, each in a file of its name; return the files.
 

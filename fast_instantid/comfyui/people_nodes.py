@@ -23,7 +23,7 @@ from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import find_faces as show_progress
 from .models import PEOPLE
-from .people import People, identity_of, keypoints_of, person_path, said, save
+from .people import People, identity_of, keypoints_of, person_path, said, save, size_of
 
 
 class _PersonNode:
@@ -175,9 +175,7 @@ class ApplyInstantIDPerson(_PersonNode):
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
         size = None
         if latent is not None:
-            person = person[: len(latent["samples"])]
-            height, width = latent["samples"].shape[-2:]
-            size = 8 * width, 8 * height
+            person, size = person[: len(latent["samples"])], size_of(latent)
         identity = identity_of(person, instantid, model, combine_embeds, noise)
         if identity is None:
             return model, positive, negative

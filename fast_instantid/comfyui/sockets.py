@@ -11,6 +11,8 @@ from copy import deepcopy
 from typing import Any, get_args
 
 from ..people import Order
+from ..people.pose import ANGLES
+from ..people.scene import Pairing
 from .apply import LAYERS
 from .models import PROVIDERS, adapter_names
 
@@ -273,3 +275,39 @@ def likeness() -> Inputs:
 def prompts() -> Inputs:
     text = _input("STRING", "Prompts, one in each line, for the pictures of a batch.", multiline=True, default="")
     return {"required": {"clip": _input("CLIP", "The text encoders of the model."), "prompts": text}}
+
+
+def pose() -> Inputs:
+    required = {
+        "latent": _input("LATENT", "Gives the keypoint picture its size."),
+        "angle": _input(list(ANGLES), "Which way the face looks, as you see it.", default="front"),
+        "x": _number(0.5, 0.0, 1.0, "Middle of the face: 0 is the left side, 1 the right."),
+        "y": _number(0.42, 0.0, 1.0, "Middle of the face: 0 is the top, 1 the bottom."),
+        "size": _number(0.45, 0.02, 2.0, "Height of the face, as a part of the picture's shorter side."),
+        "yaw": _number(0.0, -90.0, 90.0, "Degrees to add: above 0 it looks to the right.", step=1.0),
+        "pitch": _number(0.0, -90.0, 90.0, "Degrees to add: above 0 it looks up.", step=1.0),
+        "roll": _number(0.0, -90.0, 90.0, "Degrees to add: above 0 it is tilted clockwise.", step=1.0),
+    }
+    return {"required": required, "optional": {"before": _input("POSE", "Poses of the persons before this one.")}}
+
+
+def apply_scene() -> Inputs:
+    subject = {name: _SUBJECT[name] for name in ("control_net", "model", "positive", "negative")}
+    pairing = _input(
+        list(get_args(Pairing)),
+        "Which face of pose_image a person gets: from left to right, or the most alike.",
+        default="left to right",
+    )
+    latent = _input("LATENT", "The picture to draw. It gives the keypoint picture its size.")
+    who = _input("PERSON", "A batch of persons, from Join People or InstantID Person.")
+    required = {"person": who, "latent": latent, **subject, **_STRENGTHS, **_RANGE}
+    required |= {"noise": _NOISE, "combine_embeds": _COMBINE, "pairing": pairing}
+    optional = {
+        "instantid": _input("INSTANTID", "The adapter. Not needed for persons that keep their identity."),
+        "pose": _input("POSE", "A pose for each person. Without it: beside each other."),
+        "pose_image": _input("IMAGE", "A picture with a face for each person, in place of pose."),
+        "faceanalysis": _input("FACEANALYSIS", "From InstantID Face Analysis, for pose_image."),
+        "regions": _input("MASK", "A mask for each person. Without it: what is nearest to each face."),
+        "layers": _LAYERS,
+    }
+    return deepcopy({"required": required, "optional": optional})

@@ -1,0 +1,117 @@
+"""Scenes as nodes: poses, and several persons in one picture with one IdentityNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.comfyui import tiny
+from tests.comfyui.test_people_nodes import STRENGTHS, draw, find  # noqa: F401  # a fixture
+
+LATENT = {"samples": torch.zeros(1, 4, 16, 24)}
+SIZE = (192, 128)
+PLACE = {"angle": "front", "x": 0.5, "y": 0.42, "size": 0.45, "yaw": 0.0, "pitch": 0.0, "roll": 0.0}
+
+
+@pytest.fixture
+def two(find, portraits):  # noqa: F811
+    return find(portraits[:2], group="one person per photo")[0]
+
+
+@pytest.fixture
+def apply(ours, adapter, controlnet, model, positive, negative):
+    """``apply(person, **inputs)``: the outputs of Apply InstantID Scene."""
+
+    def apply(person: Any, **inputs: Any) -> Any:
+        given = {"positive": positive, "negative": negative, "instantid": adapter, "noise": 0.35, **STRENGTHS}
+        given |= {"combine_embeds": "average", "control_net": controlnet, "model": model, "latent": LATENT}
+        return tiny.call(ours["ApplyInstantIDScene"], person=person, pairing="left to right", **(given | inputs))
+
+    return apply
+
+
+@pytest.fixture
+def pose(ours):
+    return lambda **inputs: tiny.call(ours["InstantIDPose"], latent=LATENT, **(PLACE | inputs))
+
+
+class TestPose:
+    def test_poses_are_chained_and_drawn(self, pose):
+        poses, picture = pose(x=0.25, angle="right", yaw=10.0)
+        assert (poses[0].x, poses[0].yaw) == (0.25, 50)
+        assert picture.shape == (1, 128, 192, 3)
+        both, drawn = pose(before=poses, x=0.75)
+        assert both[:1] == poses
+        assert torch.equal(drawn[:, :, :80], picture[:, :, :80])
+        assert drawn[:, :, 112:].sum() > 0
+        assert picture[:, :, 112:].sum() == 0
+
+    def test_an_angle_stays_in_its_range(self, pose):
+        ((placed,), _) = pose(angle="right", yaw=90.0)
+        assert placed.yaw == 90
+
+
+class TestScene:
+    def test_one_identity_net_sees_all_persons(self, apply, two):
+        patched, positive, negative, keypoints = apply(two)
+        nets = {id(options["control"]) for _, options in (*positive, *negative)}
+        assert len(nets) == 1
+        assert positive[0][1]["control"].previous_controlnet is None
+        for (_, options), width in ((positive[0], 32), (negative[0], 32)):
+            assert options["cross_attn_controlnet"].shape[:2] == (1, width)
+            assert "mask" not in options
+        assert keypoints.shape == (1, 128, 192, 3)
+        assert keypoints[:, :, :96].sum() > 0
+        assert keypoints[:, :, 96:].sum() > 0
+        patch = patched.model_options["transformer_options"]["patches_replace"]["attn2"][("input", 4, 0)]
+        assert len(patch.callback) == 2
+
+    def test_the_attention_is_that_of_a_chain_with_masks(
+        self, ours, apply, two, adapter, faces, portraits, model, positive, negative
+    ):
+        masks = torch.zeros(2, 16, 24)
+        masks[0, :, :12] = masks[1, :, 12:] = 1
+        start = tiny.noise(1, height=128, width=192)
+        scene = draw(apply(two, regions=masks, cn_strength=0.0)[:3], start)
+        chained = model
+        for number in range(2):
+            inputs = {"instantid": adapter, "insightface": faces, "control_net": None, "image": portraits[number][None]}
+            inputs |= {**STRENGTHS, "cn_strength": 0.0, "mask": masks[number], "noise": 0.35}
+            chained, *_ = tiny.call(
+                ours["ApplyInstantIDAdvanced"], model=chained, positive=positive, negative=negative, **inputs
+            )
+        assert torch.equal(scene, draw((chained, positive, negative), start))
+
+    def test_swapping_two_persons_changes_the_picture_and_their_weights_act(self, apply, two):
+        start = tiny.noise(1, height=128, width=192)
+        picture = draw(apply(two)[:3], start)
+        assert tiny.distance(draw(apply(two[::-1])[:3], start), picture) > 0.01
+        assert tiny.distance(draw(apply(two, ip_weight=0.0)[:3], start), picture) > 0.01
+
+    def test_poses_give_the_places(self, apply, two, pose):
+        left, _ = pose(x=0.2, size=0.3)
+        both, drawn = pose(before=left, x=0.8, size=0.3)
+        assert torch.equal(apply(two, pose=both)[3], drawn)
+        with pytest.raises(Exception, match="1 poses for 2 persons: give one InstantID Pose for each"):
+            apply(two, pose=left)
+
+    def test_the_faces_of_a_picture_give_the_places(self, apply, two, faces, portraits):
+        picture = torch.cat([portraits[:1], portraits[1:2]], dim=2)
+        keypoints = apply(two, pose_image=picture, faceanalysis=faces)[3]
+        assert np.count_nonzero(keypoints[:, :, :96]) > 100
+        assert np.count_nonzero(keypoints[:, :, 96:]) > 100
+        with pytest.raises(Exception, match="1 faces for 2 people"):
+            apply(two, pose_image=portraits[:1], faceanalysis=faces)
+        with pytest.raises(Exception, match="pose_image without faceanalysis"):
+            apply(two, pose_image=picture)
+
+    def test_what_is_no_scene_is_refused(self, apply, two):
+        with pytest.raises(Exception, match="a scene of nobody"):
+            apply(())
+        with pytest.raises(Exception, match="with a person that was not found"):
+            apply((two[0], None))
+        with pytest.raises(Exception, match="3 masks in regions for 2 persons"):
+            apply(two, regions=torch.ones(3, 8, 8))
