@@ -155,6 +155,27 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         type=picture_size,
         help=f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})",
     )
+    generate.add_argument(
+        "--no-face",
+        choices=("error", "skip", "none"),
+        default="error",
+        help="for photos without a face: fail, leave the picture out, or draw it without a person",
+    )
+    text = "take the pose from a picture that 'keypoints' wrote (default: that of the photo)"
+    generate.add_argument("--keypoints", default="", metavar="FILE", help=text)
+    generate.add_argument("--image", default="", metavar="PICTURE", help="begin with this picture in place of noise")
+    generate.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
+    text = "a LoRA's .safetensors file, and its scale, 1 by default; repeat it for several"
+    generate.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
+    text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
+    generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE [SCALE]"), help=text)
+    text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
+    generate.add_argument("--scheduler", default="", metavar="NAME", help=text)
+    alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
+    alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
+    text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"
+    alike.add_argument("--at-least", type=float, metavar="X", help=text)
+    alike.add_argument("--tries", type=int, default=4, metavar="K", help="for --at-least: draw so often at most")
     generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
     generate.add_argument(
         "-o", "--output", type=Path, required=True, help="the picture to write; of several pictures, their folder"

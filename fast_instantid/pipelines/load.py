@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import transformers
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from ..errors import ModelFileError
+from ..errors import FastInstantIDError, ModelFileError
 from ..identity import find_adapter, find_identity_net
 from ..kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width, why_not_sdxl
 from ..placement import Placement
@@ -25,6 +25,15 @@ from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
 from ..weights import StateDict, network_files, path_problem, read_tensors
 
+SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE"),
+        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"),
+        *("LCM", "LMSDiscrete", "SASolver", "TCD", "UniPCMultistep"),
+    )
+)
+"""diffusers' schedulers that sample with SDXL."""
 _CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
 _KINDS = {
     "AutoencoderKL": "a VAE",
@@ -60,6 +69,7 @@ def _quiet() -> Generator[None]:
 with _quiet():  # transformers warns that torchvision is not installed; it is not needed
     from diffusers import (
         ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+        StableDiffusionXLControlNetImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
     )
@@ -131,6 +141,61 @@ def load_pipeline(
             pipe = _folder(kind, path, parts, placement.dtype)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(placement.device)
+
+
+def scheduler_class(name: str) -> Any:
+    """The class of a scheduler that samples with SDXL, for ``from_config(pipe.scheduler.config)``.
+
+    Raises:
+        FastInstantIDError: none of :data:`SCHEDULERS`, or one that needs a package that is missing.
+    """
+    if name not in SCHEDULERS:
+        raise FastInstantIDError(f"unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}")
+    try:
+        made = getattr(importlib.import_module("diffusers"), name)
+        made()  # raises where its package is missing
+        return made
+    except (ImportError, AttributeError) as error:
+        raise FastInstantIDError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
+    """Add LoRAs to a pipeline: local ``.safetensors`` files, each with its scale.
+
+    Raises:
+        ModelFileError: a file that is missing, or holds no LoRA for this model.
+    """
+    for number, (source, _) in enumerate(loras):
+        path = local_path(source, "a LoRA")
+        with _loading(path, "a LoRA"):
+            pipe.load_lora_weights(os.fspath(path), adapter_name=f"lora_{number}", local_files_only=True)
+        if f"lora_{number}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
+            raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
+    if loras:
+        pipe.set_adapters([f"lora_{number}" for number in range(len(loras))], [scale for _, scale in loras])
+
+
+def with_controlnets(pipe: Any, sources: Sequence[str]) -> Any:
+    """A pipeline of the same networks, with ControlNets from folders or files after the IdentityNet.
+
+    Raises:
+        ModelFileError: files that are missing, or hold no ControlNet for SDXL.
+    """
+    paths = [local_path(source, "a ControlNet") for source in sources]
+    nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
+    return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets])
+
+
+def image_to_image(pipe: Any) -> Any:
+    """A pipeline of the same networks that changes a picture."""
+    return _another(StableDiffusionXLControlNetImg2ImgPipeline, pipe)
+
+
+def _another(kind: Any, pipe: Any, **parts: Any) -> Any:
+    with _quiet():
+        made = kind.from_pipe(pipe, torch_dtype=pipe.dtype, **parts)  # by default it converts to float32
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def _folder(kind: Any, path: Path, parts: dict[str, Any], dtype: torch.dtype) -> Any:
