@@ -14,7 +14,7 @@ from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
 from .jobs import Drawn, Job
 from .output import progress, save_picture, say, text_in
-from .studio import Studio
+from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
     from ..people import Person
@@ -57,7 +57,9 @@ def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, stu
             except FastInstantIDError as error:
                 skipped = isinstance(error, NoFaceError) and studio.options.no_face == "skip"
                 rows[number] |= {"status": "skipped" if skipped else "failed", "error": str(error)}
-        for number, job, result in _drawn(ready, studio):
+        ready.sort(key=lambda one: is_nobody(one[2]))
+        parts = [[*part] for _, part in groupby(ready, key=lambda one: is_nobody(one[2]))]
+        for number, job, result in (one for part in parts for one in _drawn(part, studio)):
             if isinstance(result, FastInstantIDError):
                 rows[number] |= {"status": "failed", "error": str(result)}
             else:
@@ -78,7 +80,8 @@ def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, stu
 
 def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
     """What the report says of a picture that is there. Likeness that is asked for is computed where it lacks."""
-    settings = text_in(path, "settings") or {}
+    settings = text_in(path, "settings")
+    settings = settings if isinstance(settings, dict) else {}  # of another program
     seen = replace(job, seed=settings.get("seed", job.seed))
     drawn = Drawn(None, seen, settings.get("likeness"), "no_face" in settings)
     try:
@@ -92,7 +95,7 @@ def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
 def _drawn(ready: Sequence[tuple[int, Job, Person]], studio: Studio) -> Iterable[Any]:
     """Yield number, job, and Drawn or error. Where a batch fails, each of its jobs is drawn alone."""
     try:
-        images = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready]) if ready else []
+        images = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready])
     except FastInstantIDError as error:
         if len(ready) > 1:
             for one in ready:

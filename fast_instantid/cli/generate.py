@@ -48,10 +48,9 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
             "controlnet": tuple(_with_scale("--controlnet", given, 2) for given in options.controlnet or ()),
         }
     )
-    if not options.jobs and options.tries != Job.tries and options.at_least is None:
-        raise FastInstantIDError("--tries without --at-least: say how alike a picture has to be")
-    if not options.jobs and options.strength != Job.strength and not options.image:
-        raise FastInstantIDError("--strength without --image: give the picture to begin with")
+    for name, other in (("tries", "at_least"), ("strength", "image")):
+        if not options.jobs and getattr(default, name) != getattr(Job, name) and getattr(default, other) in (None, ""):
+            raise FastInstantIDError(f"--{name} without --{other.replace('_', '-')}: give both or neither")
     wanted: list[Any] = []
     if options.jobs:
         if options.prompt:
@@ -84,7 +83,7 @@ def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
     check(job)
     studio = Studio(options, models)
     if job.lora or job.controlnet:
-        studio.loaded(job)
+        studio.instantid(False, job.scheduler, job.lora, job.controlnet)
     return studio
 
 
@@ -101,18 +100,15 @@ def _one(options: argparse.Namespace, models: Models, job: Job) -> int:
             print_json({"output": None, "skipped": str(error)})
         return 0
     drawn = studio.draw([job], [person])[0]
-    save_picture(drawn.image, options.output, settings=drawn.text)
+    image = drawn.image
+    save_picture(image, options.output, settings=drawn.text)
     if options.json:
-        row = {"output": str(options.output), "size": drawn.image.size, "seconds": studio.seconds, **drawn.report}
-        print_json(row)
+        print_json({"output": str(options.output), "size": image.size, "seconds": studio.seconds, **drawn.report})
         return 0
     times = ", ".join(f"{name} {value:.2f} s" for name, value in studio.seconds.items())
-    print(f"{options.output}: {drawn.image.width} x {drawn.image.height} on {studio.place.device} ({times})")
-    if drawn.likeness is not None:
-        seed = f", seed {drawn.job.seed}" if job.at_least is not None else ""
-        print(f"likeness {drawn.likeness:.3f} ({drawn.report['word']}){seed}")
-    if drawn.nobody:
-        say(f"no face found in {job.person}: {jobs.NO_PERSON}")
+    print(f"{options.output}: {image.width} x {image.height} on {studio.place.device} ({times})")
+    if drawn.report:
+        print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawn.report.items()))
     return 0
 
 

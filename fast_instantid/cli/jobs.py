@@ -8,25 +8,20 @@ import hashlib
 import io
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from glob import glob
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ..errors import FastInstantIDError, NoFaceError
-from ..files import atomic_write
-from .output import PICTURE_SUFFIXES, progress, save_picture, say, text_in
-
-if TYPE_CHECKING:
+from ..errors import FastInstantIDError
+from .output import PICTURE_SUFFIXES, text_in
 
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
 _OF_THE_RUN = ("scheduler", "lora", "controlnet")  # no columns of a CSV file, since all jobs have them in common
 NO_GATE: dict[str, Any] = {"at_least": None, "tries": 4}
-NO_PERSON = "drawn without a person"
 
 
 @dataclass(frozen=True)
@@ -82,20 +77,18 @@ class Drawn(NamedTuple):
     @property
     def text(self) -> str:
         """The settings as JSON, for the PNG."""
-        measured = self.likeness is not None and not math.isnan(self.likeness)
-        more = {"likeness": self.likeness} if measured else {}
-        return json.dumps(self.job.settings | more | ({"no_face": "none"} if self.nobody else {}), sort_keys=True)
+        more = {"likeness": self.report.get("likeness"), "no_face": "none" if self.nobody else None}
+        return json.dumps(self.job.settings | {k: v for k, v in more.items() if v is not None}, sort_keys=True)
 
     @property
     def report(self) -> dict[str, Any]:
-        """What is said of the picture: likeness and word, its seed, and a note."""
+        """What is said of the picture: likeness, its word and the seed, or that it shows no person."""
         from ..people import likeness_word
 
-        row: dict[str, Any] = {"kept_seed": self.job.seed}
-        if self.likeness is not None:
-            row |= {"likeness": None if math.isnan(self.likeness) else self.likeness}
-            row["word"] = likeness_word(self.likeness)
-        return row | ({"note": NO_PERSON} if self.nobody else {})
+        if self.likeness is None:
+            return {"note": "no face: drawn without a person"} if self.nobody else {}
+        value = None if math.isnan(self.likeness) else self.likeness
+        return {"likeness": value, "word": likeness_word(self.likeness), "kept_seed": self.job.seed}
 
 
 def people_of(sources: Iterable[str]) -> list[str]:
@@ -177,7 +170,7 @@ def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[st
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 
 
-def keypoints_in(path: Path) -> tuple[Any, tuple[int, int]]:
+def keypoints_in(path: str) -> tuple[Any, tuple[int, int]]:
     """Read the keypoints of a picture that the command ``keypoints`` wrote, else the picture; and its size.
 
     Raises:
@@ -189,7 +182,7 @@ def keypoints_in(path: Path) -> tuple[Any, tuple[int, int]]:
 
     image = load_image(path)
     with suppress(ValueError, TypeError):
-        points = np.array(text_in(path, "keypoints"), np.float32)
+        points = np.array(text_in(Path(path), "keypoints"), np.float32)
         if points.shape == (len(points), 5, 2) and len(points) and np.isfinite(points).all():
             return [*points], image.size
     return image, image.size

@@ -64,7 +64,7 @@ def timed(name: str, seconds: dict[str, float]) -> Generator[None]:
         yield
     finally:
         progress("")
-    seconds[name] = round(time.perf_counter() - start, 3)
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 def report_step(done: int, total: int) -> None:

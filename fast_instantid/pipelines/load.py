@@ -57,7 +57,10 @@ def _quiet() -> Generator[None]:
         library.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # New versions of diffusers want it to be called dtype, which old ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         for library in libraries:
@@ -181,6 +184,8 @@ def with_controlnets(pipe: Any, sources: Sequence[str]) -> Any:
     Raises:
         ModelFileError: files that are missing, or hold no ControlNet for SDXL.
     """
+    if not sources:
+        return pipe
     paths = [local_path(source, "a ControlNet") for source in sources]
     nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
     return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets])
@@ -192,8 +197,8 @@ def image_to_image(pipe: Any) -> Any:
 
 
 def _another(kind: Any, pipe: Any, **parts: Any) -> Any:
-    with _quiet():
-        made = kind.from_pipe(pipe, torch_dtype=pipe.dtype, **parts)  # by default it converts to float32
+    zeros = pipe.config.force_zeros_for_empty_prompt
+    made = kind(**{**pipe.components, **parts}, force_zeros_for_empty_prompt=zeros)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -277,9 +282,7 @@ def _unfilled(model: torch.nn.Module) -> list[str]:
 @contextmanager
 def _loading(path: Path, what: str) -> Generator[None]:
     try:
-        with _quiet(), warnings.catch_warnings():
-            # New versions of diffusers want it to be called dtype, which old ones do not know.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+        with _quiet():
             yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
