@@ -6,10 +6,12 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,7 +19,7 @@ from fast_instantid import FaceAnalyzer, InstantID, Person, keypoint_picture, mi
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, FastInstantIDError
 from fast_instantid.people import find_person, likeness_in, likeness_word
-from fast_instantid.pipelines.load import SCHEDULERS, scheduler_class
+from fast_instantid.pipelines.load import SCHEDULERS, with_additions
 from fast_instantid.recorder import Recorder
 
 FILES = miniature.files()
@@ -271,14 +273,17 @@ class TestAdditions:
     @pytest.mark.parametrize("name", SCHEDULERS)
     def test_every_scheduler_is_there_or_says_what_it_needs(self, name):
         config = json.loads((FILES.base / "scheduler" / "scheduler_config.json").read_text())
+        pipe = SimpleNamespace(scheduler=DDIMScheduler.from_config(config))
         try:
-            scheduler = scheduler_class(name).from_config(config)
+            with_additions(pipe, name)
         except FastInstantIDError as error:
             assert name in ("DPMSolverSDEScheduler", "LMSDiscreteScheduler")
             assert "requires the" in str(error)  # noqa: PT017
         else:
-            scheduler.set_timesteps(2)
-            assert len(scheduler.timesteps) >= 2
+            pipe.scheduler.set_timesteps(2)
+            assert type(pipe.scheduler).__name__ == name
+            assert pipe.scheduler.config.prediction_type == "v_prediction"
+            assert len(pipe.scheduler.timesteps) >= 2
 
     @pytest.mark.usefixtures("loaded_once")
     def test_another_controlnet(self, run):
@@ -318,7 +323,7 @@ class TestAdditions:
             (["--scheduler", "DPMSolverSDEScheduler"], "DPMSolverSDEScheduler requires the torchsde library"),
             (["--lora", "missing.safetensors"], "missing.safetensors: neither a file nor a folder"),
             (["--lora", "ada.safetensors"], "ada.safetensors"),
-            (["--lora", "a", "b"], "--lora a b: expected PATH [SCALE], the scale from 0 to 10"),
+            (["--lora", "a", "b"], "--lora a b: expected PATH [SCALE], the scale from -10 to 10"),
             (["--lora", "a", "nan"], "--lora a nan: expected PATH [SCALE]"),
             (["--controlnet", "net"], "--controlnet net: expected PATH PICTURE [SCALE]"),
             (["--controlnet", "missing", "a.png"], "missing: neither a file nor a folder"),

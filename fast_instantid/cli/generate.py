@@ -82,7 +82,7 @@ def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
     """Check what a job has in common with all others, and load what only the pipeline can refuse."""
     check(job)
     studio = Studio(options, models)
-    if job.lora or job.controlnet:
+    if job.scheduler or job.lora or job.controlnet:
         studio.instantid(False, job.scheduler, job.lora, job.controlnet)
     return studio
 
@@ -113,14 +113,14 @@ def _one(options: argparse.Namespace, models: Models, job: Job) -> int:
 
 
 def _with_scale(option: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """``count`` paths and a number from 0, 1 without one."""
+    """``count`` paths and a number, 1 without one."""
     *paths, scale = given if len(given) > count else (*given, 1.0)
     try:
-        if len(paths) != count or not 0 <= float(scale) <= 10:
+        if len(paths) != count or not -10 <= float(scale) <= 10:
             raise ValueError
     except ValueError:
         expected = "PATH PICTURE [SCALE]" if count == 2 else "PATH [SCALE]"
         raise FastInstantIDError(
-            f"{option} {' '.join(map(str, given))}: expected {expected}, the scale from 0 to 10"
+            f"{option} {' '.join(map(str, given))}: expected {expected}, the scale from -10 to 10"
         ) from None
     return *paths, float(scale)

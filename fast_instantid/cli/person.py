@@ -57,13 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
         added.add_argument("--json", action="store_true", help="print one JSON document")
     merge.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
     export.add_argument("people", nargs=1, type=Path, metavar="FILE", help="a file of 'person make'")
-    export.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        help="a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps",
-    )
+    text = "a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps"
+    export.add_argument("-o", "--output", type=Path, required=True, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,14 +79,8 @@ def _make(options: argparse.Namespace) -> int:
         raise FastInstantIDError("--choose, --index and --like name the same face in different ways: give one of them")
     choose: Any = Person.load(options.like) if options.like else next((c for c in choices if c is not None), "largest")
     analyzer = face_analyzer(options, face_pack(options))
-    person = find_person(
-        analyzer,
-        options.photos,
-        choose=choose,
-        name=options.name,
-        weights=options.weights,
-        no_face=options.no_face,
-    )
+    how: Any = {name: getattr(options, name) for name in ("name", "weights", "no_face")}
+    person = find_person(analyzer, options.photos, choose=choose, **how)
     person = replace(person, notes=options.notes)
     if options.drop_outliers and (dropped := person.outliers()):
         say(f"left out, as hardly alike: photo {', '.join(str(i + 1) for i in dropped)} of {len(person.embeddings)}")
@@ -152,14 +141,10 @@ def _compare(options: argparse.Namespace) -> int:
 
     rows = [(likeness(*pair), *map(str, pair)) for pair in combinations(paths, 2)]
     if options.json:
-        print_json(
-            [
-                {"a": a, "b": b, "likeness": None if math.isnan(x) else round(x, 4), "word": likeness_word(x)}
-                for x, a, b in rows
-            ]
-        )
+        told = [(None if math.isnan(value) else round(value, 4), likeness_word(value)) for value, *_ in rows]
+        print_json([{"a": a, "b": b, "likeness": x, "word": y} for (_, a, b), (x, y) in zip(rows, told, strict=True)])
         return 0
-    for value, a, b in sorted(rows, key=lambda row: -row[0] if row[0] == row[0] else 2):
+    for value, a, b in sorted(rows, key=lambda row: 2 if math.isnan(row[0]) else -row[0]):
         print(f"{value:6.3f}  {likeness_word(value):8}  {printable(a)}  {printable(b)}")
     return 0
 

@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
 
 def check(job: Job) -> None:
-    """Check the numbers and names of a job. A FastInstantIDError names one that cannot be."""
+    """Check the numbers of a job. A FastInstantIDError names one out of range."""
     from ..pipelines import Sampling
     from ..pipelines.alike import check_gate
-    from ..pipelines.load import scheduler_class
 
     names = ("scale", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "seed")
     Sampling(**{name: getattr(job, name) for name in names})
     check_gate(job.at_least or 0, job.tries)
-    if job.scheduler:
-        scheduler_class(job.scheduler)
     if not 0 < job.strength <= 1 or (job.image and job.num_inference_steps * job.strength < 1):
         steps = f"{job.num_inference_steps} steps"
         raise FastInstantIDError(f"strength {job.strength:g} of {steps}: expected 0 to 1, and at least one step")
@@ -198,25 +195,17 @@ class Studio:
 
         return Adapter.load(self.files.adapter, self.place.device, self.place.dtype, self.options.cache)
 
-    @cached_property
-    def _pipe(self) -> Any:
-        from ..pipelines import load_pipeline
+    def _instantid(self, has_image: bool, *added: Any) -> Any:
+        """The InstantID of jobs with this scheduler, these LoRAs and ControlNets, which are those of the whole run."""
+        from ..pipelines import InstantID, load_pipeline
+        from ..pipelines.load import image_to_image, with_additions
 
-        return load_pipeline(self.models.base, self.models.instantid, self.place.device, self.place.dtype)
-
-    def _instantid(self, has_image: bool, scheduler: str, lora: Any, controlnet: Any) -> Any:
-        """The InstantID of jobs. One run has one scheduler, and the same LoRAs and ControlNets."""
-        from ..pipelines import InstantID, load
-
+        if has_image:
+            return InstantID(image_to_image(self.instantid(False, *added).pipe), identity_net=0)
         with timed("pipeline", self.seconds):
-            if has_image:
-                pipe = load.image_to_image(self.instantid(False, scheduler, lora, controlnet).pipe)
-            else:
-                pipe = load.with_controlnets(self._pipe, [path for path, *_ in controlnet])
-                load.add_loras(pipe, lora)
-                if scheduler:
-                    pipe.scheduler = load.scheduler_class(scheduler).from_config(pipe.scheduler.config)
-            return InstantID(pipe, identity_net=0)
+            pipe = load_pipeline(self.models.base, self.models.instantid, self.place.device, self.place.dtype)
+            scheduler, loras, controlnets = added
+            return InstantID(with_additions(pipe, scheduler, loras, [path for path, *_ in controlnets]), identity_net=0)
 
 
 def is_nobody(person: Person) -> bool:

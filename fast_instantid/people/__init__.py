@@ -5,15 +5,5 @@ from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
 
-__all__ = [
-    "Choose",
-    "Order",
-    "Person",
-    "cosine",
-    "find_people",
-    "find_person",
-    "likeness_in",
-    "likeness_word",
-    "merge",
-    "ordered",
-]
+__all__ = ["Choose", "Order", "Person", "cosine", "find_people", "find_person", "merge", "ordered"]
+__all__ += ["likeness_in", "likeness_word"]

@@ -18,13 +18,5 @@ from .instantid import InstantID
 from .load import InstantIDFiles, load_pipeline
 from .subject import Subject
 
-__all__ = [
-    "Approximations",
-    "InstantID",
-    "InstantIDFiles",
-    "Sampling",
-    "Subject",
-    "generate",
-    "load_pipeline",
-    "until_alike",
-]
+__all__ = ["Approximations", "InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]
+__all__ += ["until_alike"]

@@ -25,14 +25,11 @@ from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
 from ..weights import StateDict, network_files, path_problem, read_tensors
 
-SCHEDULERS = tuple(
-    f"{name}Scheduler"
-    for name in (
-        *("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE"),
-        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"),
-        *("LCM", "LMSDiscrete", "SASolver", "TCD", "UniPCMultistep"),
-    )
+_NAMES = (
+    "DDIM DDPM DEISMultistep DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE EulerAncestralDiscrete EulerDiscrete "
+    "HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM LMSDiscrete SASolver TCD UniPCMultistep"
 )
+SCHEDULERS = [f"{name}Scheduler" for name in _NAMES.split()]
 """diffusers' schedulers that sample with SDXL."""
 _CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
 _KINDS = {
@@ -146,28 +143,24 @@ def load_pipeline(
         return pipe.to(placement.device)
 
 
-def scheduler_class(name: str) -> Any:
-    """The class of a scheduler that samples with SDXL, for ``from_config(pipe.scheduler.config)``.
+def with_additions(
+    pipe: Any, scheduler: str = "", loras: Sequence[tuple[str, float]] = (), controlnets: Sequence[str] = ()
+) -> Any:
+    """A pipeline of the same networks with another scheduler, LoRAs, and ControlNets after the IdentityNet.
+
+    The LoRAs and the scheduler are added to the given pipeline too.
+
+    Args:
+        scheduler: one of :data:`SCHEDULERS`; it gets the configuration of the pipeline's own.
+        loras: local ``.safetensors`` files, each with its scale.
+        controlnets: folders or files of ControlNets for SDXL.
 
     Raises:
-        FastInstantIDError: none of :data:`SCHEDULERS`, or one that needs a package that is missing.
+        FastInstantIDError: an unknown scheduler, or one that needs a package that is missing.
+        ModelFileError: files that are missing or of another kind.
     """
-    if name not in SCHEDULERS:
-        raise FastInstantIDError(f"unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}")
-    try:
-        made = getattr(importlib.import_module("diffusers"), name)
-        made()  # raises where its package is missing
-        return made
-    except (ImportError, AttributeError) as error:
-        raise FastInstantIDError(f"{name}: {str(error).strip().splitlines()[0]}") from error
-
-
-def add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
-    """Add LoRAs to a pipeline: local ``.safetensors`` files, each with its scale.
-
-    Raises:
-        ModelFileError: a file that is missing, or holds no LoRA for this model.
-    """
+    if scheduler and scheduler not in SCHEDULERS:
+        raise FastInstantIDError(f"unknown scheduler {scheduler!r}: choose one of {', '.join(SCHEDULERS)}")
     for number, (source, _) in enumerate(loras):
         path = local_path(source, "a LoRA")
         with _loading(path, "a LoRA"):
@@ -176,19 +169,15 @@ def add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
             raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
     if loras:
         pipe.set_adapters([f"lora_{number}" for number in range(len(loras))], [scale for _, scale in loras])
-
-
-def with_controlnets(pipe: Any, sources: Sequence[str]) -> Any:
-    """A pipeline of the same networks, with ControlNets from folders or files after the IdentityNet.
-
-    Raises:
-        ModelFileError: files that are missing, or hold no ControlNet for SDXL.
-    """
-    if not sources:
-        return pipe
-    paths = [local_path(source, "a ControlNet") for source in sources]
+    if scheduler:
+        try:
+            kind = getattr(importlib.import_module("diffusers"), scheduler)
+            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        except (ImportError, AttributeError) as error:
+            raise FastInstantIDError(f"{scheduler}: {str(error).strip().splitlines()[0]}") from error
+    paths = [local_path(source, "a ControlNet") for source in controlnets]
     nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
-    return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets])
+    return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets]) if nets else pipe
 
 
 def image_to_image(pipe: Any) -> Any:
