@@ -77,7 +77,6 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
-    made.add_argument("--steps", type=int, default=8, help="evaluations of the model for one picture")
     made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

@@ -25,6 +25,19 @@ GROUP = 6
 _TRUTH = 8  # pictures whose mean stands for the person, none of them a reference
 REFERENCES = (1, 2, 4, 8)
 TRIES = (1, 2, 4)
+STEPS = 8
+"""Evaluations of the model for one picture."""
+
+
+def measure(instantid: InstantID, people: int, drawn: int) -> list[dict[str, Any]]:
+    """All rows: choices and pairs of so many people, references of a quarter of them, and tries of ``drawn``."""
+    analyzer: Any = instantid.faces
+    return [
+        {"name": "the right one of six", "kind": "choices", **right_choices(analyzer, people // GROUP)},
+        {"name": "same and different people", "kind": "separation", **separation(analyzer, people)},
+        *references(analyzer, people // 4),
+        *tries(instantid, drawn),
+    ]
 
 
 def person_of(analyzer: FaceAnalyzer, number: int, pictures: Sequence[int]) -> Person:
@@ -96,7 +109,7 @@ def references(analyzer: FaceAnalyzer, people: int) -> list[dict[str, Any]]:
     return [*rows, {"name": "outliers()", "kind": "outliers", **outliers}]
 
 
-def tries(instantid: InstantID, people: int, steps: int) -> list[dict[str, Any]]:
+def tries(instantid: InstantID, people: int) -> list[dict[str, Any]]:
     """Likeness of the most alike of 1, 2 and 4 pictures, to the reference, which chooses, and to other portraits."""
     faces: Any = instantid.faces
     judged = []
@@ -106,7 +119,7 @@ def tries(instantid: InstantID, people: int, steps: int) -> list[dict[str, Any]]
         scene = Scene.random(np.random.default_rng([TEST, number, 5]))
         seeds = [torch.Generator().manual_seed(number + i * SEED_STEP) for i in range(max(TRIES))]
         prompts = [scene.caption] * len(seeds)
-        images = instantid(prompts, reference, generator=seeds, num_inference_steps=steps).images
+        images = instantid(prompts, reference, generator=seeds, num_inference_steps=STEPS).images
         judged.append([np.nan_to_num(likeness_in(faces, images, [one])[:, 0], nan=-1) for one in (reference, truth)])
     to_reference, to_truth = np.array(judged).transpose(1, 0, 2)  # (people, tries)
     rows = []

@@ -100,10 +100,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument("--from", dest="settings", type=Path, metavar="PNG", help=text)
     generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
-    text = (
-        f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then also of "
-    )
-    text += f"--pack and --instantid; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
+    text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then of "
+    text += f"--pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
     generate.add_argument("--base", metavar="PATH", help=text)
     text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
     generate.add_argument("--instantid", metavar="PATH", help=text)
@@ -131,7 +129,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     text = "a LoRA's .safetensors file, and its scale, 1 by default; repeat it for several"
     generate.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
     text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
-    generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE [SCALE]"), help=text)
+    generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
     text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
     generate.add_argument("--scheduler", default="", metavar="NAME", help=text)
     alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
