@@ -16,6 +16,7 @@ MODULES = {
     "attention": "attention",
     "pipelines": "pipelines.suite",
     "likeness": "likeness.suite",
+    "people": "people",
     "plot": "report.plot",
     "page": "report.page",
 }
@@ -71,6 +72,11 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     made.add_argument("--processes", type=int, default=2, metavar="N", help="of one thread each")
     made.add_argument("--picture", type=Path, metavar="FILE", help="also write the pictures of six people")
+    made = suite("people", "what choices, references and tries do to likeness, on the miniature", runs=0)
+    made.add_argument(
+        "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
+    )
+    made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
     made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

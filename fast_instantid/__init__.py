@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .identity import Adapter, Identity
     from .images import load_image
     from .people import Person
-    from .pipelines import Approximations, InstantID, Sampling, Subject, generate, load_pipeline
+    from .pipelines import Approximations, InstantID, Sampling, Subject, generate, load_pipeline, until_alike
 
 # Imported on first use: importing the package costs nothing, and only pipelines needs diffusers.
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "identity": ("Adapter", "Identity"),
     "images": ("load_image",),
     "people": ("Person",),
-    "pipelines": ("Approximations", "InstantID", "Sampling", "Subject", "generate", "load_pipeline"),
+    "pipelines": ("Approximations", "InstantID", "Sampling", "Subject", "generate", "load_pipeline", "until_alike"),
 }
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "load_image",
     "load_pipeline",
     "miniature",
+    "until_alike",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from fast_instantid import FaceAnalyzer, miniature
+from fast_instantid.cli import main
 from fast_instantid.errors import FastInstantIDError
 from fast_instantid.people import find_person, likeness_in, likeness_word
 from fast_instantid.people.likeness import BANDS, paired
+from training import people as measured
 
 PORTRAITS = miniature.files().portraits
 BLANK = Image.new("RGB", (128, 128))
@@ -81,3 +84,47 @@ def test_words_have_bounds():
     ]
     assert likeness_word(float("nan")) == likeness_word(np.float32("nan")) == "no face"
     assert list(BANDS.values()) == sorted(BANDS.values(), reverse=True)
+
+
+class TestMeasured:
+    """Fast versions of what ``python -m benchmarks people`` measures, on people that the miniature never saw."""
+
+    def test_the_right_one_of_six_is_chosen(self, analyzer):
+        assert measured.right_choices(analyzer, 4) == {"choices": 24, "right": 1.0}
+
+    def test_likeness_tells_the_same_from_different_people(self, analyzer):
+        found = measured.separation(analyzer, 30)
+        assert found["auc"] > 0.99
+        assert found["reach"]["moderate"]["same"] > 0.95
+        assert found["reach"]["moderate"]["different"] < 0.05
+
+    def test_more_references_help_and_a_wrong_one_is_made_good(self, analyzer):
+        rows = {row["name"]: row for row in measured.references(analyzer, 6)}
+        mean = {name: row["mean"] for name, row in rows.items() if "mean" in row}
+        assert mean["1 right"] < mean["4 right"] < mean["8 right"]
+        for right in (3, 7):
+            clean, wrong = mean[f"{right} right"], mean[f"{right} right, 1 wrong"]
+            assert wrong < clean
+            for remedy in ("without(outliers())", "robust()"):
+                assert clean - mean[f"{right} right, 1 wrong, {remedy}"] < (clean - wrong) / 2
+        assert rows["outliers()"]["found"] > 0.5
+        assert rows["outliers()"]["right_ones_dropped"] < 0.05
+
+
+def test_persons_and_photographs_are_compared_in_the_shell(six, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    six[0].save("ada.safetensors")
+    beside(1, 0).save("group.png")
+    BLANK.save("blank.png")
+    names = ["ada.safetensors", "group.png", "blank.png", str(PORTRAITS[0])]
+    assert main(["person", "compare", *names, "--pack", "miniature", "--json"]) == 0
+    rows = {(row["a"], row["b"]): row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 6
+    assert rows["ada.safetensors", "group.png"]["word"] == "strong", "the face most like the person"
+    assert rows["ada.safetensors", names[3]]["likeness"] == 1
+    assert rows["ada.safetensors", "blank.png"]["likeness"] is None
+    assert rows["blank.png", names[3]]["word"] == "no face"
+    assert main(["person", "compare", *names, "--pack", "miniature"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["1.000", "strong"]
+    assert lines[-1].split()[:3] == ["nan", "no", "face"]

@@ -9,13 +9,11 @@ import numpy as np
 
 _WORK = {"identity_attentions": "identity attentions", "identity_net_runs": "IdentityNet runs"}
 _WORK |= {"detector_pixels": "detector pixels"}
+_FOUND = ("faces", "lost", "new")
 _HEADS = {
     "pictures": ("work left", "first of 50", "likeness", "change", "from, to", "keypoints near", "pixels change by"),
     "recogniser": ("pictures", "cosine to fp32: median", "lowest"),
-    "detector": (
-        *("faces", "lost", "new", "keypoints move: median", "at most"),
-        *("of the eye distance, at most", "boxes, at most"),
-    ),
+    "detector": (*_FOUND, "keypoints move: median", "at most", "of the eye distance, at most", "boxes, at most"),
 }
 
 

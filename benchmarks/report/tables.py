@@ -24,18 +24,8 @@ def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
     elif suite == "memory":
         head, lines = ["", "reference", "ours"], [_bytes_cells(row) for row in rows]
     elif suite == "step":
-        head = [
-            "",
-            "step",
-            "host",
-            "over plain",
-            "over reference",
-            "step MB",
-            "held MB",
-            "reads",
-            "launches",
-            "kernels",
-        ]
+        names = "step, host, over plain, over reference, step MB, held MB, reads, launches, kernels"
+        head = ["", *names.split(", ")]
         lines = [_step_cells(row) for row in rows]
     else:
         head = [caption(document), "reference", "ours", "limit", "ratio (min to max)", "goal"]

@@ -203,7 +203,8 @@ def _keypoints(options: argparse.Namespace) -> int:
         say(f"error: {options.photo}: {_NO_FACE}")
         return 1
     shown = faces if options.all else [largest(faces)]
-    save_picture(Image.fromarray(draw_keypoints(photo.size, *shown)), options.output)
+    points = json.dumps([face.kps.tolist() for face in shown])  # at another size, 'generate' draws them again
+    save_picture(Image.fromarray(draw_keypoints(photo.size, *shown)), options.output, keypoints=points)
     say(f"keypoints of {len(shown)} of {len(faces)} face(s) drawn into {options.output}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Many pictures in one run: jobs from options or a CSV file, drawn in batches, with a report; a run can be resumed."""
+"""The pictures that ``generate`` is asked for: jobs from options, a CSV file or a picture; and what was drawn."""
 
 from __future__ import annotations
 
@@ -7,28 +7,21 @@ import csv
 import hashlib
 import io
 import json
-import time
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from glob import glob
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write
-from ..recorder import stage
-from .output import PICTURE_SUFFIXES, progress, say
+from .output import PICTURE_SUFFIXES, text_in
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..people import Person
-
-_CHUNK = "fast-instantid"
-"""Key of the PNG text with the settings of a picture, as JSON."""
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
-_REPORT = "report.csv"
+_OF_THE_RUN = ("scheduler", "lora", "controlnet")  # no columns of a CSV file, since all jobs have them in common
+NO_GATE: dict[str, Any] = {"at_least": None, "tries": 4}
 
 
 @dataclass(frozen=True)
@@ -45,22 +38,57 @@ class Job:
     guidance_scale: float
     noise: float
     size: tuple[int, int] | None
+    keypoints: str = ""
+    image: str = ""
+    strength: float = 0.8
+    at_least: float | None = None
+    tries: int = 4
+    scheduler: str = ""
+    lora: tuple[tuple[str, float], ...] = ()
+    controlnet: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def file_name(self) -> str:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
-        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}.png"
+        text = json.dumps(self.settings, sort_keys=True)
+        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
 
     @property
-    def text(self) -> str:
-        """All settings as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+    def settings(self) -> dict[str, Any]:
+        """All fields but those at their default here. A new field leaves the names of old pictures as they are."""
+        return {x.name: getattr(self, x.name) for x in fields(self) if getattr(self, x.name) != x.default}
 
     @property
     def batch(self) -> tuple[Any, ...]:
         """Jobs of equal values can be drawn in one batch."""
-        return self.num_inference_steps, self.guidance_scale, self.controlnet_conditioning_scale, self.size
+        sampling = self.num_inference_steps, self.guidance_scale, self.controlnet_conditioning_scale, self.size
+        return *sampling, bool(self.image), self.strength, self.at_least, self.tries
+
+
+class Drawn(NamedTuple):
+    """A picture, the job that draws it again, its likeness if that was asked for, and whether it shows no person."""
+
+    image: Any
+    job: Job
+    likeness: float | None = None
+    nobody: bool = False
+
+    @property
+    def text(self) -> str:
+        """The settings as JSON, for the PNG."""
+        more = {"likeness": self.report.get("likeness"), "no_face": "none" if self.nobody else None}
+        return json.dumps(self.job.settings | {k: v for k, v in more.items() if v is not None}, sort_keys=True)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What is said of the picture: likeness, its word and the seed, or that it shows no person."""
+        from ..people import likeness_word
+
+        if self.likeness is None:
+            return {"note": "no face: drawn without a person"} if self.nobody else {}
+        value = None if math.isnan(self.likeness) else self.likeness
+        return {"likeness": value, "word": likeness_word(self.likeness), "kept_seed": self.job.seed}
 
 
 def people_of(sources: Iterable[str]) -> list[str]:
@@ -99,7 +127,7 @@ def from_csv(path: Path, defaults: Job, convert: dict[str, Callable[[str], Any]]
     Raises:
         FastInstantIDError: no such file, no CSV, no rows, or unknown columns; says which there are.
     """
-    names = [field.name for field in fields(Job)]
+    names = [field.name for field in fields(Job) if field.name not in _OF_THE_RUN]
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), restkey="", strict=True))
     except (OSError, ValueError, csv.Error) as error:
@@ -117,130 +145,44 @@ def from_csv(path: Path, defaults: Job, convert: dict[str, Callable[[str], Any]]
             job = replace(defaults, **{name: convert.get(name, str)(text) for name, text in given.items()})
             if not job.person or not job.prompt:
                 raise ValueError("it names no person or no prompt")
-            if "person" in given:  # beside the CSV file
-                job = replace(job, person=str(path.parent / job.person))
+            files = [name for name in ("person", "keypoints", "image") if name in given]  # beside the CSV file
+            job = replace(job, **{name: str(path.parent / given[name]) for name in files})
             jobs.append(job)
         except (ValueError, argparse.ArgumentTypeError) as error:
             jobs.append({"status": "failed", **given, "error": f"line {number}: {error}"})
     return jobs
 
 
-def settings_of(path: Path) -> dict[str, Any]:
+def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """Read the settings that a picture of ``generate`` was drawn with.
 
     Raises:
         FastInstantIDError: no PNG, or none with settings.
     """
-    from PIL import Image
-
+    settings = text_in(path, "settings")
     try:
-        with Image.open(path) as image:
-            settings = json.loads(getattr(image, "text", {})[_CHUNK])
-        names = {field.name for field in fields(Job)}
-        return {name: value for name, value in settings.items() if name in names}
-    except (OSError, ValueError, KeyError, AttributeError, Image.DecompressionBombError) as error:
+        names = {field.name for field in fields(Job)} | {"no_face"}
+        given = {name: value for name, value in settings.items() if name in names and value is not None}
+        if "size" in given:
+            given["size"] = "x".join(map(str, given["size"]))
+        return {name: convert.get(name, list if name in _OF_THE_RUN[1:] else str)(x) for name, x in given.items()}
+    except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 
 
-def save(image: Image.Image, path: Path, job: Job) -> None:
-    """Write a picture, with its settings if it is a PNG."""
-    from PIL.PngImagePlugin import PngInfo
+def keypoints_in(path: str) -> tuple[Any, tuple[int, int]]:
+    """Read the keypoints of a picture that the command ``keypoints`` wrote, else the picture; and its size.
 
-    info = PngInfo()
-    info.add_itxt(_CHUNK, job.text)
-    with stage("save"), atomic_write(path) as temporary:
-        if path.suffix.lower() == ".png":
-            image.save(temporary, pnginfo=info)
-        else:
-            image.save(temporary)
-
-
-def run(
-    jobs: Sequence[Job | dict[str, str]],
-    folder: Path,
-    batch_size: int,
-    person_of: Callable[[str], Person],
-    draw: Callable[[Sequence[Job], Sequence[Person]], list[Image.Image]],
-) -> int:
-    """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
-
-    Args:
-        person_of: finds or loads the person of a job.
-        draw: draws a batch.
-
-    Returns:
-        the exit code: 0 if all pictures are there, else 1.
+    Raises:
+        ImageError: no picture.
     """
-    rows: dict[int, dict[str, Any]] = {}
-    todo: list[tuple[int, Job]] = []
-    known = set[str]()
-    for number, job in enumerate(jobs):
-        if not isinstance(job, Job):
-            rows[number] = job
-            continue
-        rows[number] = {"output": job.file_name, "status": "waiting", **asdict(job)}
-        if job.file_name in known:
-            rows[number] |= {"status": "failed", "error": "the same job twice"}
-        elif (folder / job.file_name).exists():
-            rows[number]["status"] = "kept"
-        else:
-            todo.append((number, job))
-        known.add(job.file_name)
-    start, drawn, people = time.monotonic(), 0, dict[str, Any]()
-    for batch in _batches(todo, batch_size):
-        left = (time.monotonic() - start) / drawn * (len(todo) - drawn) if drawn else None
-        remaining = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
-        progress(f"{drawn}/{len(todo)} pictures{remaining}")
-        ready: list[tuple[int, Job, Person]] = []
-        for number, job in batch:
-            try:
-                people.setdefault(job.person, None)
-                people[job.person] = people[job.person] or person_of(job.person)
-                ready.append((number, job, people[job.person]))
-            except FastInstantIDError as error:
-                rows[number] |= {"status": "failed", "error": str(error)}
-        for number, job, result in _drawn(ready, draw):
-            if isinstance(result, FastInstantIDError):
-                rows[number] |= {"status": "failed", "error": str(result)}
-            else:
-                save(result, folder / job.file_name, job)
-                rows[number]["status"] = "drawn"
-        drawn += len(batch)
-        _write_report(folder, rows)
-    _write_report(folder, rows)
-    progress("")
-    count = {status: sum(row["status"] == status for row in rows.values()) for status in ("drawn", "kept", "failed")}
-    for row in rows.values():
-        if row["status"] == "failed":
-            say(f"error: {row.get('person', '')}: {row['error']}")
-    say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
-    return 1 if count["failed"] else 0
+    import numpy as np
 
+    from ..images import load_image
 
-def _drawn(ready: Sequence[tuple[int, Job, Person]], draw: Callable[..., list[Image.Image]]) -> Iterable[Any]:
-    """Yield number, job, and picture or error. Where a batch fails, each of its jobs is drawn alone."""
-    try:
-        images = draw([job for _, job, _ in ready], [person for _, _, person in ready]) if ready else []
-    except FastInstantIDError as error:
-        if len(ready) > 1:
-            for one in ready:
-                yield from _drawn([one], draw)
-        else:
-            yield *ready[0][:2], error
-        return
-    for (number, job, _), image in zip(ready, images, strict=True):
-        yield number, job, image
-
-
-def _batches(jobs: Sequence[tuple[int, Job]], size: int) -> Iterable[list[tuple[int, Job]]]:
-    for _, alike in groupby(sorted(jobs, key=lambda item: str(item[1].batch)), key=lambda item: item[1].batch):
-        group = list(alike)
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _write_report(folder: Path, rows: dict[int, dict[str, Any]]) -> None:
-    columns = ["output", "status", "error", *(field.name for field in fields(Job))]
-    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows[number] for number in sorted(rows))
+    image = load_image(path)
+    with suppress(ValueError, TypeError):
+        points = np.array(text_in(Path(path), "keypoints"), np.float32)
+        if points.shape == (len(points), 5, 2) and len(points) and np.isfinite(points).all():
+            return [*points], image.size
+    return image, image.size

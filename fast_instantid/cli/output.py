@@ -17,6 +17,7 @@ from ..files import atomic_write, check_parent, special_file
 from ..observe.table import printable
 from ..recorder import stage
 
+_TEXT = "fast-instantid "  # before the keys of texts in PNG files
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -32,9 +33,26 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | P
         raise FastInstantIDError(f"{path}: the output would replace the photo; choose another name")
 
 
-def save_picture(image: Any, path: Path, private: bool = False) -> None:
+def save_picture(image: Any, path: Path, private: bool = False, **texts: str) -> None:
+    """Write a picture; a PNG with texts, which :func:`text_in` reads."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_itxt(f"{_TEXT}{name}", text)
     with stage("save"), atomic_write(path, private) as temporary:
-        image.save(temporary)
+        image.save(temporary, **({"pnginfo": info} if texts and path.suffix.lower() == ".png" else {}))
+
+
+def text_in(path: Path, name: str) -> Any:
+    """The JSON of a text in a PNG; None without one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return json.loads(getattr(image, "text", {}).get(f"{_TEXT}{name}", "null"))
+    except (OSError, ValueError, AttributeError, Image.DecompressionBombError):
+        return None
 
 
 @contextmanager
@@ -46,7 +64,7 @@ def timed(name: str, seconds: dict[str, float]) -> Generator[None]:
         yield
     finally:
         progress("")
-    seconds[name] = round(time.perf_counter() - start, 3)
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 def report_step(done: int, total: int) -> None:

@@ -63,13 +63,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--face-threshold", type=float, default=0.5, metavar="X", help=text)
         less = added.add_argument_group("less work for another result", _APPROXIMATIONS)
         less.add_argument("--face-dtype", default="float32", help="float32, or with torch float16 or bfloat16")
-        less.add_argument(
-            "--face-sizes",
-            type=int,
-            nargs="+",
-            metavar="PX",
-            help="sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)",
-        )
+        text = "sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)"
+        less.add_argument("--face-sizes", type=int, nargs="+", metavar="PX", help=text)
 
     demos = command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7")
     demo.add_arguments(demos)
@@ -105,78 +100,60 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     )
     who = generate.add_mutually_exclusive_group()
     who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
-    who.add_argument(
-        "--person",
-        nargs="+",
-        metavar="FILE",
-        help="files of 'person make' or photos, each of another person; also folders, and patterns such as '*.jpg'",
-    )
-    who.add_argument(
-        "--jobs",
-        type=Path,
-        metavar="CSV",
-        help="a picture for each line; columns: person, prompt, seed, and other options with _ for -; "
-        "options give what a line lacks",
-    )
+    text = "files of 'person make' or photos, each of another person; also folders, and patterns such as '*.jpg'"
+    who.add_argument("--person", nargs="+", metavar="FILE", help=text)
+    text = "a picture for each line; columns: person, prompt, seed, other options with _ for -; options give the rest"
+    who.add_argument("--jobs", type=Path, metavar="CSV", help=text)
     generate.add_argument("--prompt", nargs="+", help="what to draw; of several prompts, each")
-    generate.add_argument(
-        "--from", dest="settings", type=Path, metavar="PNG", help="take settings that are not given from this picture"
-    )
+    text = "take settings that are not given from this picture"
+    generate.add_argument("--from", dest="settings", type=Path, metavar="PNG", help=text)
     generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
     generate.add_argument("--negative-prompt", default="", help="what not to draw")
-    generate.add_argument(
-        "--base",
-        metavar="PATH",
-        help=f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, "
-        f"then also of --pack and --instantid; a folder of that name is ./{MINIATURE} (default: {shown['base']})",
-    )
-    generate.add_argument(
-        "--instantid",
-        metavar="PATH",
-        help=f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})",
-    )
+    text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then of "
+    text += f"--pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
+    generate.add_argument("--base", metavar="PATH", help=text)
+    text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
+    generate.add_argument("--instantid", metavar="PATH", help=text)
     for options, default, text in (
         (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
         (("--controlnet-conditioning-scale", "--controlnet-strength"), 0.8, "scale of the IdentityNet, 0 to 10"),
         (("--noise",), 0.0, "noise in the unconditional embedding, 0 to 1"),
     ):
         generate.add_argument(*options, type=float, default=default, metavar="X", help=text)
-    generate.add_argument(
-        "--guidance-scale",
-        "--guidance",
-        type=float,
-        metavar="X",
-        help=f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})",
-    )
-    generate.add_argument(
-        "--num-inference-steps",
-        "--steps",
-        type=int,
-        metavar="N",
-        help=f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})",
-    )
-    generate.add_argument(
-        "--seed", type=int, nargs="+", metavar="N", help="seed of the first noise; of several, each (default: 0)"
-    )
+    text = f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})"
+    generate.add_argument("--guidance-scale", "--guidance", type=float, metavar="X", help=text)
+    text = f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})"
+    generate.add_argument("--num-inference-steps", "--steps", type=int, metavar="N", help=text)
+    text = "seed of the first noise; of several, each (default: 0)"
+    generate.add_argument("--seed", type=int, nargs="+", metavar="N", help=text)
     width, height = miniature.SIZE
-    generate.add_argument(
-        "--size",
-        type=picture_size,
-        help=f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})",
-    )
+    text = f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})"
+    generate.add_argument("--size", type=picture_size, help=text)
+    text = "for photos without a face: fail, leave the picture out, or draw it without a person"
+    generate.add_argument("--no-face", choices=("error", "skip", "none"), default="error", help=text)
+    text = "take the pose from a picture that 'keypoints' wrote (default: that of the photo)"
+    generate.add_argument("--keypoints", default="", metavar="FILE", help=text)
+    generate.add_argument("--image", default="", metavar="PICTURE", help="begin with this picture in place of noise")
+    generate.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
+    text = "a LoRA's .safetensors file, and its scale, 1 by default; repeat it for several"
+    generate.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
+    text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
+    generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
+    text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
+    generate.add_argument("--scheduler", default="", metavar="NAME", help=text)
+    alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
+    alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
+    text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"
+    alike.add_argument("--at-least", type=float, metavar="X", help=text)
+    alike.add_argument("--tries", type=int, default=4, metavar="K", help="for --at-least: draw so often at most")
     generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
-    generate.add_argument(
-        "-o", "--output", type=Path, required=True, help="the picture to write; of several pictures, their folder"
-    )
+    text = "the picture to write; of several pictures, their folder"
+    generate.add_argument("-o", "--output", type=Path, required=True, help=text)
     generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
     face_options(generate)
     less = generate.add_argument_group("less work for another picture", _APPROXIMATIONS)
-    less.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="MODULE",
-        help="modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)",
-    )
+    text = "modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)"
+    less.add_argument("--layers", nargs="+", metavar="MODULE", help=text)
     for name, what in (("identity", "the identity in the attention"), ("identity-net", "the IdentityNet")):
         text = f"part of the steps with {what}, such as 0 0.8"
         less.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -47,21 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
     show = action("show", _show, "say what person files hold")
     merge = action("merge", _merge, "make one person of the photographs of several files")
     merge.add_argument("--name", help="of the person (default: the first one's)")
-    compare = action("compare", _compare, "print how alike persons are: the cosine of their embeddings")
+    compare = action("compare", _compare, "print how alike persons and photos are: the cosine of their embeddings")
+    face_options(compare)
     export = action("export", _export, "write a person's embedding, picture or identity to a file of its own")
-    for added in (show, merge, compare):
-        added.add_argument("people", nargs="+", type=Path, metavar="FILE", help="files of 'person make'")
+    for added, text in ((show, ""), (merge, ""), (compare, ", and photos: in each, the face most like the person")):
+        added.add_argument("people", nargs="+", type=Path, metavar="FILE", help=f"files of 'person make'{text}")
     for added in (make, show, compare):
         added.add_argument("--json", action="store_true", help="print one JSON document")
     merge.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
     export.add_argument("people", nargs=1, type=Path, metavar="FILE", help="a file of 'person make'")
-    export.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        help="a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps",
-    )
+    text = "a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps"
+    export.add_argument("-o", "--output", type=Path, required=True, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,14 +79,8 @@ def _make(options: argparse.Namespace) -> int:
         raise FastInstantIDError("--choose, --index and --like name the same face in different ways: give one of them")
     choose: Any = Person.load(options.like) if options.like else next((c for c in choices if c is not None), "largest")
     analyzer = face_analyzer(options, face_pack(options))
-    person = find_person(
-        analyzer,
-        options.photos,
-        choose=choose,
-        name=options.name,
-        weights=options.weights,
-        no_face=options.no_face,
-    )
+    how: Any = {name: getattr(options, name) for name in ("name", "weights", "no_face")}
+    person = find_person(analyzer, options.photos, choose=choose, **how)
     person = replace(person, notes=options.notes)
     if options.drop_outliers and (dropped := person.outliers()):
         say(f"left out, as hardly alike: photo {', '.join(str(i + 1) for i in dropped)} of {len(person.embeddings)}")
@@ -128,16 +119,33 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    people = _loaded(options.people)
-    if len(people) < 2:
+    from ..people import Person, find_person, likeness_in, likeness_word
+
+    paths = options.people
+    if len(paths) < 2:
         raise FastInstantIDError("one person to compare: give two or more files")
-    pairs = [(*pair, people[pair[0]].likeness(people[pair[1]])) for pair in combinations(range(len(people)), 2)]
-    names = [str(path) for path in options.people]
+    photos = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
+    analyzer: Any = face_analyzer(options, face_pack(options)) if photos else None
+    people: dict[Path, Person | None] = {path: Person.load(path) for path in paths if path not in photos}
+    for path in photos:
+        people[path] = find_person(analyzer, path) if analyzer.detect(path)[0] else None
+
+    def likeness(one: Path, other: Path) -> float:
+        a, b = people[one], people[other]
+        if a is None or b is None:
+            return math.nan
+        if (one in photos) is (other in photos):
+            return a.likeness(b)
+        photo, person = (one, b) if one in photos else (other, a)
+        return float(likeness_in(analyzer, photo, [person])[0, 0])
+
+    rows = [(likeness(*pair), *map(str, pair)) for pair in combinations(paths, 2)]
     if options.json:
-        print_json([{"a": names[i], "b": names[j], "likeness": round(likeness, 4)} for i, j, likeness in pairs])
+        told = [(None if math.isnan(value) else round(value, 4), likeness_word(value)) for value, *_ in rows]
+        print_json([{"a": a, "b": b, "likeness": x, "word": y} for (_, a, b), (x, y) in zip(rows, told, strict=True)])
         return 0
-    for i, j, likeness in sorted(pairs, key=lambda pair: -pair[2]):
-        print(f"{likeness:6.3f}  {printable(names[i])}  {printable(names[j])}")
+    for value, a, b in sorted(rows, key=lambda row: 2 if math.isnan(row[0]) else -row[0]):
+        print(f"{value:6.3f}  {likeness_word(value):8}  {printable(a)}  {printable(b)}")
     return 0
 
 

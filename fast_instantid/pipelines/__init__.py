@@ -12,9 +12,19 @@ if find_spec("onnxruntime") is not None:  # diffusers imports it
     no_telemetry()
 
 from ..people import Subject
+from .alike import until_alike
 from .approximations import Approximations
 from .generate import Sampling, generate
 from .instantid import InstantID
 from .load import InstantIDFiles, load_pipeline
 
-__all__ = ["Approximations", "InstantID", "InstantIDFiles", "Sampling", "Subject", "generate", "load_pipeline"]
+__all__ = [
+    "Approximations",
+    "InstantID",
+    "InstantIDFiles",
+    "Sampling",
+    "Subject",
+    "generate",
+    "load_pipeline",
+    "until_alike",
+]

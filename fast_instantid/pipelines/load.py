@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import transformers
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from ..errors import ModelFileError
+from ..errors import FastInstantIDError, ModelFileError
 from ..identity import find_adapter, find_identity_net
 from ..kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width, why_not_sdxl
 from ..placement import Placement
@@ -25,6 +25,12 @@ from ..recorder import stage
 from ..sources import DOWNLOAD_HINT, local_path, tokenizer_folder
 from ..weights import StateDict, network_files, path_problem, read_tensors
 
+_NAMES = (
+    "DDIM DDPM DEISMultistep DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE EulerAncestralDiscrete EulerDiscrete "
+    "HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM LMSDiscrete SASolver TCD UniPCMultistep"
+)
+SCHEDULERS = [f"{name}Scheduler" for name in _NAMES.split()]
+"""diffusers' schedulers that sample with SDXL."""
 _CONFIGURATIONS = Path(__file__).parent / "sdxl"  # of the published SDXL and InstantID
 _KINDS = {
     "AutoencoderKL": "a VAE",
@@ -48,7 +54,10 @@ def _quiet() -> Generator[None]:
         library.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # New versions of diffusers want it to be called dtype, which old ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         for library in libraries:
@@ -60,6 +69,7 @@ def _quiet() -> Generator[None]:
 with _quiet():  # transformers warns that torchvision is not installed; it is not needed
     from diffusers import (
         ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
+        StableDiffusionXLControlNetImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
     )
@@ -131,6 +141,55 @@ def load_pipeline(
             pipe = _folder(kind, path, parts, placement.dtype)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(placement.device)
+
+
+def with_additions(
+    pipe: Any, scheduler: str = "", loras: Sequence[tuple[str, float]] = (), controlnets: Sequence[str] = ()
+) -> Any:
+    """A pipeline of the same networks with another scheduler, LoRAs, and ControlNets after the IdentityNet.
+
+    The LoRAs and the scheduler are added to the given pipeline too.
+
+    Args:
+        scheduler: one of :data:`SCHEDULERS`; it gets the configuration of the pipeline's own.
+        loras: local ``.safetensors`` files, each with its scale.
+        controlnets: folders or files of ControlNets for SDXL.
+
+    Raises:
+        FastInstantIDError: an unknown scheduler, or one that needs a package that is missing.
+        ModelFileError: files that are missing or of another kind.
+    """
+    if scheduler and scheduler not in SCHEDULERS:
+        raise FastInstantIDError(f"unknown scheduler {scheduler!r}: choose one of {', '.join(SCHEDULERS)}")
+    for number, (source, _) in enumerate(loras):
+        path = local_path(source, "a LoRA")
+        with _loading(path, "a LoRA"):
+            pipe.load_lora_weights(os.fspath(path), adapter_name=f"lora_{number}", local_files_only=True)
+        if f"lora_{number}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
+            raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
+    if loras:
+        pipe.set_adapters([f"lora_{number}" for number in range(len(loras))], [scale for _, scale in loras])
+    if scheduler:
+        try:
+            kind = getattr(importlib.import_module("diffusers"), scheduler)
+            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        except (ImportError, AttributeError) as error:
+            raise FastInstantIDError(f"{scheduler}: {str(error).strip().splitlines()[0]}") from error
+    paths = [local_path(source, "a ControlNet") for source in controlnets]
+    nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
+    return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets]) if nets else pipe
+
+
+def image_to_image(pipe: Any) -> Any:
+    """A pipeline of the same networks that changes a picture."""
+    return _another(StableDiffusionXLControlNetImg2ImgPipeline, pipe)
+
+
+def _another(kind: Any, pipe: Any, **parts: Any) -> Any:
+    zeros = pipe.config.force_zeros_for_empty_prompt
+    made = kind(**{**pipe.components, **parts}, force_zeros_for_empty_prompt=zeros)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def _folder(kind: Any, path: Path, parts: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -212,9 +271,7 @@ def _unfilled(model: torch.nn.Module) -> list[str]:
 @contextmanager
 def _loading(path: Path, what: str) -> Generator[None]:
     try:
-        with _quiet(), warnings.catch_warnings():
-            # New versions of diffusers want it to be called dtype, which old ones do not know.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated")
+        with _quiet():
             yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

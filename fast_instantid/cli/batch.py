@@ -1,0 +1,121 @@
+"""Many pictures in one run: jobs drawn in batches into a folder, with a report; a run can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FastInstantIDError, NoFaceError
+from ..files import atomic_write
+from .jobs import Drawn, Job
+from .output import progress, save_picture, say, text_in
+from .studio import Studio, is_nobody
+
+if TYPE_CHECKING:
+    from ..people import Person
+
+_REPORT = "report.csv"
+_COLUMNS = ("output", "status", "error", "note", "likeness", "word", "kept_seed")  # before those of a job
+
+
+def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, studio: Studio) -> int:
+    """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
+
+    Returns:
+        the exit code: 0 if all pictures are there but those of photographs to skip, else 1.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    todo: list[tuple[int, Job]] = []
+    known = set[str]()
+    for number, job in enumerate(jobs):
+        if not isinstance(job, Job):
+            rows[number] = job
+            continue
+        rows[number] = {"output": job.file_name, "status": "waiting", **job.settings}
+        path = folder / job.file_name
+        if job.file_name in known:
+            rows[number] |= {"status": "failed", "error": "the same job twice"}
+        elif path.exists():
+            rows[number] |= {"status": "kept"} | _report_of(path, job, studio)
+        else:
+            todo.append((number, job))
+        known.add(job.file_name)
+    start, done = time.monotonic(), 0
+    for batch in _batches(todo, batch_size):
+        left = (time.monotonic() - start) / done * (len(todo) - done) if done else None
+        remaining = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
+        progress(f"{done}/{len(todo)} pictures{remaining}")
+        ready: list[tuple[int, Job, Person]] = []
+        for number, job in batch:
+            try:
+                ready.append((number, job, studio.person(job.person)))
+            except FastInstantIDError as error:
+                skipped = isinstance(error, NoFaceError) and studio.options.no_face == "skip"
+                rows[number] |= {"status": "skipped" if skipped else "failed", "error": str(error)}
+        ready.sort(key=lambda one: is_nobody(one[2]))
+        parts = [[*part] for _, part in groupby(ready, key=lambda one: is_nobody(one[2]))]
+        for number, job, result in (one for part in parts for one in _drawn(part, studio)):
+            if isinstance(result, FastInstantIDError):
+                rows[number] |= {"status": "failed", "error": str(result)}
+            else:
+                save_picture(result.image, folder / job.file_name, settings=result.text)
+                rows[number] |= {"status": "drawn"} | result.report
+        done += len(batch)
+        _write_report(folder, rows)
+    _write_report(folder, rows)
+    progress("")
+    states = ("drawn", "kept", "failed", "skipped")
+    count = {status: sum(row["status"] == status for row in rows.values()) for status in states}
+    for row in rows.values():
+        if row["status"] in states[2:]:
+            say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {row.get('person', '')}: {row['error']}")
+    say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
+    return 1 if count["failed"] else 0
+
+
+def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
+    """What the report says of a picture that is there. Likeness that is asked for is computed where it lacks."""
+    settings = text_in(path, "settings")
+    settings = settings if isinstance(settings, dict) else {}  # of another program
+    seen = replace(job, seed=settings.get("seed", job.seed))
+    drawn = Drawn(None, seen, settings.get("likeness"), "no_face" in settings)
+    try:
+        if studio.judges(job) and drawn.likeness is None and not drawn.nobody:
+            drawn = drawn._replace(likeness=studio.judge(path, studio.person(job.person)))
+    except FastInstantIDError as error:
+        return {"error": str(error)}
+    return drawn.report
+
+
+def _drawn(ready: Sequence[tuple[int, Job, Person]], studio: Studio) -> Iterable[Any]:
+    """Yield number, job, and Drawn or error. Where a batch fails, each of its jobs is drawn alone."""
+    try:
+        images = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready])
+    except FastInstantIDError as error:
+        if len(ready) > 1:
+            for one in ready:
+                yield from _drawn([one], studio)
+        else:
+            yield *ready[0][:2], error
+        return
+    for (number, job, _), image in zip(ready, images, strict=True):
+        yield number, job, image
+
+
+def _batches(jobs: Sequence[tuple[int, Job]], size: int) -> Iterable[list[tuple[int, Job]]]:
+    for _, alike in groupby(sorted(jobs, key=lambda item: str(item[1].batch)), key=lambda item: item[1].batch):
+        group = list(alike)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _write_report(folder: Path, rows: dict[int, dict[str, Any]]) -> None:
+    columns = [*_COLUMNS, *(field.name for field in fields(Job))]
+    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[number] for number in sorted(rows))
