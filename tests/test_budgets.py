@@ -30,8 +30,8 @@ def lines(path: Path) -> int:
 
 
 BOUNDS = {
-    "cli": 1_900,
-    "comfyui": 3_150,
+    "cli": 1_950,
+    "comfyui": 3_300,
     "faces": 3_000,
     "identity": 1_050,
     "observe": 1_800,

@@ -33,6 +33,8 @@ NODES = (
     "InstantIDSavePerson",
     "InstantIDJoinPeople",
     "ApplyInstantIDPerson",
+    "InstantIDPose",
+    "ApplyInstantIDScene",
     "InstantIDLikeness",
     "InstantIDPrompts",
     "InstantIDDoctor",
