@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fast_instantid import FaceAnalyzer, miniature
+from fast_instantid import FaceAnalyzer, InstantID, Pose, Sampling, Scene, Subject, generate, miniature
 from fast_instantid.errors import FastInstantIDError, ImageError, NoFaceError
 from fast_instantid.faces import Face
-from fast_instantid.people import Person, Scene, Subject, find_person, scene_of
-from fast_instantid.people.pose import ANGLES, Pose, load_poses, moved_keypoints, save_poses
+from fast_instantid.people import Person, find_person, scene_of
+from fast_instantid.people.pose import ANGLES, load_poses, moved_keypoints, save_poses
 
 SIZE = (400, 300)
 EYES, NOSE, MOUTH = slice(0, 2), 2, slice(3, 5)
@@ -35,6 +35,11 @@ def group():
     for number in range(2):
         picture.paste(Image.open(PORTRAITS[number]).convert("RGB").resize((128, 128)), (128 * number, 0))
     return picture
+
+
+@pytest.fixture(scope="module")
+def instantid():
+    return InstantID.from_pretrained("miniature", device="cpu")
 
 
 class TestPose:
@@ -194,3 +199,34 @@ class TestPosePicture:
             scene_of(analyzer, group, people)
         with pytest.raises(FastInstantIDError, match="unknown pairing 'top'"):
             scene_of(analyzer, group, people[:2], pairing="top")
+
+
+class TestDrawing:
+    """On the miniature, with diffusers."""
+
+    def test_a_scene_is_its_subjects_and_its_keypoint_picture(self, instantid):
+        two = [instantid.person(PORTRAITS[number]) for number in (0, 3)]
+        poses = [Pose(0.27, 0.5, 0.55), Pose.of("slightly left", x=0.73, y=0.5, size=0.55)]
+        scene = Scene((256, 128), [Subject(one, 0.9, pose=pose) for one, pose in zip(two, poses, strict=True)])
+        options = {"seed": 3, "num_inference_steps": 2, "output_type": "np"}
+        evaluated = []
+        _, net = instantid.networks()
+        hook = net.register_forward_hook(lambda *_: evaluated.append(1))
+        drawn = instantid("flat portrait, plain blue background", scene, **options).images[0]
+        hook.remove()
+        assert drawn.shape == (128, 256, 3)
+        assert len(evaluated) == 2, "one IdentityNet for all persons, in each step"
+        keypoints = scene.keypoint_picture()
+        by_hand = instantid("flat portrait, plain blue background", scene.subjects, keypoints=keypoints, **options)
+        assert np.array_equal(drawn, by_hand.images[0])
+        with instantid.attached(scene):
+            assert instantid.scale == 0.9
+        swapped = Scene(scene.size, [Subject(one, 0.9, pose=pose) for one, pose in zip(two[::-1], poses, strict=True)])
+        other = instantid("flat portrait, plain blue background", swapped, **options).images[0]
+        assert np.abs(other - drawn).mean() > 0.005
+
+    def test_generate_takes_a_scene(self, instantid):
+        scene = Scene((128, 128), [instantid.person(PORTRAITS[0])])
+        sampling = Sampling(num_inference_steps=1, guidance_scale=2.0)
+        (image,) = generate(instantid, scene, None, "flat portrait", sampling)
+        assert image.size == (128, 128)
