@@ -6,12 +6,10 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -271,11 +269,9 @@ class TestAdditions:
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("name", SCHEDULERS)
-    def test_every_scheduler_is_there_or_says_what_it_needs(self, name):
-        config = json.loads((FILES.base / "scheduler" / "scheduler_config.json").read_text())
-        pipe = SimpleNamespace(scheduler=DDIMScheduler.from_config(config))
+    def test_every_scheduler_is_there_or_says_what_it_needs(self, name, instantid):
         try:
-            with_additions(pipe, name)
+            pipe = with_additions(instantid.pipe, name)
         except FastInstantIDError as error:
             assert name in ("DPMSolverSDEScheduler", "LMSDiscreteScheduler")
             assert "requires the" in str(error)  # noqa: PT017
