@@ -11,19 +11,10 @@ from .output import check_output, print_json, progress, say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="InstantID's adapter, ip-adapter.bin")
-    parser.add_argument(
-        "--dtype",
-        choices=("float16", "bfloat16"),
-        default="float16",
-        help="dtype of the converted weights; identities computed in it stay the same",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="a new .safetensors file (default: NAME.fp16.safetensors beside the adapter)",
-    )
+    text = "dtype of the converted weights; identities computed in it stay the same"
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help=text)
+    text = "a new .safetensors file (default: NAME.fp16.safetensors beside the adapter)"
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print output and sizes as one JSON document")
 
 

@@ -148,7 +148,7 @@ def with_additions(
 ) -> Any:
     """A pipeline of the same networks with another scheduler, LoRAs, and ControlNets after the IdentityNet.
 
-    The LoRAs and the scheduler are added to the given pipeline too.
+    The networks of the given pipeline get the LoRAs too.
 
     Args:
         scheduler: one of :data:`SCHEDULERS`; it gets the configuration of the pipeline's own.
@@ -169,15 +169,18 @@ def with_additions(
             raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
     if loras:
         pipe.set_adapters([f"lora_{number}" for number in range(len(loras))], [scale for _, scale in loras])
+    parts: dict[str, Any] = {}
     if scheduler:
         try:
             kind = getattr(importlib.import_module("diffusers"), scheduler)
-            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+            parts["scheduler"] = kind.from_config(pipe.scheduler.config)
         except (ImportError, AttributeError) as error:
             raise FastInstantIDError(f"{scheduler}: {str(error).strip().splitlines()[0]}") from error
     paths = [local_path(source, "a ControlNet") for source in controlnets]
     nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
-    return _another(StableDiffusionXLControlNetPipeline, pipe, controlnet=[pipe.controlnet, *nets]) if nets else pipe
+    if nets:
+        parts["controlnet"] = [pipe.controlnet, *nets]
+    return _another(StableDiffusionXLControlNetPipeline, pipe, **parts) if parts else pipe
 
 
 def image_to_image(pipe: Any) -> Any:
