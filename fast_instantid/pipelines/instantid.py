@@ -157,13 +157,11 @@ class InstantID:
 
         Without an adapter, it is the one that the person keeps, or a BackendError.
         """
-        if self.adapter is None:
-            if person is not None and person.identity is not None:
-                return person.identity.to(self.pipe.device, self.pipe.dtype)
-            raise BackendError(
-                "no adapter to make identities of persons: give InstantID(pipe, adapter=Adapter.load(...))"
-            )
-        return self.adapter.identity(np.zeros((1, EMBEDDING_DIM), np.float32) if person is None else person.rows)
+        if self.adapter is not None:
+            return self.adapter.identity(np.zeros((1, EMBEDDING_DIM), np.float32) if person is None else person.rows)
+        if person is not None and person.identity is not None:
+            return person.identity.to(self.pipe.device, self.pipe.dtype)
+        raise BackendError("no adapter to make identities of persons: give InstantID(pipe, adapter=Adapter.load(...))")
 
     def __call__(
         self,
