@@ -273,6 +273,7 @@ class TestAdditions:
         assert main(["generate", "--from", "lcm.png", *MODELS, "-o", "again.png"]) == 0
         assert np.array_equal(pixels("again.png"), pictures["lcm"])
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("name", SCHEDULERS)
     def test_every_scheduler_is_there_or_says_what_it_needs(self, name, instantid):
         try:

@@ -36,18 +36,13 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
                 setattr(options, name, [value] if name in ("person", "prompt", "seed") else value)
     models = Models.of(options)
     seeds = options.seed or [0]
-    default = Job(
-        **{field.name: getattr(options, field.name) for field in fields(Job)}
-        | {
-            "person": "",
-            "prompt": "",
-            "seed": seeds[0],
-            "num_inference_steps": models.steps if options.num_inference_steps is None else options.num_inference_steps,
-            "guidance_scale": models.guidance if options.guidance_scale is None else options.guidance_scale,
-            "lora": tuple(_with_scale("--lora", given, 1) for given in options.lora or ()),
-            "controlnet": tuple(_with_scale("--controlnet", given, 2) for given in options.controlnet or ()),
-        }
-    )
+    given: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Job)}
+    given |= {"person": "", "prompt": "", "seed": seeds[0]}
+    given["lora"] = tuple(_with_scale("--lora", one, 1) for one in options.lora or ())
+    given["controlnet"] = tuple(_with_scale("--controlnet", one, 2) for one in options.controlnet or ())
+    for name, suited in (("num_inference_steps", models.steps), ("guidance_scale", models.guidance)):
+        given[name] = suited if given[name] is None else given[name]
+    default = Job(**given)
     for name, other in (("tries", "at_least"), ("strength", "image")):
         if not options.jobs and getattr(default, name) != getattr(Job, name) and getattr(default, other) in (None, ""):
             raise FastInstantIDError(f"--{name} without --{other.replace('_', '-')}: give both or neither")

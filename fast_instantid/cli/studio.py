@@ -185,6 +185,7 @@ class Studio:
         from ..faces import keypoint_picture, sdxl_size
         from ..images import load_image
 
+        faces: Any
         faces, shape = keypoints_in(job.keypoints) if job.keypoints else (person.face, person.photo_size)
         size = job.size or self.models.size or sdxl_size(load_image(job.image) if job.image else shape)
         return faces.resize(size) if hasattr(faces, "resize") else keypoint_picture(faces, shape, size)
