@@ -6,15 +6,5 @@ from .find import find_people, find_person
 from .person import Person, cosine, merge
 from .search import find_faces
 
-__all__ = [
-    "Choose",
-    "Order",
-    "Person",
-    "cosine",
-    "find_faces",
-    "find_people",
-    "find_person",
-    "merge",
-    "numbered",
-    "ordered",
-]
+__all__ = ["Choose", "Order", "Person", "cosine", "find_faces", "find_people", "find_person", "merge"]
+__all__ += ["numbered", "ordered"]
