@@ -27,9 +27,9 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def test_the_package_is_at_most_15400_lines():
-    """12,000 for the engine, 1,600 that check what strangers give, 800 for today's ComfyUI, 1,000 for people."""
-    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 15_400
+def test_the_package_is_at_most_16000_lines():
+    """12,000 for the engine, 1,600 that check what strangers give, 800 for today's ComfyUI, 1,600 for people."""
+    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 16_000
 
 
 def test_observation_is_at_most_3000_lines():

@@ -67,9 +67,7 @@ def find_person(
     """
     pictures = photos(images)
     if no_face not in get_args(NoFace):
-        raise FastInstantIDError(
-            f"unknown policy {no_face!r} for photographs without a face: choose error, skip or none"
-        )
+        raise FastInstantIDError(f"unknown policy {no_face!r} for no face: choose error, skip or none")
     if weights is not None and len(weights) != len(pictures):
         raise FastInstantIDError(f"{len(weights)} weights for {len(pictures)} photographs: give one for each")
     found = find_faces(analyzer, pictures)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import NoFaceError
 from ..faces import Face, FaceAnalyzer
+from ..faces.cached import CachedNetworks
 from ..faces.detector import DETECTION_SIZES
 from ..faces.face import faces_of
 from ..images import ImageInput, Photo, photos
@@ -69,7 +70,7 @@ def _harder(analyzer: FaceAnalyzer, photo: Photo, faces: list[Face]) -> list[Fac
         return max((face.det_score for face in found), default=-1.0)
 
     networks = analyzer.networks
-    if faces and (best(faces) >= _SURE or not hasattr(networks, "detect")):  # scores of other analyses mean anything
+    if faces and (best(faces) >= _SURE or not isinstance(networks, CachedNetworks)):
         return faces
     views = [Photo(np.ascontiguousarray(np.rot90(photo.rgb, quarters)), photo.name) for quarters in (1, 2, 3)]
     found = networks.find(views)
@@ -77,8 +78,7 @@ def _harder(analyzer: FaceAnalyzer, photo: Photo, faces: list[Face]) -> list[Fac
     if best(found[at]) > best(faces) + _BETTER:
         logger.warning("%s: the face is turned, and so is its pose; upright() of a Person turns that back", photo.name)
         return [turned(face, at + 1, views[at].size, photo.size) for face in found[at]]
-    if networks.sizes == DETECTION_SIZES and hasattr(networks, "detect"):
-        for side in _LARGER:
-            if not faces and side <= 2 * max(photo.size):
-                faces = faces_of(networks.detect([photo], (side, side))[0])  # pyright: ignore[reportAttributeAccessIssue]
+    for side in _LARGER if networks.sizes == DETECTION_SIZES and isinstance(networks, CachedNetworks) else ():
+        if not faces and side <= 2 * max(photo.size):
+            faces = faces_of(networks.detect([photo], (side, side))[0])
     return faces
