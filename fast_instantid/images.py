@@ -117,11 +117,7 @@ def photos(images: ImageInput) -> list[Photo]:
 
 
 def one_photo(image: OneImage) -> Photo:
-    """One image, in any accepted form, as a Photo.
-
-    Raises:
-        ImageError: a picture that cannot be read, or several.
-    """
+    """One image, in any accepted form, as a Photo. An ImageError if it cannot be read, or if there are several."""
     pictures = photos(image)
     if len(pictures) > 1:
         raise ImageError(f"{len(pictures)} pictures where one is expected: give one at a time")

@@ -165,14 +165,14 @@ def _embedded(analyzer: FaceAnalyzer, paths: list[str]) -> list[dict[str, Any]]:
 def _faces(options: argparse.Namespace) -> int:
     with stage("import"):
         from ..images import one_photo
-        from ..people import numbered, ordered
-        from ..people.search import find_faces, no_face
+        from ..people import find_faces, numbered, ordered
+        from ..people.search import no_face
 
     if options.output:
         check_output(options.output, PICTURE_SUFFIXES, [options.photo])
     analyzer = face_analyzer(options, face_pack(options))
     photo = one_photo(options.photo)
-    faces = ordered(find_faces(analyzer, [photo])[0], "left to right")
+    faces = ordered(find_faces(analyzer, photo)[0], "left to right")
     if not faces:
         raise no_face(analyzer, [photo.name])
     if options.output:

@@ -16,8 +16,7 @@ from ..errors import FastInstantIDError, ModelFileError
 from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..images import photos
-from ..people import Person, find_people, find_person, likeness_in, likeness_word, merge, numbered
-from ..people.search import find_faces
+from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
 from ..weights import file_version
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of

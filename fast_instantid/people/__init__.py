@@ -7,6 +7,7 @@ from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
 from .pose import Pose
 from .scene import Scene, scene_of
+from .search import find_faces
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Scene",
     "Subject",
     "cosine",
+    "find_faces",
     "find_people",
     "find_person",
     "likeness_in",

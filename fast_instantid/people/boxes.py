@@ -22,17 +22,15 @@ def numbered(image: OneImage, faces: Sequence[Any], texts: Sequence[str] | None 
     """The photograph with a box around each face and its number: the one that ``choose=`` takes, 0 at the left.
 
     Args:
-        image: the photograph; see :data:`~..images.OneImage`.
-        faces: its faces, ours or insightface's, in any order.
+        faces: those of the photograph, ours or insightface's, in any order.
         texts: a text for each face, in the sequence of ``faces``, in place of the numbers; letters without
             their accents, as Pillow's own font has no others.
 
     Returns:
-        an RGB picture of the photograph's size, upright.
+        RGB, of the size of the photograph.
 
     Raises:
-        ImageError: a photograph that cannot be read, or several.
-        FastInstantIDError: the number of texts differs from the number of faces.
+        FastInstantIDError: an image that cannot be read, or several; too few or too many texts.
     """
     photo = one_photo(image)
     if texts is not None and len(texts) != len(faces):
@@ -42,12 +40,15 @@ def numbered(image: OneImage, faces: Sequence[Any], texts: Sequence[str] | None 
     size = max(_SMALLEST_FONT, round(_FONT_SHARE * max(photo.size)))
     font, line = ImageFont.load_default(size), max(1, size // 8)
     order = ordered(faces, "left to right")
-    said = range(len(order)) if texts is None else [dict(zip(map(id, faces), texts, strict=True))[id(f)] for f in order]
+    said = map(str, range(len(faces)))
+    if texts is not None:
+        text_of = dict(zip(map(id, faces), texts, strict=True))
+        said = [text_of[id(face)] for face in order]
     boxes = [np.rint(np.sort(np.reshape(field(face, "bbox"), (2, 2)), axis=0)).astype(int) for face in order]
     for box in boxes:
         draw.rectangle((*(box[0] - 1), *(box[1] + 1)), outline=_EDGE, width=line + 2)
         draw.rectangle((*box[0], *box[1]), outline=_COLOR, width=line)
-    for text, box in zip(map(str, said), boxes, strict=True):  # above all boxes
+    for text, box in zip(said, boxes, strict=True):  # above all boxes
         text = unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode()  # all that Pillow's font has
         width, height = (int(side) + 4 * line for side in draw.textbbox((0, 0), text, font, anchor="lt")[2:])
         left = np.clip(box[0, 0], 0, max(photo.width - width, 0))

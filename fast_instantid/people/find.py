@@ -49,7 +49,7 @@ def find_person(
 ) -> Person | None:
     """Find one person in one or more photographs. Photographs that hardly show one person are named in a warning.
 
-    Where no face is found, the photograph is searched turned, with a border and at larger sizes too.
+    Where no face is found, the photograph is searched turned and at larger sizes too; see :func:`~.search.find_faces`.
 
     Args:
         analyzer: finds and recognises faces.
@@ -67,9 +67,7 @@ def find_person(
     """
     pictures = photos(images)
     if no_face not in get_args(NoFace):
-        raise FastInstantIDError(
-            f"unknown policy {no_face!r} for photographs without a face: choose error, skip or none"
-        )
+        raise FastInstantIDError(f"unknown policy {no_face!r} for no face: choose error, skip or none")
     if weights is not None and len(weights) != len(pictures):
         raise FastInstantIDError(f"{len(weights)} weights for {len(pictures)} photographs: give one for each")
     found = find_faces(analyzer, pictures)
@@ -97,7 +95,7 @@ def find_people(analyzer: FaceAnalyzer, image: OneImage, order: Order = "left to
         FastInstantIDError: an unknown order.
     """
     photo = one_photo(image)
-    faces = ordered(find_faces(analyzer, [photo])[0], order, photo.size)
+    faces = ordered(find_faces(analyzer, photo)[0], order, photo.size)
     rows = analyzer.networks.embed([photo] * len(faces), faces) if faces else []
     stem = Path(photo.name).stem
     return [

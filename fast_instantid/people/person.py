@@ -141,6 +141,8 @@ class Person:
         """The person with the pose turned by 90, 180 or 270 degrees where that brings the eyes above the mouth."""
         across, down = self.keypoints[3:].mean(axis=0) - self.keypoints[:2].mean(axis=0)
         quarters = round(np.arctan2(across, down) / (np.pi / 2)) % 4
+        if not quarters:
+            return self
         size = self.photo_size[:: -1 if quarters % 2 else 1]
         return replace(self, face=turned(self.face, quarters, self.photo_size, size), photo_size=size)
 
