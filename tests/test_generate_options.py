@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from fast_instantid import FaceAnalyzer, InstantID, Person, keypoint_picture, miniature, until_alike
 from fast_instantid.cli import main
+from fast_instantid.cli.output import save_picture
 from fast_instantid.errors import BackendError, FastInstantIDError
 from fast_instantid.people import find_person, likeness_in, likeness_word
 from fast_instantid.pipelines.load import SCHEDULERS, with_additions
@@ -352,3 +354,13 @@ class TestAdditions:
             assert out == ""
         assert not Path("a.png").exists()
         assert list(Path("out").glob("*.png")) == []
+
+
+@pytest.mark.parametrize(
+    "settings", ["[]", "5", '{"seed": "x"}', '{"lora": 5}', '{"lora": ["ab"]}', '{"size": [1]}', '{"size": 5}', "{"]
+)
+def test_settings_that_lie_are_refused(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_picture(Image.new("RGB", (8, 8)), Path("a.png"), settings=settings)
+    assert main(["generate", "--from", "a.png", "--person", "p.safetensors", *PROMPT, *MODELS, "-o", "b.png"]) == 1
+    assert re.search(r"a.png: no settings in it|--lora a b: expected PATH", capsys.readouterr().err)
