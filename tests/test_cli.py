@@ -44,7 +44,19 @@ from fast_instantid.sources import MODELS
 from tests.fresh import SHELL, fresh_python
 from tests.tiny_pipelines import SHALLOW
 
-COMMANDS = ("demo", "embed", "keypoints", "person", "generate", "download", "convert", "doctor", "watch", "profile")
+COMMANDS = (
+    "demo",
+    "embed",
+    "faces",
+    "keypoints",
+    "person",
+    "generate",
+    "download",
+    "convert",
+    "doctor",
+    "watch",
+    "profile",
+)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class TestChoosing:
             find_person(analyzer, group, choose=3)
         with pytest.raises(FastInstantIDError, match="unknown order of faces 'leftmost': choose one of largest, left"):
             find_person(analyzer, group, choose="leftmost")
-        with pytest.raises(FastInstantIDError, match="2 pictures: find the people of one photograph"):
+        with pytest.raises(FastInstantIDError, match="2 pictures where one is expected"):
             find_people(analyzer, [group, group])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from PIL import Image
@@ -26,10 +26,6 @@ NoFace: TypeAlias = Literal["error", "skip", "none"]
 
 @overload
 def find_person(
-    analyzer: FaceAnalyzer, images: ImageInput, *, no_face: Literal["none"], **options: Any
-) -> Person | None: ...
-@overload
-def find_person(
     analyzer: FaceAnalyzer,
     images: ImageInput,
     *,
@@ -38,6 +34,16 @@ def find_person(
     weights: Sequence[float] | None = None,
     no_face: Literal["error", "skip"] = "error",
 ) -> Person: ...
+@overload
+def find_person(
+    analyzer: FaceAnalyzer,
+    images: ImageInput,
+    *,
+    choose: Choose = "largest",
+    name: str | None = None,
+    weights: Sequence[float] | None = None,
+    no_face: Literal["none"],
+) -> Person | None: ...
 def find_person(
     analyzer: FaceAnalyzer,
     images: ImageInput,

@@ -78,7 +78,8 @@ def _harder(analyzer: FaceAnalyzer, photo: Photo, faces: list[Face]) -> list[Fac
     if best(found[at]) > best(faces) + _BETTER:
         logger.warning("%s: the face is turned, and so is its pose; upright() of a Person turns that back", photo.name)
         return [turned(face, at + 1, views[at].size, photo.size) for face in found[at]]
-    for side in _LARGER if networks.sizes == DETECTION_SIZES and isinstance(networks, CachedNetworks) else ():
-        if not faces and side <= 2 * max(photo.size):
-            faces = faces_of(networks.detect([photo], (side, side))[0])
+    if isinstance(networks, CachedNetworks) and networks.sizes == DETECTION_SIZES:
+        for side in _LARGER:
+            if not faces and side <= 2 * max(photo.size):
+                faces = faces_of(networks.detect([photo], (side, side))[0])
     return faces
