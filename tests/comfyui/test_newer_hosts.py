@@ -243,7 +243,7 @@ def test_face_networks_are_given_to_the_class_of_dynamic_vram(real_host, part, f
         pytest.skip("needs a ComfyUI with dynamic VRAM")
     network = part("comfyui.memory").ManagedNetwork
     recognizer = part("faces.pack").look_for_pack(face_pack).recognizer
-    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8).numpy()
+    crops = (portraits[:1, :112, :112] * 255).to(torch.uint8)
     expected = network(recognizer, torch.device("cpu")).run(crops, 127.5, 1 / 127.5)[0]
     made: list[Any] = []
     new = patchers.ModelPatcherDynamic.__new__
