@@ -90,8 +90,9 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
         draw("instantid_basic", ["0.png"], f"{style} portrait, plain white background, black shirt").save(photos / file)
     hills = "outlined portrait, hilly green background, red shirt"
     yield thumbnail("instantid_many_references", [*same, *same, "2.png"], hills)
-    for name, portraits in (("instantid_people", ["0.png", "3.png"]), ("instantid_load_person", ["1.png", "4.png"])):
-        yield thumbnail(name, portraits, *([] if name == "instantid_people" else [hills]))
+    yield thumbnail("instantid_people", ["0.png", "3.png"], size=miniature.SIZE)
+    yield thumbnail("instantid_load_person", ["1.png", "4.png"], hills)
+    yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
 
 
