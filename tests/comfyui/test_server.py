@@ -44,6 +44,8 @@ NODES = (
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))
 IPADAPTER = os.environ.get("IPADAPTER_PATH")
+OURS = {"layers": "reference", "no_face": "error", "det_threshold": 0.5, "det_size": "auto"}
+"""Inputs that the old pack lacks, with their defaults."""
 ON_THE_PAGE_ONLY = {"MarkdownNote", "Note", "Reroute"}
 
 
@@ -174,8 +176,8 @@ def test_a_workflow_of_the_old_pack_opens_and_runs_as_it_is(
     for node in page["nodes"]:
         if node["type"] in NODES:
             values = _node(stored, node["id"])["widgets_values"]
-            assert [value for name, value in node["widgets"].items() if name != "layers"] == values
-            assert node["widgets"].get("layers", "reference") == "reference"
+            assert [value for name, value in node["widgets"].items() if name not in OURS] == values
+            assert all(node["widgets"].get(name, default) == default for name, default in OURS.items())
     pictures = server.run(_with_what_is_here(_small(page["prompt"]), schema))
     server.post("/free", {"unload_models": True, "free_memory": True})
     _assert_not_empty(pictures[0])
