@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.comfyui import tiny
 from tests.comfyui.installation import Refused, queue
-from tests.comfyui.test_server import front_end, schema, server  # noqa: F401
+from tests.comfyui.test_server import OURS, front_end, schema, server  # noqa: F401
 from tests.comfyui.workflows import PROMPTS, REFUSED, STYLES, TWO_PEOPLE, Prompt, prompt, saved
 
 
@@ -147,7 +147,9 @@ def _values(prompt: Prompt) -> list[Any]:
                 is_number = source["class_type"] == "PrimitiveFloat"
                 value = source["inputs"]["value"] if is_number else f"{source['class_type']} {value[1]}"
             inputs[name] = round(float(value), 6) if isinstance(value, (int, float)) else value
-        inputs.pop("layers", None)  # which the page adds, at its default
+        for name, default in OURS.items():  # which the page adds
+            if inputs.get(name) == default:
+                del inputs[name]
         values.append([node["class_type"], inputs])
     return sorted(
         (value for value in values if value[0] != "PrimitiveFloat"), key=lambda value: json.dumps(value, sort_keys=True)
