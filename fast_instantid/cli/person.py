@@ -79,8 +79,10 @@ def _make(options: argparse.Namespace) -> int:
         raise FastInstantIDError("--choose, --index and --like name the same face in different ways: give one of them")
     choose: Any = Person.load(options.like) if options.like else next((c for c in choices if c is not None), "largest")
     analyzer = face_analyzer(options, face_pack(options))
-    how: Any = {name: getattr(options, name) for name in ("name", "weights", "no_face")}
-    person = find_person(analyzer, options.photos, choose=choose, **how)
+    no_face = "skip" if options.no_face == "skip" else "error"
+    person = find_person(
+        analyzer, options.photos, choose=choose, name=options.name, weights=options.weights, no_face=no_face
+    )
     person = replace(person, notes=options.notes)
     if options.drop_outliers and (dropped := person.outliers()):
         say(f"left out, as hardly alike: photo {', '.join(str(i + 1) for i in dropped)} of {len(person.embeddings)}")

@@ -60,7 +60,7 @@ class InstantIDPerson(_PersonNode):
             choose = next((person for person in like or () if person is not None), None)
             if choose is None:
                 raise FastInstantIDError("choose is like, but no person is connected to like")
-        options = {"choose": index if choose == "index" else choose, "no_face": no_face}
+        options: dict[str, Any] = {"choose": index if choose == "index" else choose, "no_face": no_face}
         if group == "one person":
             options |= {"name": name or None, "weights": _numbers(weights)}
             people: list[Person | None] = [find_person(analyzer, pictures, **options)]

@@ -104,7 +104,9 @@ def run(
     with _timed(f"sample {len(prompts)} pictures, {sampling.num_inference_steps} steps", seconds):
         images = generate(instantid, [[one] for one in people], keypoints, prompts, sampling, progress)
 
-    likeness = [likeness_in(instantid.faces, image, [one]).item() for image, one in zip(images, people, strict=True)]
+    analyzer = instantid.faces
+    assert analyzer is not None, "from_pretrained loads one"
+    likeness = [likeness_in(analyzer, image, [one]).item() for image, one in zip(images, people, strict=True)]
     strangers = [instantid.person(other) for other in photos(files.portraits) if other.key != photo.key]
     return Demo(
         person,

@@ -18,8 +18,8 @@ from ..files import atomic_write
 
 # Eyes, nose and corners of the mouth in distances between the eyes: x to the right, y down, z towards the viewer. x and
 # y are those of ArcFace's template (Deng et al. 2019). z is an estimate: the nose's tip is about 0.45 before the eyes.
-_MODEL = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.57, 0.45], [-0.41, 1.15, 0.05], [0.41, 1.15, 0.05]])
-_MODEL = _MODEL - _MODEL.mean(axis=0)
+_FACE = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.57, 0.45], [-0.41, 1.15, 0.05], [0.41, 1.15, 0.05]])
+_MODEL = _FACE - _FACE.mean(axis=0)
 _FACE_HEIGHT = 2.9
 """Of a detector's box, forehead to chin, in distances between the eyes: about that of SCRFD."""
 _MIRRORED = [1, 0, 2, 4, 3]
