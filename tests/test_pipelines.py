@@ -581,12 +581,14 @@ def test_a_weight_beside_subjects_is_refused_and_beside_identities_theirs(pipe, 
         assert torch.equal(sample(pipe), both)
 
 
-@pytest.mark.parametrize(
-    "region", ["mask.png", (0, 0, 64, 64), np.zeros((4, 4), complex), np.full((4, 4), "1")], ids=str
-)
-def test_a_region_is_a_picture(identity, region):
+@pytest.mark.parametrize("region", ["mask.png", np.zeros((4, 4), complex), np.full((4, 4), "1")], ids=str)
+def test_a_region_is_a_picture_or_a_box(identity, region):
     with pytest.raises(ImageError, match="a region is a picture"):
         Subject(identity, region=region)
+    with pytest.raises(
+        ImageError, match=r"region \(0, 0, 64, 64\): expected left, top, right and bottom of a box in 0..1"
+    ):
+        Subject(identity, region=(0, 0, 64, 64))
 
 
 def test_nobody_is_refused(pipe):

@@ -74,7 +74,7 @@ class Subject:
             values = torch.from_numpy(np.array(self.region, np.float32))
         else:
             kind = getattr(self.region, "dtype", type(self.region).__name__)
-            raise ImageError(f"a region is a picture (PIL image, or array or tensor of numbers), got {kind}")
+            raise ImageError(f"a region is a picture (PIL image, or array or tensor of numbers) or a box, got {kind}")
         return values[None]
 
 
