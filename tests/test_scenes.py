@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.scenes import own_faces
 from fast_instantid import FaceAnalyzer, InstantID, Pose, Sampling, Scene, Subject, generate, miniature
 from fast_instantid.errors import FastInstantIDError, ImageError, NoFaceError
 from fast_instantid.faces import Face
@@ -230,3 +231,8 @@ class TestDrawing:
         sampling = Sampling(num_inference_steps=1, guidance_scale=2.0)
         (image,) = generate(instantid, scene, None, "flat portrait", sampling)
         assert image.size == (128, 128)
+
+    def test_each_face_is_most_like_its_own_person(self, instantid):
+        """Of the six shipped; `python -m examples.scenes --measure` draws more."""
+        people = [instantid.person(portrait) for portrait in PORTRAITS]
+        assert sum(own_faces(instantid, people, shown) for shown in ((0, 1), (3, 2), (1, 4, 5))) >= 6
