@@ -1,4 +1,4 @@
-"""The picture of the guide to scenes: one person at eleven angles, and two and three persons in one picture.
+"""The picture of the guide to scenes: one person at ten angles, and two and three persons in one picture.
 
     python -m examples.scenes docs/images/scenes.png
     python -m examples.scenes --measure

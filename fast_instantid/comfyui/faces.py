@@ -44,7 +44,7 @@ def find_faces(insightface: Any, image: Tensor) -> list[Found]:
     """
     follow_settings()
     networks, found = FaceAnalyzer.wrap(insightface).networks, list[Found]()
-    for batch in _batches(photos(image)):
+    for batch in batches(photos(image)):
         pairs = zip(batch, networks.find(batch), strict=True)
         found += [Found(photo, largest(faces) if faces else None) for photo, faces in pairs]
     return found
@@ -80,7 +80,7 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
             features.append(torch.from_numpy(picture))
     else:
         networks = FaceAnalyzer.wrap(insightface).networks
-        for batch in _batches(with_face):
+        for batch in batches(with_face):
             embeddings = networks.embed([photo for photo, _ in batch], [face for _, face in batch])
             features += torch.from_numpy(embeddings).unsqueeze(1)
     if len(features) == 1:
@@ -88,7 +88,7 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
     return torch.stack(features) if features else None
 
 
-def _batches(items: list[Item]) -> Iterator[list[Item]]:
+def batches(items: list[Item]) -> Iterator[list[Item]]:
     """Yield the items in batches; check the Cancel button and move the progress bar between them."""
     progress = comfy.utils.ProgressBar(len(items))
     for start in range(0, len(items), _BATCH):

@@ -10,6 +10,7 @@ from ..errors import ModelFileError
 from ..faces import FaceAnalyzer
 from ..identity import Adapter
 from . import sockets
+from .derived import Derivable
 from .memory import ManagedAdapter
 from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
 
@@ -52,7 +53,7 @@ class InstantIDModelLoader:
         return (ManagedAdapter.load(path, device="cpu"),)
 
 
-class InstantIDFaceAnalysis:
+class InstantIDFaceAnalysis(Derivable):
     """Loads the face detector and recogniser."""
 
     DESCRIPTION = (

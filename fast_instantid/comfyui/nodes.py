@@ -28,6 +28,7 @@ from .apply import (
     compute_dtype,
     tokens_of,
 )
+from .derived import Derivable
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .foreign import adapter_of
 from .loaders import InstantIDFaceAnalysis, InstantIDModelLoader
@@ -73,7 +74,7 @@ class FaceKeypointsPreprocessor:
         return (keypoints,)
 
 
-class ApplyInstantID:
+class ApplyInstantID(Derivable):
     """Applies InstantID to a model and its conditionings."""
 
     DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
@@ -83,16 +84,7 @@ class ApplyInstantID:
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
 
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.taken(sockets.apply(), cls)
-
-    def __init_subclass__(cls) -> None:
-        """Leave out ``layers`` in nodes that other packs derive, however they make their inputs."""
-        super().__init_subclass__()
-        if own := vars(cls).get("INPUT_TYPES"):
-            taken = classmethod(lambda cls: sockets.taken(own.__get__(None, cls)(), cls))
-            cls.INPUT_TYPES = taken  # pyright: ignore[reportAttributeAccessIssue]
+    INPUT_TYPES: Any = staticmethod(sockets.apply)
 
     def apply_instantid(
         self,
@@ -156,12 +148,10 @@ class ApplyInstantIDAdvanced(ApplyInstantID):
 
     DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
 
-    @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.apply_advanced()
+    INPUT_TYPES = staticmethod(sockets.apply_advanced)
 
 
-class InstantIDAttentionPatch:
+class InstantIDAttentionPatch(Derivable):
     """Applies InstantID's attention half to a model."""
 
     DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."

@@ -20,9 +20,10 @@ from ..people import Person, find_faces, find_people, find_person, likeness_in, 
 from ..weights import file_version
 from . import sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
-from .faces import find_faces as show_progress
+from .faces import batches
 from .models import PEOPLE
 from .people import People, identity_of, keypoints_of, person_path, said, save, size_of
+from .settings import follow_settings
 
 
 class _PersonNode:
@@ -53,8 +54,8 @@ class InstantIDPerson(_PersonNode):
         like: People | None = None,
     ) -> dict[str, Any]:
         analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        show_progress(faceanalysis, image)  # all at once: the searches below find the faces in the cache
-        found = find_faces(analyzer, pictures)
+        follow_settings()
+        found = [faces for batch in batches(pictures) for faces in find_faces(analyzer, batch)]
         missing = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
         if choose == "like":
             choose = next((person for person in like or () if person is not None), None)
@@ -63,15 +64,15 @@ class InstantIDPerson(_PersonNode):
         options: dict[str, Any] = {"choose": index if choose == "index" else choose, "no_face": no_face}
         if group == "one person":
             options |= {"name": name or None, "weights": _numbers(weights)}
-            people: list[Person | None] = [find_person(analyzer, pictures, **options)]
+            people: list[Person | None] = [find_person(analyzer, pictures, faces=found, **options)]
         else:
             if missing and no_face == "error":
-                find_person(analyzer, pictures)  # an error that names all of them
-            kept = [photo for photo in pictures if no_face == "none" or photo.name not in missing]
+                find_person(analyzer, pictures, faces=found)  # an error that names all of them
+            kept = [(photo, faces) for photo, faces in zip(pictures, found, strict=True) if faces or no_face == "none"]
             if group == "all faces":
-                people = [person for photo in kept for person in find_people(analyzer, photo) or [None]]
+                people = [one for photo, faces in kept for one in find_people(analyzer, photo, faces=faces) or [None]]
             else:
-                people = [find_person(analyzer, [photo], **options) for photo in kept]
+                people = [find_person(analyzer, [photo], faces=[faces], **options) for photo, faces in kept]
             if name:
                 people = [one and replace(one, name=f"{name} {number}") for number, one in enumerate(people, 1)]
         if doubtful != "keep":
@@ -216,13 +217,16 @@ class InstantIDLikeness(_PersonNode):
             return _reported(image, best, best >= at_least, "\n".join(lines))
         if image is None or faceanalysis is None:
             raise FastInstantIDError("nothing to compare: connect image and faceanalysis, or a person to other")
-        analyzer, least, lines = FaceAnalyzer.wrap(faceanalysis), list[float](), list[str]()
-        for number, photo in enumerate(photos(image)):
-            one = person[number % len(person)]
-            given = people if shown == sockets.SHOWN[1] else [] if one is None else [one]
-            row = likeness_in(analyzer, [photo], given)[0].tolist() if given else []
-            least.append(math.nan if not row or any(map(math.isnan, row)) else min(row))
-            said = [f"{one.name} {_with_word(value)}" for one, value in zip(given, row, strict=True)]
+        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
+        if shown == sockets.SHOWN[1] or len(person) == 1:
+            given, rows = [people] * len(pictures), likeness_in(analyzer, pictures, people)
+        else:
+            given = [[one] if (one := person[i % len(person)]) else [] for i in range(len(pictures))]
+            rows = [likeness_in(analyzer, [p], g)[0] if g else [] for p, g in zip(pictures, given, strict=True)]
+        least, lines = list[float](), list[str]()
+        for photo, who, row in zip(pictures, given, rows, strict=True):
+            least.append(float(np.min(row)) if len(row) else math.nan)
+            said = [f"{one.name} {_with_word(float(value))}" for one, value in zip(who, row, strict=True)]
             lines.append(f"{photo.name}: {', '.join(said) or 'no person'}")
         order = sorted(range(len(least)), key=lambda number: math.inf if math.isnan(least[number]) else -least[number])
         best = least[order[0]]

@@ -6,7 +6,6 @@ derive nodes from ours change them.
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -121,7 +120,6 @@ _OPTIONAL = {
     "person": _input("PERSON", "A person in place of the face in image. A batch of persons draws one picture each."),
     "no_face": _NO_FACE,
 }
-_OURS = ("layers", "person", "no_face")
 
 
 def apply() -> Inputs:
@@ -143,17 +141,6 @@ _COMBINE = _input(
 def apply_advanced() -> Inputs:
     required = {**_SUBJECT, **_STRENGTHS, **_RANGE, "noise": _NOISE, "combine_embeds": _COMBINE}
     return deepcopy({"required": required, "optional": _OPTIONAL})
-
-
-def taken(inputs: Inputs, node: Any) -> Inputs:
-    """Drop inputs that the reference lacks, if a method of a derived node takes no such argument."""
-    for method in (node.apply_instantid, getattr(node, node.FUNCTION)):
-        parameters = inspect.signature(method).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        for name in () if takes_any else _OURS:
-            for section in () if name in parameters else inputs.values():
-                section.pop(name, None)
-    return inputs
 
 
 def attention_patch() -> Inputs:

@@ -33,6 +33,7 @@ def find_person(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     no_face: Literal["error", "skip"] = "error",
+    faces: Sequence[Sequence[Face]] | None = None,
 ) -> Person: ...
 @overload
 def find_person(
@@ -43,6 +44,7 @@ def find_person(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     no_face: Literal["none"],
+    faces: Sequence[Sequence[Face]] | None = None,
 ) -> Person | None: ...
 def find_person(
     analyzer: FaceAnalyzer,
@@ -52,6 +54,7 @@ def find_person(
     name: str | None = None,
     weights: Sequence[float] | None = None,
     no_face: NoFace = "error",
+    faces: Sequence[Sequence[Face]] | None = None,
 ) -> Person | None:
     """Find one person in one or more photographs. Photographs that hardly show one person are named in a warning.
 
@@ -65,6 +68,7 @@ def find_person(
         weights: how much each photograph counts, 0 or more; 1 each by default.
         no_face: for photographs without a face: "error", "skip", which names them in a warning, or "none", which also
             returns None if no photograph has a face.
+        faces: those of each photograph, as :func:`~.search.find_faces` returns them; by default each is searched.
 
     Raises:
         NoFaceError: photographs without a face, or none with a face; names them, and says how they were searched.
@@ -76,7 +80,7 @@ def find_person(
         raise FastInstantIDError(f"unknown policy {no_face!r} for no face: choose error, skip or none")
     if weights is not None and len(weights) != len(pictures):
         raise FastInstantIDError(f"{len(weights)} weights for {len(pictures)} photographs: give one for each")
-    found = find_faces(analyzer, pictures)
+    found = find_faces(analyzer, pictures) if faces is None else faces
     empty = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
     if empty and (no_face == "error" or (no_face == "skip" and len(empty) == len(pictures))):
         raise no_face_error(analyzer, empty)
@@ -86,22 +90,26 @@ def find_person(
         return None
     kept = [i for i, faces in enumerate(found) if faces]
     pictures = [pictures[i] for i in kept]
-    faces = [chosen(analyzer, photo, found[i], choose) for i, photo in zip(kept, pictures, strict=True)]
-    embeddings = analyzer.embed(pictures, faces)
+    shown = [chosen(analyzer, photo, found[i], choose) for i, photo in zip(kept, pictures, strict=True)]
+    embeddings = analyzer.embed(pictures, shown)
     _warn_of_strangers(embeddings, [photo.name for photo in pictures])
     given = None if weights is None else np.array([weights[i] for i in kept], np.float32)
-    return _person(analyzer, pictures[0], faces[0], embeddings, name, given)
+    return _person(analyzer, pictures[0], shown[0], embeddings, name, given)
 
 
-def find_people(analyzer: FaceAnalyzer, image: OneImage, order: Order = "left to right") -> list[Person]:
+def find_people(
+    analyzer: FaceAnalyzer, image: OneImage, order: Order = "left to right", faces: Sequence[Face] | None = None
+) -> list[Person]:
     """All persons of one photograph, in an order; none without a face. Each is named after the photograph and a number.
+
+    ``faces`` are those of the photograph, if they were found before.
 
     Raises:
         ImageError: a photograph that cannot be read, or several.
         FastInstantIDError: an unknown order.
     """
     photo = one_photo(image)
-    faces = ordered(find_faces(analyzer, photo)[0], order, photo.size)
+    faces = ordered(find_faces(analyzer, photo)[0] if faces is None else faces, order, photo.size)
     rows = analyzer.networks.embed([photo] * len(faces), faces) if faces else []
     stem = Path(photo.name).stem
     return [

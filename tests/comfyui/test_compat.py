@@ -256,12 +256,36 @@ def test_a_derived_node_runs_with_all_its_inputs(registered, inputs, style: str,
     node = derived(style, registered, node_id)
     types = node.INPUT_TYPES()
     sockets = types["required"] | types["optional"]
-    assert ("layers" in sockets) == (style == "any argument"), "only for a method that takes it"
-    assert "layers" in registered[node_id].INPUT_TYPES()["optional"], "ours keeps it"
+    for ours in ("layers", "person", "no_face"):
+        assert (ours in sockets) == (style == "any argument"), "only for a method that takes it"
+        assert ours in registered[node_id].INPUT_TYPES()["optional"], "ours keeps it"
     widgets = {name: spec[1]["default"] for name, spec in sockets.items() if "default" in dict(*spec[1:])}
     result = tiny.call(node, **{name: {**widgets, **inputs}[name] for name in sockets if name in {**widgets, **inputs}})
     plain = tiny.call(registered["ApplyInstantID"], **inputs, cn_strength=0.8, ip_weight=0.8)
     torch.testing.assert_close(tokens(result), tokens(plain))
+
+
+@pytest.mark.parametrize("style", ["its inputs", "super", "any argument"])
+def test_a_derived_analysis_gets_the_inputs_that_it_takes(IID: ModuleType, style: str):
+    class Chosen(IID.InstantIDFaceAnalysis):
+        def load_insight_face(self, provider):
+            return (provider,)
+
+    class Super(Chosen):
+        @classmethod
+        def INPUT_TYPES(cls):
+            return super().INPUT_TYPES()
+
+    class AnyArgument(IID.InstantIDFaceAnalysis):
+        def load_insight_face(self, **more):
+            return (more["provider"],)
+
+    node = {"its inputs": Chosen, "super": Super, "any argument": AnyArgument}[style]
+    sections = node.INPUT_TYPES()
+    widgets = {name: spec[1].get("default", "CPU") for section in sections.values() for name, spec in section.items()}
+    assert ("det_size" in widgets) == (style == "any argument")
+    assert tiny.call(node, **widgets) == ("CPU",)
+    assert {"det_threshold", "det_size"} <= set(IID.InstantIDFaceAnalysis.INPUT_TYPES()["optional"])
 
 
 def test_a_derived_loader_is_judged_by_its_own_rules(IID: ModuleType, comfyui: Installation):

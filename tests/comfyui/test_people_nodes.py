@@ -109,6 +109,21 @@ class TestFinding:
         assert (people, has_face) == ((None,), False)
         assert report == "no person\nno face found in image"
 
+    def test_a_photograph_is_searched_once_by_an_analysis_of_another_pack(self, ours, faces, portraits):
+        searched = []
+
+        class Chooser:
+            det_model = faces.det_model
+
+            def get(self, image):
+                searched.append(image.shape)
+                return faces.get(image)
+
+        for number, group in enumerate(("one person", "one person per photo", "all faces"), 1):
+            inputs = FIND | {"group": group}
+            shown(tiny.call(ours["InstantIDPerson"], faceanalysis=Chooser(), image=portraits, **inputs))
+            assert len(searched) == number * len(portraits)
+
     def test_bad_input_is_named(self, find, portrait):
         with pytest.raises(Exception, match="weights 'many'"):
             find(portrait, weights="many")
