@@ -133,7 +133,7 @@ def _scene(
 
 
 def _masks(scene: Scene, regions: Tensor | None) -> list[Tensor | None]:
-    """Return a mask for each person: those given, or of what is nearest to each face."""
+    """Return a mask for each person: those given, or of the area nearest to each face."""
     count = len(scene.subjects)
     if regions is not None:
         regions = regions.reshape(-1, *regions.shape[-2:])

@@ -294,7 +294,7 @@ def apply_scene() -> Inputs:
         "pose": _input("POSE", "A pose for each person. Without it: beside each other."),
         "pose_image": _input("IMAGE", "A picture with a face for each person, in place of pose."),
         "faceanalysis": _input("FACEANALYSIS", "From InstantID Face Analysis, for pose_image."),
-        "regions": _input("MASK", "A mask for each person. Without it: what is nearest to each face."),
+        "regions": _input("MASK", "A mask for each person. Without it: the area nearest to each face."),
         "layers": _LAYERS,
     }
     return deepcopy({"required": required, "optional": optional})
