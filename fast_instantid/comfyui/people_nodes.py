@@ -18,7 +18,7 @@ from ..identity import Combine
 from ..images import photos
 from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
 from ..weights import file_version
-from . import sockets
+from . import people_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import batches
 from .models import PEOPLE
@@ -38,7 +38,7 @@ class InstantIDPerson(_PersonNode):
     RETURN_NAMES = ("person", "preview", "has_face", "report")
     FUNCTION = "find"
     SEARCH_ALIASES = ("choose face", "group photo", "face embedding", "which face", "no face")
-    INPUT_TYPES = staticmethod(sockets.person)
+    INPUT_TYPES = staticmethod(people_sockets.person)
 
     def find(
         self,
@@ -93,8 +93,8 @@ class InstantIDLoadPerson(_PersonNode):
     SEARCH_ALIASES = ("load face", "saved face", "character")
 
     @classmethod
-    def INPUT_TYPES(cls) -> sockets.Inputs:
-        return sockets.load_person(folder_paths.get_filename_list(PEOPLE))
+    def INPUT_TYPES(cls) -> people_sockets.Inputs:
+        return people_sockets.load_person(folder_paths.get_filename_list(PEOPLE))
 
     @classmethod
     def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
@@ -122,7 +122,7 @@ class InstantIDSavePerson(_PersonNode):
     FUNCTION = "save"
     OUTPUT_NODE = True
     SEARCH_ALIASES = ("save face", "face embeds", "character")
-    INPUT_TYPES = staticmethod(sockets.save_person)
+    INPUT_TYPES = staticmethod(people_sockets.save_person)
 
     def save(self, person: People, name: str, overwrite: bool) -> dict[str, Any]:
         paths = save(person, name, overwrite)
@@ -137,11 +137,11 @@ class InstantIDJoinPeople(_PersonNode):
     RETURN_NAMES = ("person",)
     FUNCTION = "join"
     SEARCH_ALIASES = ("batch of people", "merge faces", "many people")
-    INPUT_TYPES = staticmethod(sockets.join_people)
+    INPUT_TYPES = staticmethod(people_sockets.join_people)
 
     def join(self, first: People, second: People, how: str) -> tuple[People]:
         people = (*first, *second)
-        return (people if how == sockets.JOINS[0] else (merge([one for one in people if one is not None]),),)
+        return (people if how == people_sockets.JOINS[0] else (merge([one for one in people if one is not None]),),)
 
 
 class ApplyInstantIDPerson(_PersonNode):
@@ -152,7 +152,7 @@ class ApplyInstantIDPerson(_PersonNode):
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply"
     SEARCH_ALIASES = ("face id", "same person", "consistent face", "apply face")
-    INPUT_TYPES = staticmethod(sockets.apply_person)
+    INPUT_TYPES = staticmethod(people_sockets.apply_person)
 
     def apply(
         self,
@@ -195,7 +195,7 @@ class InstantIDLikeness(_PersonNode):
     RETURN_NAMES = ("image", "likeness", "is_alike", "report")
     FUNCTION = "compare"
     SEARCH_ALIASES = ("similarity", "same face", "face distance", "keep the best", "compare people")
-    INPUT_TYPES = staticmethod(sockets.likeness)
+    INPUT_TYPES = staticmethod(people_sockets.likeness)
 
     def compare(
         self,
@@ -218,7 +218,7 @@ class InstantIDLikeness(_PersonNode):
         if image is None or faceanalysis is None:
             raise FastInstantIDError("nothing to compare: connect image and faceanalysis, or a person to other")
         analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        if shown == sockets.SHOWN[1] or len(person) == 1:
+        if shown == people_sockets.SHOWN[1] or len(person) == 1:
             given, rows = [people] * len(pictures), likeness_in(analyzer, pictures, people)
         else:
             given = [[one] if (one := person[i % len(person)]) else [] for i in range(len(pictures))]
@@ -240,7 +240,7 @@ class InstantIDPrompts(_PersonNode):
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
     SEARCH_ALIASES = ("batch of prompts", "prompt list", "clip text encode")
-    INPUT_TYPES = staticmethod(sockets.prompts)
+    INPUT_TYPES = staticmethod(people_sockets.prompts)
 
     def encode(self, clip: Any, prompts: str) -> tuple[Conditioning]:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]

@@ -14,7 +14,7 @@ from ..faces import FaceAnalyzer, draw_keypoints
 from ..identity import Combine
 from ..images import photos
 from ..people import Person, Pose, Scene, Subject, scene_of
-from . import sockets
+from . import scene_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, tokens_of
 from .people import People, identity_of, size_of
 
@@ -28,7 +28,7 @@ class InstantIDPose:
     FUNCTION = "pose"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("head angle", "face direction", "yaw pitch roll", "keypoints", "face position")
-    INPUT_TYPES = staticmethod(sockets.pose)
+    INPUT_TYPES = staticmethod(scene_sockets.pose)
 
     def pose(
         self,
@@ -59,7 +59,7 @@ class ApplyInstantIDScene:
     FUNCTION = "apply"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("two people", "several people", "multiple faces", "group picture", "regions")
-    INPUT_TYPES = staticmethod(sockets.apply_scene)
+    INPUT_TYPES = staticmethod(scene_sockets.apply_scene)
 
     def apply(
         self,
