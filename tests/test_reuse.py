@@ -331,7 +331,7 @@ def test_the_identitynet_runs_only_where_it_says_something(pipe, identity, argum
     with InstantID(pipe).attached(identity):
         with Runs(pipe.controlnet) as counted:
             ours = sample(pipe, **arguments)
-        monkeypatch.setattr(drawing, "_has_zero_scale", lambda *_: False)
+        monkeypatch.setattr(drawing, "has_zero_scale", lambda *_: False)
         with Runs(pipe.controlnet) as always:
             wanted = sample(pipe, **arguments)
     assert counted.count == runs
@@ -349,7 +349,7 @@ def test_a_silent_identitynet_beside_another_controlnet(components, nets, identi
     with InstantID(pipe, identity_net=silent).attached(identity):
         with Runs(nets[silent]) as counted, Runs(nets[1 - silent]) as other:
             ours = sample(pipe, **arguments)
-        monkeypatch.setattr(drawing, "_has_zero_scale", lambda *_: False)
+        monkeypatch.setattr(drawing, "has_zero_scale", lambda *_: False)
         wanted = sample(pipe, **arguments)
     assert (counted.count, other.count) == (0, 2)
     assert torch.equal(ours, wanted)

@@ -96,8 +96,13 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     Raises:
         ValueError: not five finite keypoints, or not a size.
     """
-    given = np.array(_size(photo))
-    target = np.array(sdxl_size(photo) if size is None else _size(size))
+    size = sdxl_size(photo) if size is None else _size(size)
+    return Image.fromarray(draw_keypoints(size, *placed_keypoints(faces, photo, size)))
+
+
+def placed_keypoints(faces: Any, photo: Size, size: tuple[int, int]) -> list[np.ndarray]:
+    """The keypoints ``(5, 2)`` of each face in the picture of :func:`keypoint_picture`, in pixels."""
+    given, target = np.array(_size(photo)), np.array(size)
     points = [keypoints_of(face) for face in listed(faces)]
     if not points:
         raise NoFaceError("no face given: a keypoint picture needs at least one")
@@ -115,9 +120,7 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     moved = np.clip(shift, _DOT_RADIUS - low * scale, target - _DOT_RADIUS - high * scale)
     shift = np.where(is_cut, np.clip(moved, np.minimum(outside, 0), np.maximum(outside, 0)), shift)
     scaled = [keypoints * scale for keypoints in points]
-    return Image.fromarray(
-        draw_keypoints(target.tolist(), *((points + shift).astype(points.dtype) for points in scaled))
-    )
+    return [(points + shift).astype(points.dtype) for points in scaled]
 
 
 def sdxl_size(photo: Size, side: int = 1024) -> tuple[int, int]:

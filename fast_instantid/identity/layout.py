@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import IdentityEntry, region_mask
@@ -139,3 +140,15 @@ def rows(tensor: Tensor, chunks: Sequence[int]) -> Tensor:
 def mask_batch(mask: Tensor) -> Tensor:
     """Flatten all dimensions of a mask before ``(H, W)`` to one, ``(M, H, W)``."""
     return mask.reshape(-1, *mask.shape[-2:])
+
+
+def residual_mask(mask: Tensor, size: tuple[int, int], layout: Layout, images: int) -> Tensor:
+    """Return a mask ``(M, H, W)`` for residuals of ``size``, ``(1, 1, h, w)`` or ``(B, 1, h, w)``.
+
+    Image i of a chunk of ``images`` gets mask i, or that of its frame.
+    """
+    resized = F.interpolate(mask.unsqueeze(1), size=size, mode="bilinear")
+    if len(resized) == 1:
+        return resized
+    shown = [min(frame, len(resized) - 1) for frame in layout.frames or range(images)]
+    return resized[shown].repeat(len(layout.chunks), 1, 1, 1)

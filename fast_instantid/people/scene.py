@@ -16,6 +16,7 @@ from ..faces.face import keypoints_of
 from ..identity import Identity
 from ..images import OneImage, one_photo
 from .choice import ordered
+from .face_box import box_of_keypoints
 from .likeness import paired
 from .person import Person
 from .pose import Pose
@@ -57,12 +58,16 @@ class Scene:
 
     @cached_property
     def subjects(self) -> list[Subject]:
-        """The people with their regions."""
-        if len(self.people) == 1:
-            return list(self.people)  # pyright: ignore[reportReturnType]
+        """The people with their regions and the boxes of their faces."""
+        boxed = [
+            one if one.face_box is not None else replace(one, face_box=box_of_keypoints(points, self.size))
+            for one, points in zip(self._placed, self.keypoints, strict=True)
+        ]
+        if len(boxed) == 1:
+            return boxed
         return [
             one if one.region is not None else replace(one, region=self._nearest(number))
-            for number, one in enumerate(self._placed)
+            for number, one in enumerate(boxed)
         ]
 
     @property

@@ -15,13 +15,14 @@ from PIL import Image
 from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
 from ..images import mask_of
+from .face_box import Box
 from .person import Person
 from .pose import Pose
 
 DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
 
-Region: TypeAlias = "torch.Tensor | np.ndarray | Image.Image | tuple[float, float, float, float]"
+Region: TypeAlias = "torch.Tensor | np.ndarray | Image.Image | Box"
 """A mask ``(H, W)`` in 0..1, of any size and aspect, stretched over the picture; or a box in 0..1: left, top, right and
 bottom. A PIL image is 1 where it is white, or opaque where it has transparency (:func:`~..images.mask_of`)."""
 _BOX_CELLS = 128  # of the mask that stands for a box, on either side
@@ -36,6 +37,7 @@ class Subject:
         weight: of the identity branch, 0..5; 0 disables it.
         region: where the identity branch acts; None for everywhere, or in a Scene for the surroundings of the face.
         pose: in a Scene: a Pose, or keypoints ``(5, 2)`` in pixels; None for a place beside the others.
+        face_box: left, top, right and bottom of the face in 0..1, for ``enhance_non_face_region``; a Scene knows it.
 
     Raises:
         FastInstantIDError: a weight outside of 0..5.
@@ -46,6 +48,7 @@ class Subject:
     weight: float = DEFAULT_WEIGHT
     region: Region | None = None
     pose: Pose | np.ndarray | None = None
+    face_box: Box | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", checked_weight(self.weight))
@@ -65,7 +68,7 @@ class Subject:
         if self.region is None:
             return None
         if isinstance(self.region, tuple):
-            return _box_mask(self.region)
+            return box_mask(self.region)
         if isinstance(self.region, Image.Image):
             values = torch.from_numpy(mask_of(self.region, "region"))
         elif isinstance(self.region, torch.Tensor):
@@ -78,7 +81,14 @@ class Subject:
         return values[None]
 
 
-def _box_mask(box: tuple[float, float, float, float]) -> torch.Tensor:
+def within(mask: torch.Tensor | None, box: Box) -> torch.Tensor:
+    """A mask ``(1, H, W)``, or everywhere, cut to a box; ``(1, 128, 128)`` in 0..1."""
+    inside = box_mask(box)
+    return inside if mask is None else inside * torch.nn.functional.interpolate(mask[None], inside.shape[1:])[0]
+
+
+def box_mask(box: Box) -> torch.Tensor:
+    """1 in a box and 0 elsewhere, ``(1, 128, 128)``; an ImageError names a box without an area, or outside of 0..1."""
     left, top, right, bottom = box if len(box) == 4 else (1, 1, 0, 0)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ImageError(f"region {box}: expected left, top, right and bottom of a box in 0..1")

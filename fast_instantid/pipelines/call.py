@@ -20,13 +20,14 @@ _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_sc
 
 
 def call_options(
-    instantid: Any, people: Any, keypoints: Image.Image | Sequence[Image.Image] | None, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments for a call of an InstantID's pipeline.
+    instantid: Any, people: Any, keypoints: Any, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """Return the arguments for a call of an InstantID's pipeline, and the picture's ``(width, height)`` if it is known.
 
     Args:
         people: the people to draw.
-        keypoints: the keypoint picture, or one for each prompt; by default the face of the first person with keypoints.
+        keypoints: the keypoint picture, or one for each prompt; None for the face of the first person with keypoints,
+            and False for a run without the IdentityNet.
         given: the caller's arguments, which win.
 
     Raises:
@@ -60,13 +61,13 @@ def call_options(
     if not identity_net:
         if size is not None and "width" in takes and "width" not in options and "image" not in takes:
             options |= {"width": size[0], "height": size[1]}
-        return options
+        return options, size
     name = "control_image" if "control_image" in takes else "image"
     nets = getattr(pipe.controlnet, "nets", [pipe.controlnet])
     place = next(i for i, net in enumerate(nets) if net is identity_net[0])
     others = _listed(options.get(name))
     if keypoints is None and len(others) == len(nets):
-        return {_SCALE: instantid.defaults[_SCALE], **options}  # the caller has put it there
+        return {_SCALE: instantid.defaults[_SCALE], **options}, size  # the caller has put it there
     if len(others) != len(nets) - 1:
         raise FastInstantIDError(
             f"{len(nets)} ControlNets, and {len(others)} pictures in {name}=: give one for each but the IdentityNet"
@@ -76,13 +77,13 @@ def call_options(
         blank = Image.new("RGB", next(picture.size for picture in drawn if picture))
         keypoints = drawn[0] if len(drawn) == 1 else [picture or blank for picture in drawn]
     scale = instantid.defaults[_SCALE]
-    if keypoints is None:  # there is no face to place, so the IdentityNet does not act
+    if keypoints is None or keypoints is False:  # there is no face to place, so the IdentityNet does not act
         keypoints, scale = Image.new("RGB", size or (native_side(pipe), native_side(pipe))), 0.0
         options.pop(_SCALE, None)
     if len(nets) == 1:
-        return {_SCALE: scale, **options, name: keypoints}
+        return {_SCALE: scale, **options, name: keypoints}, size
     scales = [scale if i == place else 1.0 for i in range(len(nets))]
-    return {_SCALE: scales, **options, name: [*others[:place], keypoints, *others[place:]]}
+    return {_SCALE: scales, **options, name: [*others[:place], keypoints, *others[place:]]}, size
 
 
 def _first_person(people: Any) -> Person | None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError, FastInstantIDError
 from ..identity import Identity
 from ..identity.layout import COND, UNCOND, LayerFace, Layout, Strength, rows
-from ..people import Subject
-from ..people.subject import checked_weight
+from ..people import DEFAULT_WEIGHT, Person, Subject
+from ..people.subject import checked_weight, within
 from ..reuse import Reuse
 from .approximations import Approximations, HeldResiduals, Steps
 from .cross_attention import Evaluation
+from .residuals import has_zero_scale, masked_residuals, zero_residuals
+from .subject import as_pictures
 
 Crop = tuple[float, float, float, float]
 """Left, top, right and bottom of the part of the picture that is drawn, each 0..1."""
@@ -31,6 +35,7 @@ class Drawing:
         layers: indices of the UNet's cross-attention layers that see them, of ``num_layers``.
         approximations: what to leave out.
         reuse: whether to compute results that are constant during a run once.
+        in_face_boxes: whether neither the identity branch nor the IdentityNet acts outside of the boxes of the faces.
     """
 
     @torch.inference_mode(False)
@@ -42,12 +47,17 @@ class Drawing:
         num_layers: int,
         approximations: Approximations,
         reuse: bool,
+        in_face_boxes: bool = False,
     ) -> None:
         self.owner, self.pipe = owner, owner.pipe
         self.identities = [identity for picture in people for identity, _ in picture]
         self._pictures = len(people)
         places = [[picture[n] for picture in people] for n in range(len(people[0]))]
-        self._regions = [[(subject.mask, subject.weight) for _, subject in place] for place in places]
+        self._regions = [[(_mask(subject, in_face_boxes), subject.weight) for _, subject in place] for place in places]
+        self._face_masks: Tensor | None = None  # (pictures, H, W)
+        if in_face_boxes:
+            of_pictures = [[_mask(replace(subject, region=None), True) for _, subject in picture] for picture in people]
+            self._face_masks = torch.stack([torch.cat(masks).amax(dim=0) for masks in of_pictures])
         self.block: object = None
         """The block of code during which the people are attached; None: until they are detached."""
         self.halves: list[Any] = []
@@ -147,9 +157,13 @@ class Drawing:
         """Return the IdentityNet's output: ``(B, C, h, w)`` for each layer, and for the middle block."""
         sample: Tensor = kwargs["sample"]
         is_off = not self.steps.in_range(self._approximations.identity_net_range)
-        if is_off or _has_zero_scale(net, kwargs.get("conditioning_scale", 1.0)):
+        if is_off or has_zero_scale(net, kwargs.get("conditioning_scale", 1.0)):
             return zero_residuals(net, sample)
-        return self._held(lambda: run(**kwargs, return_dict=False), kwargs)
+        down, mid = self._held(lambda: run(**kwargs, return_dict=False), kwargs)
+        if self._face_masks is None:
+            return down, mid
+        layout = self._layout(sample, (COND,) if kwargs.get("guess_mode") else None)
+        return masked_residuals(down, mid, self._cropped(self._face_masks), layout)
 
     def _layout(self, sample: Tensor, chunks: tuple[int, ...] | None = None) -> Layout:
         """Return the layout of a batch. The sample tells the device: an offloaded model is elsewhere now."""
@@ -201,16 +215,47 @@ class Drawing:
 
     def _strength(self, person: int) -> Strength:
         mask, weight = _region(self._regions[person])
-        if mask is not None and self._crop is not None:
-            height, width = mask.shape[-2:]
-            left, top, right, bottom = self._crop
-            rows_, columns = _span(top, bottom, height), _span(left, right, width)
-            mask = mask[..., rows_, columns]
-        return Strength(weight, mask, self._device)
+        return Strength(weight, None if mask is None else self._cropped(mask), self._device)
+
+    def _cropped(self, mask: Tensor) -> Tensor:
+        """The part of a mask ``(M, H, W)`` that is drawn."""
+        if self._crop is None:
+            return mask
+        height, width = mask.shape[-2:]
+        left, top, right, bottom = self._crop
+        return mask[..., _span(top, bottom, height), _span(left, right, width)]
 
     def _timesteps(self) -> Tensor | None:
         """Return the scheduler's timesteps, a new tensor in each run."""
         return getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
+
+
+def drawing_of(
+    instantid: Any, people: Any, scale: Any, approximations: Approximations, face_box: Any = None
+) -> Drawing:
+    """Return the Drawing of an InstantID's people, as ``InstantID.attach`` takes them.
+
+    Args:
+        face_box: see :func:`~.subject.as_pictures`; None to let the identity act everywhere.
+
+    Raises: as ``InstantID.attach``.
+    """
+    weight: Any = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
+    given = as_pictures(
+        people, weight, lambda item: instantid.identity(item) if isinstance(item, Person) else None, face_box
+    )
+    layers = instantid.check([identity for picture in given for identity, _ in picture])
+    if approximations.vary_by_step and any(map(is_compiled, instantid.networks())):
+        raise BackendError(
+            "identity_range, identity_net_range and identity_net_every would compile again at every step: use a "
+            "pipeline that is not compiled"
+        )
+    selected = approximations.selected(list(layers))
+    in_boxes = face_box is not None
+    drawing = Drawing(instantid, given, selected, len(layers), approximations, instantid.reuse, in_boxes)
+    if scale is not None and weight is not scale:
+        drawing.set_weights(scale)
+    return drawing
 
 
 def _together(of_pictures: list[Tensor]) -> Tensor:
@@ -230,37 +275,21 @@ def _region(of_pictures: list[tuple[Tensor | None, float]]) -> tuple[Tensor | No
     return torch.cat([mask * weight for mask, weight in zip(whole, weights, strict=True)]), 1.0
 
 
+def _mask(subject: Subject, in_face_box: bool) -> Any:
+    """Return the mask ``(1, H, W)`` of a region, or of its part in the face's box; None for everywhere."""
+    if not in_face_box:
+        return subject.mask
+    if subject.face_box is None:
+        raise FastInstantIDError(
+            "enhance_non_face_region needs to know where each face is: draw a Person or a Scene, or give a Subject its "
+            "face_box"
+        )
+    return within(subject.mask, subject.face_box)
+
+
 def is_compiled(model: Any) -> bool:
     """Whether torch compiles this model, as a wrapper around it or in place."""
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-
-
-def zero_residuals(net: Any, sample: Tensor) -> tuple[Any, Tensor]:
-    """Return zeros in the shapes of a ControlNet's output: ``(B, C, h, w)`` of each layer, and of the middle block."""
-    height, width = sample.shape[-2:]
-    sizes = [(height, width)]
-    for block in net.down_blocks:
-        sizes += [(height, width)] * len(block.resnets)
-        if block.downsamplers is not None:
-            height, width = (height + 1) // 2, (width + 1) // 2  # a kernel of 3, a stride of 2 and a padding of 1
-            sizes.append((height, width))
-    zero = sample.new_zeros((), dtype=net.dtype)  # takes no memory for its shape, but may not be written to
-    down = [
-        zero.expand(len(sample), convolution.out_channels, *size)
-        for convolution, size in zip(net.controlnet_down_blocks, sizes, strict=True)
-    ]
-    # Several ControlNets are added up in the first one's.
-    mid = zero.expand(len(sample), net.controlnet_mid_block.out_channels, height, width).contiguous()
-    return down, mid
-
-
-def _has_zero_scale(net: nn.Module, scale: Any) -> bool:
-    """Whether the pipeline multiplies a ControlNet's output by 0, as at scale 0 and outside of the ControlNet's range.
-
-    Zeros replace that product. They differ from it where it is -0, or NaN after an overflow in the network.
-    """
-    is_zero = isinstance(scale, (int, float)) and scale == 0
-    return is_zero and not torch.is_grad_enabled() and not net.config["global_pool_conditions"]  # pyright: ignore
 
 
 def _span(start: float, end: float, length: int) -> slice:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any, Literal, TypeAlias, overload
 
@@ -18,20 +19,20 @@ from PIL import Image
 
 from .. import miniature
 from ..cache import Cache
-from ..errors import BackendError
+from ..errors import BackendError, FastInstantIDError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Identity
 from ..images import ImageInput
-from ..people import DEFAULT_WEIGHT, Choose, Person, Scene, find_person
+from ..people import Choose, Person, Scene, find_person
 from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
 from .call import call_options
 from .cross_attention import cross_attention_layers
-from .drawing import Drawing, is_compiled
+from .drawing import Drawing, drawing_of
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
-from .subject import People, as_pictures
+from .subject import People, face_box_of
 
 Scale: TypeAlias = "float | Sequence[float]"
 
@@ -84,7 +85,7 @@ class InstantID:
         self.adapter, self.faces = adapter, faces
         self.defaults = DEFAULTS | (defaults or {})
         self._identity_net = identity_net
-        self._reuse = reuse
+        self.reuse = reuse
 
     @classmethod
     def from_pretrained(
@@ -168,9 +169,10 @@ class InstantID:
         prompt: str | Sequence[str] | None = None,
         people: People | None = (),
         *,
-        keypoints: Image.Image | Sequence[Image.Image] | None = None,
+        keypoints: Image.Image | Sequence[Image.Image] | Literal[False] | None = None,
         scale: Scale | None = None,
         seed: int | None = None,
+        enhance_non_face_region: bool = False,
         approximations: Approximations = EXACT,
         **options: Any,
     ) -> Any:
@@ -181,8 +183,11 @@ class InstantID:
             people: a person, an identity, a Subject, several of them, a Scene, or a list for each prompt. None draws
                 the prompt alone, even while people are attached.
             keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
-                poses as in the photograph. Without keypoints, the IdentityNet does not act.
-            scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
+                poses as in the photograph. False draws without the IdentityNet, in a pose of the prompt's.
+            scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default. At 0 the IdentityNet
+                acts alone.
+            enhance_non_face_region: keep the identity inside of the boxes of the faces, as InstantX's pipeline does, so
+                that the prompt alone draws the rest.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
@@ -195,11 +200,16 @@ class InstantID:
         if seed is not None:
             options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
         if people is None:
-            people, scale, keypoints = self.identity(None), 0.0, None
+            people, scale, keypoints = self.identity(None), 0.0, False
+        face_box = None
         if isinstance(people, Scene):
-            keypoints, people = keypoints or people.keypoint_picture(), people.subjects
-        options = call_options(self, people, keypoints, options)
-        with self.attached(people, scale, approximations):
+            keypoints, people = people.keypoint_picture() if keypoints is None else keypoints, people.subjects
+        elif enhance_non_face_region and keypoints:
+            raise FastInstantIDError("a keypoint picture does not say whose face is where: draw a Scene")
+        options, size = call_options(self, people, keypoints, options)
+        if enhance_non_face_region:
+            face_box = partial(face_box_of, size=size)
+        with self._block(drawing_of(self, people, scale, approximations, face_box)):
             return self.pipe(**options)
 
     def attach(
@@ -209,6 +219,7 @@ class InstantID:
         approximations: Approximations = EXACT,
         *,
         weight: Scale | None = None,
+        enhance_non_face_region: bool = False,
     ) -> None:
         """Make the pipeline draw these people until :meth:`detach`, in place of those this object attached before.
 
@@ -222,6 +233,8 @@ class InstantID:
                 UNet's attention stays untouched.
             approximations: what to leave out, for another picture; nothing by default.
             weight: another name of ``scale``.
+            enhance_non_face_region: keep the identity inside of the boxes of the faces. A Person's is that of a
+                keypoint picture of SDXL's size in the photograph's shape.
 
         Raises:
             ModelFileError: an identity that was made for another kind of model than this pipeline's.
@@ -229,7 +242,8 @@ class InstantID:
             FastInstantIDError: a scale out of range or beside Subjects, or an empty list.
         """
         mine = attachment.innermost(self)
-        drawing = self._drawing(people, scale if weight is None else weight, approximations)
+        face_box = face_box_of if enhance_non_face_region else None
+        drawing = drawing_of(self, people, scale if weight is None else weight, approximations, face_box)
         if mine is not None:
             drawing.block = mine.block
             attachment.detach(mine)
@@ -256,13 +270,19 @@ class InstantID:
         approximations: Approximations = EXACT,
         *,
         weight: Scale | None = None,
+        enhance_non_face_region: bool = False,
     ) -> Generator[InstantID]:
         """:meth:`attach` for a block of code. Blocks nest: at the end the outer person draws again."""
-        drawing = self._drawing(people, scale if weight is None else weight, approximations)
+        face_box = face_box_of if enhance_non_face_region else None
+        with self._block(drawing_of(self, people, scale if weight is None else weight, approximations, face_box)):
+            yield self
+
+    @contextmanager
+    def _block(self, drawing: Drawing) -> Generator[None]:
         block = drawing.block = object()
         try:
             attachment.attach(drawing)
-            yield self
+            yield
         finally:
             try:
                 attachment.end_block(self, block)  # attach() in the block may have put another there
@@ -295,21 +315,6 @@ class InstantID:
         for identity in identities:
             check_fit(identity, list(layers.values()), nets, type(self.pipe).__name__)
         return layers
-
-    def _drawing(self, people: People, scale: Scale | None, approximations: Approximations) -> Drawing:
-        weight = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
-        given = as_pictures(people, weight, lambda item: self.identity(item) if isinstance(item, Person) else None)
-        layers = self.check([identity for picture in given for identity, _ in picture])
-        if approximations.vary_by_step and any(map(is_compiled, self.networks())):
-            raise BackendError(
-                "identity_range, identity_net_range and identity_net_every would compile again at every step: use a "
-                "pipeline that is not compiled"
-            )
-        selected = approximations.selected(list(layers))
-        drawing = Drawing(self, given, selected, len(layers), approximations, self._reuse)
-        if scale is not None and weight is not scale:
-            drawing.set_weights(scale)
-        return drawing
 
     def __repr__(self) -> str:
         return f"InstantID({type(self.pipe).__name__})"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ..errors import FastInstantIDError
+from ..faces import sdxl_size
+from ..faces.keypoints import placed_keypoints
 from ..identity import Identity
 from ..people import DEFAULT_WEIGHT, Person, Scene, Subject
+from ..people.face_box import Box, box_of_keypoints
 
 _One: TypeAlias = "Identity | Person | Subject"
 People: TypeAlias = "_One | Scene | Sequence[_One] | Sequence[Sequence[_One]]"
@@ -16,7 +20,10 @@ _EXPECTED = "expected a Person, which instantid.person(photo) finds, an Identity
 
 
 def as_pictures(
-    people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
+    people: Any,
+    weight: float | None,
+    identify: Callable[[Any], Identity | None] = lambda _: None,
+    face_box: Callable[[Any], Box | None] | None = None,
 ) -> list[list[tuple[Identity, Subject]]]:
     """Return the identity and Subject of each person, for every argument that ``InstantID.attach`` accepts.
 
@@ -24,6 +31,7 @@ def as_pictures(
         people: one identity, person or Subject, or several; a Scene; or a list for each picture of a batch.
         weight: of all but Subjects.
         identify: returns the identity of a Person; None for anything else.
+        face_box: returns the box of a Person's face, for the Subject.
 
     Returns:
         one list for all pictures, or one for each picture, of equal lengths.
@@ -33,7 +41,9 @@ def as_pictures(
             weight beside Subjects that have their own.
     """
     people = people.subjects if isinstance(people, Scene) else people
-    pictures = [as_subjects(picture, weight, identify) for picture in (people if is_nested(people) else [people])]
+    pictures = [
+        _as_subjects(picture, weight, identify, face_box) for picture in (people if is_nested(people) else [people])
+    ]
     if len({tuple(identity.tokens.shape for identity, _ in picture) for picture in pictures}) > 1:
         numbers = ", ".join(str(len(picture)) for picture in pictures)
         raise FastInstantIDError(
@@ -54,8 +64,20 @@ def flat(people: Any) -> list[Any]:
     return [one for picture in given for one in picture] if is_nested(people) else given
 
 
-def as_subjects(
-    people: Any, weight: float | None, identify: Callable[[Any], Identity | None] = lambda _: None
+def face_box_of(person: Any, size: tuple[int, int] | None = None) -> Box | None:
+    """The box of a Person's face in the keypoint picture that their photograph gives; None for anything else.
+
+    Args:
+        size: ``(width, height)`` of the picture; that of SDXL in the photograph's shape by default.
+    """
+    if not isinstance(person, Person):
+        return None
+    size = size or sdxl_size(person.photo_size)
+    return box_of_keypoints(placed_keypoints(person.face, person.photo_size, size)[0], size)
+
+
+def _as_subjects(
+    people: Any, weight: float | None, identify: Callable[[Any], Identity | None], face_box: Any
 ) -> list[tuple[Identity, Subject]]:
     """As :func:`as_pictures`, for the people of one picture."""
     given = list(people) if isinstance(people, Sequence) and not isinstance(people, str) else [people]
@@ -70,5 +92,13 @@ def as_subjects(
         identity = person if isinstance(person, Identity) else identify(person)
         if identity is None:
             raise FastInstantIDError(f"cannot attach a {type(person).__name__}: {_EXPECTED}")
-        subjects.append((identity, item if isinstance(item, Subject) else Subject(identity, default)))
+        subject = item if isinstance(item, Subject) else Subject(identity, default)
+        if (
+            face_box is not None
+            and len(given) == 1
+            and subject.face_box is None
+            and (box := face_box(person)) is not None
+        ):
+            subject = replace(subject, face_box=box)
+        subjects.append((identity, subject))
     return subjects
