@@ -14,6 +14,7 @@ from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
 from ..identity.layout import LayerFace, Strength, mask_batch
 from ..images import photos
+from .inside import keep_inside
 from .observe.networks import mark_identity_net
 from .patch import AttentionPatch, add_identity, copied
 from .sampling import IS_COND, attention_patches, own_patches, wrap
@@ -120,14 +121,17 @@ def apply_to_conditioning(
     start_at: float,
     end_at: float,
     mask: Tensor | None = None,
+    inside: Tensor | None = None,
 ) -> tuple[Conditioning, Conditioning]:
     """Return both conditionings with the IdentityNet, which reads the identity tokens in place of the text.
 
     Args:
         tokens: cond and uncond, ``(M, 16, W)`` each.
         keypoints: the keypoint picture, ``(B, H, W, 3)`` in 0..1. A fourth channel is dropped.
+        control_net: None for none, as at strength 0.
         strength: of the IdentityNet. It is left out at 0, where the host would run it for a result of zeros.
         mask: active region of the positive conditioning, ``(H, W)`` or ``(M, H, W)``.
+        inside: active region of the IdentityNet, ``(M, H, W)`` in 0..1.
 
     Raises:
         FastInstantIDError: NaN or infinity in a number.
@@ -144,10 +148,12 @@ def apply_to_conditioning(
 
     def with_identity(options: dict[str, Any], is_cond: bool) -> dict[str, Any]:
         previous = options.get("control")
-        if strength != 0:
+        if control_net is not None and strength != 0:
             if previous not in control_nets:
                 control_nets[previous] = control_net.copy().set_cond_hint(hint, strength, (start_at, end_at))
                 control_nets[previous].set_previous_controlnet(previous)
+                if inside is not None:
+                    keep_inside(control_nets[previous], inside)
             options = {**options, "control": control_nets[previous]}
         options = {
             **options,

@@ -17,6 +17,8 @@ from ..faces import keypoint_picture
 from ..identity import Combine, Identity
 from ..identity.bank import IdentityBank
 from ..people import Person
+from ..people.face_box import face_box_in
+from ..people.subject import box_mask
 from .apply import check_family, compute_dtype
 from .foreign import adapter_of
 from .models import PEOPLE
@@ -81,6 +83,13 @@ def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
         for person in people
     ]
     return torch.from_numpy(np.stack(drawn)).float().div(255)
+
+
+def face_masks(people: People, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the box of each face in :func:`keypoints_of`'s pictures as a mask, ``(P, 128, 128)``."""
+    size = size or next(person.photo_size for person in people if person is not None)
+    boxes = [one and face_box_in(one.face, one.photo_size, size) for one in people]
+    return torch.cat([torch.zeros(1, 128, 128) if box is None else box_mask(box) for box in boxes])
 
 
 def size_of(latent: dict[str, Any]) -> tuple[int, int]:

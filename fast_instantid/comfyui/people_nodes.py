@@ -15,14 +15,16 @@ from torch import Tensor
 from ..errors import FastInstantIDError, ModelFileError
 from ..faces import FaceAnalyzer
 from ..identity import Combine
+from ..identity.layout import mask_batch
 from ..images import photos
 from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
+from ..people.subject import within
 from ..weights import file_version
 from . import people_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import batches
 from .models import PEOPLE
-from .people import People, identity_of, keypoints_of, person_path, said, save, size_of
+from .people import People, face_masks, identity_of, keypoints_of, person_path, said, save, size_of
 from .settings import follow_settings
 
 
@@ -157,7 +159,6 @@ class ApplyInstantIDPerson(_PersonNode):
     def apply(
         self,
         person: People,
-        control_net: Any,
         model: ModelPatcher,
         positive: Conditioning,
         negative: Conditioning,
@@ -167,11 +168,13 @@ class ApplyInstantIDPerson(_PersonNode):
         end_at: float,
         noise: float,
         combine_embeds: Combine,
+        control_net: Any = None,
         instantid: Any = None,
         image_kps: Tensor | None = None,
         latent: dict[str, Any] | None = None,
         mask: Tensor | None = None,
         layers: Layers = "reference",
+        enhance_non_face_region: bool = False,
     ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
         size = None
         if latent is not None:
@@ -180,9 +183,17 @@ class ApplyInstantIDPerson(_PersonNode):
         if identity is None:
             return model, positive, negative
         keypoints = keypoints_of(person, size) if image_kps is None else checked_keypoints(image_kps)
-        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
+        seen, faces = mask, None
+        if enhance_non_face_region:
+            if image_kps is not None:
+                raise FastInstantIDError(
+                    "image_kps does not say where the face is: use Apply InstantID Scene and a pose"
+                )
+            faces = face_masks(person, size)
+            seen = within(None if mask is None else mask_batch(mask), faces)
+        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, seen, layers)
         positive, negative = apply_to_conditioning(
-            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask
+            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask, faces
         )
         return patched, positive, negative
 

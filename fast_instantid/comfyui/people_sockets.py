@@ -7,11 +7,13 @@ from typing import get_args
 
 from ..people import Order
 from .sockets import (
+    ANY_CONTROL_NET,
     COMBINE,
     FACE_ANALYSIS,
     LAYER_CHOICE,
     MASK,
     NOISE,
+    NON_FACE,
     PERSON,
     RANGE,
     STRENGTHS,
@@ -80,13 +82,15 @@ def join_people() -> Inputs:
 
 
 def apply_person() -> Inputs:
-    subject = {name: SUBJECT[name] for name in ("control_net", "model", "positive", "negative")}
+    subject = {name: SUBJECT[name] for name in ("model", "positive", "negative")}
     optional = {
+        "control_net": ANY_CONTROL_NET,
         "instantid": entry("INSTANTID", "The adapter. Not needed for persons that keep their identity."),
         "image_kps": entry("IMAGE", "The keypoint picture. Without it: the pose of the person's first photograph."),
         "latent": entry("LATENT", "Gives the keypoint picture its size. Without it: the photograph's size."),
         "mask": MASK,
         "layers": LAYER_CHOICE,
+        "enhance_non_face_region": NON_FACE,
     }
     required = {"person": PERSON, **subject, **STRENGTHS, **RANGE, "noise": NOISE, "combine_embeds": COMBINE}
     return deepcopy({"required": required, "optional": optional})

@@ -14,6 +14,7 @@ from ..faces import FaceAnalyzer, draw_keypoints
 from ..identity import Combine
 from ..images import photos
 from ..people import Person, Pose, Scene, Subject, scene_of
+from ..people.subject import box_mask, within
 from . import scene_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, tokens_of
 from .people import People, identity_of, size_of
@@ -65,7 +66,6 @@ class ApplyInstantIDScene:
         self,
         person: People,
         latent: dict[str, Any],
-        control_net: Any,
         model: ModelPatcher,
         positive: Conditioning,
         negative: Conditioning,
@@ -76,18 +76,24 @@ class ApplyInstantIDScene:
         noise: float,
         combine_embeds: Combine,
         pairing: Any,
+        control_net: Any = None,
         instantid: Any = None,
         pose: tuple[Pose, ...] | None = None,
         pose_image: Tensor | None = None,
         faceanalysis: Any = None,
         regions: Tensor | None = None,
         layers: Layers = "reference",
+        enhance_non_face_region: bool = False,
     ) -> tuple[ModelPatcher, Conditioning, Conditioning, Tensor]:
         people = [one for one in person if one is not None]
         if len(people) < len(person) or not people:
             raise FastInstantIDError("a scene of nobody, or with a person that was not found: see InstantID Person")
         scene = _scene(people, size_of(latent), pose, pose_image, faceanalysis, pairing)
-        masks = _masks(scene, regions)
+        masks, faces = _masks(scene, regions), None
+        if enhance_non_face_region:
+            boxes = [box_mask(one.face_box) for one in scene.subjects if one.face_box is not None]
+            masks = [within(mask, box) for mask, box in zip(masks, boxes, strict=True)]
+            faces = torch.cat(boxes).amax(dim=0, keepdim=True)
         tokens: list[tuple[Tensor, Tensor]] = []
         for one, mask in zip(people, masks, strict=True):
             identity = identity_of((one,), instantid, model, combine_embeds, noise)
@@ -100,7 +106,7 @@ class ApplyInstantIDScene:
         )
         keypoints = torch.from_numpy(np.array(scene.keypoint_picture())).float().div(255)[None]
         positive, negative = apply_to_conditioning(
-            positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at
+            positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at, inside=faces
         )
         return model, positive, negative, keypoints
 

@@ -7,7 +7,19 @@ from typing import get_args
 
 from ..people.pose import ANGLES
 from ..people.scene import Pairing
-from .sockets import COMBINE, LAYER_CHOICE, NOISE, RANGE, STRENGTHS, SUBJECT, Inputs, entry, number
+from .sockets import (
+    ANY_CONTROL_NET,
+    COMBINE,
+    LAYER_CHOICE,
+    NOISE,
+    NON_FACE,
+    RANGE,
+    STRENGTHS,
+    SUBJECT,
+    Inputs,
+    entry,
+    number,
+)
 
 
 def pose() -> Inputs:
@@ -25,7 +37,7 @@ def pose() -> Inputs:
 
 
 def apply_scene() -> Inputs:
-    subject = {name: SUBJECT[name] for name in ("control_net", "model", "positive", "negative")}
+    subject = {name: SUBJECT[name] for name in ("model", "positive", "negative")}
     pairing = entry(
         list(get_args(Pairing)),
         "Which face of pose_image a person gets: from left to right, or the most alike.",
@@ -36,11 +48,13 @@ def apply_scene() -> Inputs:
     required = {"person": who, "latent": latent, **subject, **STRENGTHS, **RANGE}
     required |= {"noise": NOISE, "combine_embeds": COMBINE, "pairing": pairing}
     optional = {
+        "control_net": ANY_CONTROL_NET,
         "instantid": entry("INSTANTID", "The adapter. Not needed for persons that keep their identity."),
         "pose": entry("POSE", "A pose for each person. Without it: beside each other."),
         "pose_image": entry("IMAGE", "A picture with a face for each person, in place of pose."),
         "faceanalysis": entry("FACEANALYSIS", "From InstantID Face Analysis, for pose_image."),
         "regions": entry("MASK", "A mask for each person. Without it: the area nearest to each face."),
         "layers": LAYER_CHOICE,
+        "enhance_non_face_region": NON_FACE,
     }
     return deepcopy({"required": required, "optional": optional})

@@ -50,6 +50,13 @@ NOISE = number(
     step=0.1,
     advanced=True,
 )
+ANY_CONTROL_NET = entry("CONTROL_NET", "The InstantID ControlNet. Without it, the prompt sets the pose.")
+NON_FACE = entry(
+    "BOOLEAN",
+    "Keep the identity inside of the faces' boxes, as InstantX's pipeline does: the prompt alone draws the rest.",
+    default=False,
+    advanced=True,
+)
 LAYER_CHOICE = entry(
     list(LAYERS),
     "The layers that see the face. reference: 60 of 70, the same picture as ComfyUI_InstantID. paper: all 70, as "

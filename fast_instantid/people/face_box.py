@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from ..faces.keypoints import placed_keypoints
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as fractions of the picture's width and height."""
@@ -29,3 +33,8 @@ def box_of_keypoints(points: np.ndarray, size: tuple[int, int]) -> Box:
     middle = points.mean(axis=0) - _RISE * unit * down
     left, top, right, bottom = np.clip([*(middle - half) / size, *(middle + half) / size], 0, 1).tolist()
     return left, top, right, bottom
+
+
+def face_box_in(face: Any, photo: tuple[int, int], size: tuple[int, int]) -> Box:
+    """Return the box of a photo's face in the keypoint picture of a size that it poses for."""
+    return box_of_keypoints(placed_keypoints(face, photo, size)[0], size)

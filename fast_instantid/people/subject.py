@@ -81,10 +81,11 @@ class Subject:
         return values[None]
 
 
-def within(mask: torch.Tensor | None, box: Box) -> torch.Tensor:
-    """A mask ``(1, H, W)``, or everywhere, cut to a box; ``(1, 128, 128)`` in 0..1."""
-    inside = box_mask(box)
-    return inside if mask is None else inside * torch.nn.functional.interpolate(mask[None], inside.shape[1:])[0]
+def within(mask: torch.Tensor | None, inside: torch.Tensor) -> torch.Tensor:
+    """A mask ``(M, H, W)`` of any size, or everywhere, limited to masks ``(N, h, w)``; ``(max(M, N), h, w)``."""
+    if mask is None:
+        return inside
+    return inside * torch.nn.functional.interpolate(mask[None].float(), inside.shape[1:], mode="bilinear")[0]
 
 
 def box_mask(box: Box) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..errors import BackendError, FastInstantIDError
 from ..identity import Identity
 from ..identity.layout import COND, UNCOND, LayerFace, Layout, Strength, rows
 from ..people import DEFAULT_WEIGHT, Person, Subject
-from ..people.subject import checked_weight, within
+from ..people.subject import box_mask, checked_weight, within
 from ..reuse import Reuse
 from .approximations import Approximations, HeldResiduals, Steps
 from .cross_attention import Evaluation
@@ -284,7 +284,7 @@ def _mask(subject: Subject, in_face_box: bool) -> Any:
             "enhance_non_face_region needs to know where each face is: draw a Person or a Scene, or give a Subject its "
             "face_box"
         )
-    return within(subject.mask, subject.face_box)
+    return within(subject.mask, box_mask(subject.face_box))
 
 
 def is_compiled(model: Any) -> bool:

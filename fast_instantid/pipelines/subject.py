@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 
 from ..errors import FastInstantIDError
 from ..faces import sdxl_size
-from ..faces.keypoints import placed_keypoints
 from ..identity import Identity
 from ..people import DEFAULT_WEIGHT, Person, Scene, Subject
-from ..people.face_box import Box, box_of_keypoints
+from ..people.face_box import Box, face_box_in
 
 _One: TypeAlias = "Identity | Person | Subject"
 People: TypeAlias = "_One | Scene | Sequence[_One] | Sequence[Sequence[_One]]"
@@ -72,8 +71,7 @@ def face_box_of(person: Any, size: tuple[int, int] | None = None) -> Box | None:
     """
     if not isinstance(person, Person):
         return None
-    size = size or sdxl_size(person.photo_size)
-    return box_of_keypoints(placed_keypoints(person.face, person.photo_size, size)[0], size)
+    return face_box_in(person.face, person.photo_size, size or sdxl_size(person.photo_size))
 
 
 def _as_subjects(

@@ -22,7 +22,7 @@ from tests.comfyui.installation import installed, queue
 from tests.comfyui.node_schema import LOCALES, inputs_of, outputs_of, read
 
 LANGUAGES = ("zh", "ja")
-ADVANCED = {"layers", "noise", "no_face", "det_threshold", "det_size"}
+ADVANCED = {"layers", "noise", "no_face", "det_threshold", "det_size", "enhance_non_face_region"}
 SETTING = "FastInstantID.KeepFaces"
 LETTERS = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)

@@ -271,6 +271,29 @@ class TestApplying:
         _, positive, _ = apply(person, latent={"samples": torch.zeros(1, 4, 12, 20)})
         assert positive[0][1]["control"].cond_hint_original.shape[-2:] == (96, 160)
 
+    def test_each_picture_of_a_batch_keeps_to_its_own_face(self, find, apply, portraits, blank):
+        people, *_ = find(torch.cat([portraits[:2], blank]), group="one person per photo", no_face="none")
+        start, inside = tiny.noise(1, batch=3), {"enhance_non_face_region": True}
+        batch = draw(apply(people, **inside), start)
+        for number, one in enumerate(people[:2]):
+            alone = draw(apply((one,), **inside), start[number : number + 1])
+            assert tiny.distance(batch[number : number + 1], alone) < SAME
+            assert tiny.distance(alone, draw(apply((one,)), start[number : number + 1])) > 0.001
+        plain = draw(apply((None,)), start[2:])
+        assert tiny.distance(draw(apply(people, cn_strength=0.0, **inside), start)[2:], plain) < SAME
+
+    def test_a_keypoint_picture_does_not_say_where_the_face_is(self, find, apply, portrait):
+        person, *_ = find(portrait)
+        with pytest.raises(Exception, match="image_kps does not say where the face is"):
+            apply(person, image_kps=portrait, enhance_non_face_region=True)
+
+    def test_without_a_control_net_only_the_attention_acts(self, find, apply, portrait):
+        person, *_ = find(portrait)
+        start = tiny.noise(1)
+        patched, positive, negative = apply(person, control_net=None)
+        assert all("control" not in options for _, options in (*positive, *negative))
+        assert torch.equal(draw((patched, positive, negative), start), draw(apply(person, cn_strength=0.0), start))
+
 
 class TestLikeness:
     def test_of_pictures(self, ours, faces, find, portraits, blank):

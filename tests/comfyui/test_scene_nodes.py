@@ -115,3 +115,41 @@ class TestScene:
             apply((two[0], None))
         with pytest.raises(Exception, match="3 masks in regions for 2 persons"):
             apply(two, regions=torch.ones(3, 8, 8))
+
+
+class TestEnhanceNonFaceRegion:
+    def test_off_changes_nothing(self, apply, two):
+        start = tiny.noise(1, height=128, width=192)
+        plain = draw(apply(two)[:3], start)
+        assert torch.equal(draw(apply(two, enhance_non_face_region=False)[:3], start), plain)
+        assert tiny.distance(draw(apply(two, enhance_non_face_region=True)[:3], start), plain) > 0.01
+
+    def test_residuals_are_multiplied_by_the_faces_boxes(self, apply, two, pose):
+        poses, _ = pose(x=0.25, size=0.3)
+        control = apply(two[:1], pose=poses, enhance_non_face_region=True)[1][0][1]["control"]
+        control.chunks = 2
+        ones = {"input": [torch.ones(2, 4, 16, 24), torch.ones(2, 4, 8, 12)], "middle": [torch.ones(2, 4, 8, 12)]}
+        merged = control.control_merge(ones | {"output": []}, None, None)
+        for residual in (*merged["input"], *merged["middle"]):
+            acts, half = residual / control.strength, residual.shape[-1] // 2
+            assert acts[..., :half].amax() == 1
+            assert acts[..., half + 1 :].abs().amax() == 0
+            assert torch.equal(acts[0], acts[1])
+
+    def test_without_the_attention_the_identity_net_still_differs(self, apply, two):
+        start, alone = tiny.noise(1, height=128, width=192), {"ip_weight": 0.0}
+        pictures = [draw(apply(two, enhance_non_face_region=on, **alone)[:3], start) for on in (False, True)]
+        assert tiny.distance(*pictures) > 0.001
+
+    def test_a_copy_keeps_it_and_the_original_has_none(self, apply, two, controlnet):
+        control = apply(two, enhance_non_face_region=True)[1][0][1]["control"]
+        copy = control.copy()
+        assert type(copy) is type(control)
+        assert torch.equal(copy.masks, control.masks)
+        assert isinstance(copy, type(controlnet))
+        assert not hasattr(controlnet, "masks")
+
+
+def test_without_a_control_net_the_conditioning_has_none(apply, two):
+    _, positive, negative, _ = apply(two, control_net=None)
+    assert all("control" not in options for _, options in (*positive, *negative))

@@ -42,6 +42,14 @@ class ControlBase:
         if self.previous_controlnet is not None:
             self.previous_controlnet.pre_run(model, percent_to_timestep_function)
 
+    def control_merge(self, control, control_prev, output_dtype):
+        control = {name: [output * self.strength for output in outputs] for name, outputs in control.items()}
+        if control_prev is None:
+            return control
+        return {
+            name: [a + b for a, b in zip(control_prev[name], parts, strict=True)] for name, parts in control.items()
+        }
+
     def cleanup(self) -> None:
         if self.previous_controlnet is not None:
             self.previous_controlnet.cleanup()
@@ -98,12 +106,7 @@ class ControlNet(ControlBase):
             context=comfy.model_management.cast_to_device(context, x_noisy.device, dtype),
             y=comfy.model_management.cast_to_device(cond["y"], x_noisy.device, dtype),
         )
-        control = {name: [output * self.strength for output in outputs] for name, outputs in control.items()}
-        if before is not None:
-            control = {
-                name: [a + b for a, b in zip(before[name], outputs, strict=True)] for name, outputs in control.items()
-            }
-        return control
+        return self.control_merge(control, before, None)
 
     def _hint(self, x_noisy: Tensor, batched_number: int, dtype: torch.dtype) -> Tensor:
         """The hint at the size of the picture, made once for each run; several hints recur in every chunk."""
