@@ -138,7 +138,7 @@ class TestEnhanceNonFaceRegion:
         for given, options, wanted in (
             (people, {}, "where each face is"),
             (instantid.identity(people[0]), {}, "where each face is"),
-            (people[0], {"keypoints": blank}, "does not say whose face is where: draw a Scene"),
+            (people[0], {"keypoints": blank}, "where each face is"),
         ):
             with pytest.raises(FastInstantIDError, match=wanted):
                 instantid(PROMPT, given, enhance_non_face_region=True, **RUN, **options)

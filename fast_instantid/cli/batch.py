@@ -17,7 +17,7 @@ from .output import progress, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
-    from ..people import Person
+    from ..people import Person, Scene
 
 _REPORT = "report.csv"
 _COLUMNS = ("output", "status", "error", "note", "likeness", "word", "kept_seed")  # before those of a job
@@ -50,7 +50,7 @@ def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, stu
         left = (time.monotonic() - start) / done * (len(todo) - done) if done else None
         remaining = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
         progress(f"{done}/{len(todo)} pictures{remaining}")
-        ready: list[tuple[int, Job, Person]] = []
+        ready: list[tuple[int, Job, Person | Scene]] = []
         for number, job in batch:
             try:
                 ready.append((number, job, studio.person(job.person)))
@@ -92,7 +92,7 @@ def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
     return drawn.report
 
 
-def _drawn(ready: Sequence[tuple[int, Job, Person]], studio: Studio) -> Iterable[Any]:
+def _drawn(ready: Sequence[tuple[int, Job, Person | Scene]], studio: Studio) -> Iterable[Any]:
     """Yield number, job, and Drawn or error. Where a batch fails, each of its jobs is drawn alone."""
     try:
         images = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ CONVERT: dict[str, Callable[[str], Any]] = {
     "tries": int,
     **dict.fromkeys(("scale", "controlnet_conditioning_scale", "guidance_scale", "noise", "strength"), float),
     "at_least": float,
+    **dict.fromkeys(("enhance_non_face_region", "identity_net"), lambda given: json.loads(str(given).lower())),
 }
 """Text of a CSV file -> value of an option."""
 
@@ -78,7 +80,7 @@ def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
     check(job)
     studio = Studio(options, models)
     if job.scheduler or job.lora or job.controlnet:
-        studio.instantid(False, job.scheduler, job.lora, job.controlnet)
+        studio.instantid(False, job.identity_net, job.scheduler, job.lora, job.controlnet)
     return studio
 
 

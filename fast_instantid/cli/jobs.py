@@ -20,13 +20,13 @@ from ..errors import FastInstantIDError
 from .output import PICTURE_SUFFIXES, text_in
 
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
-_OF_THE_RUN = ("scheduler", "lora", "controlnet")  # no columns of a CSV file, since all jobs have them in common
+_OF_THE_RUN = ("scheduler", "lora", "controlnet", "identity_net")  # no columns of a CSV file: all jobs share them
 NO_GATE: dict[str, Any] = {"at_least": None, "tries": 4}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture. ``person`` is a person's file or a photograph; the other fields are options of ``generate``."""
+    """One picture. ``person`` is the file of a person or a scene, or a photograph; other fields are options."""
 
     person: str
     prompt: str
@@ -46,6 +46,8 @@ class Job:
     scheduler: str = ""
     lora: tuple[tuple[str, float], ...] = ()
     controlnet: tuple[tuple[str, str, float], ...] = ()
+    enhance_non_face_region: bool = False
+    identity_net: bool = True
 
     @property
     def file_name(self) -> str:
@@ -63,7 +65,7 @@ class Job:
     def batch(self) -> tuple[Any, ...]:
         """Jobs of equal values can be drawn in one batch."""
         sampling = self.num_inference_steps, self.guidance_scale, self.controlnet_conditioning_scale, self.size
-        return *sampling, bool(self.image), self.strength, self.at_least, self.tries
+        return *sampling, bool(self.image), self.strength, self.at_least, self.tries, self.enhance_non_face_region
 
 
 class Drawn(NamedTuple):
@@ -92,7 +94,7 @@ class Drawn(NamedTuple):
 
 
 def people_of(sources: Iterable[str]) -> list[str]:
-    """Person files and photographs of files, folders and patterns with ``*``.
+    """Files of persons and scenes, and photographs, of files, folders and patterns with ``*``.
 
     Raises:
         FastInstantIDError: a source without any.
@@ -102,10 +104,11 @@ def people_of(sources: Iterable[str]) -> list[str]:
         paths = sorted(glob(source)) if "*" in source and not Path(source).exists() else [source]
         for path in paths:
             inside = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
-            paths = [str(file) for file in inside if file.suffix.lower() in _SUFFIXES]
+            suffixes = _SUFFIXES if Path(path).is_dir() else (*_SUFFIXES, ".json")
+            paths = [str(file) for file in inside if file.suffix.lower() in suffixes]
             found += paths
         if not found or not paths:
-            raise FastInstantIDError(f"{source}: no person file (.safetensors) and no photograph there")
+            raise FastInstantIDError(f"{source}: no person file (.safetensors), scene (.json) or photograph there")
     return list(dict.fromkeys(found))
 
 
@@ -165,7 +168,9 @@ def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[st
         given = {name: value for name, value in settings.items() if name in names and value is not None}
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
-        return {name: convert.get(name, list if name in _OF_THE_RUN[1:] else str)(x) for name, x in given.items()}
+        return {
+            name: convert.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
+        }
     except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 

@@ -100,7 +100,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     )
     who = generate.add_mutually_exclusive_group()
     who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
-    text = "files of 'person make' or photos, each of another person; also folders, and patterns such as '*.jpg'"
+    text = "files of 'person make', photos, each of another person, or scenes (.json); also folders, and '*.jpg'"
     who.add_argument("--person", nargs="+", metavar="FILE", help=text)
     text = "a picture for each line; columns: person, prompt, seed, other options with _ for -; options give the rest"
     who.add_argument("--jobs", type=Path, metavar="CSV", help=text)
@@ -120,6 +120,10 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         (("--noise",), 0.0, "noise in the unconditional embedding, 0 to 1"),
     ):
         generate.add_argument(*options, type=float, default=default, metavar="X", help=text)
+    text = "keep the identity inside of the faces' boxes, so that the prompt alone draws the rest"
+    generate.add_argument("--enhance-non-face-region", action="store_true", help=text)
+    text = "draw without the IdentityNet, which is not loaded then; the prompt sets the pose"
+    generate.add_argument("--no-identity-net", dest="identity_net", action="store_false", help=text)
     text = f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})"
     generate.add_argument("--guidance-scale", "--guidance", type=float, metavar="X", help=text)
     text = f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})"

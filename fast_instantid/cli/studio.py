@@ -18,7 +18,7 @@ from .output import report_step, timed
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..people import Person
+    from ..people import Person, Scene, Subject
 
 
 def check(job: Job) -> None:
@@ -56,15 +56,21 @@ class Studio:
             identity_net_range=tuple(options.identity_net_range),
             identity_net_every=options.identity_net_every,
         )
-        self.person, self.instantid = cache(self._person), cache(self._instantid)
+        self._find, self.instantid = cache(self._person), cache(self._instantid)
 
     @cached_property
     def analyzer(self) -> Any:
         with timed("face networks", self.seconds):
             return face_analyzer(self.options, self.models.pack)
 
+    def person(self, *sources: str) -> Person | Scene:
+        """Load a scene, load a person, or find a person in photographs."""
+        from ..people import load_scene
+
+        return load_scene(sources[0], self._find) if sources[0].endswith(".json") else self._find(*sources)
+
     def _person(self, *photos: str) -> Person:
-        """Load a person, or find it in photographs. With ``--no-face none``, no face is a person of zeros."""
+        """Load or find a person. With ``--no-face none``, no face is a person of zeros."""
         import numpy as np
 
         from ..faces import Face
@@ -85,17 +91,17 @@ class Studio:
                     raise
                 raise NoFaceError(f"{error}; {DRAWN_ONLY}") from error
 
-    def judge(self, image: Any, person: Person) -> float:
-        """Likeness of a picture, or of a picture's file, to four digits; NaN without a face."""
+    def judge(self, image: Any, person: Person | Scene) -> float:
+        """Likeness of a picture, or of a picture's file, to four digits; of a scene the least. NaN without a face."""
         from ..people import likeness_in
 
-        return round(float(likeness_in(self.analyzer, image, [person])[0, 0]), 4)
+        return round(float(likeness_in(self.analyzer, image, _people(person))[0].min()), 4)
 
     def judges(self, job: Job) -> bool:
         """Whether the likeness of its picture is asked for."""
         return self.options.likeness or job.at_least is not None
 
-    def draw(self, batch: Sequence[Job], people: Sequence[Person]) -> list[Drawn]:
+    def draw(self, batch: Sequence[Job], people: Sequence[Person | Scene]) -> list[Drawn]:
         """Draw a person for each job, again where it is not alike enough.
 
         All jobs have one ``batch``. Either all persons or none stand for a photograph without a face.
@@ -109,7 +115,9 @@ class Studio:
         if absent or not self.judges(batch[0]):
             done = [replace(job, **NO_GATE) for job in batch]
             return [Drawn(*one, None, absent) for one in zip(self._sample(batch, people), done, strict=True)]
-        check_same_recognizer(people, self.analyzer.networks.recognizer_fingerprint)
+        check_same_recognizer(
+            [one for person in people for one in _people(person)], self.analyzer.networks.recognizer_fingerprint
+        )
 
         def judged(numbers: Sequence[int], seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
             jobs = [replace(batch[i], seed=seed) for i, seed in zip(numbers, seeds, strict=True)]
@@ -121,22 +129,19 @@ class Studio:
         done = [replace(job, seed=one.seed, **NO_GATE) for job, one in zip(batch, kept, strict=True)]
         return [Drawn(one.image, job, float(one.likeness)) for job, one in zip(done, kept, strict=True)]
 
-    def _sample(self, batch: Sequence[Job], people: Sequence[Person]) -> list[Image.Image]:
+    def _sample(self, batch: Sequence[Job], people: Sequence[Person | Scene]) -> list[Image.Image]:
         import torch
         from PIL import ImageOps
 
         from ..images import load_image
-        from ..pipelines import Subject
         from ..placement import in_batches
 
         first, absent = batch[0], is_nobody(people[0])
-        keypoints = [self._keypoints(job, person) for job, person in zip(batch, people, strict=True)]
         with timed("identity", self.seconds):
-            adapter = self._adapter
-            identities = [
-                adapter.identity(person.rows, noise=job.noise) for job, person in zip(batch, people, strict=True)
-            ]
-        instantid = self.instantid(bool(first.image), first.scheduler, first.lora, first.controlnet)
+            placed = [self._placed(job, person) for job, person in zip(batch, people, strict=True)]
+        keypoints, subjects = [hint for hint, _ in placed], [those for _, those in placed]
+        instantid = self.instantid(bool(first.image), first.identity_net, first.scheduler, first.lora, first.controlnet)
+        has_net = hasattr(instantid.pipe, "controlnet")
 
         def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             report_step(step + 1, pipe.num_timesteps)
@@ -146,7 +151,7 @@ class Studio:
             posed: Any = keypoints[part]
             prompts: Any = [job.prompt for job in batch[part]]
             negative: Any = [job.negative_prompt for job in batch[part]]
-            scale: Any = 0.0 if absent else float(first.controlnet_conditioning_scale)
+            scale: Any = 0.0 if absent or not first.identity_net else float(first.controlnet_conditioning_scale)
             more: dict[str, Any] = {}
             if first.image:
                 pictures = zip(batch[part], posed, strict=True)
@@ -157,19 +162,19 @@ class Studio:
                 hints = [ImageOps.fit(load_image(picture), posed.size) for _, picture, _ in first.controlnet]
                 more["control_image" if first.image else "image"] = hints
                 scale = [scale, *(scale for _, _, scale in first.controlnet)]
+            if has_net:
+                more |= {"keypoints": posed, "controlnet_conditioning_scale": scale}
+            elif not first.image:
+                more["width"], more["height"] = posed[0].size
             return instantid(
                 prompts,
-                [
-                    [Subject(identity, 0.0 if absent else job.scale)]
-                    for job, identity in zip(batch[part], identities[part], strict=True)
-                ],
-                keypoints=posed,
+                subjects[part],
+                enhance_non_face_region=first.enhance_non_face_region,
                 negative_prompt=negative,
                 # Seeded on the CPU: other devices draw other numbers from the same seed.
                 generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch[part]],
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
-                controlnet_conditioning_scale=scale,
                 approximations=self.approximations,
                 callback_on_step_end=report,
                 **more,
@@ -180,15 +185,30 @@ class Studio:
         with timed("sampling", self.seconds), stage("sampling"):
             return in_batches(len(batch), len(batch) if together else 1, sample)
 
-    def _keypoints(self, job: Job, person: Person) -> Image.Image:
-        """The keypoint picture of a job; it has the size of the picture to draw."""
+    def _placed(self, job: Job, person: Person | Scene) -> tuple[Image.Image, list[Subject]]:
+        """The keypoint picture of a job, in the size of the picture to draw, and who is in it."""
         from ..faces import keypoint_picture, sdxl_size
         from ..images import load_image
+        from ..people import Scene, Subject
+        from ..people.face_box import face_box_in
 
         faces: Any
-        faces, shape = keypoints_in(job.keypoints) if job.keypoints else (person.face, person.photo_size)
+        if isinstance(person, Scene):
+            scene = replace(person, size=job.size or person.size)
+            hint = keypoints_in(job.keypoints)[0].resize(scene.size) if job.keypoints else scene.keypoint_picture()
+            return hint, [self._identified(one, job) for one in scene.subjects]
+        faces, shape = keypoints_in(job.keypoints) if job.keypoints else ([person.face], person.photo_size)
         size = job.size or self.models.size or sdxl_size(load_image(job.image) if job.image else shape)
-        return faces.resize(size) if hasattr(faces, "resize") else keypoint_picture(faces, shape, size)
+        subject = Subject(person, 0.0 if is_nobody(person) else job.scale)
+        if hasattr(faces, "resize"):
+            return faces.resize(size), [self._identified(subject, job)]
+        if len(faces) == 1:
+            subject = replace(subject, face_box=face_box_in(faces[0], shape, size))
+        return keypoint_picture(faces, shape, size), [self._identified(subject, job)]
+
+    def _identified(self, subject: Any, job: Job) -> Subject:
+        """A subject with the identity of its person, as the job's noise makes it."""
+        return replace(subject, identity=self._adapter.identity(subject.identity.rows, noise=job.noise))
 
     @cached_property
     def _adapter(self) -> Any:
@@ -196,19 +216,27 @@ class Studio:
 
         return Adapter.load(self.files.adapter, self.place.device, self.place.dtype, self.options.cache)
 
-    def _instantid(self, has_image: bool, *added: Any) -> Any:
+    def _instantid(self, has_image: bool, has_net: bool, *added: Any) -> Any:
         """The InstantID of jobs with this scheduler, these LoRAs and ControlNets, which are those of the whole run."""
         from ..pipelines import InstantID, load_pipeline
         from ..pipelines.load import image_to_image, with_additions
 
+        scheduler, loras, controlnets = added
+        net = 0 if has_net or controlnets else None
         if has_image:
-            return InstantID(image_to_image(self.instantid(False, *added).pipe), identity_net=0)
+            return InstantID(image_to_image(self.instantid(False, has_net, *added).pipe), identity_net=net)
         with timed("pipeline", self.seconds):
-            pipe = load_pipeline(self.models.base, self.models.instantid, self.place.device, self.place.dtype)
-            scheduler, loras, controlnets = added
-            return InstantID(with_additions(pipe, scheduler, loras, [path for path, *_ in controlnets]), identity_net=0)
+            source = None if net is None else self.models.instantid
+            pipe = load_pipeline(self.models.base, source, self.place.device, self.place.dtype)
+            pipe = with_additions(pipe, scheduler, loras, [path for path, *_ in controlnets])
+            return InstantID(pipe, identity_net=net)
 
 
-def is_nobody(person: Person) -> bool:
+def _people(person: Any) -> list[Person]:
+    """The persons of a picture: of a Scene, or the one person."""
+    return [one.identity for one in person.people] if hasattr(person, "people") else [person]
+
+
+def is_nobody(person: Person | Scene) -> bool:
     """Whether this stands for a photograph without a face."""
-    return not person.embeddings.any()
+    return not any(one.embeddings.any() for one in _people(person))

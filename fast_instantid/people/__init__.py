@@ -6,7 +6,7 @@ from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
 from .pose import Pose
-from .scene import Scene, scene_of
+from .scene import Scene, load_scene, scene_of
 from .search import find_faces
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
 
@@ -25,6 +25,7 @@ __all__ = [
     "find_person",
     "likeness_in",
     "likeness_word",
+    "load_scene",
     "merge",
     "numbered",
     "ordered",

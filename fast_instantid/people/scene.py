@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -97,6 +101,35 @@ class Scene:
         others = np.min([far for index, far in enumerate(distances) if index != number], axis=0)
         soft = _SOFT * min(width, height)
         return np.clip(0.5 + (others - distances[number]) / (2 * soft), 0, 1).astype(np.float32)
+
+
+def load_scene(path: str | PathLike[str], person: Callable[[str], Person] = Person.load) -> Scene:
+    """Read a scene that is written as JSON; docs/guides/scenes.md has an example.
+
+    Args:
+        path: the file. Names in it are relative to its folder.
+        person: makes a Person of a file.
+
+    Raises:
+        FastInstantIDError: no such file, or no scene; says what is wrong with it.
+    """
+    path = Path(path)
+
+    def subject(given: dict[str, Any]) -> Subject:
+        given = dict(given)
+        who, pose, region = given.pop("person"), dict(given.pop("pose", {})), given.pop("region", None)
+        if isinstance(region, str):
+            region = Image.open(path.parent / region)
+        placed = Pose.of(pose.pop("angle"), **pose) if "angle" in pose else Pose(**pose) if pose else None
+        region = tuple(region) if isinstance(region, list) else region
+        return Subject(person(str(path.parent / who)), region=region, pose=placed, **given)
+
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        width, height = map(operator.index, given["size"])
+        return Scene((width, height), [subject(one) for one in given["people"]])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FastInstantIDError(f"{path}: no scene: {type(error).__name__}: {error}") from error
 
 
 def scene_of(

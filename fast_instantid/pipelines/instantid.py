@@ -19,7 +19,7 @@ from PIL import Image
 
 from .. import miniature
 from ..cache import Cache
-from ..errors import BackendError, FastInstantIDError
+from ..errors import BackendError
 from ..faces import FaceAnalyzer
 from ..identity import EMBEDDING_DIM, Adapter, Identity
 from ..images import ImageInput
@@ -94,6 +94,7 @@ class InstantID:
         base: str | PathLike[str] = "base",
         faces: str | PathLike[str] = "antelopev2",
         *,
+        identity_net: bool = True,
         device: Any = None,
         dtype: Any = None,
         torch_dtype: Any = None,
@@ -106,6 +107,7 @@ class InstantID:
         Args:
             instantid: InstantID's adapter and ControlNet.
             base, faces: an SDXL model, in diffusers' layout or one ``.safetensors`` file, and a face model pack.
+            identity_net: whether to load the ControlNet. Without it, the prompt sets the pose.
             device: of all networks; the best one present by default.
             dtype, torch_dtype: of the pipeline and the identities; fp16 on CUDA and fp32 elsewhere by default.
             cache: keeps faces and identities; the one of this process by default.
@@ -122,8 +124,8 @@ class InstantID:
         place = Placement.resolve(device, torch_dtype if dtype is None else dtype)
         adapter = Adapter.load(InstantIDFiles.find(instantid, place.dtype).adapter, place.device, place.dtype, cache)
         analyzer = FaceAnalyzer.load(faces, device=place.device, cache=cache)
-        pipe = load_pipeline(base, instantid, place.device, place.dtype)
-        return cls(pipe, identity_net=0, adapter=adapter, faces=analyzer, defaults=defaults)
+        pipe = load_pipeline(base, instantid if identity_net else None, place.device, place.dtype)
+        return cls(pipe, identity_net=0 if identity_net else None, adapter=adapter, faces=analyzer, defaults=defaults)
 
     def to(self, *given: Any, device: Any = None, dtype: Any = None) -> InstantID:
         """Move the pipeline, the adapter and the face networks, in-place, and return this object, as ``pipe.to``.
@@ -204,11 +206,9 @@ class InstantID:
         face_box = None
         if isinstance(people, Scene):
             keypoints, people = people.keypoint_picture() if keypoints is None else keypoints, people.subjects
-        elif enhance_non_face_region and keypoints:
-            raise FastInstantIDError("a keypoint picture does not say whose face is where: draw a Scene")
         options, size = call_options(self, people, keypoints, options)
-        if enhance_non_face_region:
-            face_box = partial(face_box_of, size=size)
+        if enhance_non_face_region:  # a keypoint picture does not say whose face is where
+            face_box = partial(face_box_of, size=size) if keypoints is None else lambda _: None
         with self._block(drawing_of(self, people, scale, approximations, face_box)):
             return self.pipe(**options)
 

@@ -71,6 +71,7 @@ with _quiet():  # transformers warns that torchvision is not installed; it is no
         ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
         StableDiffusionXLControlNetImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        StableDiffusionXLImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
     )
 
@@ -185,7 +186,8 @@ def with_additions(
 
 def image_to_image(pipe: Any) -> Any:
     """A pipeline of the same networks that changes a picture."""
-    return _another(StableDiffusionXLControlNetImg2ImgPipeline, pipe)
+    has_net = hasattr(pipe, "controlnet")
+    return _another(StableDiffusionXLControlNetImg2ImgPipeline if has_net else StableDiffusionXLImg2ImgPipeline, pipe)
 
 
 def _another(kind: Any, pipe: Any, **parts: Any) -> Any:
