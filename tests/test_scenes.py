@@ -14,6 +14,7 @@ from fast_instantid.errors import FastInstantIDError, ImageError, NoFaceError
 from fast_instantid.faces import Face
 from fast_instantid.people import Person, find_person, scene_of
 from fast_instantid.people.pose import ANGLES, load_poses, moved_keypoints, save_poses
+from tests.test_pipelines import CountOps
 
 SIZE = (400, 300)
 EYES, NOSE, MOUTH = slice(0, 2), 2, slice(3, 5)
@@ -135,6 +136,40 @@ class TestMovedKeypoints:
     def test_numbers_that_move_nothing_are_refused(self, wrong):
         with pytest.raises(FastInstantIDError, match="expected finite numbers"):
             moved_keypoints(Pose().keypoints(SIZE), **wrong)
+
+
+class TestCounts:
+    """What a scene adds to a run, however many persons there are."""
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_networks_attentions_and_sums_of_a_step(self, instantid, number):
+        people = [instantid.person(portrait) for portrait in PORTRAITS[:number]]
+        scene = Scene((384, 128), [Subject(one, region=(0.2 * n, 0, 0.5 + 0.2 * n, 1)) for n, one in enumerate(people)])
+        calls: list[str] = []
+        networks = {"unet": instantid.pipe.unet.conv_in, "net": instantid.pipe.controlnet.conv_in}
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: calls.append(name)) for name, module in networks.items()
+        ]
+
+        def step(people):
+            counts = []
+            for steps in (2, 3):
+                calls.clear()
+                with CountOps() as ops:
+                    instantid("flat portrait", people, seed=1, num_inference_steps=steps, width=384, height=128)
+                counts.append(ops.counts)
+            return counts[1] - counts[0], [*calls]
+
+        try:
+            added, run = step(scene)
+            plain, _ = step(None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert (run.count("unet"), run.count("net")) == (3, 3)
+        added = added - plain
+        assert added["addcmul"] == 70 * number
+        assert added["_local_scalar_dense"] == 0
 
 
 class TestScene:

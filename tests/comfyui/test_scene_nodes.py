@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from tests.comfyui import tiny
+from tests.comfyui.operations import Counts
+from tests.comfyui.test_composition import bytes_held
 from tests.comfyui.test_people_nodes import STRENGTHS, draw, find  # noqa: F401  # a fixture
 
 LATENT = {"samples": torch.zeros(1, 4, 16, 24)}
@@ -153,3 +156,52 @@ class TestEnhanceNonFaceRegion:
 def test_without_a_control_net_the_conditioning_has_none(apply, two):
     _, positive, negative, _ = apply(two, control_net=None)
     assert all("control" not in options for _, options in (*positive, *negative))
+
+
+class TestCounts:
+    """What a scene adds to the sampling, however many persons there are."""
+
+    @pytest.fixture
+    def three(self, find, portraits):  # noqa: F811
+        return find(portraits[:3], group="one person per photo")[0]
+
+    def added(self, applied: Any, plain: Any) -> Counter[str]:
+        def counts(model: Any, positive: Any, negative: Any, steps: int) -> Counter[str]:
+            with Counts() as counted:
+                tiny.sample(model, positive, negative, steps=steps, width=192)
+            return counted.calls
+
+        for given in (applied, plain):
+            counts(*given, 1)  # what is kept is made here
+        one_more = [counts(*given, 3) - counts(*given, 2) for given in (applied, plain)]
+        return one_more[0] - one_more[1]
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_an_attention_and_a_sum_for_each_layer_and_person(self, apply, three, model, positive, negative, number):
+        masks = torch.rand(number, 16, 24)
+        patched, *_ = apply(three[:number], regions=masks, layers="paper")
+        added = self.added((patched, positive, negative), (model, positive, negative))
+        assert sum(calls for name, calls in added.items() if "scaled_dot_product" in name) == 70 * number
+        assert added["addcmul"] == 70 * number
+        for name in ("_local_scalar_dense", "repeat", "cat", "stack", "copy_", "mm", "addmm", "bmm", "linear", "add"):
+            assert added[name] == 0, name
+
+    def test_one_unet_and_one_identity_net_a_step(self, apply, three):
+        applied = apply(three)[:3]
+        unet, net = applied[0].model.diffusion_model, applied[1][0][1]["control"].control_model
+        calls: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+            for name, module in (("unet", unet), ("net", net))
+        ]
+        tiny.sample(*applied, steps=3, width=192)
+        for hook in hooks:
+            hook.remove()
+        assert (calls.count("unet"), calls.count("net")) == (3, 3)
+
+    def test_a_person_more_is_a_bank_more(self, apply, three):
+        held = [bytes_held(apply(three[:number], layers="paper")[0]) for number in (1, 2, 3)]
+        bank = 2 * 2 * 16 * 4 * sum(tiny.LAYER_CHANNELS)  # cond and uncond, 16 tokens, float32
+        masks = 16 * 24 * 4
+        assert held[1] - held[0] == pytest.approx(bank, abs=2 * masks + 64)
+        assert held[2] - held[1] == pytest.approx(bank, abs=masks + 64)
