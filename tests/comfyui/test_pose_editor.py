@@ -99,6 +99,12 @@ class TestNode:
         assert len(str(refused.value)) < 400
         assert ours["InstantIDPoseEditor"].VALIDATE_INPUTS(text) == str(refused.value)
 
+    @pytest.mark.parametrize("background", [torch.full((1, 8, 8, 3), math.nan), torch.zeros(0, 8, 8, 3)])
+    def test_what_is_no_background_is_refused(self, edit, background):
+        with pytest.raises(Exception, match="image") as refused:
+            edit(TWO, background=background)
+        assert type(refused.value).__name__ == "ImageError"
+
     def test_a_link_is_read_in_the_run(self, ours):
         validate = ours["InstantIDPoseEditor"].VALIDATE_INPUTS
         assert validate() is validate(None) is validate(json.dumps(TWO)) is True
@@ -349,6 +355,18 @@ def test_faces_are_kept_in_the_workflow_and_in_a_copy(canvas: Canvas) -> None:
     canvas.page.evaluate(_AGAIN)
     assert canvas.page.evaluate(_VALUE) == faces
     assert len(canvas.page.evaluate(_POINTS)) == 30
+
+
+def test_the_canvas_has_the_shape_of_the_latent_or_of_the_background(canvas: Canvas) -> None:
+    canvas.open()
+    for change, shape in (
+        ("(node) => (node.getInputNode(0).widgets[0].value = 1280)", "1280,640"),
+        ("(node) => node.disconnectInput(0)", "1024,1024"),  # the photograph is a square
+        ("(node) => node.disconnectInput(1)", "1024,1024"),
+    ):
+        canvas.page.evaluate(f"() => ({change})({_EDITOR})")
+        canvas.page.wait_for_function(f"() => ({_BOX})().slice(4).join() === '{shape}'")
+    canvas.page.wait_for_function("() => !document.querySelector('.instantid-poses image').hasAttribute('href')")
 
 
 @pytest.mark.parametrize("behind", ["LoadImage", "EmptyImage"])
