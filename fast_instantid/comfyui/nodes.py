@@ -44,6 +44,7 @@ from .people_nodes import (
     InstantIDPrompts,
     InstantIDSavePerson,
 )
+from .pose_editor import InstantIDPoseEditor
 from .scene_nodes import ApplyInstantIDScene, InstantIDPose
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
@@ -260,6 +261,7 @@ _NODES: dict[str, type] = {
     "InstantID Doctor": InstantIDDoctor,
     "InstantID Profile": InstantIDProfile,
     "InstantID Miniature": InstantIDMiniature,
+    "InstantID Pose Editor": InstantIDPoseEditor,
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for title, node in _NODES.items()}

@@ -46,9 +46,7 @@ class InstantIDPose:
         named = Pose.of(angle)
         pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
         poses = (*before, pose)
-        width, height = size_of(latent)
-        drawn = draw_keypoints((width, height), *(one.keypoints((width, height)) for one in poses))
-        return poses, torch.from_numpy(drawn).float().div(255)[None]
+        return poses, picture_of(poses, size_of(latent))
 
 
 class ApplyInstantIDScene:
@@ -109,6 +107,12 @@ class ApplyInstantIDScene:
             positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at, inside=faces
         )
         return model, positive, negative, keypoints
+
+
+def picture_of(poses: tuple[Pose, ...], size: tuple[int, int]) -> Tensor:
+    """Return the keypoint picture ``(1, H, W, 3)`` of poses for a picture of ``(width, height)``."""
+    drawn = draw_keypoints(size, *(pose.keypoints(size) for pose in poses))
+    return torch.from_numpy(drawn).float().div(255)[None]
 
 
 def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, float, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from typing import get_args
 
-from ..people.pose import ANGLES
+from ..faces.keypoints import COLORS
+from ..people.pose import ANGLES, FACE_HEIGHT, MODEL, Pose
 from ..people.scene import Pairing
 from .sockets import (
     ANY_CONTROL_NET,
@@ -34,6 +36,21 @@ def pose() -> Inputs:
         "roll": number(0.0, -90.0, 90.0, "Degrees to add: above 0 it is tilted clockwise.", step=1.0),
     }
     return {"required": required, "optional": {"before": entry("POSE", "Poses of the persons before this one.")}}
+
+
+def pose_editor() -> Inputs:
+    face = vars(Pose())
+    model = (MODEL / FACE_HEIGHT).tolist()  # keypoints of a face of height 1
+    poses = entry(
+        "STRING",
+        "The faces, as JSON that the canvas edits: x, y and size in parts of the picture, angles in degrees.",
+        default=json.dumps([face]),
+        widgetType="INSTANTID_POSES",
+        canvas={"angles": ANGLES, "colors": COLORS, "face": face, "model": model},
+    )
+    required = {"latent": entry("LATENT", "Gives the canvas and the keypoint picture their size."), "poses": poses}
+    background = entry("IMAGE", "A picture to see behind the faces.")
+    return deepcopy({"required": required, "optional": {"background": background}})
 
 
 def apply_scene() -> Inputs:

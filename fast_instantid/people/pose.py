@@ -19,8 +19,8 @@ from ..files import atomic_write
 # Eyes, nose and corners of the mouth in distances between the eyes: x to the right, y down, z towards the viewer. x and
 # y are those of ArcFace's template (Deng et al. 2019). z is an estimate: the nose's tip is about 0.45 before the eyes.
 _FACE = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.57, 0.45], [-0.41, 1.15, 0.05], [0.41, 1.15, 0.05]])
-_MODEL = _FACE - _FACE.mean(axis=0)
-_FACE_HEIGHT = 2.9
+MODEL = _FACE - _FACE.mean(axis=0)
+FACE_HEIGHT = 2.9
 """Of a detector's box, forehead to chin, in distances between the eyes: about that of SCRFD."""
 _MIRRORED = [1, 0, 2, 4, 3]
 
@@ -91,11 +91,11 @@ class Pose:
     def keypoints(self, size: tuple[int, int]) -> np.ndarray:
         """``(5, 2)`` float32 in pixels of a picture of ``(width, height)``, by parallel projection of a 3-D face."""
         yaw, pitch, roll = (math.radians(angle) for angle in (self.yaw, self.pitch, self.roll))
-        x, y, z = _MODEL.T
+        x, y, z = MODEL.T
         x, z = x * math.cos(yaw) + z * math.sin(yaw), z * math.cos(yaw) - x * math.sin(yaw)
         y = y * math.cos(pitch) - z * math.sin(pitch)
         x, y = x * math.cos(roll) - y * math.sin(roll), x * math.sin(roll) + y * math.cos(roll)
-        points = np.stack([x, y], axis=1) * (self.size * min(size) / _FACE_HEIGHT)
+        points = np.stack([x, y], axis=1) * (self.size * min(size) / FACE_HEIGHT)
         return (points + np.array([self.x, self.y]) * size).astype(np.float32)
 
     def jittered(self, seed: int, degrees: float = 8.0, shift: float = 0.03) -> Pose:

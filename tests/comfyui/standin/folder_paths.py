@@ -70,6 +70,10 @@ def get_input_directory() -> str:
     return os.path.join(base_path, "input")
 
 
+def get_temp_directory() -> str:
+    return os.path.join(base_path, "temp")
+
+
 def get_user_directory() -> str:
     return os.path.join(base_path, "user")
 
