@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -190,7 +191,7 @@ class TestScene:
         assert 0 < left[:, left.shape[1] // 2].mean() < 1, "the border is soft"
 
     def test_regions_that_are_given_are_kept(self):
-        mask = np.zeros((4, 4), np.float32)
+        mask = np.full((4, 4), 0.5, np.float32)
         given = [Subject(person("a"), region=(0, 0, 0.5, 1)), Subject(person("b"), region=mask), person("c")]
         box, same, nearest = Scene(SIZE, given).subjects
         assert box.mask[0, :, :64].min() == 1
@@ -198,6 +199,15 @@ class TestScene:
         assert same.region is mask
         assert nearest.region.max() == 1
         assert Scene(SIZE, [person("a")]).subjects[0].region is None
+
+    def test_an_empty_region_is_named(self):
+        with pytest.raises(FastInstantIDError, match="the region of person 1 is empty"):
+            Scene(SIZE, [person("a"), Subject(person("b"), region=np.zeros((4, 4), np.float32))])
+
+    def test_persons_of_two_recognisers_are_not_drawn_together(self):
+        one, other = (replace(person(name), recognizer=64 * name) for name in "ab")
+        with pytest.raises(FastInstantIDError, match="a and b were made by different recognisers"):
+            Scene(SIZE, [one, other])
 
     @pytest.mark.parametrize("box", [(0.5, 0, 0.5, 1), (0, 0, 1.5, 1), (0, 0, 1), (0, float("nan"), 1, 1)])
     def test_a_box_without_an_area_is_refused(self, box):

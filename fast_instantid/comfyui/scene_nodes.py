@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,5 +150,7 @@ def _masks(scene: Scene, regions: Tensor | None) -> list[Tensor | None]:
         regions = regions.reshape(-1, *regions.shape[-2:])
         if len(regions) != count:
             raise FastInstantIDError(f"{len(regions)} masks in regions for {count} persons: give one for each")
-        return [*regions]
+        scene = replace(
+            scene, people=[replace(one, region=mask) for one, mask in zip(scene.people, regions, strict=True)]
+        )
     return [one.mask for one in scene.subjects]

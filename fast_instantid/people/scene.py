@@ -22,7 +22,7 @@ from ..images import OneImage, one_photo
 from .choice import ordered
 from .face_box import box_of_keypoints
 from .likeness import paired
-from .person import Person
+from .person import Person, check_same_recognizer
 from .pose import Pose
 from .search import find_faces
 from .subject import DEFAULT_WEIGHT, Subject
@@ -45,7 +45,8 @@ class Scene:
         people: Subjects with a pose and a region, or bare persons.
 
     Raises:
-        FastInstantIDError: nobody, or a face that lies outside of the picture.
+        FastInstantIDError: nobody, a face that lies outside of the picture, a region that is empty, or persons of
+            different recognisers: one adapter cannot fit both.
     """
 
     size: tuple[int, int]
@@ -56,6 +57,10 @@ class Scene:
             raise FastInstantIDError("a scene of nobody: place at least one person")
         placed = [one if isinstance(one, Subject) else Subject(one) for one in self.people]
         object.__setattr__(self, "people", placed)
+        check_same_recognizer([one.identity for one in placed if isinstance(one.identity, Person)])
+        for number, one in enumerate(placed):
+            if one.mask is not None and not one.mask.any():
+                raise FastInstantIDError(f"the region of person {number} is empty: paint it, or leave it out")
         for number, points in enumerate(self.keypoints):
             if (points.max(axis=0) < 0).any() or (points.min(axis=0) >= self.size).any():
                 raise FastInstantIDError(f"the face of person {number} lies outside of the picture, {self.size}")

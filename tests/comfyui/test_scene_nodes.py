@@ -118,6 +118,10 @@ class TestScene:
             apply((two[0], None))
         with pytest.raises(Exception, match="3 masks in regions for 2 persons"):
             apply(two, regions=torch.ones(3, 8, 8))
+        with pytest.raises(Exception, match="the region of person 1 is empty"):
+            apply(two, regions=torch.stack([torch.ones(8, 8), torch.zeros(8, 8)]))
+        with pytest.raises(Exception, match="a region holds values"):
+            apply(two, regions=torch.full((2, 8, 8), 255.0))
 
 
 class TestEnhanceNonFaceRegion:
