@@ -6,23 +6,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import FastInstantIDError
 from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..images import photos
 from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
-from ..weights import file_version
 from . import people_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import batches
-from .models import PEOPLE
-from .people import People, identity_of, keypoints_of, person_path, said, save, size_of
+from .library import PERSON_FILES, LoadsFile
+from .people import People, identity_of, keypoints_of, said, save, size_of
 from .settings import follow_settings
 
 
@@ -83,7 +81,7 @@ class InstantIDPerson(_PersonNode):
         return _reported(tuple(people), preview, any(people), report)
 
 
-class InstantIDLoadPerson(_PersonNode):
+class InstantIDLoadPerson(_PersonNode, LoadsFile):
     """Loads a person's file."""
 
     DESCRIPTION = "Loads a person from models/instantid/people. No face models are needed."
@@ -91,24 +89,14 @@ class InstantIDLoadPerson(_PersonNode):
     RETURN_NAMES = ("person", "picture")
     FUNCTION = "load"
     SEARCH_ALIASES = ("load face", "saved face", "character")
+    LIBRARY = PERSON_FILES
 
     @classmethod
     def INPUT_TYPES(cls) -> people_sockets.Inputs:
-        return people_sockets.load_person(folder_paths.get_filename_list(PEOPLE))
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
-        try:
-            return person is None or bool(person_path(person))
-        except ModelFileError as error:
-            return str(error)
-
-    @classmethod
-    def IS_CHANGED(cls, person: str | None = None) -> str:
-        return "" if person is None else str(file_version(person_path(person)))
+        return people_sockets.load_person(PERSON_FILES.names())
 
     def load(self, person: str) -> tuple[People, Tensor]:
-        loaded = Person.load(person_path(person))
+        loaded = Person.load(PERSON_FILES.path(person))
         picture = np.zeros((112, 112, 3), np.uint8) if loaded.picture is None else np.array(loaded.picture)
         return (loaded,), torch.from_numpy(picture).float().div(255)[None]
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..faces import FaceAnalyzer, draw_keypoints
+from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..images import photos
-from ..people import Person, Pose, Scene, Subject, scene_of
+from ..people import AnyPose, Person, Pose, Scene, Subject, scene_of
 from . import scene_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, tokens_of
+from .faces import draw_frames
 from .people import People, identity_of, size_of
+
+Poses: TypeAlias = tuple[AnyPose, ...]
+"""POSE: a pose for each person of a picture, or for each frame of a track."""
 
 
 class InstantIDPose:
@@ -40,14 +43,12 @@ class InstantIDPose:
         yaw: float,
         pitch: float,
         roll: float,
-        before: tuple[Pose, ...] = (),
-    ) -> tuple[tuple[Pose, ...], Tensor]:
+        before: Poses = (),
+    ) -> tuple[Poses, Tensor]:
         named = Pose.of(angle)
         pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
         poses = (*before, pose)
-        width, height = size_of(latent)
-        drawn = draw_keypoints((width, height), *(one.keypoints((width, height)) for one in poses))
-        return poses, torch.from_numpy(drawn).float().div(255)[None]
+        return poses, draw_poses(latent, poses)
 
 
 class ApplyInstantIDScene:
@@ -77,7 +78,7 @@ class ApplyInstantIDScene:
         combine_embeds: Combine,
         pairing: Any,
         instantid: Any = None,
-        pose: tuple[Pose, ...] | None = None,
+        pose: Poses | None = None,
         pose_image: Tensor | None = None,
         faceanalysis: Any = None,
         regions: Tensor | None = None,
@@ -98,11 +99,17 @@ class ApplyInstantIDScene:
         cond, uncond = (
             torch.cat([half.flatten(0, 1) for half in halves])[None] for halves in zip(*tokens, strict=True)
         )
-        keypoints = torch.from_numpy(np.array(scene.keypoint_picture())).float().div(255)[None]
+        keypoints = draw_frames(scene.size, [scene.keypoints])
         positive, negative = apply_to_conditioning(
             positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at
         )
         return model, positive, negative, keypoints
+
+
+def draw_poses(latent: dict[str, Any], poses: Poses) -> Tensor:
+    """Return the keypoint picture with all poses, in the size of the pictures that a LATENT becomes."""
+    size = size_of(latent)
+    return draw_frames(size, [[pose.keypoints(size) for pose in poses]])
 
 
 def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, float, float]:
@@ -113,7 +120,7 @@ def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, f
 def _scene(
     people: list[Person],
     size: tuple[int, int],
-    poses: tuple[Pose, ...] | None,
+    poses: Poses | None,
     pose_image: Tensor | None,
     faceanalysis: Any,
     pairing: Any,

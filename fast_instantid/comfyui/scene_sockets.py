@@ -9,10 +9,13 @@ from ..people.pose import ANGLES
 from ..people.scene import Pairing
 from .sockets import COMBINE, LAYER_CHOICE, NOISE, RANGE, STRENGTHS, SUBJECT, Inputs, entry, number
 
+_LATENT = entry("LATENT", "Gives the keypoint picture its size.")
+_POSE = entry("POSE", "From InstantID Pose, or another node of poses.")
+
 
 def pose() -> Inputs:
     required = {
-        "latent": entry("LATENT", "Gives the keypoint picture its size."),
+        "latent": _LATENT,
         "angle": entry(list(ANGLES), "Which way the face looks, as you see it.", default="front"),
         "x": number(0.5, 0.0, 1.0, "Middle of the face: 0 is the left side, 1 the right."),
         "y": number(0.42, 0.0, 1.0, "Middle of the face: 0 is the top, 1 the bottom."),
@@ -22,6 +25,49 @@ def pose() -> Inputs:
         "roll": number(0.0, -90.0, 90.0, "Degrees to add: above 0 it is tilted clockwise.", step=1.0),
     }
     return {"required": required, "optional": {"before": entry("POSE", "Poses of the persons before this one.")}}
+
+
+def pose_from_image() -> Inputs:
+    required = {
+        "latent": _LATENT,
+        "faces": entry("INT", "How many: the largest ones, from left to right. 0: all.", default=0, min=0, max=99),
+        "shift_x": number(0.0, -1.0, 1.0, "Moves them to the right, in widths of the picture."),
+        "shift_y": number(0.0, -1.0, 1.0, "Moves them down, in heights of the picture."),
+        "scale": number(1.0, 0.05, 10.0, "Makes each larger or smaller, around its middle.", step=0.05),
+        "degrees": number(0.0, -180.0, 180.0, "Turns each clockwise, around its middle.", step=1.0),
+        "mirror": entry("BOOLEAN", "Each looks to the other side, at the same place.", default=False),
+    }
+    optional = {
+        "faceanalysis": entry("FACEANALYSIS", "From InstantID Face Analysis. It finds the faces of image."),
+        "image": entry("IMAGE", "A picture, which is stretched over latent. Of a video, one face in each frame."),
+        "face_landmarks": entry("FACE_LANDMARKS", "Of ComfyUI's MediaPipe node, in place of faceanalysis and image."),
+        "bboxes": entry(
+            "BOUNDING_BOX",
+            "Boxes around faces, in place of faceanalysis: in pixels of image, or of latent without it. The faces look "
+            "ahead.",
+            forceInput=True,
+        ),
+    }
+    return {"required": required, "optional": optional}
+
+
+def save_pose() -> Inputs:
+    name = entry("STRING", "Name of the file.", default="")
+    overwrite = entry("BOOLEAN", "Replace a file of this name.", default=False)
+    return deepcopy({"required": {"pose": _POSE, "name": name, "overwrite": overwrite}})
+
+
+def load_pose(names: list[str]) -> Inputs:
+    return {"required": {"latent": _LATENT, "pose": entry(names, "A file in models/instantid/poses.")}}
+
+
+def pose_track() -> Inputs:
+    required = {
+        "latent": entry("LATENT", "The batch of frames to draw: gives their number and size."),
+        "pose": entry("POSE", "The poses of one face, one after another, at equal distances in time."),
+        "smoothness": number(0.0, 0.0, 99.0, "Frames over which jitter is smoothed, for poses from a video.", step=0.5),
+    }
+    return {"required": required}
 
 
 def apply_scene() -> Inputs:

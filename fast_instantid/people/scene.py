@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FastInstantIDError, NoFaceError
-from ..faces import FaceAnalyzer, draw_keypoints
+from ..faces import Face, FaceAnalyzer, draw_keypoints
 from ..faces.face import keypoints_of
 from ..identity import Identity
 from ..images import OneImage, one_photo
 from .choice import ordered
 from .likeness import paired
 from .person import Person
-from .pose import Pose
+from .pose import AnyPose, Pose
 from .search import find_faces
 from .subject import DEFAULT_WEIGHT, Subject
 
@@ -78,7 +78,7 @@ class Scene:
             Pose(x=(number + 0.5) / count, size=size) if one.pose is None else one.pose
             for number, one in enumerate(self._placed)
         ]
-        return [pose.keypoints(self.size) if isinstance(pose, Pose) else keypoints_of(pose) for pose in poses]
+        return [pose.keypoints(self.size) if isinstance(pose, AnyPose) else keypoints_of(pose) for pose in poses]
 
     def keypoint_picture(self) -> Image.Image:
         """One keypoint picture with all faces."""
@@ -92,6 +92,13 @@ class Scene:
         others = np.min([far for index, far in enumerate(distances) if index != number], axis=0)
         soft = _SOFT * min(width, height)
         return np.clip(0.5 + (others - distances[number]) / (2 * soft), 0, 1).astype(np.float32)
+
+
+def largest_faces(faces: Sequence[Face], count: int, name: str) -> list[Face]:
+    """The largest faces of a picture, from left to right. A NoFaceError about ``name`` if there are fewer."""
+    if len(faces) < count:
+        raise NoFaceError(f"{name}: {len(faces)} faces for {count} people: choose another picture")
+    return ordered(ordered(faces)[:count], "left to right")
 
 
 def scene_of(
@@ -115,10 +122,7 @@ def scene_of(
         FastInstantIDError: an unknown pairing.
     """
     photo = one_photo(picture)
-    faces = find_faces(analyzer, [photo])[0]
-    if len(faces) < len(people):
-        raise NoFaceError(f"{photo.name}: {len(faces)} faces for {len(people)} people: choose another picture")
-    faces = ordered(ordered(faces)[: len(people)], "left to right")
+    faces = largest_faces(find_faces(analyzer, [photo])[0], len(people), photo.name)
     if pairing == "likeness":
         faces = [
             faces[face] for _, face in sorted(paired(people, analyzer.networks.embed([photo] * len(faces), faces)))

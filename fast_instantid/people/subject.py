@@ -16,7 +16,7 @@ from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
 from ..images import mask_of
 from .person import Person
-from .pose import Pose
+from .pose import AnyPose
 
 DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
@@ -35,7 +35,7 @@ class Subject:
         identity: an Identity, or a Person if the InstantID has an adapter.
         weight: of the identity branch, 0..5; 0 disables it.
         region: where the identity branch acts; None for everywhere, or in a Scene for the surroundings of the face.
-        pose: in a Scene: a Pose, or keypoints ``(5, 2)`` in pixels; None for a place beside the others.
+        pose: in a Scene: a Pose, Keypoints, or an array ``(5, 2)`` in pixels; None for a place beside the others.
 
     Raises:
         FastInstantIDError: a weight outside of 0..5.
@@ -45,7 +45,7 @@ class Subject:
     identity: Identity | Person
     weight: float = DEFAULT_WEIGHT
     region: Region | None = None
-    pose: Pose | np.ndarray | None = None
+    pose: AnyPose | np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", checked_weight(self.weight))

@@ -1,0 +1,94 @@
+"""Files of persons and of poses, by the names that users give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import folder_paths
+
+from ..errors import FastInstantIDError, ModelFileError
+from ..weights import file_version
+from .models import PEOPLE, POSES
+
+_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A folder of files of one kind."""
+
+    word: str
+    """Of the kind, as in the title of the node that saves it."""
+    folder: str
+    """The host's name of the folder."""
+    suffix: str
+
+    def names(self) -> list[str]:
+        return folder_paths.get_filename_list(self.folder)
+
+    def path(self, name: str) -> Path:
+        """Return the file of a name.
+
+        Raises:
+            ModelFileError: no such file; says which there are.
+        """
+        path = folder_paths.get_full_path(self.folder, name)
+        if path is None:
+            found = ", ".join(self.names()) or "none"
+            folder = folder_paths.get_folder_paths(self.folder)[0]
+            raise ModelFileError(
+                f"there is no {self.word} {name!r} in {folder} ({found}): save one by Save {self.word.title()}"
+            )
+        return Path(path)
+
+    def new_paths(self, names: Sequence[str], overwrite: bool) -> list[Path]:
+        """Return a path for each name, in the first folder, which is made.
+
+        Args:
+            overwrite: allow files that are there.
+
+        Raises:
+            FastInstantIDError: a name that no file can have, one that is given twice, or a file that is there.
+        """
+        folder = Path(folder_paths.get_folder_paths(self.folder)[0])
+        for given in names:
+            if not given or len(given) > 100 or _NO_FILE_NAME.search(given):
+                raise FastInstantIDError(f"{given!r} cannot be the name of a file: choose another name")
+        twice = sorted({given for given in names if [one.lower() for one in names].count(given.lower()) > 1})
+        if twice:
+            raise FastInstantIDError(f"{len(names)} people, and several are called {twice[0]}: give a name to the node")
+        paths = [folder / f"{given}{self.suffix}" for given in names]
+        there = [path.stem for path in paths if path.exists()]
+        if there and not overwrite:
+            raise FastInstantIDError(
+                f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return paths
+
+
+PERSON_FILES = Library("person", PEOPLE, ".safetensors")
+POSE_FILES = Library("pose", POSES, ".json")
+
+
+class LoadsFile:
+    """A node whose only combo box names a file; its input has the name of the library's word."""
+
+    LIBRARY: ClassVar[Library]
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **given: Any) -> bool | str:
+        try:
+            name = given.get(cls.LIBRARY.word)
+            return name is None or bool(cls.LIBRARY.path(name))
+        except ModelFileError as error:
+            return str(error)
+
+    @classmethod
+    def IS_CHANGED(cls, **given: Any) -> str:
+        name = given.get(cls.LIBRARY.word)
+        return "" if name is None else str(file_version(cls.LIBRARY.path(name)))

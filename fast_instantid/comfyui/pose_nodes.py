@@ -1,0 +1,172 @@
+"""Nodes for poses from pictures, files and videos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import FastInstantIDError
+from ..faces import Face, FaceAnalyzer
+from ..images import photos
+from ..people import Keypoints, Pose, find_faces, followed, largest_faces, pose_track, smoothed
+from ..people.pose import load_poses, moved_keypoints, save_poses
+from . import scene_sockets
+from .faces import batches, draw_frames
+from .library import POSE_FILES, LoadsFile
+from .people import size_of
+from .scene_nodes import Poses, draw_poses
+from .settings import follow_settings
+
+_MESH = [468, 473, 1, 61, 291]  # MediaPipe's middles of the irises, tip of the nose and corners of the mouth
+_AHEAD = Pose(x=0, y=0, size=1).keypoints((1, 1))
+_LOW = 0.08  # of a box's height, from its middle to that of the keypoints: an estimate, MediaPipe's 0.02, SCRFD's more
+_HEIGHT = 1.3  # of a face, in widths
+
+
+class InstantIDPoseFromImage:
+    """Takes the poses of the faces in a picture, or of one face in a video."""
+
+    DESCRIPTION = "Takes the poses of the faces in a picture, moved, turned or mirrored; of a video, one in each frame."
+    RETURN_TYPES = ("POSE", "IMAGE")
+    RETURN_NAMES = ("pose", "image_kps")
+    FUNCTION = "pose"
+    CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = (
+        "pose of a photo",
+        "face landmarks",
+        "mediapipe",
+        "face bounding box",
+        "video pose",
+        "mirror pose",
+    )
+    INPUT_TYPES = staticmethod(scene_sockets.pose_from_image)
+
+    def pose(
+        self,
+        latent: dict[str, Any],
+        faces: int,
+        shift_x: float,
+        shift_y: float,
+        scale: float,
+        degrees: float,
+        mirror: bool,
+        faceanalysis: Any = None,
+        image: Tensor | None = None,
+        face_landmarks: Any = None,
+        bboxes: Any = None,
+    ) -> tuple[Poses, Tensor]:
+        size = size_of(latent)
+        pictures, seen = [] if image is None else photos(image), size
+        if pictures:
+            seen = pictures[0].size
+        if face_landmarks is not None:
+            frames, seen = _in_landmarks(face_landmarks)
+        elif bboxes is not None:
+            frames = _in_boxes(bboxes)
+        elif faceanalysis is None or not pictures:
+            raise FastInstantIDError("no faces: connect image and faceanalysis, or face_landmarks or bboxes")
+        else:
+            follow_settings()
+            analyzer = FaceAnalyzer.wrap(faceanalysis)
+            frames = [found for batch in batches(pictures) for found in find_faces(analyzer, batch)]
+        if len(frames) == 1:
+            given = [face.kps for face in largest_faces(frames[0], faces or max(1, len(frames[0])), "image")]
+        else:
+            given = smoothed(followed(frames), 0)
+        shift = shift_x * size[0], shift_y * size[1]
+        stretch = np.array(size) / seen
+        moved = [moved_keypoints(points * stretch, shift, scale, degrees, mirror) for points in given]
+        poses = tuple(Keypoints.of(points, size) for points in moved)
+        return poses, draw_frames(size, [moved] if len(frames) == 1 else [[points] for points in moved])
+
+
+class InstantIDLoadPose(LoadsFile):
+    """Loads a file of poses."""
+
+    DESCRIPTION = "Loads poses from models/instantid/poses."
+    RETURN_TYPES = ("POSE", "IMAGE")
+    RETURN_NAMES = ("pose", "image_kps")
+    FUNCTION = "load"
+    CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = ("pose library", "saved pose", "pose preset")
+    LIBRARY = POSE_FILES
+
+    @classmethod
+    def INPUT_TYPES(cls) -> scene_sockets.Inputs:
+        return scene_sockets.load_pose(POSE_FILES.names())
+
+    def load(self, latent: dict[str, Any], pose: str) -> tuple[Poses, Tensor]:
+        path = POSE_FILES.path(pose)
+        poses = tuple(load_poses(path).values())
+        if not poses:
+            raise FastInstantIDError(f"{path} holds no pose: choose another file")
+        return poses, draw_poses(latent, poses)
+
+
+class InstantIDSavePose:
+    """Keeps poses in a file."""
+
+    DESCRIPTION = "Keeps poses in models/instantid/poses, for Load Pose."
+    RETURN_TYPES = ("POSE",)
+    RETURN_NAMES = ("pose",)
+    FUNCTION = "save"
+    CATEGORY = "InstantID/people"
+    OUTPUT_NODE = True
+    SEARCH_ALIASES = ("pose library", "pose preset")
+    INPUT_TYPES = staticmethod(scene_sockets.save_pose)
+
+    def save(self, pose: Poses, name: str, overwrite: bool) -> dict[str, Any]:
+        (path,) = POSE_FILES.new_paths([name], overwrite)
+        save_poses(path, {str(number): one for number, one in enumerate(pose, 1)})
+        return {"ui": {"text": [str(path)]}, "result": (pose,)}
+
+
+class InstantIDPoseTrack:
+    """Moves a face from pose to pose, through the frames of an animation."""
+
+    DESCRIPTION = "A keypoint picture for each frame of a batch: one face that moves smoothly from pose to pose."
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image_kps",)
+    FUNCTION = "track"
+    CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = ("animation", "animatediff", "turn head", "key poses", "interpolate poses", "smooth video pose")
+    INPUT_TYPES = staticmethod(scene_sockets.pose_track)
+
+    def track(self, latent: dict[str, Any], pose: Poses, smoothness: float) -> tuple[Tensor]:
+        size = size_of(latent)
+        track = smoothed(pose_track(pose, len(latent["samples"]), size), smoothness)
+        return (draw_frames(size, track[:, None]),)
+
+
+def _in_landmarks(given: Any) -> tuple[list[list[Face]], tuple[int, int]]:
+    """Return the faces of a FACE_LANDMARKS, and the size of its pictures (ComfyUI, comfy_extras/nodes_mediapipe.py)."""
+    try:
+        height, width = given["image_size"]
+        return [
+            [
+                Face(np.asarray(face["bbox_xyxy"]), np.asarray(face["landmarks_xy"])[_MESH], float(face["score"]))
+                for face in frame
+            ]
+            for frame in given["frames"]
+        ], (width, height)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise FastInstantIDError(
+            f"face_landmarks of another kind ({error}): connect Detect Face Landmarks (MediaPipe)"
+        ) from error
+
+
+def _in_boxes(given: Any) -> list[list[Face]]:
+    """Return faces that look ahead, fitted into a BOUNDING_BOX: a box, a list, or a list for each frame."""
+    frames = [[given]] if isinstance(given, dict) else given or [[]]
+    frames = [frames] if isinstance(frames[0], dict) else frames
+    return [[_in_box(**box) for box in boxes] for boxes in frames]
+
+
+def _in_box(x: float, y: float, width: float, height: float, **_: Any) -> Face:
+    if not (width > 0 and height > 0):
+        raise FastInstantIDError(f"a box of {width} x {height} in bboxes: expected sides above 0")
+    tall = min(height, _HEIGHT * width)
+    points = _AHEAD * tall + np.array([x + width / 2, y + height / 2 + _LOW * tall])
+    return Face(np.array([x, y, x + width, y + height]), points, 1.0)
