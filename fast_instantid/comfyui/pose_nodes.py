@@ -160,8 +160,10 @@ def _in_landmarks(given: Any) -> tuple[list[list[Face]], tuple[int, int]]:
 def _in_boxes(given: Any) -> list[list[Face]]:
     """Return faces that look ahead, fitted into a BOUNDING_BOX: a box, a list, or a list for each frame."""
     frames = [[given]] if isinstance(given, dict) else given or [[]]
-    frames = [frames] if isinstance(frames[0], dict) else frames
-    return [[_in_box(**box) for box in boxes] for boxes in frames]
+    try:
+        return [[_in_box(**box) for box in boxes] for boxes in ([frames] if isinstance(frames[0], dict) else frames)]
+    except (KeyError, TypeError) as error:
+        raise FastInstantIDError(f"bboxes of another kind ({error}): connect boxes of ComfyUI's nodes") from error
 
 
 def _in_box(x: float, y: float, width: float, height: float, **_: Any) -> Face:
