@@ -16,7 +16,7 @@ from . import scene_sockets
 from .faces import batches, draw_frames
 from .library import POSE_FILES, LoadsFile
 from .people import size_of
-from .scene_nodes import Poses, draw_poses
+from .scene_nodes import PoseNode, Poses, draw_poses
 from .settings import follow_settings
 
 _MESH = [468, 473, 1, 61, 291]  # MediaPipe's middles of the irises, tip of the nose and corners of the mouth
@@ -25,22 +25,11 @@ _LOW = 0.08  # of a box's height, from its middle to that of the keypoints: an e
 _HEIGHT = 1.3  # of a face, in widths
 
 
-class InstantIDPoseFromImage:
+class InstantIDPoseFromImage(PoseNode):
     """Takes the poses of the faces in a picture, or of one face in a video."""
 
     DESCRIPTION = "Takes the poses of the faces in a picture, moved, turned or mirrored; of a video, one in each frame."
-    RETURN_TYPES = ("POSE", "IMAGE")
-    RETURN_NAMES = ("pose", "image_kps")
-    FUNCTION = "pose"
-    CATEGORY = "InstantID/people"
-    SEARCH_ALIASES = (
-        "pose of a photo",
-        "face landmarks",
-        "mediapipe",
-        "face bounding box",
-        "video pose",
-        "mirror pose",
-    )
+    SEARCH_ALIASES = ("pose of a photo", "face landmarks", "mediapipe", "bounding box", "video pose", "mirror pose")
     INPUT_TYPES = staticmethod(scene_sockets.pose_from_image)
 
     def pose(
@@ -58,9 +47,8 @@ class InstantIDPoseFromImage:
         bboxes: Any = None,
     ) -> tuple[Poses, Tensor]:
         size = size_of(latent)
-        pictures, seen = [] if image is None else photos(image), size
-        if pictures:
-            seen = pictures[0].size
+        pictures = [] if image is None else photos(image)
+        seen = pictures[0].size if pictures else size
         if face_landmarks is not None:
             frames, seen = _in_landmarks(face_landmarks)
         elif bboxes is not None:
@@ -82,14 +70,10 @@ class InstantIDPoseFromImage:
         return poses, draw_frames(size, [moved] if len(frames) == 1 else [[points] for points in moved])
 
 
-class InstantIDLoadPose(LoadsFile):
+class InstantIDLoadPose(PoseNode, LoadsFile):
     """Loads a file of poses."""
 
     DESCRIPTION = "Loads poses from models/instantid/poses."
-    RETURN_TYPES = ("POSE", "IMAGE")
-    RETURN_NAMES = ("pose", "image_kps")
-    FUNCTION = "load"
-    CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("pose library", "saved pose", "pose preset")
     LIBRARY = POSE_FILES
 
@@ -97,7 +81,7 @@ class InstantIDLoadPose(LoadsFile):
     def INPUT_TYPES(cls) -> scene_sockets.Inputs:
         return scene_sockets.load_pose(POSE_FILES.names())
 
-    def load(self, latent: dict[str, Any], pose: str) -> tuple[Poses, Tensor]:
+    def pose(self, latent: dict[str, Any], pose: str) -> tuple[Poses, Tensor]:
         path = POSE_FILES.path(pose)
         poses = tuple(load_poses(path).values())
         if not poses:
@@ -105,14 +89,13 @@ class InstantIDLoadPose(LoadsFile):
         return poses, draw_poses(latent, poses)
 
 
-class InstantIDSavePose:
+class InstantIDSavePose(PoseNode):
     """Keeps poses in a file."""
 
     DESCRIPTION = "Keeps poses in models/instantid/poses, for Load Pose."
     RETURN_TYPES = ("POSE",)
     RETURN_NAMES = ("pose",)
     FUNCTION = "save"
-    CATEGORY = "InstantID/people"
     OUTPUT_NODE = True
     SEARCH_ALIASES = ("pose library", "pose preset")
     INPUT_TYPES = staticmethod(scene_sockets.save_pose)
@@ -123,14 +106,13 @@ class InstantIDSavePose:
         return {"ui": {"text": [str(path)]}, "result": (pose,)}
 
 
-class InstantIDPoseTrack:
+class InstantIDPoseTrack(PoseNode):
     """Moves a face from pose to pose, through the frames of an animation."""
 
     DESCRIPTION = "A keypoint picture for each frame of a batch: one face that moves smoothly from pose to pose."
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image_kps",)
     FUNCTION = "track"
-    CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("animation", "animatediff", "turn head", "key poses", "interpolate poses", "smooth video pose")
     INPUT_TYPES = staticmethod(scene_sockets.pose_track)
 

@@ -22,14 +22,19 @@ Poses: TypeAlias = tuple[AnyPose, ...]
 """POSE: a pose for each person of a picture, or for each frame of a track."""
 
 
-class InstantIDPose:
+class PoseNode:
+    """A node of poses and their keypoint picture."""
+
+    RETURN_TYPES: tuple[str, ...] = ("POSE", "IMAGE")
+    RETURN_NAMES: tuple[str, ...] = ("pose", "image_kps")
+    FUNCTION = "pose"
+    CATEGORY = "InstantID/people"
+
+
+class InstantIDPose(PoseNode):
     """Places a face without a photograph."""
 
     DESCRIPTION = "Places a face and turns it, without a photograph. Chain several for several persons."
-    RETURN_TYPES = ("POSE", "IMAGE")
-    RETURN_NAMES = ("pose", "image_kps")
-    FUNCTION = "pose"
-    CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("head angle", "face direction", "yaw pitch roll", "keypoints", "face position")
     INPUT_TYPES = staticmethod(scene_sockets.pose)
 
@@ -44,10 +49,12 @@ class InstantIDPose:
         pitch: float,
         roll: float,
         before: Poses = (),
+        jitter: float = 0.0,
+        jitter_seed: int = 0,
     ) -> tuple[Poses, Tensor]:
         named = Pose.of(angle)
         pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
-        poses = (*before, pose)
+        poses = (*before, pose.jittered(jitter_seed, jitter) if jitter else pose)
         return poses, draw_poses(latent, poses)
 
 

@@ -24,7 +24,14 @@ def pose() -> Inputs:
         "pitch": number(0.0, -90.0, 90.0, "Degrees to add: above 0 it looks up.", step=1.0),
         "roll": number(0.0, -90.0, 90.0, "Degrees to add: above 0 it is tilted clockwise.", step=1.0),
     }
-    return {"required": required, "optional": {"before": entry("POSE", "Poses of the persons before this one.")}}
+    optional = {
+        "before": entry("POSE", "Poses of the persons before this one."),
+        "jitter": number(
+            0.0, 0.0, 45.0, "Degrees by which the angles vary, for variety; the place varies too.", step=1.0
+        ),
+        "jitter_seed": entry("INT", "Another number gives another jitter.", default=0, min=0, max=2**32 - 1),
+    }
+    return {"required": required, "optional": optional}
 
 
 def pose_from_image() -> Inputs:

@@ -49,6 +49,12 @@ class TestPose:
         assert drawn[:, :, 112:].sum() > 0
         assert picture[:, :, 112:].sum() == 0
 
+    def test_jitter_is_the_same_for_a_seed(self, pose):
+        plain, again, other = (pose(jitter=8.0, jitter_seed=seed)[0] for seed in (1, 1, 2))
+        assert plain == again
+        assert plain != other
+        assert plain != pose()[0] == pose(jitter_seed=5)[0]
+
     def test_an_angle_stays_in_its_range(self, pose):
         ((placed,), _) = pose(angle="right", yaw=90.0)
         assert placed.yaw == 90
