@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import folder_paths
 
@@ -45,6 +44,16 @@ class Library:
             )
         return Path(path)
 
+    def check(self, name: str | None) -> bool | str:
+        """Return True, or what is wrong with a name; None is a link."""
+        try:
+            return name is None or bool(self.path(name))
+        except ModelFileError as error:
+            return str(error)
+
+    def version(self, name: str | None) -> str:
+        return "" if name is None else str(file_version(self.path(name)))
+
     def new_paths(self, names: Sequence[str], overwrite: bool) -> list[Path]:
         """Return a path for each name, in the first folder, which is made.
 
@@ -73,22 +82,3 @@ class Library:
 
 PERSON_FILES = Library("person", PEOPLE, ".safetensors")
 POSE_FILES = Library("pose", POSES, ".json")
-
-
-class LoadsFile:
-    """A node whose only combo box names a file; its input has the name of the library's word."""
-
-    LIBRARY: ClassVar[Library]
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, **given: Any) -> bool | str:
-        try:
-            name = given.get(cls.LIBRARY.word)
-            return name is None or bool(cls.LIBRARY.path(name))
-        except ModelFileError as error:
-            return str(error)
-
-    @classmethod
-    def IS_CHANGED(cls, **given: Any) -> str:
-        name = given.get(cls.LIBRARY.word)
-        return "" if name is None else str(file_version(cls.LIBRARY.path(name)))

@@ -19,7 +19,7 @@ from ..people import Person, find_faces, find_people, find_person, likeness_in, 
 from . import people_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import batches
-from .library import PERSON_FILES, LoadsFile
+from .library import PERSON_FILES
 from .people import People, identity_of, keypoints_of, said, save, size_of
 from .settings import follow_settings
 
@@ -81,7 +81,7 @@ class InstantIDPerson(_PersonNode):
         return _reported(tuple(people), preview, any(people), report)
 
 
-class InstantIDLoadPerson(_PersonNode, LoadsFile):
+class InstantIDLoadPerson(_PersonNode):
     """Loads a person's file."""
 
     DESCRIPTION = "Loads a person from models/instantid/people. No face models are needed."
@@ -89,11 +89,18 @@ class InstantIDLoadPerson(_PersonNode, LoadsFile):
     RETURN_NAMES = ("person", "picture")
     FUNCTION = "load"
     SEARCH_ALIASES = ("load face", "saved face", "character")
-    LIBRARY = PERSON_FILES
 
     @classmethod
     def INPUT_TYPES(cls) -> people_sockets.Inputs:
         return people_sockets.load_person(PERSON_FILES.names())
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
+        return PERSON_FILES.check(person)
+
+    @classmethod
+    def IS_CHANGED(cls, person: str | None = None) -> str:
+        return PERSON_FILES.version(person)
 
     def load(self, person: str) -> tuple[People, Tensor]:
         loaded = Person.load(PERSON_FILES.path(person))

@@ -14,7 +14,7 @@ from ..people import Keypoints, Pose, find_faces, followed, largest_faces, pose_
 from ..people.pose import load_poses, moved_keypoints, save_poses
 from . import scene_sockets
 from .faces import batches, draw_frames
-from .library import POSE_FILES, LoadsFile
+from .library import POSE_FILES
 from .people import size_of
 from .scene_nodes import PoseNode, Poses, draw_poses
 from .settings import follow_settings
@@ -70,16 +70,23 @@ class InstantIDPoseFromImage(PoseNode):
         return poses, draw_frames(size, [moved] if len(frames) == 1 else [[points] for points in moved])
 
 
-class InstantIDLoadPose(PoseNode, LoadsFile):
+class InstantIDLoadPose(PoseNode):
     """Loads a file of poses."""
 
     DESCRIPTION = "Loads poses from models/instantid/poses."
     SEARCH_ALIASES = ("pose library", "saved pose", "pose preset")
-    LIBRARY = POSE_FILES
 
     @classmethod
     def INPUT_TYPES(cls) -> scene_sockets.Inputs:
         return scene_sockets.load_pose(POSE_FILES.names())
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, pose: str | None = None) -> bool | str:
+        return POSE_FILES.check(pose)
+
+    @classmethod
+    def IS_CHANGED(cls, pose: str | None = None, **_: Any) -> str:
+        return POSE_FILES.version(pose)
 
     def pose(self, latent: dict[str, Any], pose: str) -> tuple[Poses, Tensor]:
         path = POSE_FILES.path(pose)
