@@ -8,7 +8,9 @@ import stat
 import numpy as np
 import pytest
 
-from fast_instantid import Pose, Scene, Subject
+from examples.animation import KEY_POSES, error, followed_in, frames_of
+from examples.animation import SIZE as FRAME
+from fast_instantid import InstantID, Pose, Scene, Subject, miniature
 from fast_instantid.errors import FastInstantIDError, NoFaceError
 from fast_instantid.faces import Face
 from fast_instantid.people import Keypoints, followed, pose_track, smoothed
@@ -208,3 +210,14 @@ class TestSmoothing:
     def test_points_that_are_not_finite_are_refused(self):
         with pytest.raises(ValueError, match="NaN"):
             smoothed(np.full((3, 5, 2), np.nan))
+
+
+class TestDrawing:
+    def test_the_face_of_the_miniature_follows_a_track(self):
+        """From one noise; `python -m examples.animation --measure` draws more."""
+        instantid = InstantID.from_pretrained("miniature", device="cpu")
+        track = pose_track(KEY_POSES, 3, FRAME)
+        frames = frames_of(instantid, instantid.person(miniature.files().portraits[0]), track, steps=4)
+        found = followed_in(instantid, frames)
+        assert error(found, track) < 0.3
+        assert error(found, track[::-1]) > 0.6
