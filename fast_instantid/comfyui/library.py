@@ -30,18 +30,12 @@ class Library:
         return folder_paths.get_filename_list(self.folder)
 
     def path(self, name: str) -> Path:
-        """Return the file of a name.
-
-        Raises:
-            ModelFileError: no such file; says which there are.
-        """
+        """Return the file of a name; a ModelFileError says which there are."""
         path = folder_paths.get_full_path(self.folder, name)
         if path is None:
-            found = ", ".join(self.names()) or "none"
-            folder = folder_paths.get_folder_paths(self.folder)[0]
-            raise ModelFileError(
-                f"there is no {self.word} {name!r} in {folder} ({found}): save one by Save {self.word.title()}"
-            )
+            found, folder = ", ".join(self.names()) or "none", folder_paths.get_folder_paths(self.folder)[0]
+            advice = f"save one by Save {self.word.title()}"
+            raise ModelFileError(f"there is no {self.word} {name!r} in {folder} ({found}): {advice}")
         return Path(path)
 
     def check(self, name: str | None) -> bool | str:
@@ -57,11 +51,8 @@ class Library:
     def new_paths(self, names: Sequence[str], overwrite: bool) -> list[Path]:
         """Return a path for each name, in the first folder, which is made.
 
-        Args:
-            overwrite: allow files that are there.
-
         Raises:
-            FastInstantIDError: a name that no file can have, one that is given twice, or a file that is there.
+            FastInstantIDError: a name that no file can have, one given twice, or a file to overwrite without leave.
         """
         folder = Path(folder_paths.get_folder_paths(self.folder)[0])
         for given in names:
@@ -73,9 +64,8 @@ class Library:
         paths = [folder / f"{given}{self.suffix}" for given in names]
         there = [path.stem for path in paths if path.exists()]
         if there and not overwrite:
-            raise FastInstantIDError(
-                f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on"
-            )
+            taken = ", ".join(there)
+            raise FastInstantIDError(f"{taken} is in {folder} already: choose another name, or turn overwrite on")
         folder.mkdir(parents=True, exist_ok=True)
         return paths
 

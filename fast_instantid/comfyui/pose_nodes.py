@@ -49,10 +49,8 @@ class InstantIDPoseFromImage(PoseNode):
         size = size_of(latent)
         pictures = [] if image is None else photos(image)
         seen = pictures[0].size if pictures else size
-        if face_landmarks is not None:
-            frames, seen = _in_landmarks(face_landmarks)
-        elif bboxes is not None:
-            frames = _in_boxes(bboxes)
+        if face_landmarks is not None or bboxes is not None:
+            frames, seen = _hosts_faces(face_landmarks, bboxes, seen)
         elif faceanalysis is None or not pictures:
             raise FastInstantIDError("no faces: connect image and faceanalysis, or face_landmarks or bboxes")
         else:
@@ -124,38 +122,33 @@ class InstantIDPoseTrack(PoseNode):
     INPUT_TYPES = staticmethod(scene_sockets.pose_track)
 
     def track(self, latent: dict[str, Any], pose: Poses, smoothness: float) -> tuple[Tensor]:
-        size = size_of(latent)
-        track = smoothed(pose_track(pose, len(latent["samples"]), size), smoothness)
-        return (draw_frames(size, track[:, None]),)
+        track = pose_track(pose, len(latent["samples"]), size_of(latent))
+        return (draw_frames(size_of(latent), smoothed(track, smoothness)[:, None]),)
 
 
-def _in_landmarks(given: Any) -> tuple[list[list[Face]], tuple[int, int]]:
-    """Return the faces of a FACE_LANDMARKS, and the size of its pictures (ComfyUI, comfy_extras/nodes_mediapipe.py)."""
+def _hosts_faces(landmarks: Any, boxes: Any, size: tuple[int, int]) -> tuple[list[list[Face]], tuple[int, int]]:
+    """Return the faces in each frame of a FACE_LANDMARKS (ComfyUI, comfy_extras/nodes_mediapipe.py) or a BOUNDING_BOX.
+
+    A BOUNDING_BOX is a box, a list, or a list for each frame. The size of the frames follows: of boxes that given.
+    """
     try:
-        height, width = given["image_size"]
-        return [
-            [
-                Face(np.asarray(face["bbox_xyxy"]), np.asarray(face["landmarks_xy"])[_MESH], float(face["score"]))
-                for face in frame
-            ]
-            for frame in given["frames"]
-        ], (width, height)
+        if landmarks is not None:
+            height, width = landmarks["image_size"]
+            return [[_in_mesh(**face) for face in frame] for frame in landmarks["frames"]], (width, height)
+        frames = [[boxes]] if isinstance(boxes, dict) else boxes or [[]]
+        frames = [frames] if isinstance(frames[0], dict) else frames
+        return [[_in_box(**box) for box in frame] for frame in frames], size
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise FastInstantIDError(
-            f"face_landmarks of another kind ({error}): connect Detect Face Landmarks (MediaPipe)"
-        ) from error
+        kind = "bboxes" if landmarks is None else "face_landmarks"
+        raise FastInstantIDError(f"{kind} of another kind ({error}): connect those of ComfyUI's own nodes") from error
 
 
-def _in_boxes(given: Any) -> list[list[Face]]:
-    """Return faces that look ahead, fitted into a BOUNDING_BOX: a box, a list, or a list for each frame."""
-    frames = [[given]] if isinstance(given, dict) else given or [[]]
-    try:
-        return [[_in_box(**box) for box in boxes] for boxes in ([frames] if isinstance(frames[0], dict) else frames)]
-    except (KeyError, TypeError) as error:
-        raise FastInstantIDError(f"bboxes of another kind ({error}): connect boxes of ComfyUI's nodes") from error
+def _in_mesh(bbox_xyxy: np.ndarray, landmarks_xy: np.ndarray, **_: Any) -> Face:
+    return Face(np.asarray(bbox_xyxy), np.asarray(landmarks_xy)[_MESH], 1.0)
 
 
 def _in_box(x: float, y: float, width: float, height: float, **_: Any) -> Face:
+    """Return a face that looks ahead, fitted into a box."""
     if not (width > 0 and height > 0):
         raise FastInstantIDError(f"a box of {width} x {height} in bboxes: expected sides above 0")
     tall = min(height, _HEIGHT * width)

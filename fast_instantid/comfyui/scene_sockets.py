@@ -7,10 +7,16 @@ from typing import get_args
 
 from ..people.pose import ANGLES
 from ..people.scene import Pairing
-from .sockets import COMBINE, LAYER_CHOICE, NOISE, RANGE, STRENGTHS, SUBJECT, Inputs, entry, number
+from .people_sockets import OVERWRITE
+from .sockets import COMBINE, FACE_ANALYSIS, LAYER_CHOICE, NOISE, RANGE, STRENGTHS, SUBJECT, Inputs, entry, number
 
 _LATENT = entry("LATENT", "Gives the keypoint picture its size.")
 _POSE = entry("POSE", "From InstantID Pose, or another node of poses.")
+
+
+_BOXES = (
+    "Boxes around faces that look ahead, in place of faceanalysis: in pixels of image, or of latent without an image."
+)
 
 
 def pose() -> Inputs:
@@ -45,23 +51,17 @@ def pose_from_image() -> Inputs:
         "mirror": entry("BOOLEAN", "Each looks to the other side, at the same place.", default=False),
     }
     optional = {
-        "faceanalysis": entry("FACEANALYSIS", "From InstantID Face Analysis. It finds the faces of image."),
+        "faceanalysis": FACE_ANALYSIS,
         "image": entry("IMAGE", "A picture, which is stretched over latent. Of a video, one face in each frame."),
         "face_landmarks": entry("FACE_LANDMARKS", "Of ComfyUI's MediaPipe node, in place of faceanalysis and image."),
-        "bboxes": entry(
-            "BOUNDING_BOX",
-            "Boxes around faces, in place of faceanalysis: in pixels of image, or of latent without it. The faces look "
-            "ahead.",
-            forceInput=True,
-        ),
+        "bboxes": entry("BOUNDING_BOX", _BOXES, forceInput=True),
     }
     return {"required": required, "optional": optional}
 
 
 def save_pose() -> Inputs:
     name = entry("STRING", "Name of the file.", default="")
-    overwrite = entry("BOOLEAN", "Replace a file of this name.", default=False)
-    return deepcopy({"required": {"pose": _POSE, "name": name, "overwrite": overwrite}})
+    return deepcopy({"required": {"pose": _POSE, "name": name, "overwrite": OVERWRITE}})
 
 
 def load_pose(names: list[str]) -> Inputs:
@@ -69,12 +69,10 @@ def load_pose(names: list[str]) -> Inputs:
 
 
 def pose_track() -> Inputs:
-    required = {
-        "latent": entry("LATENT", "The batch of frames to draw: gives their number and size."),
-        "pose": entry("POSE", "The poses of one face, one after another, at equal distances in time."),
-        "smoothness": number(0.0, 0.0, 99.0, "Frames over which jitter is smoothed, for poses from a video.", step=0.5),
-    }
-    return {"required": required}
+    latent = entry("LATENT", "The batch of frames to draw: gives their number and size.")
+    poses = entry("POSE", "The poses of one face, one after another, at equal distances in time.")
+    smoothness = number(0.0, 0.0, 99.0, "Frames over which jitter is smoothed, for poses from a video.", step=0.5)
+    return {"required": {"latent": latent, "pose": poses, "smoothness": smoothness}}
 
 
 def apply_scene() -> Inputs:

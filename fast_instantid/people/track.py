@@ -20,8 +20,8 @@ def pose_track(
 ) -> np.ndarray:
     """The keypoints of a face that moves from pose to pose, at rest in the first and in the last one.
 
-    Place, size, angles and shape follow monotone curves between two poses, without overshoot. A roll goes the short
-    way around. Poses turn in 3-D. Keypoints, also mixed with poses, change their shape in the picture.
+    Between two poses all of it follows monotone curves, without overshoot, and a roll goes the short way around. Poses
+    turn in 3-D. Keypoints, also mixed with poses, change their shape in the picture.
 
     Args:
         frames: 1..4096, from the first pose to the last.
