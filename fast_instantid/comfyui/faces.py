@@ -84,7 +84,7 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
     return torch.stack(features) if features else None
 
 
-def draw_frames(size: tuple[int, int], frames: Sequence[Sequence[np.ndarray]]) -> Tensor:
+def draw_frames(size: tuple[int, int], frames: Sequence[Sequence[np.ndarray]] | np.ndarray) -> Tensor:
     """Return a keypoint picture of the faces in each frame, ``(F, H, W, 3)`` float32 in 0..1.
 
     Memory pages outside of the drawn regions are never touched.

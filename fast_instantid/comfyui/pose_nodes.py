@@ -135,7 +135,7 @@ def _hosts_faces(landmarks: Any, boxes: Any, size: tuple[int, int]) -> tuple[lis
         if landmarks is not None:
             height, width = landmarks["image_size"]
             return [[_in_mesh(**face) for face in frame] for frame in landmarks["frames"]], (width, height)
-        frames = [[boxes]] if isinstance(boxes, dict) else boxes or [[]]
+        frames: Any = [[boxes]] if isinstance(boxes, dict) else boxes or [[]]
         frames = [frames] if isinstance(frames[0], dict) else frames
         return [[_in_box(**box) for box in frame] for frame in frames], size
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -72,7 +72,7 @@ def followed(frames: Sequence[Sequence[Face]]) -> list[Face | None]:
     return track
 
 
-def smoothed(track: Sequence[Any], smoothness: float = 1.0) -> np.ndarray:
+def smoothed(track: Sequence[Any] | np.ndarray, smoothness: float = 1.0) -> np.ndarray:
     """A track without jitter, and without gaps.
 
     It minimises ``sum (z - y)**2 + smoothness**4 * sum (second difference of z)**2`` (Whittaker 1923), by the cosine
