@@ -120,6 +120,12 @@ class TestTrack:
         assert xs.max() <= 0.8 * 400 + 1e-3
         assert (np.diff(xs[:150]) >= -1e-4).all()
 
+    def test_whole_numbers_are_numbers(self):
+        whole = pose_track([Pose(0, 0, 1, 0, 0, 0), Pose(1, 1, 1, 1, 1, 1), Pose(1, 1, 1, 5, 0, 0)], 9, SIZE)
+        floats = [Pose(0.0, 0, 1, 0, 0, 0), Pose(1.0, 1, 1, 1, 1, 1), Pose(1.0, 1, 1, 5, 0, 0)]
+        assert np.array_equal(whole, pose_track(floats, 9, SIZE))
+        assert whole[2].mean(axis=0) == pytest.approx(np.multiply(SIZE, 0.5), abs=30)
+
     def test_times_say_when(self):
         track = pose_track([LEFT, RIGHT, LEFT], 11, SIZE, times=[0, 2, 10])
         assert track[2] == pytest.approx(RIGHT.keypoints(SIZE), abs=1e-3)

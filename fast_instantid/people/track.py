@@ -43,7 +43,7 @@ def pose_track(
         raise FastInstantIDError(f"times {times}: expected a rising number for each of {len(poses)} poses")
     at = np.linspace(at_poses[0], at_poses[-1], frames)
     if all(isinstance(pose, Pose) for pose in poses):
-        rows = np.array([[*vars(pose).values()] for pose in poses])
+        rows = np.array([[*vars(pose).values()] for pose in poses], np.float64)
         rows[:, 5] = np.unwrap(rows[:, 5], period=360)
         between = _monotone(at_poses, rows, at).clip(rows.min(axis=0), rows.max(axis=0))  # of rounding
         between[:, 5] = (between[:, 5] + 180) % 360 - 180
