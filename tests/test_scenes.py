@@ -239,6 +239,15 @@ class TestPosePicture:
         ys = [points.mean(axis=0)[1] for points in scene.keypoints]
         assert max(ys) > 200, "stretched from 128 to 512 pixels"
 
+    def test_persons_get_the_faces_of_their_numbers(self, analyzer, group):
+        two = [find_person(analyzer, portrait) for portrait in PORTRAITS[:2]]
+        straight, crossed = (scene_of(analyzer, group, two, pairing=numbers) for numbers in ([0, 1], [1, 0]))
+        assert np.array_equal(straight.keypoints[0], scene_of(analyzer, group, two).keypoints[0])
+        assert np.array_equal(crossed.keypoints[0], straight.keypoints[1])
+        for numbers in ([0], [0, 0], [0, 2], [-1, 0]):
+            with pytest.raises(FastInstantIDError, match="of 2 for 2 people: give one each"):
+                scene_of(analyzer, group, two, pairing=numbers)
+
     def test_too_few_faces_and_unknown_pairings_are_named(self, analyzer, group):
         people = [person(name) for name in "abc"]
         with pytest.raises(NoFaceError, match="2 faces for 3 people"):

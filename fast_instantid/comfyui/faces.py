@@ -73,11 +73,7 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
     features: list[Tensor] = []
     if extract_kps:
         for photo, face in with_face:
-            # Memory pages outside the drawn region are never touched.
-            drawn, region = draw_keypoints(photo, face), drawn_region(photo.size, keypoints_of(face))
-            picture = np.zeros(drawn.shape, np.float32)
-            np.divide(drawn[region], 255, out=picture[region], dtype=np.float32)
-            features.append(torch.from_numpy(picture))
+            features.append(draw_frames(photo.size, [[keypoints_of(face)]])[0])
     else:
         networks = FaceAnalyzer.wrap(insightface).networks
         for batch in batches(with_face):
@@ -86,6 +82,18 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
     if len(features) == 1:
         return features[0].unsqueeze(0)  # a view
     return torch.stack(features) if features else None
+
+
+def draw_frames(size: tuple[int, int], frames: Sequence[Sequence[np.ndarray]] | np.ndarray) -> Tensor:
+    """Return a keypoint picture of the faces in each frame, ``(F, H, W, 3)`` float32 in 0..1.
+
+    Memory pages outside of the drawn regions are never touched.
+    """
+    pictures = np.zeros((len(frames), size[1], size[0], 3), np.float32)
+    for picture, faces in zip(pictures, frames, strict=True):
+        region = drawn_region(size, np.concatenate(faces))
+        np.divide(draw_keypoints(size, *faces)[region], 255, out=picture[region], dtype=np.float32)
+    return torch.from_numpy(pictures)
 
 
 def batches(items: list[Item]) -> Iterator[list[Item]]:

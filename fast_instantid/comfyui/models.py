@@ -32,19 +32,20 @@ _DEVICE_TYPES = {"CPU": "cpu", "CUDA": "cuda", "ROCM": "cuda", "CoreML": "mps"} 
 PROVIDERS = [*_DEVICE_TYPES, "auto", *(_ONNXRUNTIME + name for name in _ONNXRUNTIME_DEVICES)]
 """The reference's four, which now name torch's device; "auto" for ComfyUI's device; and the devices of onnxruntime."""
 
-PEOPLE = "instantid_people"
-"""The host's name of the folder ``models/instantid/people``."""
+PEOPLE, POSES = "instantid_people", "instantid_poses"
+"""The host's names of the folders ``people`` and ``poses`` in ``models/instantid``."""
 
 _analyzers: dict[tuple[object, ...], FaceAnalyzer] = {}  # by backend, device, file versions, threshold and sizes
 _lock = fork_safe_lock()
 
 
 def register_folders() -> None:
-    """Register ``models/instantid``, ``people`` in it and ``models/insightface``, beside extra_model_paths.yaml."""
+    """Register ``models/instantid``, those in it, and ``models/insightface``, beside extra_model_paths.yaml."""
     for name, folder, extensions in (
         ("instantid", ("instantid",), folder_paths.supported_pt_extensions),
         ("insightface", ("insightface",), {".onnx"}),
         (PEOPLE, ("instantid", "people"), {".safetensors"}),
+        (POSES, ("instantid", "poses"), {".json"}),
     ):
         paths, known = folder_paths.folder_names_and_paths.get(name, ([], set()))
         default = os.path.join(folder_paths.models_dir, *folder)

@@ -45,6 +45,7 @@ from .people_nodes import (
     InstantIDSavePerson,
 )
 from .pose_editor import InstantIDPoseEditor
+from .pose_nodes import InstantIDLoadPose, InstantIDPoseFromImage, InstantIDPoseTrack, InstantIDSavePose
 from .scene_nodes import ApplyInstantIDScene, InstantIDPose
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
@@ -256,6 +257,10 @@ _NODES: dict[str, type] = {
     "Apply InstantID Person": ApplyInstantIDPerson,
     "InstantID Pose": InstantIDPose,
     "Apply InstantID Scene": ApplyInstantIDScene,
+    "InstantID Pose From Image": InstantIDPoseFromImage,
+    "InstantID Load Pose": InstantIDLoadPose,
+    "InstantID Save Pose": InstantIDSavePose,
+    "InstantID Pose Track": InstantIDPoseTrack,
     "InstantID Likeness": InstantIDLikeness,
     "InstantID Prompts": InstantIDPrompts,
     "InstantID Doctor": InstantIDDoctor,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import FastInstantIDError
 from ..faces import keypoint_picture
 from ..identity import Combine, Identity
 from ..identity.bank import IdentityBank
@@ -21,12 +19,10 @@ from ..people.face_box import face_box_in
 from ..people.subject import box_mask
 from .apply import check_family, compute_dtype
 from .foreign import adapter_of
-from .models import PEOPLE
+from .library import PERSON_FILES
 
 People: TypeAlias = "tuple[Person | None, ...]"
 """One person for all pictures of a batch, or one for each. None draws its picture without a person."""
-
-_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 
 def identity_of(people: People, instantid: Any, model: ModelPatcher, combine: Combine, noise: float) -> Identity | None:
@@ -113,20 +109,7 @@ def save(people: People, name: str, overwrite: bool) -> list[Path]:
     names = [name or person.name for person in kept] if len(kept) == 1 or not name else _numbered(name, len(kept))
     if not kept:
         raise FastInstantIDError("no person to save: no face was found")
-    folder = Path(folder_paths.get_folder_paths(PEOPLE)[0])
-    for given in names:
-        if not given or len(given) > 100 or _NO_FILE_NAME.search(given):
-            raise FastInstantIDError(f"{given!r} cannot be the name of a file: choose another name")
-    twice = sorted({given for given in names if [one.lower() for one in names].count(given.lower()) > 1})
-    if twice:
-        raise FastInstantIDError(f"{len(kept)} people, and several are called {twice[0]}: give a name to the node")
-    paths = [folder / f"{given}.safetensors" for given in names]
-    there = [path.stem for path in paths if path.exists()]
-    if there and not overwrite:
-        raise FastInstantIDError(
-            f"{', '.join(there)} is in {folder} already: choose another name, or turn overwrite on"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = PERSON_FILES.new_paths(names, overwrite)
     for path, person in zip(paths, kept, strict=True):
         person.save(path)
     return paths
@@ -134,20 +117,6 @@ def save(people: People, name: str, overwrite: bool) -> list[Path]:
 
 def _numbered(name: str, count: int) -> list[str]:
     return [f"{name} {number}" for number in range(1, count + 1)]
-
-
-def person_path(name: str) -> Path:
-    """Return the file of a person.
-
-    Raises:
-        ModelFileError: no such file; says which there are.
-    """
-    path = folder_paths.get_full_path(PEOPLE, name)
-    if path is None:
-        found = ", ".join(folder_paths.get_filename_list(PEOPLE)) or "none"
-        folder = folder_paths.get_folder_paths(PEOPLE)[0]
-        raise ModelFileError(f"there is no person {name!r} in {folder} ({found}): save one by Save Person")
-    return Path(path)
 
 
 def said(people: People) -> str:

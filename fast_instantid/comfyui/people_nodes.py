@@ -6,25 +6,23 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import folder_paths
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import FastInstantIDError
 from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..identity.layout import mask_batch
 from ..images import photos
 from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
 from ..people.subject import within
-from ..weights import file_version
 from . import people_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import batches
-from .models import PEOPLE
-from .people import People, face_masks, identity_of, keypoints_of, person_path, said, save, size_of
+from .library import PERSON_FILES
+from .people import People, face_masks, identity_of, keypoints_of, said, save, size_of
 from .settings import follow_settings
 
 
@@ -96,21 +94,18 @@ class InstantIDLoadPerson(_PersonNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> people_sockets.Inputs:
-        return people_sockets.load_person(folder_paths.get_filename_list(PEOPLE))
+        return people_sockets.load_person(PERSON_FILES.names())
 
     @classmethod
     def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
-        try:
-            return person is None or bool(person_path(person))
-        except ModelFileError as error:
-            return str(error)
+        return PERSON_FILES.check(person)
 
     @classmethod
     def IS_CHANGED(cls, person: str | None = None) -> str:
-        return "" if person is None else str(file_version(person_path(person)))
+        return PERSON_FILES.version(person)
 
     def load(self, person: str) -> tuple[People, Tensor]:
-        loaded = Person.load(person_path(person))
+        loaded = Person.load(PERSON_FILES.path(person))
         picture = np.zeros((112, 112, 3), np.uint8) if loaded.picture is None else np.array(loaded.picture)
         return (loaded,), torch.from_numpy(picture).float().div(255)[None]
 

@@ -27,6 +27,7 @@ GROUPS = ("one person", "one person per photo", "all faces")
 JOINS = ("one picture each", "one person")
 SHOWN = ("one person each", "all persons")
 _INDEX, _LIKE = "index", "like"
+OVERWRITE = entry("BOOLEAN", "Replace a file of this name.", default=False)
 
 
 def person() -> Inputs:
@@ -70,8 +71,7 @@ def load_person(names: list[str]) -> Inputs:
 
 def save_person() -> Inputs:
     name = entry("STRING", "Name of the file. Empty: the person's name.", default="")
-    overwrite = entry("BOOLEAN", "Replace a file of this name.", default=False)
-    return deepcopy({"required": {"person": PERSON, "name": name, "overwrite": overwrite}})
+    return deepcopy({"required": {"person": PERSON, "name": name, "overwrite": OVERWRITE}})
 
 
 def join_people() -> Inputs:

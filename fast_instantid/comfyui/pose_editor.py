@@ -16,7 +16,7 @@ from ..images import photos
 from ..people import Pose
 from . import scene_sockets
 from .people import size_of
-from .scene_nodes import picture_of
+from .scene_nodes import draw_poses
 
 _EXPECTED = 'expected a list of faces, such as [{"x": 0.5, "y": 0.42, "size": 0.45, "yaw": 0, "pitch": 0, "roll": 0}]'
 _SHOWN_SIDE = 1024  # pixels, of the background in the node
@@ -45,7 +45,7 @@ class InstantIDPoseEditor:
     def edit(self, latent: dict[str, Any], poses: str, background: Tensor | None = None) -> dict[str, Any]:
         placed, size = _poses(poses), size_of(latent)
         shown = {"width": size[0], "height": size[1], "background": None if background is None else _kept(background)}
-        return {"ui": {"canvas": [shown]}, "result": (placed, picture_of(placed, size))}
+        return {"ui": {"canvas": [shown]}, "result": (placed, draw_poses(latent, placed))}
 
 
 def _poses(text: str) -> tuple[Pose, ...]:

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..faces import FaceAnalyzer, draw_keypoints
+from ..faces import FaceAnalyzer
 from ..identity import Combine
 from ..images import photos
-from ..people import Person, Pose, Scene, Subject, scene_of
+from ..people import AnyPose, Person, Pose, Scene, Subject, scene_of
 from ..people.subject import box_mask, within
 from . import scene_sockets
 from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, tokens_of
+from .faces import draw_frames
 from .people import People, identity_of, size_of
 
+Poses: TypeAlias = tuple[AnyPose, ...]
+"""POSE: a pose for each person of a picture, or for each frame of a track."""
 
-class InstantIDPose:
+
+class PoseNode:
+    """A node of poses and their keypoint picture."""
+
+    RETURN_TYPES: tuple[str, ...] = ("POSE", "IMAGE")
+    RETURN_NAMES: tuple[str, ...] = ("pose", "image_kps")
+    FUNCTION = "pose"
+    CATEGORY = "InstantID/people"
+
+
+class InstantIDPose(PoseNode):
     """Places a face without a photograph."""
 
     DESCRIPTION = "Places a face and turns it, without a photograph. Chain several for several persons."
-    RETURN_TYPES = ("POSE", "IMAGE")
-    RETURN_NAMES = ("pose", "image_kps")
-    FUNCTION = "pose"
-    CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("head angle", "face direction", "yaw pitch roll", "keypoints", "face position")
     INPUT_TYPES = staticmethod(scene_sockets.pose)
 
@@ -42,12 +50,14 @@ class InstantIDPose:
         yaw: float,
         pitch: float,
         roll: float,
-        before: tuple[Pose, ...] = (),
-    ) -> tuple[tuple[Pose, ...], Tensor]:
+        before: Poses = (),
+        jitter: float = 0.0,
+        jitter_seed: int = 0,
+    ) -> tuple[Poses, Tensor]:
         named = Pose.of(angle)
         pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
-        poses = (*before, pose)
-        return poses, picture_of(poses, size_of(latent))
+        poses = (*before, pose.jittered(jitter_seed, jitter) if jitter else pose)
+        return poses, draw_poses(latent, poses)
 
 
 class ApplyInstantIDScene:
@@ -77,16 +87,18 @@ class ApplyInstantIDScene:
         pairing: Any,
         control_net: Any = None,
         instantid: Any = None,
-        pose: tuple[Pose, ...] | None = None,
+        pose: Poses | None = None,
         pose_image: Tensor | None = None,
         faceanalysis: Any = None,
         regions: Tensor | None = None,
         layers: Layers = "reference",
         enhance_non_face_region: bool = False,
+        face_numbers: str = "",
     ) -> tuple[ModelPatcher, Conditioning, Conditioning, Tensor]:
         people = [one for one in person if one is not None]
         if len(people) < len(person) or not people:
             raise FastInstantIDError("a scene of nobody, or with a person that was not found: see InstantID Person")
+        pairing = _numbers(face_numbers) or pairing
         scene = _scene(people, size_of(latent), pose, pose_image, faceanalysis, pairing)
         masks, faces = _masks(scene, regions), None
         if enhance_non_face_region:
@@ -103,17 +115,17 @@ class ApplyInstantIDScene:
         cond, uncond = (
             torch.cat([half.flatten(0, 1) for half in halves])[None] for halves in zip(*tokens, strict=True)
         )
-        keypoints = torch.from_numpy(np.array(scene.keypoint_picture())).float().div(255)[None]
+        keypoints = draw_frames(scene.size, [scene.keypoints])
         positive, negative = apply_to_conditioning(
             positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at, inside=faces
         )
         return model, positive, negative, keypoints
 
 
-def picture_of(poses: tuple[Pose, ...], size: tuple[int, int]) -> Tensor:
-    """Return the keypoint picture ``(1, H, W, 3)`` of poses for a picture of ``(width, height)``."""
-    drawn = draw_keypoints(size, *(pose.keypoints(size) for pose in poses))
-    return torch.from_numpy(drawn).float().div(255)[None]
+def draw_poses(latent: dict[str, Any], poses: Poses) -> Tensor:
+    """Return the keypoint picture with all poses, in the size of the pictures that a LATENT becomes."""
+    size = size_of(latent)
+    return draw_frames(size, [[pose.keypoints(size) for pose in poses]])
 
 
 def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, float, float]:
@@ -121,10 +133,17 @@ def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, f
     return min(max(named.yaw + yaw, low), high), min(max(named.pitch + pitch, low), high), named.roll + roll
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise FastInstantIDError(f"face_numbers {text[:80]!r}: expected whole numbers, such as 2, 0") from None
+
+
 def _scene(
     people: list[Person],
     size: tuple[int, int],
-    poses: tuple[Pose, ...] | None,
+    poses: Poses | None,
     pose_image: Tensor | None,
     faceanalysis: Any,
     pairing: Any,

@@ -5,15 +5,18 @@ from .choice import Choose, Order, ordered
 from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
-from .pose import Pose
-from .scene import Scene, load_scene, scene_of
+from .pose import AnyPose, Keypoints, Pose
+from .scene import Scene, largest_faces, load_scene, scene_of
 from .search import find_faces
 from .subject import DEFAULT_WEIGHT, MAX_WEIGHT, Subject
+from .track import followed, pose_track, smoothed
 
 __all__ = [
     "DEFAULT_WEIGHT",
     "MAX_WEIGHT",
+    "AnyPose",
     "Choose",
+    "Keypoints",
     "Order",
     "Person",
     "Pose",
@@ -23,11 +26,15 @@ __all__ = [
     "find_faces",
     "find_people",
     "find_person",
+    "followed",
+    "largest_faces",
     "likeness_in",
     "likeness_word",
     "load_scene",
     "merge",
     "numbered",
     "ordered",
+    "pose_track",
     "scene_of",
+    "smoothed",
 ]

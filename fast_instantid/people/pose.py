@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -113,6 +113,38 @@ class Pose:
         return replace(self, x=self.x + x, y=self.y + y, size=self.size * (1 + size), yaw=yaw, pitch=pitch, roll=roll)
 
 
+@dataclass(frozen=True)
+class Keypoints:
+    """A pose by its five keypoints, in a picture of any size, over which they are stretched.
+
+    Raises:
+        ValueError: not five finite points.
+        FastInstantIDError: points in pixels, or far outside of the picture.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    """x and y of each, 0..1 of the width and of the height. Any array ``(5, 2)`` is taken, and kept as a tuple."""
+
+    def __post_init__(self) -> None:
+        points = np.asarray(keypoints_of(self.points), np.float64)
+        x, y = points.mean(axis=0)
+        if not (-1 <= x <= 2 and -1 <= y <= 2):
+            raise FastInstantIDError(f"keypoints around {x:g}, {y:g}: expected parts of the picture, -1 to 2")
+        object.__setattr__(self, "points", tuple((x, y) for x, y in points.tolist()))
+
+    @classmethod
+    def of(cls, face: Any, size: tuple[int, int]) -> Keypoints:
+        """The keypoints of a face, or ``(5, 2)`` in pixels, in a picture of ``(width, height)``."""
+        return cls(keypoints_of(face) / np.array(size))  # pyright: ignore[reportArgumentType]  # kept as a tuple
+
+    def keypoints(self, size: tuple[int, int]) -> np.ndarray:
+        """``(5, 2)`` float32 in pixels of a picture of ``(width, height)``."""
+        return (np.array(self.points) * size).astype(np.float32)
+
+
+AnyPose: TypeAlias = Pose | Keypoints
+
+
 def moved_keypoints(
     face: Any,
     shift: Sequence[float] = (0, 0),
@@ -150,18 +182,18 @@ def moved_keypoints(
     return (offsets @ turn + middle + np.asarray(shift)).astype(np.float32)
 
 
-def save_poses(path: str | PathLike[str], poses: dict[str, Pose]) -> None:
-    """Keep a library of poses by name, as JSON.
+def save_poses(path: str | PathLike[str], poses: Mapping[str, AnyPose]) -> None:
+    """Keep a library of poses by name, as JSON, for its owner only.
 
     Raises:
         OSError: the file cannot be written; the folder is unchanged.
     """
     text = json.dumps({name: vars(pose) for name, pose in poses.items()}, indent=2)
-    with atomic_write(Path(path)) as temporary:
+    with atomic_write(Path(path), private=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def load_poses(path: str | PathLike[str]) -> dict[str, Pose]:
+def load_poses(path: str | PathLike[str]) -> dict[str, AnyPose]:
     """Read a library that :func:`save_poses` wrote.
 
     Raises:
@@ -169,6 +201,9 @@ def load_poses(path: str | PathLike[str]) -> dict[str, Pose]:
     """
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(name): Pose(**{key: float(value) for key, value in pose.items()}) for name, pose in given.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {
+            name: Keypoints(**pose) if "points" in pose else Pose(**{key: float(value) for key, value in pose.items()})
+            for name, pose in given.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, FastInstantIDError) as error:
         raise FastInstantIDError(f"{path}: no library of poses: {error}") from error

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FastInstantIDError, NoFaceError
-from ..faces import FaceAnalyzer, draw_keypoints
+from ..faces import Face, FaceAnalyzer, draw_keypoints
 from ..faces.face import keypoints_of
 from ..identity import Identity
 from ..images import OneImage, one_photo
@@ -23,7 +23,7 @@ from .choice import ordered
 from .face_box import box_of_keypoints
 from .likeness import paired
 from .person import Person, check_same_recognizer
-from .pose import Pose
+from .pose import AnyPose, Pose
 from .search import find_faces
 from .subject import DEFAULT_WEIGHT, Subject
 
@@ -92,7 +92,7 @@ class Scene:
             Pose(x=(number + 0.5) / count, size=size) if one.pose is None else one.pose
             for number, one in enumerate(self._placed)
         ]
-        return [pose.keypoints(self.size) if isinstance(pose, Pose) else keypoints_of(pose) for pose in poses]
+        return [pose.keypoints(self.size) if isinstance(pose, AnyPose) else keypoints_of(pose) for pose in poses]
 
     def keypoint_picture(self) -> Image.Image:
         """One keypoint picture with all faces."""
@@ -137,12 +137,19 @@ def load_scene(path: str | PathLike[str], person: Callable[[str], Person] = Pers
         raise FastInstantIDError(f"{path}: no scene: {type(error).__name__}: {error}") from error
 
 
+def largest_faces(faces: Sequence[Face], count: int, name: str) -> list[Face]:
+    """The largest faces of a picture, from left to right. A NoFaceError about ``name`` if there are fewer."""
+    if len(faces) < count:
+        raise NoFaceError(f"{name}: {len(faces)} faces for {count} people: choose another picture")
+    return ordered(ordered(faces)[:count], "left to right")
+
+
 def scene_of(
     analyzer: FaceAnalyzer,
     picture: OneImage,
     people: Sequence[Person],
     size: tuple[int, int] | None = None,
-    pairing: Pairing = "left to right",
+    pairing: Pairing | Sequence[int] = "left to right",
     weight: float = DEFAULT_WEIGHT,
 ) -> Scene:
     """Place persons where the faces of a pose picture are.
@@ -151,18 +158,21 @@ def scene_of(
         analyzer: finds the faces; for "likeness" it recognises them too.
         picture: with at least as many faces as there are people; the largest ones count.
         size: ``(width, height)`` of the scene; the picture's by default. The picture is stretched over it.
-        pairing: persons get the faces from left to right, or the most alike.
+        pairing: persons get the faces from left to right, the most alike, or those of these numbers, 0 at the left.
 
     Raises:
         NoFaceError: fewer faces than people; says how many.
-        FastInstantIDError: an unknown pairing.
+        FastInstantIDError: an unknown pairing, or numbers that are not one of a face for each person.
     """
     photo = one_photo(picture)
-    faces = find_faces(analyzer, [photo])[0]
-    if len(faces) < len(people):
-        raise NoFaceError(f"{photo.name}: {len(faces)} faces for {len(people)} people: choose another picture")
-    faces = ordered(ordered(faces)[: len(people)], "left to right")
-    if pairing == "likeness":
+    found = find_faces(analyzer, [photo])[0]
+    faces = largest_faces(found, len(people), photo.name)
+    if not isinstance(pairing, str):
+        numbers, found = list(pairing), ordered(found, "left to right")
+        if len(numbers) != len(people) or len({*numbers} & {*range(len(found))}) < len(people):
+            raise FastInstantIDError(f"faces {numbers} of {len(found)} for {len(people)} people: give one each")
+        faces = [found[number] for number in numbers]
+    elif pairing == "likeness":
         faces = [
             faces[face] for _, face in sorted(paired(people, analyzer.networks.embed([photo] * len(faces), faces)))
         ]

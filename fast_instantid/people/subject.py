@@ -17,7 +17,7 @@ from ..identity import Identity
 from ..images import mask_of
 from .face_box import Box
 from .person import Person
-from .pose import Pose
+from .pose import AnyPose
 
 DEFAULT_WEIGHT = 0.8
 MAX_WEIGHT = 5.0
@@ -36,7 +36,7 @@ class Subject:
         identity: an Identity, or a Person if the InstantID has an adapter.
         weight: of the identity branch, 0..5; 0 disables it.
         region: where the identity branch acts; None for everywhere, or in a Scene for the surroundings of the face.
-        pose: in a Scene: a Pose, or keypoints ``(5, 2)`` in pixels; None for a place beside the others.
+        pose: in a Scene: a Pose, Keypoints, or an array ``(5, 2)`` in pixels; None for a place beside the others.
         face_box: left, top, right and bottom of the face in 0..1, for ``enhance_non_face_region``; a Scene knows it.
 
     Raises:
@@ -47,7 +47,7 @@ class Subject:
     identity: Identity | Person
     weight: float = DEFAULT_WEIGHT
     region: Region | None = None
-    pose: Pose | np.ndarray | None = None
+    pose: AnyPose | np.ndarray | None = None
     face_box: Box | None = None
 
     def __post_init__(self) -> None:

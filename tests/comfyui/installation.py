@@ -51,7 +51,7 @@ def installed(base: Path) -> Iterator[Installation]:
     installation = Installation(base)
     kinds = {kind: ([*paths], extensions) for kind, (paths, extensions) in folder_paths.folder_names_and_paths.items()}
     kinds["custom_nodes"] = ([str(installation.custom_nodes)], set())
-    for kind in ("instantid", "instantid_people", "insightface"):
+    for kind in ("instantid", "instantid_people", "instantid_poses", "insightface"):
         kinds.pop(kind, None)
     modules = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:

@@ -41,6 +41,12 @@ def pose(ours):
     return lambda **inputs: tiny.call(ours["InstantIDPose"], latent=LATENT, **(PLACE | inputs))
 
 
+def patched_regions(model: Any) -> torch.Tensor:
+    """The mask of the first person."""
+    patch = model.model_options["transformer_options"]["patches_replace"]["attn2"][("input", 4, 0)]
+    return patch.kwargs[0]["face"].strength.mask
+
+
 class TestPose:
     def test_poses_are_chained_and_drawn(self, pose):
         poses, picture = pose(x=0.25, angle="right", yaw=10.0)
@@ -51,6 +57,12 @@ class TestPose:
         assert torch.equal(drawn[:, :, :80], picture[:, :, :80])
         assert drawn[:, :, 112:].sum() > 0
         assert picture[:, :, 112:].sum() == 0
+
+    def test_jitter_is_the_same_for_a_seed(self, pose):
+        plain, again, other = (pose(jitter=8.0, jitter_seed=seed)[0] for seed in (1, 1, 2))
+        assert plain == again
+        assert plain != other
+        assert plain != pose()[0] == pose(jitter_seed=5)[0]
 
     def test_an_angle_stays_in_its_range(self, pose):
         ((placed,), _) = pose(angle="right", yaw=90.0)
@@ -106,6 +118,15 @@ class TestScene:
         keypoints = apply(two, pose_image=picture, faceanalysis=faces)[3]
         assert np.count_nonzero(keypoints[:, :, :96]) > 100
         assert np.count_nonzero(keypoints[:, :, 96:]) > 100
+        crossed = apply(two, pose_image=picture, faceanalysis=faces, face_numbers="1, 0")
+        assert torch.equal(crossed[3], keypoints)
+        assert not torch.equal(
+            patched_regions(crossed[0]), patched_regions(apply(two, pose_image=picture, faceanalysis=faces)[0])
+        )
+        with pytest.raises(Exception, match="faces \\[1, 1\\] of 2 for 2 people"):
+            apply(two, pose_image=picture, faceanalysis=faces, face_numbers="1 1")
+        with pytest.raises(Exception, match="face_numbers 'left': expected whole numbers"):
+            apply(two, pose_image=picture, faceanalysis=faces, face_numbers="left")
         with pytest.raises(Exception, match="1 faces for 2 people"):
             apply(two, pose_image=portraits[:1], faceanalysis=faces)
         with pytest.raises(Exception, match="pose_image without faceanalysis"):

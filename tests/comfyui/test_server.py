@@ -35,6 +35,10 @@ NODES = (
     "ApplyInstantIDPerson",
     "InstantIDPose",
     "ApplyInstantIDScene",
+    "InstantIDPoseFromImage",
+    "InstantIDLoadPose",
+    "InstantIDSavePose",
+    "InstantIDPoseTrack",
     "InstantIDLikeness",
     "InstantIDPrompts",
     "InstantIDDoctor",
@@ -130,8 +134,12 @@ def test_an_example_runs_to_the_saved_picture(
     server.post("/free", {"unload_models": True, "free_memory": True})
     # instantid_keep_person draws nothing: its picture is the preview.
     batch = [node["inputs"]["batch_size"] for node in prompt.values() if node["class_type"] == "EmptyLatentImage"]
-    saved = [picture.name for picture in pictures if picture.parent.name == "output"]
-    assert saved == [f"{example.stem}_{number:05}_.png" for number in range(1, sum(batch) + 1)]
+    saved = [picture for picture in pictures if picture.parent.name == "output"]
+    assert [picture.stem for picture in saved] == [
+        f"{example.stem}_{number:05}_" for number in range(1, len(saved) + 1)
+    ]
+    frames = [getattr(Image.open(picture), "n_frames", 1) for picture in saved]  # an animation is one file
+    assert sum(frames) == sum(batch)
     assert pictures
     for picture in pictures:
         _assert_not_empty(picture)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from fast_instantid import miniature
 from tests.comfyui.server.frontend import FrontEnd, find_chromium
@@ -68,10 +68,12 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     def draw(example: str, files: Sequence[str], *texts: str, size: tuple[int, int] = miniature.SIZE) -> Image.Image:
         prompt = json.loads((EXAMPLES / "api" / f"{example}.json").read_text())
         paths = server.run(with_miniature(prompt, files, texts, size))
-        pictures = [Image.open(path).convert("RGB") for path in paths if "output" in path.parts]
-        joined = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
+        opened = [Image.open(path) for path in paths if "output" in path.parts]
+        pictures = [frame.convert("RGB") for picture in opened for frame in ImageSequence.all_frames(picture)]
+        columns, (width, height) = min(len(pictures), 4), pictures[0].size
+        joined = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
         for i, picture in enumerate(pictures):
-            joined.paste(picture, (i * picture.width, 0))
+            joined.paste(picture, (i % columns * width, i // columns * height))
         return joined
 
     def thumbnail(example: str, files: Sequence[str], *texts: str, **options: Any) -> tuple[str, Image.Image]:
@@ -93,6 +95,7 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     yield thumbnail("instantid_people", ["0.png", "3.png"], size=miniature.SIZE)
     yield thumbnail("instantid_load_person", ["1.png", "4.png"], hills)
     yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
+    yield thumbnail("instantid_animation", ["0.png"], "flat portrait, hilly green background, red jacket")
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
 
 
