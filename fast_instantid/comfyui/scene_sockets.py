@@ -126,10 +126,6 @@ def apply_scene() -> Inputs:
         "regions": entry("MASK", "A mask for each person. Without it: the area nearest to each face."),
         "layers": LAYER_CHOICE,
         "enhance_non_face_region": NON_FACE,
-        "face_numbers": entry(
-            "STRING",
-            "Numbers of the persons' faces in pose_image, 0 at the left, such as 2, 0. Empty: pairing.",
-            default="",
-        ),
+        "face_numbers": entry("STRING", numbers, default=""),
     }
     return deepcopy({"required": required, "optional": optional})
