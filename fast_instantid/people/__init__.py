@@ -2,6 +2,7 @@
 
 from .boxes import numbered
 from .choice import Choose, Order, ordered
+from .crop import Crop
 from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT_WEIGHT",
     "MAX_WEIGHT",
     "Choose",
+    "Crop",
     "Order",
     "Person",
     "Pose",

@@ -16,6 +16,7 @@ from ..faces.face import keypoints_of
 from ..identity import Identity
 from ..images import OneImage, one_photo
 from .choice import ordered
+from .crop import Crop
 from .likeness import paired
 from .person import Person
 from .pose import Pose
@@ -79,6 +80,19 @@ class Scene:
             for number, one in enumerate(self._placed)
         ]
         return [pose.keypoints(self.size) if isinstance(pose, Pose) else keypoints_of(pose) for pose in poses]
+
+    def seen_through(self, crop: Crop) -> Scene:
+        """The scene of what a crop of the picture shows: keypoints and regions are moved, faces beside it left out.
+
+        Raises:
+            FastInstantIDError: no face lies in the crop.
+        """
+        seen: list[Subject] = []
+        for one, points in zip(self.subjects, map(crop.keypoints, self.keypoints), strict=True):
+            if (points.max(axis=0) >= 0).all() and (points.min(axis=0) < crop.side).all():
+                region = None if one.mask is None else crop.cut(one.mask[0, ..., None])[..., 0]
+                seen.append(replace(one, pose=points, region=region))
+        return Scene(crop.size, seen)
 
     def keypoint_picture(self) -> Image.Image:
         """One keypoint picture with all faces."""
