@@ -132,7 +132,7 @@ class Studio:
         first, absent = batch[0], is_nobody(people[0])
         keypoints = [self._keypoints(job, person) for job, person in zip(batch, people, strict=True)]
         with timed("identity", self.seconds):
-            adapter = self._adapter
+            adapter = self.adapter
             identities = [
                 adapter.identity(person.rows, noise=job.noise) for job, person in zip(batch, people, strict=True)
             ]
@@ -191,7 +191,7 @@ class Studio:
         return faces.resize(size) if hasattr(faces, "resize") else keypoint_picture(faces, shape, size)
 
     @cached_property
-    def _adapter(self) -> Any:
+    def adapter(self) -> Any:
         from ..identity import Adapter
 
         return Adapter.load(self.files.adapter, self.place.device, self.place.dtype, self.options.cache)
