@@ -29,6 +29,7 @@ from .apply import (
     tokens_of,
 )
 from .derived import Derivable
+from .detail_nodes import InstantIDCropFace, InstantIDPasteFace
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .foreign import adapter_of
 from .loaders import InstantIDFaceAnalysis, InstantIDModelLoader
@@ -255,6 +256,8 @@ _NODES: dict[str, type] = {
     "Apply InstantID Person": ApplyInstantIDPerson,
     "InstantID Pose": InstantIDPose,
     "Apply InstantID Scene": ApplyInstantIDScene,
+    "InstantID Crop Face": InstantIDCropFace,
+    "InstantID Paste Face": InstantIDPasteFace,
     "InstantID Likeness": InstantIDLikeness,
     "InstantID Prompts": InstantIDPrompts,
     "InstantID Doctor": InstantIDDoctor,
