@@ -35,6 +35,8 @@ NODES = (
     "ApplyInstantIDPerson",
     "InstantIDPose",
     "ApplyInstantIDScene",
+    "InstantIDCropFace",
+    "InstantIDPasteFace",
     "InstantIDLikeness",
     "InstantIDPrompts",
     "InstantIDDoctor",
