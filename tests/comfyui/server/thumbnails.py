@@ -93,7 +93,19 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     yield thumbnail("instantid_people", ["0.png", "3.png"], size=miniature.SIZE)
     yield thumbnail("instantid_load_person", ["1.png", "4.png"], hills)
     yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
+    yield "instantid_small_face", before_and_after(server, "instantid_small_face")
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
+
+
+def before_and_after(server: ComfyServer, example: str) -> Image.Image:
+    """What an example without photographs of its own previews first, above what it draws."""
+    paths = server.run(json.loads((EXAMPLES / "api" / f"{example}.json").read_text()))
+    pictures = [Image.open(path).convert("RGB") for path in sorted(paths, key=lambda path: "output" in path.parts)]
+    size = pictures[-1].size
+    sheet = Image.new("RGB", (size[0], 2 * size[1]))
+    for number, picture in enumerate((pictures[0], pictures[-1])):
+        sheet.paste(picture, (0, number * size[1]))
+    return framed(sheet.crop((sheet.width // 6, 0, sheet.width * 5 // 6, sheet.height)), [])
 
 
 def with_miniature(prompt: Prompt, files: Sequence[str], texts: Sequence[str], size: tuple[int, int]) -> Prompt:
