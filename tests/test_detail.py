@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from examples.small_faces import crowd, seam
 from fast_instantid import Crop, InstantID, Person, Pose, Scene, Subject, cli, detail, miniature
 from fast_instantid.errors import BackendError, FastInstantIDError, NoFaceError
 from fast_instantid.faces import Face
+from fast_instantid.faces.keypoints import drawn_points
 from fast_instantid.people import cosine, find_faces, ordered
 from fast_instantid.pipelines.load import inpainting
 
@@ -266,6 +267,37 @@ class TestDetail:
         faceless = InstantID(instantid.pipe, 0, adapter=instantid.adapter)
         with pytest.raises(BackendError, match="no face analyzer"):
             detail(faceless, three.picture, PROMPT, three.people)
+
+
+class TestPaddingMaskCrop:
+    """diffusers' own crop enlarges a part of the picture: the keypoints are drawn anew for it."""
+
+    def test_a_keypoint_picture_remembers_its_keypoints_while_it_shows_them(self):
+        scene = Scene(SIZE, [Subject(Person(np.ones((1, 512)), Face(np.zeros(4), Pose().keypoints(SIZE), 1.0), SIZE))])
+        image = scene.keypoint_picture()
+        assert drawn_points(image)[0] == pytest.approx(scene.keypoints[0])
+        assert drawn_points(image.copy())
+        for changed in (ImageOps.mirror(image), image.resize((200, 150)), image.crop((9, 0, 400, 300)), picture()):
+            assert drawn_points(changed) == []
+
+    def test_the_face_is_alike_and_in_its_place(self, instantid, three):
+        """The control cuts the keypoint picture itself, whose dots then grow to twice their size."""
+        half = three.picture.resize((256, 160), Image.Resampling.LANCZOS)
+        points = (three.faces[0].kps + 0.5) / 2 - 0.5
+        left, top, right, bottom = three.faces[0].bbox / 2
+        mask = Image.new("L", half.size)
+        mask.paste(255, (int(left - 8), int(top - 10), int(right + 8), int(bottom + 8)))
+        painter = InstantID(inpainting(instantid.pipe), 0, adapter=instantid.adapter, defaults=instantid.defaults)
+        scene = Scene(half.size, [Subject(three.people[1], pose=points)])
+        likeness = []
+        for keypoints in (scene.keypoint_picture(), Image.fromarray(np.array(scene.keypoint_picture()))):
+            options = {"image": half, "mask_image": mask, "padding_mask_crop": 6, "width": 128, "height": 128}
+            options |= {"strength": 0.9, "seed": 3, "num_inference_steps": 6}
+            drawn = painter(PROMPT, scene, keypoints=keypoints, **options).images[0].resize(three.picture.size)
+            (row,) = instantid.faces.embed([drawn], [three.faces[0].kps])
+            likeness.append(cosine(three.people[1].embedding, row))
+        assert likeness[0] > 0.6
+        assert likeness[0] > likeness[1] + 0.2
 
 
 class TestShell:

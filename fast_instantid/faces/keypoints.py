@@ -114,10 +114,23 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
     outside = target - given * scale  # negative where the photo is larger than the picture
     moved = np.clip(shift, _DOT_RADIUS - low * scale, target - _DOT_RADIUS - high * scale)
     shift = np.where(is_cut, np.clip(moved, np.minimum(outside, 0), np.maximum(outside, 0)), shift)
-    scaled = [keypoints * scale for keypoints in points]
-    return Image.fromarray(
-        draw_keypoints(target.tolist(), *((points + shift).astype(points.dtype) for points in scaled))
+    return keypoints_image(
+        target.tolist(), *((keypoints * scale + shift).astype(keypoints.dtype) for keypoints in points)
     )
+
+
+def keypoints_image(size: Size, *faces: np.ndarray) -> Image.Image:
+    """What :func:`draw_keypoints` draws, as an image that remembers its keypoints for :func:`drawn_points`."""
+    image = Image.fromarray(draw_keypoints(size, *faces))
+    image.info["keypoints"] = [keypoints_of(face) for face in faces]
+    return image
+
+
+def drawn_points(picture: Any) -> list[np.ndarray]:
+    """The keypoints that an image remembers, if it still shows them; none otherwise."""
+    points = getattr(picture, "info", {}).get("keypoints", [])
+    is_same = bool(points) and np.array_equal(np.asarray(picture), draw_keypoints(picture.size, *points))
+    return points if is_same else []
 
 
 def sdxl_size(photo: Size, side: int = 1024) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FastInstantIDError, NoFaceError
-from ..faces import FaceAnalyzer, draw_keypoints
+from ..faces import FaceAnalyzer
 from ..faces.face import keypoints_of
+from ..faces.keypoints import keypoints_image
 from ..identity import Identity
 from ..images import OneImage, one_photo
 from .choice import ordered
@@ -96,7 +97,7 @@ class Scene:
 
     def keypoint_picture(self) -> Image.Image:
         """One keypoint picture with all faces."""
-        return Image.fromarray(draw_keypoints(self.size, *self.keypoints))
+        return keypoints_image(self.size, *self.keypoints)
 
     def _nearest(self, number: int) -> np.ndarray:
         """``(H, W)``: 1 where this face is the nearest one, fading to 0 over a narrow border."""

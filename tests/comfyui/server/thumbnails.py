@@ -98,14 +98,14 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
 
 
 def before_and_after(server: ComfyServer, example: str) -> Image.Image:
-    """What an example without photographs of its own previews first, above what it draws."""
+    """The middle of what an example without photographs of its own previews first, beside that of what it draws."""
     paths = server.run(json.loads((EXAMPLES / "api" / f"{example}.json").read_text()))
     pictures = [Image.open(path).convert("RGB") for path in sorted(paths, key=lambda path: "output" in path.parts)]
-    size = pictures[-1].size
-    sheet = Image.new("RGB", (size[0], 2 * size[1]))
-    for number, picture in enumerate((pictures[0], pictures[-1])):
-        sheet.paste(picture, (0, number * size[1]))
-    return framed(sheet.crop((sheet.width // 6, 0, sheet.width * 5 // 6, sheet.height)), [])
+    width, height = pictures[-1].size
+    sheet = Image.new("RGB", (width, height))
+    for place, picture in enumerate((pictures[0], pictures[-1])):
+        sheet.paste(picture.crop((width // 4, 0, width * 3 // 4, height)), (place * width // 2, 0))
+    return framed(sheet, [])
 
 
 def with_miniature(prompt: Prompt, files: Sequence[str], texts: Sequence[str], size: tuple[int, int]) -> Prompt:
