@@ -263,7 +263,10 @@ class TestDetail:
         fails(FastInstantIDError, "leaves nothing of the face", people=replace(alone, region=np.zeros((8, 8))))
         fails(FastInstantIDError, r"a scene of \(9, 9\) for a picture", people=Scene((9, 9), three.people))
         fails(FastInstantIDError, "Subjects have weights", people=alone, scale=0.3)
-        fails(FastInstantIDError, "DDIM|takes no colour=", people=alone, colour=1)
+        fails(FastInstantIDError, "takes no colour=", people=alone, colour=1)
+        nameless = [instantid.identity(three.people[0])]
+        fails(FastInstantIDError, "pairing by likeness needs Persons", people=nameless, pairing="likeness")
+        fails(FastInstantIDError, "unknown pairing 'size'", pairing="size")
         faceless = InstantID(instantid.pipe, 0, adapter=instantid.adapter)
         with pytest.raises(BackendError, match="no face analyzer"):
             detail(faceless, three.picture, PROMPT, three.people)

@@ -11,7 +11,7 @@ from ..recorder import stage
 from .generate import with_scale
 from .jobs import people_of
 from .models import Models
-from .output import PICTURE_SUFFIXES, check_output, print_json, report_step, save_picture, timed
+from .output import PICTURE_SUFFIXES, check_output, print_json, reported, save_picture, timed
 from .studio import Studio
 
 
@@ -72,33 +72,16 @@ def run(options: argparse.Namespace) -> int:
         keypoints = [faces[number].kps for number in options.index]
     with timed("identity", studio.seconds):
         identities = [studio.adapter.identity(person.rows, noise=options.noise) for person in people]
+    placed = [Subject(one, sampling.scale, pose=points) for one, points in zip(identities, keypoints, strict=True)]
     loras = tuple(with_scale("--lora", one, 1) for one in options.lora or ())
     instantid = studio.instantid(False, options.scheduler, loras, ())
-    placed = [
-        Subject(identity, sampling.scale, pose=points) for identity, points in zip(identities, keypoints, strict=True)
-    ]
-
-    def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        report_step(step + 1, pipe.num_timesteps)
-        return tensors
-
+    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "controlnet_conditioning_scale", "seed")
+    how: dict[str, Any] = {name: getattr(sampling, name) for name in names}
+    how |= {name: getattr(options, name) for name in ("strength", "padding", "side")}
+    how |= {"approximations": studio.approximations, "callback_on_step_end": reported}
+    prompts = options.prompt[0] if len(options.prompt) == 1 else options.prompt
     with timed("sampling", studio.seconds), stage("sampling"):
-        image = detail(
-            instantid,
-            photo,
-            options.prompt[0] if len(options.prompt) == 1 else options.prompt,
-            Scene(photo.size, placed),
-            strength=options.strength,
-            padding=options.padding,
-            side=options.side,
-            seed=seed,
-            negative_prompt=sampling.negative_prompt,
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            controlnet_conditioning_scale=float(sampling.controlnet_conditioning_scale),
-            approximations=studio.approximations,
-            callback_on_step_end=report,
-        )
+        image = detail(instantid, photo, prompts, Scene(photo.size, placed), **how)
     save_picture(image, options.output)
     seen = [photo] * len(people) + [one_photo(image)] * len(people)
     rows = studio.analyzer.networks.embed(seen, [*keypoints, *keypoints])

@@ -13,7 +13,7 @@ from ..miniature import DRAWN_ONLY
 from ..recorder import stage
 from .jobs import NO_GATE, Drawn, Job, keypoints_in
 from .models import Models, face_analyzer
-from .output import report_step, timed
+from .output import reported, timed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,10 +138,6 @@ class Studio:
             ]
         instantid = self.instantid(bool(first.image), first.scheduler, first.lora, first.controlnet)
 
-        def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            report_step(step + 1, pipe.num_timesteps)
-            return tensors
-
         def sample(part: slice) -> list[Image.Image]:
             posed: Any = keypoints[part]
             prompts: Any = [job.prompt for job in batch[part]]
@@ -171,7 +167,7 @@ class Studio:
                 guidance_scale=first.guidance_scale,
                 controlnet_conditioning_scale=scale,
                 approximations=self.approximations,
-                callback_on_step_end=report,
+                callback_on_step_end=reported,
                 **more,
             ).images
 

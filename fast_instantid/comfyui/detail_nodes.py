@@ -81,8 +81,8 @@ class InstantIDPasteFace:
                 f"{len(drawn)} drawn pictures and {len(masks)} masks for {len(crop)} crops of {len(image)} pictures: "
                 "give one for each crop, and the pictures that they were cut from"
             )
-        pasted = [*image]
-        for (number, one), new, share in zip(crop, drawn, masks, strict=True):
+        pasted = [*image[..., :3]]
+        for (number, one), new, share in zip(crop, drawn[..., :3], masks, strict=True):
             pasted[number] = one.paste(pasted[number], new, share)
         return (torch.stack(pasted),)
 

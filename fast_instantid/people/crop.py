@@ -117,13 +117,16 @@ class Crop:
             )
         matrix = self._forward @ np.diag([1 / scale, 1 / scale, 1])
         corners = np.linalg.inv(matrix) @ [[0, self.side, 0, self.side], [0, 0, self.side, self.side], [1, 1, 1, 1]]
-        left, top = np.clip(np.floor(corners[:2].min(axis=1)), 0, (width, height)).astype(int).tolist()
-        right, bottom = np.clip(np.ceil(corners[:2].max(axis=1)), 0, (width, height)).astype(int).tolist()
-        box = left, top, max(left, right), max(top, bottom)
-        share = _sampled(mask[..., None], matrix, self.size, box, "zeros")
-        new, old = _sampled(_pixels(drawn), matrix, self.size, box), base[box[1] : box[3], box[0] : box[2]]
+        corners = np.clip(corners[:2].T, 0, (width, height))
+        box = left, top, right, bottom = (
+            *np.floor(corners.min(axis=0)).astype(int).tolist(),
+            *np.ceil(corners.max(axis=0)).astype(int).tolist(),
+        )
         result = base.clone()
-        result[box[1] : box[3], box[0] : box[2]] = torch.where(share > 0, old + (new - old) * share, old)
+        old = result[top:bottom, left:right]
+        new = _sampled(_pixels(drawn), matrix, self.size, box)
+        share = _sampled(mask[..., None], matrix, self.size, box, "zeros")
+        old.copy_(torch.where(share > 0, old + (new - old) * share, old))
         return _like(picture, result)
 
     @property

@@ -10,15 +10,13 @@ from PIL import Image
 
 from ..errors import BackendError, FastInstantIDError
 from ..images import OneImage, Photo, one_photo
-from ..people import DEFAULT_WEIGHT, Crop, Scene, Subject, scene_of
+from ..people import DEFAULT_WEIGHT, Crop, Person, Scene, Subject, scene_of
 from ..people.crop import PADDING
 from ..people.scene import Pairing
 from .call import native_side
 from .instantid import InstantID
 from .load import inpainting
 from .subject import People, flat
-
-STRENGTH = 0.5
 
 
 def detail(
@@ -28,7 +26,7 @@ def detail(
     people: People,
     *,
     pairing: Pairing = "left to right",
-    strength: float = STRENGTH,
+    strength: float = 0.5,
     padding: float = PADDING,
     side: int | None = None,
     scale: float | None = None,
@@ -68,47 +66,41 @@ def detail(
     scene = people if isinstance(people, Scene) else _scene(instantid, photo, flat(people), pairing)
     if scene.size != photo.size:
         raise FastInstantIDError(f"a scene of {scene.size} for a picture of {photo.size}: give one of the same size")
-    count = len(scene.subjects)
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != count:
-        raise FastInstantIDError(f"{len(prompts)} prompts for {count} people: give one, or one for each")
-    pipe = inpainting(instantid.pipe)
-    side = native_side(pipe) if side is None else side
+    prompts = [prompt] * len(scene.people) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(scene.people):
+        raise FastInstantIDError(f"{len(prompts)} prompts for {len(scene.people)} people: give one, or one for each")
+    painter = InstantID(
+        inpainting(instantid.pipe), instantid.identity_net, adapter=instantid.adapter, defaults=instantid.defaults
+    )
+    side = native_side(painter.pipe) if side is None else side
+    if side % 8 or not 64 <= side <= 4096:
+        raise FastInstantIDError(f"side {side}: expected a multiple of 8, 64 to 4096 pixels")
     steps = options.get("num_inference_steps", instantid.defaults["num_inference_steps"])
     if not 0 < strength <= 1 or steps * strength < 1:
         raise FastInstantIDError(f"strength {strength:g} of {steps} steps: expected 0 to 1, and at least one step")
-    if side % 8 or not 64 <= side <= 4096:
-        raise FastInstantIDError(f"side {side}: expected a multiple of 8, 64 to 4096 pixels")
-    given = {"adapter": instantid.adapter, "faces": instantid.faces, "defaults": instantid.defaults}
-    painter = InstantID(pipe, identity_net=instantid.identity_net, **given)
+    options |= {"strength": strength, "width": side, "height": side, "scale": scale}
     image = Image.fromarray(photo.rgb)
     for number, (points, subject) in enumerate(zip(scene.keypoints, scene.subjects, strict=True)):
         crop = Crop.of(points, photo.size, side, padding)
         mask = crop.mask if subject.mask is None else crop.mask * crop.cut(subject.mask[0, ..., None])[..., 0]
         if not mask.max() > 0:
             raise FastInstantIDError(f"the region of person {number} leaves nothing of the face to draw")
-        drawn = painter(
-            prompts[number],
-            scene.seen_through(crop),
-            image=crop.cut(image),
-            mask_image=Image.fromarray((mask > 0).byte().mul(255).numpy()),
-            strength=strength,
-            width=side,
-            height=side,
-            scale=scale,
-            **options,
-        ).images[0]
+        options |= {"image": crop.cut(image), "mask_image": Image.fromarray((mask > 0).byte().mul(255).numpy())}
+        drawn = painter(prompts[number], scene.seen_through(crop), **options).images[0]
         image = crop.paste(image, drawn, mask)
     return image
 
 
-def _scene(instantid: InstantID, photo: Photo, subjects: list[Subject], pairing: Pairing) -> Scene:
+def _scene(instantid: InstantID, photo: Photo, people: Sequence[Any], pairing: Pairing) -> Scene:
     """The people with their poses, or at the faces of the picture."""
+    subjects = [one if isinstance(one, Subject) else Subject(one) for one in people]
     placeless = [n for n, one in enumerate(subjects) if one.pose is None]
     if placeless:
         if instantid.faces is None:
             raise BackendError("no face analyzer: give InstantID(pipe, faces=...), or a pose for each person")
-        persons = [subjects[n].identity for n in placeless]
+        persons: Any = [subjects[n].identity for n in placeless]
+        if pairing == "likeness" and not all(isinstance(one, Person) for one in persons):
+            raise FastInstantIDError("pairing by likeness needs Persons: an Identity has no face to compare")
         found = scene_of(instantid.faces, photo, persons, pairing=pairing)
         for n, points in zip(placeless, found.keypoints, strict=True):
             subjects[n] = replace(subjects[n], pose=points)
