@@ -21,6 +21,7 @@ from fast_instantid.faces import Face
 from fast_instantid.people import cosine, find_faces, ordered
 from fast_instantid.pipelines.load import inpainting
 from training import world
+from training.world import _draw_background  # pyright: ignore[reportPrivateUsage]
 
 SCENE = world.Scene("green", "hilly", "jacket", "red", "flat")
 _PADDING = 1.7
@@ -33,8 +34,8 @@ def crowd(seed: int = 0) -> tuple[Image.Image, list[Image.Image]]:
     """A blurred picture of three people, 512 pixels wide, and a portrait of each."""
     random = np.random.default_rng(seed)
     people = [world.Person.random(random) for _ in range(3)]
-    canvas = Image.new("RGB", (_SIDE * _SCALE,) * 2)
-    world._draw_background(canvas, SCENE, np.random.default_rng(1))
+    canvas = Image.new("RGB", (_SIDE * _SCALE, _SIDE * _SCALE))
+    _draw_background(canvas, SCENE, np.random.default_rng(1))
     for number, person in enumerate(people):
         pose = world.Pose(100 + 155 * number, 170 + 30 * (number % 2), 34, 0, 0, 0.5)
         world.draw_person(world.Brush(canvas, pose, "flat", _SCALE), person, SCENE, np.random.default_rng(number))
@@ -62,7 +63,7 @@ def measure() -> None:
     for who, given in (("the same persons", persons), ("other persons", people)):
         _print(instantid, f"{who}, before", picture, picture, faces, given)
         for strength in (0.3, 0.5, 0.7, 1.0):
-            options = {**_OPTIONS, "strength": strength, "padding": _PADDING}
+            options: dict[str, Any] = {**_OPTIONS, "strength": strength, "padding": _PADDING}
             after = detail(instantid, picture, SCENE.caption, given, **options)
             _print(instantid, f"{who}, strength {strength}", picture, after, faces, given)
 
