@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .faces import Face, FaceAnalyzer, draw_keypoints, keypoint_picture, largest
     from .identity import Adapter, Identity
     from .images import load_image
-    from .people import Person, Pose, Scene, Subject
-    from .pipelines import Approximations, InstantID, Sampling, generate, load_pipeline, until_alike
+    from .people import Crop, Person, Pose, Scene, Subject
+    from .pipelines import Approximations, InstantID, Sampling, detail, generate, load_pipeline, until_alike
 
 # Imported on first use: importing the package costs nothing, and only pipelines needs diffusers.
 _HOMES = {
@@ -37,8 +37,8 @@ _HOMES = {
     "faces": ("Face", "FaceAnalyzer", "draw_keypoints", "keypoint_picture", "largest"),
     "identity": ("Adapter", "Identity"),
     "images": ("load_image",),
-    "people": ("Person", "Pose", "Scene", "Subject"),
-    "pipelines": ("Approximations", "InstantID", "Sampling", "generate", "load_pipeline", "until_alike"),
+    "people": ("Crop", "Person", "Pose", "Scene", "Subject"),
+    "pipelines": ("Approximations", "InstantID", "Sampling", "detail", "generate", "load_pipeline", "until_alike"),
 }
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Approximations",
     "BackendError",
     "Cache",
+    "Crop",
     "Face",
     "FaceAnalyzer",
     "FastInstantIDError",
@@ -62,6 +63,7 @@ __all__ = [
     "Scene",
     "Subject",
     "__version__",
+    "detail",
     "draw_keypoints",
     "generate",
     "identity_attention",

@@ -40,8 +40,8 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     seeds = options.seed or [0]
     given: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(Job)}
     given |= {"person": "", "prompt": "", "seed": seeds[0]}
-    given["lora"] = tuple(_with_scale("--lora", one, 1) for one in options.lora or ())
-    given["controlnet"] = tuple(_with_scale("--controlnet", one, 2) for one in options.controlnet or ())
+    given["lora"] = tuple(with_scale("--lora", one, 1) for one in options.lora or ())
+    given["controlnet"] = tuple(with_scale("--controlnet", one, 2) for one in options.controlnet or ())
     for name, suited in (("num_inference_steps", models.steps), ("guidance_scale", models.guidance)):
         given[name] = suited if given[name] is None else given[name]
     default = Job(**given)
@@ -109,7 +109,7 @@ def _one(options: argparse.Namespace, models: Models, job: Job) -> int:
     return 0
 
 
-def _with_scale(option: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
+def with_scale(option: str, given: Sequence[Any], count: int) -> tuple[Any, ...]:
     """``count`` paths and a number, 1 without one."""
     *paths, scale = given if len(given) > count else (*given, 1.0)
     try:

@@ -71,6 +71,12 @@ def report_step(done: int, total: int) -> None:
     progress(f"sampling: step {done}/{total}")
 
 
+def reported(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """A callback of diffusers that shows each step."""
+    report_step(step + 1, pipe.num_timesteps)
+    return tensors
+
+
 def progress(text: str) -> None:
     """Overwrite the progress line. Prints nothing if stderr is not a terminal."""
     if sys.stderr.isatty():

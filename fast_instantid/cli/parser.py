@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
-from . import convert, demo, doctor, person, profile, watch
+from . import convert, demo, detail, doctor, person, profile, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import printable_lines
 
@@ -25,6 +25,7 @@ _EPILOG = """examples:
   fast-instantid keypoints anna.jpg -o hint.png
   fast-instantid person make anna1.jpg anna2.jpg -o anna.safetensors
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
+  fast-instantid detail group.png --person anna.safetensors --prompt "people in a bar" -o better.png
   fast-instantid doctor                     # if something does not work
 """
 _APPROXIMATIONS = "off by default; docs/approximations.md gives the cost of each in likeness"
@@ -65,6 +66,44 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         less.add_argument("--face-dtype", default="float32", help="float32, or with torch float16 or bfloat16")
         text = "sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)"
         less.add_argument("--face-sizes", type=int, nargs="+", metavar="PX", help=text)
+
+    def drawing_options(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--negative-prompt", default="", help="what not to draw")
+        text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then "
+        text += f"of --pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
+        added.add_argument("--base", metavar="PATH", help=text)
+        text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
+        added.add_argument("--instantid", metavar="PATH", help=text)
+        for options, default, text in (
+            (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
+            (("--controlnet-conditioning-scale", "--controlnet-strength"), 0.8, "scale of the IdentityNet, 0 to 10"),
+            (("--noise",), 0.0, "noise in the unconditional embedding, 0 to 1"),
+        ):
+            added.add_argument(*options, type=float, default=default, metavar="X", help=text)
+        text = f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})"
+        added.add_argument("--guidance-scale", "--guidance", type=float, metavar="X", help=text)
+        text = f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})"
+        added.add_argument("--num-inference-steps", "--steps", type=int, metavar="N", help=text)
+        text = "seed of the first noise; of several, each (default: 0)"
+        added.add_argument("--seed", type=int, nargs="+", metavar="N", help=text)
+        text = "a LoRA's .safetensors file, and its scale, 1 by default; repeat it for several"
+        added.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
+        text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
+        added.add_argument("--scheduler", default="", metavar="NAME", help=text)
+        added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
+        added.add_argument("--json", action="store_true", help="print output and times as one JSON document")
+        face_options(added)
+        less = added.add_argument_group("less work for another picture", _APPROXIMATIONS)
+        text = "modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)"
+        less.add_argument("--layers", nargs="+", metavar="MODULE", help=text)
+        for name, what in (("identity", "the identity in the attention"), ("identity-net", "the IdentityNet")):
+            text = f"part of the steps with {what}, such as 0 0.8"
+            less.add_argument(
+                f"--{name}-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("START", "END"), help=text
+            )
+        less.add_argument(
+            "--identity-net-every", type=int, default=1, metavar="N", help="run the IdentityNet at each such step only"
+        )
 
     demos = command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7")
     demo.add_arguments(demos)
@@ -108,28 +147,11 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     text = "take settings that are not given from this picture"
     generate.add_argument("--from", dest="settings", type=Path, metavar="PNG", help=text)
     generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
-    generate.add_argument("--negative-prompt", default="", help="what not to draw")
-    text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then of "
-    text += f"--pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
-    generate.add_argument("--base", metavar="PATH", help=text)
-    text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
-    generate.add_argument("--instantid", metavar="PATH", help=text)
-    for options, default, text in (
-        (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
-        (("--controlnet-conditioning-scale", "--controlnet-strength"), 0.8, "scale of the IdentityNet, 0 to 10"),
-        (("--noise",), 0.0, "noise in the unconditional embedding, 0 to 1"),
-    ):
-        generate.add_argument(*options, type=float, default=default, metavar="X", help=text)
     text = "keep the identity inside of the faces' boxes, so that the prompt alone draws the rest"
     generate.add_argument("--enhance-non-face-region", action="store_true", help=text)
     text = "draw without the IdentityNet, which is not loaded then; the prompt sets the pose"
     generate.add_argument("--no-identity-net", dest="identity_net", action="store_false", help=text)
-    text = f"classifier-free guidance; 1 turns it off (default: {GUIDANCE}; {MINIATURE}: {miniature.GUIDANCE})"
-    generate.add_argument("--guidance-scale", "--guidance", type=float, metavar="X", help=text)
-    text = f"number of sampling steps (default: {STEPS}; {MINIATURE}: {miniature.STEPS})"
-    generate.add_argument("--num-inference-steps", "--steps", type=int, metavar="N", help=text)
-    text = "seed of the first noise; of several, each (default: 0)"
-    generate.add_argument("--seed", type=int, nargs="+", metavar="N", help=text)
+    drawing_options(generate)
     width, height = miniature.SIZE
     text = f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})"
     generate.add_argument("--size", type=picture_size, help=text)
@@ -139,33 +161,23 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument("--keypoints", default="", metavar="FILE", help=text)
     generate.add_argument("--image", default="", metavar="PICTURE", help="begin with this picture in place of noise")
     generate.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
-    text = "a LoRA's .safetensors file, and its scale, 1 by default; repeat it for several"
-    generate.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
     text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
     generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
-    text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
-    generate.add_argument("--scheduler", default="", metavar="NAME", help=text)
     alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
     alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
     text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"
     alike.add_argument("--at-least", type=float, metavar="X", help=text)
     alike.add_argument("--tries", type=int, default=4, metavar="K", help="for --at-least: draw so often at most")
-    generate.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
     text = "the picture to write; of several pictures, their folder"
     generate.add_argument("-o", "--output", type=Path, required=True, help=text)
-    generate.add_argument("--json", action="store_true", help="print output and times as one JSON document")
-    face_options(generate)
-    less = generate.add_argument_group("less work for another picture", _APPROXIMATIONS)
-    text = "modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)"
-    less.add_argument("--layers", nargs="+", metavar="MODULE", help=text)
-    for name, what in (("identity", "the identity in the attention"), ("identity-net", "the IdentityNet")):
-        text = f"part of the steps with {what}, such as 0 0.8"
-        less.add_argument(
-            f"--{name}-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("START", "END"), help=text
-        )
-    less.add_argument(
-        "--identity-net-every", type=int, default=1, metavar="N", help="run the IdentityNet at each such step only"
+
+    details = command(
+        "detail",
+        "draw the faces of a picture again, each at the resolution of the model",
+        'group.png --person anna.safetensors bob.safetensors --prompt "two people in a bar" -o better.png',
     )
+    detail.add_arguments(details)
+    drawing_options(details)
 
     fetch = command("download", "download the model files; no other command uses the network", "antelopev2 instantid")
     fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")

@@ -13,7 +13,7 @@ from ..miniature import DRAWN_ONLY
 from ..recorder import stage
 from .jobs import NO_GATE, Drawn, Job, keypoints_in
 from .models import Models, face_analyzer
-from .output import report_step, timed
+from .output import reported, timed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,7 +56,7 @@ class Studio:
             identity_net_range=tuple(options.identity_net_range),
             identity_net_every=options.identity_net_every,
         )
-        self._find, self.instantid = cache(self._person), cache(self._instantid)
+        self.find, self.instantid = cache(self._person), cache(self._instantid)
 
     @cached_property
     def analyzer(self) -> Any:
@@ -67,7 +67,7 @@ class Studio:
         """Load a scene, load a person, or find a person in photographs."""
         from ..people import load_scene
 
-        return load_scene(sources[0], self._find) if sources[0].endswith(".json") else self._find(*sources)
+        return load_scene(sources[0], self.find) if sources[0].endswith(".json") else self.find(*sources)
 
     def _person(self, *photos: str) -> Person:
         """Load or find a person. With ``--no-face none``, no face is a person of zeros."""
@@ -143,10 +143,6 @@ class Studio:
         instantid = self.instantid(bool(first.image), first.identity_net, first.scheduler, first.lora, first.controlnet)
         has_net = hasattr(instantid.pipe, "controlnet")
 
-        def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            report_step(step + 1, pipe.num_timesteps)
-            return tensors
-
         def sample(part: slice) -> list[Image.Image]:
             posed: Any = keypoints[part]
             prompts: Any = [job.prompt for job in batch[part]]
@@ -176,7 +172,7 @@ class Studio:
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
                 approximations=self.approximations,
-                callback_on_step_end=report,
+                callback_on_step_end=reported,
                 **more,
             ).images
 
@@ -208,10 +204,10 @@ class Studio:
 
     def _identified(self, subject: Any, job: Job) -> Subject:
         """A subject with the identity of its person, as the job's noise makes it."""
-        return replace(subject, identity=self._adapter.identity(subject.identity.rows, noise=job.noise))
+        return replace(subject, identity=self.adapter.identity(subject.identity.rows, noise=job.noise))
 
     @cached_property
-    def _adapter(self) -> Any:
+    def adapter(self) -> Any:
         from ..identity import Adapter
 
         return Adapter.load(self.files.adapter, self.place.device, self.place.dtype, self.options.cache)

@@ -29,6 +29,7 @@ from .apply import (
     tokens_of,
 )
 from .derived import Derivable
+from .detail_nodes import InstantIDCropFace, InstantIDPasteFace
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
 from .foreign import adapter_of
 from .loaders import InstantIDFaceAnalysis, InstantIDModelLoader
@@ -261,6 +262,8 @@ _NODES: dict[str, type] = {
     "InstantID Load Pose": InstantIDLoadPose,
     "InstantID Save Pose": InstantIDSavePose,
     "InstantID Pose Track": InstantIDPoseTrack,
+    "InstantID Crop Face": InstantIDCropFace,
+    "InstantID Paste Face": InstantIDPasteFace,
     "InstantID Likeness": InstantIDLikeness,
     "InstantID Prompts": InstantIDPrompts,
     "InstantID Doctor": InstantIDDoctor,

@@ -7,6 +7,8 @@ from copy import deepcopy
 from typing import get_args
 
 from ..faces.keypoints import COLORS
+from ..people import Order
+from ..people.crop import PADDING
 from ..people.pose import ANGLES, FACE_HEIGHT, MODEL, Pose
 from ..people.scene import Pairing
 from .people_sockets import OVERWRITE
@@ -129,3 +131,38 @@ def apply_scene() -> Inputs:
         "face_numbers": entry("STRING", numbers, default=""),
     }
     return deepcopy({"required": required, "optional": optional})
+
+
+def crop_face() -> Inputs:
+    choose = entry(
+        [*get_args(Order), "index", "like", "all"],
+        "The face to cut out. index: number index from the left. like: the most like each person. all: each face.",
+        default="largest",
+    )
+    required = {
+        "image": entry("IMAGE", "The picture with small faces."),
+        "faceanalysis": FACE_ANALYSIS,
+        "choose": choose,
+        "padding": number(PADDING, 1.0, 10.0, "Side of the crop, in heights of the face.", step=0.1),
+        "side": entry(
+            "INT",
+            "Width and height of the crop in pixels: what the model draws best.",
+            default=1024,
+            min=64,
+            max=4096,
+            step=8,
+        ),
+    }
+    index = entry("INT", "Number of the face for choose: index. 0 is the left one.", default=0, min=0, max=99)
+    like = entry("PERSON", "The persons for choose: like. A batch cuts out one face for each.")
+    return deepcopy({"required": required, "optional": {"index": index, "like": like}})
+
+
+def paste_face() -> Inputs:
+    required = {
+        "image": entry("IMAGE", "The picture that was cropped, or the same one upscaled."),
+        "drawn": entry("IMAGE", "The crop, drawn anew."),
+        "crop": entry("FACE_CROP", "From InstantID Crop Face."),
+    }
+    mask = entry("MASK", "Which part of drawn is seen. Without it: the mask of Crop Face.")
+    return deepcopy({"required": required, "optional": {"mask": mask}})

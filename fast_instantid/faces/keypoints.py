@@ -97,7 +97,7 @@ def keypoint_picture(faces: Any, photo: Size, size: Size | None = None) -> Image
         ValueError: not five finite keypoints, or not a size.
     """
     size = sdxl_size(photo) if size is None else _size(size)
-    return Image.fromarray(draw_keypoints(size, *placed_keypoints(faces, photo, size)))
+    return keypoints_image(size, *placed_keypoints(faces, photo, size))
 
 
 def placed_keypoints(faces: Any, photo: Size, size: tuple[int, int]) -> list[np.ndarray]:
@@ -121,6 +121,20 @@ def placed_keypoints(faces: Any, photo: Size, size: tuple[int, int]) -> list[np.
     shift = np.where(is_cut, np.clip(moved, np.minimum(outside, 0), np.maximum(outside, 0)), shift)
     scaled = [keypoints * scale for keypoints in points]
     return [(points + shift).astype(points.dtype) for points in scaled]
+
+
+def keypoints_image(size: Size, *faces: np.ndarray) -> Image.Image:
+    """What :func:`draw_keypoints` draws, as an image that remembers its keypoints for :func:`drawn_points`."""
+    image = Image.fromarray(draw_keypoints(size, *faces))
+    image.info["keypoints"] = [keypoints_of(face) for face in faces]
+    return image
+
+
+def drawn_points(picture: Any) -> list[np.ndarray]:
+    """The keypoints that an image remembers, if it still shows them; none otherwise."""
+    points = getattr(picture, "info", {}).get("keypoints", [])
+    is_same = bool(points) and np.array_equal(np.asarray(picture), draw_keypoints(picture.size, *points))
+    return points if is_same else []
 
 
 def sdxl_size(photo: Size, side: int = 1024) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from .boxes import numbered
 from .choice import Choose, Order, ordered
+from .crop import Crop
 from .find import find_people, find_person
 from .likeness import likeness_in, likeness_word
 from .person import Person, cosine, merge
@@ -16,6 +17,7 @@ __all__ = [
     "MAX_WEIGHT",
     "AnyPose",
     "Choose",
+    "Crop",
     "Keypoints",
     "Order",
     "Person",

@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FastInstantIDError, NoFaceError
-from ..faces import Face, FaceAnalyzer, draw_keypoints
+from ..faces import Face, FaceAnalyzer
 from ..faces.face import keypoints_of
+from ..faces.keypoints import keypoints_image
 from ..identity import Identity
 from ..images import OneImage, one_photo
 from .choice import ordered
+from .crop import Crop
 from .face_box import box_of_keypoints
 from .likeness import paired
 from .person import Person, check_same_recognizer
@@ -94,9 +96,23 @@ class Scene:
         ]
         return [pose.keypoints(self.size) if isinstance(pose, AnyPose) else keypoints_of(pose) for pose in poses]
 
+    def seen_through(self, crop: Crop) -> Scene:
+        """The scene of what a crop of the picture shows: keypoints and regions are moved, faces beside it left out.
+
+        Raises:
+            FastInstantIDError: no face lies in the crop.
+        """
+        seen: list[Subject] = []
+        for one, points in zip(self.subjects, map(crop.keypoints, self.keypoints), strict=True):
+            if (points.max(axis=0) >= 0).all() and (points.min(axis=0) < crop.side).all():
+                region = None if one.mask is None else crop.cut(one.mask[0, ..., None])[..., 0]
+                if region is None or region.any():
+                    seen.append(replace(one, pose=points, region=region, face_box=None))
+        return Scene(crop.size, seen)
+
     def keypoint_picture(self) -> Image.Image:
         """One keypoint picture with all faces."""
-        return Image.fromarray(draw_keypoints(self.size, *self.keypoints))
+        return keypoints_image(self.size, *self.keypoints)
 
     def _nearest(self, number: int) -> np.ndarray:
         """``(H, W)``: 1 where this face is the nearest one, fading to 0 over a narrow border."""

@@ -14,6 +14,7 @@ if find_spec("onnxruntime") is not None:  # diffusers imports it
 from ..people import Subject
 from .alike import until_alike
 from .approximations import Approximations
+from .detail import detail
 from .generate import Sampling, generate
 from .instantid import InstantID
 from .load import InstantIDFiles, load_pipeline
@@ -24,6 +25,7 @@ __all__ = [
     "InstantIDFiles",
     "Sampling",
     "Subject",
+    "detail",
     "generate",
     "load_pipeline",
     "until_alike",

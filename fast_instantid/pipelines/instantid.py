@@ -84,7 +84,7 @@ class InstantID:
         self.pipe = pipe
         self.adapter, self.faces = adapter, faces
         self.defaults = DEFAULTS | (defaults or {})
-        self._identity_net = identity_net
+        self.identity_net = identity_net
         self.reuse = reuse
 
     @classmethod
@@ -304,12 +304,12 @@ class InstantID:
 
     def networks(self) -> list[Any]:
         """Return the pipeline's present UNet and, if there is one, IdentityNet, as the pipeline calls them."""
-        net = choose_identity_net(self.pipe, self._identity_net)
+        net = choose_identity_net(self.pipe, self.identity_net)
         return [self.pipe.unet] if net is None else [self.pipe.unet, net]
 
     def check(self, identities: Sequence[Identity]) -> dict[str, Any]:
         """Return the UNet's cross-attention layers by name. A ModelFileError if an identity does not fit."""
-        choose_identity_net(self.pipe, self._identity_net, say=True)
+        choose_identity_net(self.pipe, self.identity_net, say=True)
         unet, *nets = (getattr(network, "_orig_mod", network) for network in self.networks())
         layers = cross_attention_layers(unet)
         for identity in identities:

@@ -70,8 +70,10 @@ with _quiet():  # transformers warns that torchvision is not installed; it is no
     from diffusers import (
         ControlNetModel,  # pyright: ignore[reportPrivateImportUsage]  # diffusers exports lazily
         StableDiffusionXLControlNetImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        StableDiffusionXLControlNetInpaintPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLImg2ImgPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        StableDiffusionXLInpaintPipeline,  # pyright: ignore[reportPrivateImportUsage]
         StableDiffusionXLPipeline,  # pyright: ignore[reportPrivateImportUsage]
     )
 
@@ -188,6 +190,12 @@ def image_to_image(pipe: Any) -> Any:
     """A pipeline of the same networks that changes a picture."""
     has_net = hasattr(pipe, "controlnet")
     return _another(StableDiffusionXLControlNetImg2ImgPipeline if has_net else StableDiffusionXLImg2ImgPipeline, pipe)
+
+
+def inpainting(pipe: Any) -> Any:
+    """A pipeline of the same networks that changes a part of a picture."""
+    has_net = getattr(pipe, "controlnet", None) is not None
+    return _another(StableDiffusionXLControlNetInpaintPipeline if has_net else StableDiffusionXLInpaintPipeline, pipe)
 
 
 def _another(kind: Any, pipe: Any, **parts: Any) -> Any:

@@ -6,16 +6,23 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..errors import NotFiniteError
+from ..faces import draw_keypoints
+from ..faces.keypoints import drawn_points
 from ..reuse import ReplacedForward
 from .drawing import Crop, Drawing
 
 
 @contextmanager
 def seen_crop(drawing: Drawing) -> Generator[None]:
-    """Tell the drawing which part of the picture an inpainting pipeline draws (``padding_mask_crop``)."""
+    """Tell the drawing which part of the picture an inpainting pipeline draws (``padding_mask_crop``).
+
+    Keypoints are drawn anew for that part: dots and lines that grow with it are none that the IdentityNet knows.
+    """
     drawing.begin_run(None)
 
     def get_crop_region(measure: Any, mask_image: Any, *args: Any, **kwargs: Any) -> Any:
@@ -25,7 +32,20 @@ def seen_crop(drawing: Drawing) -> Generator[None]:
         drawing.begin_run(crop)
         return box
 
-    with _replaced(drawing.pipe, "mask_processor", "get_crop_region", get_crop_region):
+    def preprocess(prepare: Any, image: Any, *args: Any, crops_coords: Any = None, **options: Any) -> Any:
+        pictures = image if isinstance(image, list) else [image]
+        if crops_coords is not None and all(drawn_points(picture) for picture in pictures):
+            left, top, right, bottom = crops_coords
+            size = options["width"], options["height"]
+            scale = np.array(size) / (right - left, bottom - top)
+            moved = [[(points - (left, top)) * scale for points in drawn_points(picture)] for picture in pictures]
+            image, crops_coords = [Image.fromarray(draw_keypoints(size, *points)) for points in moved], None
+        return prepare(image, *args, crops_coords=crops_coords, **options)
+
+    with (
+        _replaced(drawing.pipe, "mask_processor", "get_crop_region", get_crop_region),
+        _replaced(drawing.pipe, "control_image_processor", "preprocess", preprocess),
+    ):
         yield
 
 

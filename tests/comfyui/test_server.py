@@ -39,6 +39,8 @@ NODES = (
     "InstantIDLoadPose",
     "InstantIDSavePose",
     "InstantIDPoseTrack",
+    "InstantIDCropFace",
+    "InstantIDPasteFace",
     "InstantIDLikeness",
     "InstantIDPrompts",
     "InstantIDDoctor",

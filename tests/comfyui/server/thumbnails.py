@@ -96,7 +96,19 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     yield thumbnail("instantid_load_person", ["1.png", "4.png"], hills)
     yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
     yield thumbnail("instantid_animation", ["0.png"], "flat portrait, hilly green background, red jacket")
+    yield "instantid_small_face", before_and_after(server, "instantid_small_face")
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
+
+
+def before_and_after(server: ComfyServer, example: str) -> Image.Image:
+    """The middle of what an example without photographs of its own previews first, beside that of what it draws."""
+    paths = server.run(json.loads((EXAMPLES / "api" / f"{example}.json").read_text()))
+    pictures = [Image.open(path).convert("RGB") for path in sorted(paths, key=lambda path: "output" in path.parts)]
+    width, height = pictures[-1].size
+    sheet = Image.new("RGB", (width, height))
+    for place, picture in enumerate((pictures[0], pictures[-1])):
+        sheet.paste(picture.crop((width // 4, 0, width * 3 // 4, height)), (place * width // 2, 0))
+    return framed(sheet, [])
 
 
 def with_miniature(prompt: Prompt, files: Sequence[str], texts: Sequence[str], size: tuple[int, int]) -> Prompt:

@@ -1,0 +1,104 @@
+"""Nodes for small faces: cut a face out upright at the model's resolution, and put it back without a seam."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import FastInstantIDError
+from ..faces import Face, FaceAnalyzer, draw_keypoints
+from ..images import Photo, photos
+from ..people import Crop, find_faces, ordered
+from ..people.choice import chosen
+from ..people.likeness import paired
+from ..people.person import check_same_recognizer
+from ..people.search import no_face
+from . import scene_sockets
+from .faces import batches
+from .people import People
+from .settings import follow_settings
+
+Crops: TypeAlias = "tuple[tuple[int, Crop], ...]"
+"""Crops, each with the number of its picture in the batch."""
+
+
+class InstantIDCropFace:
+    """Cuts faces out."""
+
+    DESCRIPTION = "Cuts out a face and its surroundings, upright, at the resolution of the model, for Paste Face."
+    RETURN_TYPES = ("IMAGE", "MASK", "IMAGE", "FACE_CROP")
+    RETURN_NAMES = ("image", "mask", "image_kps", "crop")
+    FUNCTION = "crop"
+    CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = ("face detailer", "small faces", "inpaint face", "adetailer", "face restore", "upscale face")
+    INPUT_TYPES = staticmethod(scene_sockets.crop_face)
+
+    def crop(
+        self,
+        image: Tensor,
+        faceanalysis: Any,
+        choose: Any,
+        padding: float,
+        side: int,
+        index: int = 0,
+        like: People | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Crops]:
+        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
+        follow_settings()
+        found = [faces for batch in batches(pictures) for faces in find_faces(analyzer, batch)]
+        if empty := [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]:
+            raise no_face(analyzer, empty)
+        crops: list[tuple[int, Crop]] = []
+        drawn: list[np.ndarray] = []
+        for number, (photo, faces) in enumerate(zip(pictures, found, strict=True)):
+            for face in _chosen(analyzer, photo, faces, index if choose == "index" else choose, like):
+                crop = Crop.of(face, photo.size, side, padding)
+                crops.append((number, crop))
+                drawn.append(draw_keypoints(crop.size, crop.keypoints(face)))
+        cut = [crop.cut(image[number, ..., :3]) for number, crop in crops]
+        keypoints = torch.from_numpy(np.stack(drawn)).float().div(255)
+        return torch.stack(cut), torch.stack([crop.mask for _, crop in crops]), keypoints, tuple(crops)
+
+
+class InstantIDPasteFace:
+    """Puts faces back."""
+
+    DESCRIPTION = "Blends what was drawn of Crop Face into the picture, without a seam. All else stays as it is."
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "paste"
+    CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = ("composite", "uncrop", "blend face", "stitch")
+    INPUT_TYPES = staticmethod(scene_sockets.paste_face)
+
+    def paste(self, image: Tensor, drawn: Tensor, crop: Crops, mask: Tensor | None = None) -> tuple[Tensor]:
+        masks: list[Any] = [None] if mask is None else [*mask.reshape(-1, *mask.shape[-2:])]
+        masks = masks * len(crop) if len(masks) == 1 else masks
+        if not len(drawn) == len(masks) == len(crop) or max(number for number, _ in crop) >= len(image):
+            raise FastInstantIDError(
+                f"{len(drawn)} drawn pictures and {len(masks)} masks for {len(crop)} crops of {len(image)} pictures: "
+                "give one for each crop, and the pictures that they were cut from"
+            )
+        pasted = [*image[..., :3]]
+        for (number, one), new, share in zip(crop, drawn[..., :3], masks, strict=True):
+            pasted[number] = one.paste(pasted[number], new, share)
+        return (torch.stack(pasted),)
+
+
+def _chosen(analyzer: FaceAnalyzer, photo: Photo, faces: list[Face], choose: Any, like: People | None) -> list[Face]:
+    """The faces of a picture to cut: one, all of them, or one for each person of ``like``."""
+    if choose == "all":
+        return ordered(faces, "left to right")
+    if choose != "like":
+        return [chosen(analyzer, photo, faces, choose)]
+    people = [person for person in like or () if person is not None]
+    if not people or len(people) > len(faces):
+        raise FastInstantIDError(
+            f"{photo.name}: {len(people)} persons in like for {len(faces)} faces: connect at most as "
+            "many, and at least one"
+        )
+    check_same_recognizer(people, analyzer.networks.recognizer_fingerprint)
+    rows = analyzer.networks.embed([photo] * len(faces), faces)
+    return [faces[face] for _, face in sorted(paired(people, rows))]
