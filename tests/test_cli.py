@@ -51,6 +51,7 @@ COMMANDS = (
     "keypoints",
     "person",
     "generate",
+    "detail",
     "download",
     "convert",
     "doctor",
