@@ -20,7 +20,12 @@ from ..errors import FastInstantIDError
 from .output import PICTURE_SUFFIXES, text_in
 
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
-_OF_THE_RUN = ("scheduler", "lora", "controlnet")  # no columns of a CSV file, since all jobs have them in common
+_OF_THE_RUN = (
+    "profile",
+    "scheduler",
+    "lora",
+    "controlnet",
+)  # no columns of a CSV file, since all jobs have them in common
 NO_GATE: dict[str, Any] = {"at_least": None, "tries": 4}
 
 
@@ -43,6 +48,7 @@ class Job:
     strength: float = 0.8
     at_least: float | None = None
     tries: int = 4
+    profile: str = ""
     scheduler: str = ""
     lora: tuple[tuple[str, float], ...] = ()
     controlnet: tuple[tuple[str, str, float], ...] = ()
@@ -165,7 +171,7 @@ def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[st
         given = {name: value for name, value in settings.items() if name in names and value is not None}
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
-        return {name: convert.get(name, list if name in _OF_THE_RUN[1:] else str)(x) for name, x in given.items()}
+        return {name: convert.get(name, list if name in _OF_THE_RUN[2:] else str)(x) for name, x in given.items()}
     except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 

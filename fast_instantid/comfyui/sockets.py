@@ -172,3 +172,32 @@ def profile() -> Inputs:
 def miniature(portraits: list[str]) -> Inputs:
     tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
     return {"required": {"portrait": entry(portraits, tooltip)}}
+
+
+PRESETS = ("fast", "custom", "off")
+BLOCKS = {
+    "all": ("input", "middle", "output"),
+    "input and output": ("input", "output"),
+    "output": ("output",),
+}
+FAST_EVERY = 4
+
+
+def approximations() -> Inputs:
+    preset = entry(list(PRESETS), "fast: the set that costs little likeness. custom: the inputs below.", default="fast")
+    every = entry(
+        "INT", "custom: run the IdentityNet in every n-th step only.", default=1, min=1, max=1000, advanced=True
+    )
+
+    def part(default: float, what: str) -> tuple[Any, dict[str, Any]]:
+        return number(default, 0.0, 1.0, f"custom: {what}; 0 is the first step, 1 the last.", step=0.001, advanced=True)
+
+    optional = {
+        "identity_net_every": every,
+        "identity_net_start": part(0.0, "when the IdentityNet starts acting"),
+        "identity_net_end": part(1.0, "when the IdentityNet stops acting"),
+        "identity_start": part(0.0, "when the identity in the attention starts acting"),
+        "identity_end": part(1.0, "when the identity in the attention stops acting"),
+        "blocks": entry(list(BLOCKS), "custom: the UNet's blocks with the identity.", default="all", advanced=True),
+    }
+    return deepcopy({"required": {"model": _MODEL, "preset": preset}, "optional": optional})

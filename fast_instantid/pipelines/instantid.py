@@ -31,6 +31,7 @@ from .cross_attention import cross_attention_layers
 from .drawing import Drawing, is_compiled
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
+from .profiles import Profile
 from .subject import People, as_pictures
 
 Scale: TypeAlias = "float | Sequence[float]"
@@ -172,6 +173,7 @@ class InstantID:
         scale: Scale | None = None,
         seed: int | None = None,
         approximations: Approximations = EXACT,
+        profile: str | Profile | None = None,
         **options: Any,
     ) -> Any:
         """Draw people.
@@ -185,6 +187,8 @@ class InstantID:
             scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
+            profile: a way to sample in few steps: "lcm", "lightning", "dmd2", "hyper", "turbo", or a Profile. Scheduler
+                and LoRA act in this call alone. Arguments that are given win over those of the profile.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
                 ControlNets' pictures go into ``image`` (or ``control_image``), in their order.
 
@@ -198,8 +202,9 @@ class InstantID:
             people, scale, keypoints = self.identity(None), 0.0, None
         if isinstance(people, Scene):
             keypoints, people = keypoints or people.keypoint_picture(), people.subjects
-        options = call_options(self, people, keypoints, options)
-        with self.attached(people, scale, approximations):
+        few = Profile.of(profile)
+        options = call_options(self, people, keypoints, options, few.options)
+        with few.applied(self.pipe, options.get("num_inference_steps")), self.attached(people, scale, approximations):
             return self.pipe(**options)
 
     def attach(
