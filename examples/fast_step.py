@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def main() -> None:
         negative_pooled_prompt_embeds=pooled, num_inference_steps=_STEPS, output_type="latent",
         callback_on_step_end=end,
     )  # fmt: skip
-    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(ends)]
     every = FAST.identity_net_every
     # The first step sets everything up.
     full = statistics.median(seconds[every::every])

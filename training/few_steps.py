@@ -28,9 +28,7 @@ FILE = "lcm-lora.safetensors"
 
 _RATE = 2e-3
 _HUBER = 1e-2
-_LAYERS = (
-    r".*(attn1\.to_[qkv]|attn1\.to_out\.0|attn2\.to_q|attn2\.to_out\.0|conv1|conv2|time_emb_proj|samplers\.0\.conv)"
-)
+_LAYERS = r".*(attn1\.to_[qkv]|attn[12]\.to_out\.0|attn2\.to_q|conv1|conv2|time_emb_proj|samplers\.0\.conv)"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""Likeness in few steps, on people that the miniature was never trained on: samplers, guidance, and its consistency LoRA.
+"""Likeness in few steps, on people that the miniature was never trained on.
 
-python -m training.few_steps_report --picture docs/images/few_steps.png
-python -m training.few_steps_report --strengths
+    python -m training.few_steps_report --picture docs/images/few_steps.png
+    python -m training.few_steps_report --lora FOLDER   # beside what training.few_steps wrote there
+    python -m training.few_steps_report --what strengths
+    python -m training.few_steps_report --what fast
+
+People, prompts, keypoints, seeds and judge are those of ``python -m benchmarks likeness``. A cell has how often the
+right person is the most alike of 50, the mean likeness, and the error of the keypoints, of the distance of the eyes.
 """
 
 from __future__ import annotations
@@ -12,172 +17,177 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fast_instantid import Adapter, Cache, FaceAnalyzer, miniature
-from fast_instantid.faces import draw_keypoints
-from fast_instantid.pipelines import InstantIDFiles, Sampling, Subject, generate, load_pipeline
+from fast_instantid.faces import draw_keypoints, largest
+from fast_instantid.pipelines import Approximations, InstantIDFiles, Sampling, Subject, generate, load_pipeline
+from fast_instantid.pipelines.approximations import EXACT, FAST
+from fast_instantid.pipelines.load import load_lora
+from fast_instantid.pipelines.profiles import Profile
 from training.data import TEST
 from training.evaluate import CANDIDATES, Drawing, control, gallery_of, judged, portrait
+from training.few_steps import FILE
 from training.world import SIZE, Scene
 
-LORA = "lcm-lora.safetensors"
 _PROMPTS = 2
-_SIDE, _GAP, _LINE = 128, 8, 18
+_SIDE, _GAP, _LINE, _LEFT = 128, 8, 18, 190
+_SHOWN = 2
+"""The person in the picture."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to sample; ``lora`` loads the miniature's consistency LoRA."""
+    """A way to draw."""
 
-    scheduler: str
-    guidance: float
-    lora: bool = False
+    profile: str | Profile | None = None
+    guidance: float = 1.0
     scale: float = 0.8
     net_scale: float = 0.8
+    approximations: Approximations = EXACT
 
 
-METHODS = {
-    "DDIM, guidance 2": Method("DDIMScheduler", miniature.GUIDANCE),
-    "DPM++ 2M, guidance 2": Method("DPMSolverMultistepScheduler", miniature.GUIDANCE),
-    "DDIM, guidance 1": Method("DDIMScheduler", 1.0),
-    "LCM without the LoRA, guidance 1": Method("LCMScheduler", 1.0),
-    "LCM with the LoRA": Method("LCMScheduler", 1.0, True),
-}
-STEPS = (1, 2, 4, 8)
-STRENGTHS = {
-    f"scale {scale}, IdentityNet {net_scale}": Method("LCMScheduler", 1.0, True, scale, net_scale)
-    for scale in (0.6, 0.8, 1.0, 1.2)
-    for net_scale in (0.6, 0.8, 1.0, 1.2)
+_GUIDANCE, _LCM = miniature.GUIDANCE, "lcm-merged"  # without a LoRA
+METHODS: dict[str, tuple[tuple[int, ...], dict[str, Method]]] = {
+    "samplers": (
+        (1, 2, 4, 8, 20),
+        {
+            "DDIM, guidance 2": Method(guidance=_GUIDANCE),
+            "DDIM, guidance 1": Method(),
+            "DPM++ 2M, guidance 1": Method(Profile("DPM++", 8, "DPMSolverMultistepScheduler")),
+            "LCM, guidance 1": Method(_LCM),
+            "LCM and its LoRA": Method("lcm"),
+        },
+    ),
+    "strengths": (
+        (4, 8),
+        {
+            f"scale {scale}, IdentityNet {net_scale}": Method(_LCM, 1.0, scale, net_scale)
+            for scale in (0.6, 0.8, 1.0, 1.2)
+            for net_scale in (0.6, 0.8, 1.0)
+        },
+    ),
+    "fast": (
+        (4, 8, 20),
+        {
+            f"{way}{words}": Method(profile, guidance, approximations=less)
+            for way, profile, guidance in (("guidance 2", None, _GUIDANCE), ("LCM, guidance 1", _LCM, 1.0))
+            for words, less in (("", EXACT), (", fast", FAST), (", every 2nd", Approximations(identity_net_every=2)))
+        },
+    ),
 }
 
 
 @dataclass
 class Result:
+    """The pictures of one person, method and number of steps."""
+
     person: int
     method: str
     steps: int
     drawings: list[Drawing]
     errors: list[float]
-    pictures: list[np.ndarray]
+    """Of the keypoints; NaN without a face."""
+    picture: np.ndarray
 
 
-def measure(
-    methods: dict[str, Method], steps: tuple[int, ...], people: int, processes: int, weights: Path
-) -> list[Result]:
-    """Draw two pictures of each person with each method; keypoints and prompts are those of the suite "likeness"."""
-    jobs = [(methods, steps, start, people, processes, weights) for start in range(processes)]
-    if processes == 1:
-        return _draw(jobs[0])
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return [result for part in pool.imap(_draw, jobs) for result in part]
-
-
-def _draw(job: Any) -> list[Result]:
-    methods, all_steps, start, people, processes, weights = job
+def _draw(job: tuple[str, list[str], range, Path | None]) -> list[Result]:
+    what, names, people, lora = job
     torch.set_num_threads(1)
     files = miniature.files()
     adapter = Adapter.load(InstantIDFiles.find(files.instantid).adapter, "cpu", torch.float32, Cache())
     pipe: Any = load_pipeline(files.base, files.instantid, "cpu", torch.float32)
-    has_lora = any(method.lora for method in methods.values())
-    if has_lora:
-        pipe.load_lora_weights(weights, weight_name=LORA)
+    if lora is not None:
+        load_lora(pipe, lora / FILE, "lcm")
+        pipe.disable_lora()
     judge = FaceAnalyzer.load(files.pack, device="cpu", cache=Cache())
     galleries = gallery_of(judge)
     results = []
-    usual = pipe.scheduler
-    for number in range(start, people, processes):
+    for number in people:
         points = control(number)
         random = np.random.default_rng([TEST, number, 5])
         scenes = [Scene.random(random) for _ in range(_PROMPTS)]
         keypoints = Image.fromarray(draw_keypoints((SIZE, SIZE), points))
         identity = adapter.identity(judge.embed(portrait(number, 0).picture))
-        for name, method in methods.items():
-            pipe.scheduler = getattr(diffusers, method.scheduler).from_config(usual.config)
-            if has_lora:
-                (pipe.enable_lora if method.lora else pipe.disable_lora)()
-            for steps in all_steps:
+        for name in names:
+            method = METHODS[what][1][name]
+            for steps in METHODS[what][0]:
                 sampling = Sampling(
-                    num_inference_steps=steps,
-                    guidance_scale=method.guidance,
-                    seed=number,
-                    controlnet_conditioning_scale=method.net_scale,
-                )
-                drawn = generate(
-                    pipe, [Subject(identity, method.scale)], keypoints, [s.caption for s in scenes], sampling
-                )
-                pictures = [np.asarray(picture) for picture in drawn]
+                    num_inference_steps=steps, guidance_scale=method.guidance, seed=number, profile=method.profile,
+                    controlnet_conditioning_scale=method.net_scale, approximations=method.approximations,
+                )  # fmt: skip
+                subject, captions = Subject(identity, method.scale), [scene.caption for scene in scenes]
+                pictures = [np.asarray(one) for one in generate(pipe, [subject], keypoints, captions, sampling)]
                 drawings = [
                     judged(judge, one, number % CANDIDATES, galleries[number // CANDIDATES], points, scene)
                     for scene, one in zip(scenes, pictures, strict=True)
                 ]
-                errors = []
-                for one in pictures:
-                    faces = judge.detect(one)[0]
-                    eyes = np.linalg.norm(points[1] - points[0])
-                    errors.append(
-                        float(np.linalg.norm(max(faces, key=lambda f: f.det_score).kps - points, axis=1).mean() / eyes)
-                        if faces
-                        else float("nan")
-                    )
-                results.append(Result(number, name, steps, drawings, errors, pictures))
-        print(f"person {number} of {people}", flush=True)
+                errors = [_error(judge, one, points) for one in pictures]
+                results.append(Result(number, name, steps, drawings, errors, pictures[0]))
+        print(f"person {number}", flush=True)
     return results
 
 
-def table(results: list[Result], methods: dict[str, Method], steps: tuple[int, ...]) -> str:
+def _error(judge: FaceAnalyzer, picture: np.ndarray, points: np.ndarray) -> float:
+    faces = judge.detect(picture)[0]
+    if not faces:
+        return float("nan")
+    distances = np.linalg.norm(largest(faces).kps - points, axis=1)
+    return float(distances.mean() / np.linalg.norm(points[1] - points[0]))
+
+
+def table(results: list[Result], names: list[str], steps: tuple[int, ...]) -> str:
+    """Return the table in Markdown."""
     lines = ["| | " + " | ".join(f"{n} steps" for n in steps) + " |", "| --- |" + " --: |" * len(steps)]
-    for name in methods:
+    for name in names:
         cells = []
         for n in steps:
-            mine = [r for r in results if r.method == name and r.steps == n]
-            d = [x for r in mine for x in r.drawings]
-            e = [x for r in mine for x in r.errors]
-            cells.append(
-                f"{100 * np.mean([x.first for x in d]):.0f} %, {np.mean([x.likeness for x in d]):.3f}, {100 * np.nanmean(e):.1f} %, {100 * np.mean([x.background for x in d]):.0f}/{100 * np.mean([x.clothes for x in d]):.0f} %"
-            )
+            ours = [result for result in results if (result.method, result.steps) == (name, n)]
+            drawings = [drawing for result in ours for drawing in result.drawings]
+            error = np.nanmean([error for result in ours for error in result.errors])
+            first, likeness = (np.mean([getattr(one, what) for one in drawings]) for what in ("first", "likeness"))
+            cells.append(f"{100 * first:.0f} %, {likeness:.3f}, {100 * error:.1f} %")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def sheet(results: list[Result], methods: dict[str, Method], steps: tuple[int, ...], person: int) -> Image.Image:
-    left = 240
-    paper = Image.new(
-        "RGB", (left + len(steps) * (_SIDE + _GAP), _LINE + len(methods) * (_SIDE + _GAP + _LINE)), (250, 248, 244)
-    )
-    canvas, font = ImageDraw.Draw(paper), ImageFont.load_default(13)
-    of = {(r.method, r.steps): r for r in results if r.person == person}
-    for row, name in enumerate(methods):
+def sheet(results: list[Result], names: list[str], steps: tuple[int, ...]) -> Image.Image:
+    """Rows are methods and columns are steps, of one person."""
+    of = {(result.method, result.steps): result for result in results if result.person == _SHOWN}
+    size = _LEFT + len(steps) * (_SIDE + _GAP), _LINE + len(names) * (_SIDE + _GAP + _LINE)
+    paper = Image.new("RGB", size, (250, 248, 244))
+    canvas, font, ink = ImageDraw.Draw(paper), ImageFont.load_default(13), (38, 38, 46)
+    for row, name in enumerate(names):
         top = _LINE + row * (_SIDE + _GAP + _LINE)
-        canvas.text((_GAP, top + _SIDE // 2), name, (38, 38, 46), font)
+        canvas.text((_GAP, top + _SIDE // 2), name, ink, font)
         for column, n in enumerate(steps):
-            x = left + column * (_SIDE + _GAP)
-            if row == 0:
-                canvas.text((x, 2), f"{n} steps", (38, 38, 46), font)
-            one = of[name, n]
-            paper.paste(Image.fromarray(one.pictures[0]), (x, top))
-            canvas.text((x, top + _SIDE + 1), f"likeness {one.drawings[0].likeness:.2f}", (38, 38, 46), font)
+            left = _LEFT + column * (_SIDE + _GAP)
+            canvas.text((left, 2), f"{n} steps", ink, font)
+            paper.paste(Image.fromarray(of[name, n].picture), (left, top))
+            canvas.text((left, top + _SIDE + 1), f"likeness {of[name, n].drawings[0].likeness:.2f}", ink, font)
     return paper
 
 
 def main() -> None:
+    """Measure, print the table, and save the picture where asked."""
     parser = argparse.ArgumentParser(prog="python -m training.few_steps_report", description=__doc__)
+    parser.add_argument("--what", choices=METHODS, default="samplers")
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--weights", type=Path, default=miniature.files().base)
+    parser.add_argument("--lora", type=Path, help=f"folder of {FILE}")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--strengths", action="store_true")
-    parser.add_argument("--only", default="")
     options = parser.parse_args()
-    methods, steps = (STRENGTHS, (4, 8)) if options.strengths else (METHODS, STEPS)
-    methods = {k: v for k, v in methods.items() if options.only in k}
-    results = measure(methods, steps, options.people, options.processes, options.weights)
-    print(table(results, methods, steps))
+    steps, methods = METHODS[options.what]
+    names = [name for name, method in methods.items() if options.lora or method.profile != "lcm"]
+    parts = [range(start, options.people, options.processes) for start in range(options.processes)]
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        drawn = pool.map(_draw, [(options.what, names, part, options.lora) for part in parts])
+    results = [result for part in drawn for result in part]
+    print(table(results, names, steps))
     if options.picture:
-        sheet(results, methods, steps, 2).save(options.picture)
+        sheet(results, names, steps).save(options.picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ..cache import content_key
 from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
-from .approximations import KEY, HeldControl, Less
+from .held import KEY, HeldControl, Less
 from .observe.networks import control_net_stages, networks_of
 from .patch import AttentionPatch, add_identity, always_acts, copied
 from .reuse import HintCache, is_enabled

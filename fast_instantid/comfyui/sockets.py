@@ -175,29 +175,24 @@ def miniature(portraits: list[str]) -> Inputs:
 
 
 PRESETS = ("fast", "custom", "off")
-BLOCKS = {
-    "all": ("input", "middle", "output"),
-    "input and output": ("input", "output"),
-    "output": ("output",),
-}
-FAST_EVERY = 4
+BLOCKS = {name: tuple(name.split(" and ")) for name in ("input and middle and output", "input and output", "output")}
+FAST = 4, "input and output"
+"""Every n-th step of the IdentityNet, and the blocks, of the preset."""
 
 
 def approximations() -> Inputs:
     preset = entry(list(PRESETS), "fast: the set that costs little likeness. custom: the inputs below.", default="fast")
-    every = entry(
-        "INT", "custom: run the IdentityNet in every n-th step only.", default=1, min=1, max=1000, advanced=True
-    )
-
-    def part(default: float, what: str) -> tuple[Any, dict[str, Any]]:
-        return number(default, 0.0, 1.0, f"custom: {what}; 0 is the first step, 1 the last.", step=0.001, advanced=True)
-
-    optional = {
-        "identity_net_every": every,
-        "identity_net_start": part(0.0, "when the IdentityNet starts acting"),
-        "identity_net_end": part(1.0, "when the IdentityNet stops acting"),
-        "identity_start": part(0.0, "when the identity in the attention starts acting"),
-        "identity_end": part(1.0, "when the identity in the attention stops acting"),
-        "blocks": entry(list(BLOCKS), "custom: the UNet's blocks with the identity.", default="all", advanced=True),
+    every = entry("INT", "custom: run the IdentityNet in every n-th step.", default=1, min=1, max=1000, advanced=True)
+    parts = (("identity_net", "the IdentityNet"), ("identity", "the identity in the attention"))
+    ranges = {
+        f"{name}_{end}": number(
+            at, 0.0, 1.0, f"custom: when {what} {verb} acting; 0 is the first step, 1 the last.", 0.001, advanced=True
+        )
+        for name, what in parts
+        for end, at, verb in (("start", 0.0, "starts"), ("end", 1.0, "stops"))
     }
+    blocks = entry(
+        list(BLOCKS), "custom: the UNet's blocks with the identity.", default=next(iter(BLOCKS)), advanced=True
+    )
+    optional = {"identity_net_every": every, **ranges, "blocks": blocks}
     return deepcopy({"required": {"model": _MODEL, "preset": preset}, "optional": optional})

@@ -40,6 +40,7 @@ NODES = (
     "InstantIDDoctor",
     "InstantIDProfile",
     "InstantIDMiniature",
+    "InstantIDApproximations",
 )
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))
