@@ -45,8 +45,8 @@ def models(tmp_path, monkeypatch):
 
 def lora(seed):
     generator = torch.Generator().manual_seed(seed)
-    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    sizes = {"lora_A": (2, 32), "lora_B": (32, 2)}
+    name = "unet.up_blocks.1.attentions.0.proj_in"
+    sizes = {"lora_A": (2, 64), "lora_B": (64, 2)}
     return {f"{name}.{part}.weight": torch.randn(*size, generator=generator) for part, size in sizes.items()}
 
 

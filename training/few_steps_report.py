@@ -70,11 +70,11 @@ METHODS: dict[str, tuple[tuple[int, ...], dict[str, Method]]] = {
         },
     ),
     "fast": (
-        (4, 8, 20),
+        (8, 20),
         {
             f"{way}{words}": Method(profile, guidance, approximations=less)
-            for way, profile, guidance in (("guidance 2", None, _GUIDANCE), ("LCM, guidance 1", _LCM, 1.0))
-            for words, less in (("", EXACT), (", fast", FAST), (", every 2nd", Approximations(identity_net_every=2)))
+            for way, profile, guidance in (("DDIM, guidance 2", None, _GUIDANCE), ("LCM, guidance 1", _LCM, 1.0))
+            for words, less in (("", EXACT), (", fast", FAST))
         },
     ),
 }
