@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from fast_instantid import InstantID, miniature
 from fast_instantid.cli import main
+from fast_instantid.cli.output import text_in
 from fast_instantid.errors import FastInstantIDError, ModelFileError
 from fast_instantid.pipelines import Approximations, Sampling, generate
 from fast_instantid.pipelines.approximations import FAST
@@ -176,7 +177,7 @@ class TestShell:
         return run
 
     def settings(self):
-        return json.loads(Image.open("a.png").text["settings"])
+        return text_in(Path("a.png"), "settings")
 
     def test_a_profile_draws_and_is_kept_in_the_picture(self, run):
         assert run("--profile", "lightning-merged")[0] == 0

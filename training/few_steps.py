@@ -4,10 +4,16 @@ The teacher is the miniature with guidance, identity tokens and IdentityNet. It 
 same UNet with a LoRA. From every noisy latent on the way to a picture, it learns to predict the end of the way: the
 consistency function of Song et al. 2023 (arXiv 2303.01469). LCM-LoRA learns that from its own predictions at the next
 step, because a whole way of SDXL is dear. Here it is cheap, and so the target is exact.
+
+    python -m training.few_steps WORK FOLDER
+
+WORK is a folder in which ``python -m training`` has prepared its pictures. The LoRA is written into FOLDER. It is not
+shipped: docs/guides/few_steps.md says why.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +22,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fast_instantid.miniature import GUIDANCE
+from fast_instantid import miniature
 from training.conditions import Batch, Conditions, tokens
 from training.diffusion import Stack
 from training.networks import tokenizer
@@ -24,10 +30,7 @@ from training.run import Run
 from training.together import Average
 
 FILE = "lcm-lora.safetensors"
-"""Name of the result, in the folder of the miniature's base model."""
-
-_RATE = 2e-3
-_HUBER = 1e-2
+_RATE, _HUBER = 2e-3, 1e-2
 _LAYERS = r".*(attn1\.to_[qkv]|attn[12]\.to_out\.0|attn2\.to_q|conv1|conv2|time_emb_proj|samplers\.0\.conv)"
 
 
@@ -36,96 +39,73 @@ class Plan:
     """Length and sizes of the distillation.
 
     Args:
-        ways: pictures of the teacher.
+        ways: batches of pictures of the teacher.
         teacher_steps: noisy latents on the way to each.
         steps: of the optimizer.
-        batch: latents per step.
+        batch: pictures of a batch.
         rank: of each layer's LoRA.
     """
 
-    ways: int = 512
+    ways: int = 14
     teacher_steps: int = 6
-    steps: int = 500
+    steps: int = 150
     batch: int = 16
     rank: int = 3
-    seed: int = 0
-
-
-@dataclass
-class Ways:
-    """The teacher's ways from noise to ``N`` pictures, each of ``S`` steps."""
-
-    noisy: Tensor
-    """``(S, N, 4, 16, 16)``"""
-    timesteps: Tensor
-    """``(S,)`` for each batch of pictures alike: ``(S, N)``."""
-    conditions: Batch
-    """Its latents are the ends."""
-
-    def save(self, path: Path) -> None:
-        torch.save({"noisy": self.noisy, "timesteps": self.timesteps, **vars(self.conditions)}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Ways:
-        state = torch.load(path, weights_only=True)
-        return cls(state.pop("noisy"), state.pop("timesteps"), Batch(**state))
+    seed: int = 1
 
 
 @torch.no_grad()
-def draw_ways(stack: Stack, conditions: Conditions, nothing_said: Tensor, plan: Plan) -> Ways:
-    """Draw the teacher's pictures by DDIM, from noise and at timesteps that differ from batch to batch."""
-    parts: list[Ways] = []
-    for start in range(0, plan.ways, plan.batch):
+def draw_ways(stack: Stack, conditions: Conditions, nothing_said: Tensor, plan: Plan) -> list[Way]:
+    """Draw the teacher's pictures by DDIM from noise, at timesteps that differ from batch to batch."""
+    ways: list[Way] = []
+    for number in range(plan.ways):
         batch = conditions.batch(plan.batch)
-        noisy, seen = torch.randn_like(batch.latents), []
-        count = len(noisy)
-        nobody = replace(batch, words=nothing_said.expand(count, -1), embeddings=torch.zeros_like(batch.embeddings))
+        noisy, seen = torch.randn_like(batch.latents), list[Tensor]()
+        nobody = replace(batch, words=nothing_said.expand(plan.batch, -1), embeddings=0 * batch.embeddings)
         places = torch.arange(plan.teacher_steps) + 0.8 * torch.rand(plan.teacher_steps) - 0.4
         places[0] = 0  # pure noise
         timesteps = ((1 - places / plan.teacher_steps) * (len(stack.alphas) - 1)).long()
-        for i, timestep in enumerate(timesteps):
+        for now, alpha in zip(timesteps, [*stack.alphas[timesteps[1:]], torch.ones(())], strict=True):
             seen.append(noisy)
-            now = timestep.expand(count)
-            cond, uncond = (stack(noisy, now, one, *_scales(count)) for one in (batch, nobody))
-            clean, noise = parts_of(noisy, uncond + GUIDANCE * (cond - uncond), stack.alphas[now])
-            alpha = stack.alphas[timesteps[i + 1]] if i + 1 < len(timesteps) else torch.ones(())
+            cond, uncond = (_predicted(stack, noisy, now.expand(plan.batch), one) for one in (batch, nobody))
+            clean, noise = _parts(noisy, uncond + miniature.GUIDANCE * (cond - uncond), stack.alphas[now])
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        batch.latents = noisy
-        parts.append(Ways(torch.stack(seen), timesteps[:, None].expand(-1, count).contiguous(), batch))
-        print(f"few steps: the teacher drew {start + count} of {plan.ways}", flush=True)
-    whole = {name: torch.cat([vars(part.conditions)[name] for part in parts]) for name in vars(batch)}
-    return Ways(torch.cat([p.noisy for p in parts], 1), torch.cat([p.timesteps for p in parts], 1), Batch(**whole))
+        ways.append(Way(torch.stack(seen), timesteps, replace(batch, latents=noisy)))
+        print(f"few steps: the teacher drew {number + 1} of {plan.ways} batches", flush=True)
+    return ways
 
 
-def distil(folder: Path, weights: Path, plan: Plan = Plan()) -> None:
-    """Train, or go on, and write ``base/lcm-lora.safetensors`` into ``weights``.
+@dataclass
+class Way:
+    """The teacher's way from noise to the pictures of one batch, in ``S`` steps."""
 
-    :func:`training.prepare.prepare` has been in ``folder``.
-    """
+    noisy: Tensor
+    """``(S, B, 4, 16, 16)``"""
+    timesteps: Tensor
+    """``(S,)``"""
+    end: Batch
+
+
+def distil(work: Path, folder: Path, weights: Path, plan: Plan = Plan()) -> None:
+    """Train, or go on, and write the LoRA for the miniature in ``weights`` into ``folder``."""
     torch.manual_seed(plan.seed)
-    words = tokenizer(folder / "tokenizer")
+    words = tokenizer(work / "tokenizer")
     stack = Stack(words)
     stack.load_files(weights)
     stack.requires_grad_(False).eval()
-    if not (folder / "ways.pt").exists():
-        conditions = Conditions(folder, words, [plan.seed, 7])
-        draw_ways(stack, conditions, tokens(words, [""]), plan).save(folder / "ways.pt")
-    ways = Ways.load(folder / "ways.pt")
+    ways = draw_ways(stack, Conditions(work, words, [plan.seed, 7]), tokens(words, [""]), plan)
     stack.unet.add_adapter(LoraConfig(r=plan.rank, lora_alpha=plan.rank, target_modules=_LAYERS))
     lora = torch.nn.ParameterList(p for p in stack.unet.parameters() if p.requires_grad)
-    optimizer = torch.optim.AdamW(lora, _RATE, (0.9, 0.99), weight_decay=1e-4)
-    average = Average(lora)
-    run = Run(folder / "few_steps.pt", plan.steps, {"lora": lora, "optimizer": optimizer, "average": average}, every=20)
+    optimizer, average = torch.optim.AdamW(lora, _RATE, (0.9, 0.99), weight_decay=1e-4), Average(lora)
+    run = Run(work / "few_steps.pt", plan.steps, {"lora": lora, "optimizer": optimizer, "average": average}, every=10)
     torch.manual_seed(plan.seed + 1 + run.step)
     for _ in run:
-        picture = torch.randint(ways.noisy.shape[1], (plan.batch,))
-        step = torch.randint(len(ways.noisy), (plan.batch,))
-        noisy, timesteps = ways.noisy[step, picture], ways.timesteps[step, picture]
-        batch = Batch(*(tensor[picture] for tensor in ways.conditions.tensors))
-        predicted = stack(noisy, timesteps, batch, *_scales(plan.batch))
-        clean, _ = parts_of(noisy, predicted, stack.alphas[timesteps])
-        errors = ((clean - batch.latents).square() + _HUBER**2).sqrt() - _HUBER
-        loss = (errors * batch.weights).mean()
+        way = ways[int(torch.randint(len(ways), ()))]
+        step = torch.randint(plan.teacher_steps, (plan.batch,))
+        noisy, timesteps = way.noisy[step, torch.arange(plan.batch)], way.timesteps[step]
+        clean, _ = _parts(noisy, _predicted(stack, noisy, timesteps, way.end), stack.alphas[timesteps])
+        errors = ((clean - way.end.latents).square() + _HUBER**2).sqrt() - _HUBER
+        loss = (errors * way.end.weights).mean()
         run.anneal(optimizer, _RATE)
         optimizer.zero_grad()
         loss.backward()
@@ -135,19 +115,19 @@ def distil(folder: Path, weights: Path, plan: Plan = Plan()) -> None:
         run.log(loss=loss)
     lora.load_state_dict(average.weights)
     state = get_peft_model_state_dict(stack.unet)
-    tensors = {f"unet.{name}": value.half().contiguous() for name, value in state.items()}
-    save_file(tensors, weights / "base" / FILE, metadata={"format": "pt"})
+    save_file({f"unet.{name}": value.half().contiguous() for name, value in state.items()}, folder / FILE)
 
 
-def _scales(count: int) -> Tensor:
-    """The default strengths of adapter and IdentityNet."""
-    return torch.full((2, count), 0.8)
+def _predicted(stack: Stack, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+    """The v at the default strengths of adapter and IdentityNet."""
+    return stack(noisy, timesteps, batch, *torch.full((2, len(noisy)), 0.8))
 
 
-def parts_of(noisy: Tensor, predicted: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+def _parts(noisy: Tensor, predicted: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
     """The clean latent and the noise of a noisy latent and its v (Salimans and Ho 2022, appendix D)."""
-    alphas = alphas.view(-1, 1, 1, 1)
-    return (
-        alphas.sqrt() * noisy - (1 - alphas).sqrt() * predicted,
-        alphas.sqrt() * predicted + (1 - alphas).sqrt() * noisy,
-    )
+    clean, noise = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+    return clean * noisy - noise * predicted, clean * predicted + noise * noisy
+
+
+if __name__ == "__main__":
+    distil(Path(sys.argv[1]), Path(sys.argv[2]), miniature.files().base.parent)

@@ -26,7 +26,6 @@ from fast_instantid.faces import draw_keypoints, largest
 from fast_instantid.pipelines import Approximations, InstantIDFiles, Sampling, Subject, generate, load_pipeline
 from fast_instantid.pipelines.approximations import EXACT, FAST
 from fast_instantid.pipelines.load import load_lora
-from fast_instantid.pipelines.profiles import Profile
 from training.data import TEST
 from training.evaluate import CANDIDATES, Drawing, control, gallery_of, judged, portrait
 from training.few_steps import FILE
@@ -42,7 +41,7 @@ _SHOWN = 2
 class Method:
     """A way to draw."""
 
-    profile: str | Profile | None = None
+    profile: str | None = None
     guidance: float = 1.0
     scale: float = 0.8
     net_scale: float = 0.8
@@ -56,13 +55,12 @@ METHODS: dict[str, tuple[tuple[int, ...], dict[str, Method]]] = {
         {
             "DDIM, guidance 2": Method(guidance=_GUIDANCE),
             "DDIM, guidance 1": Method(),
-            "DPM++ 2M, guidance 1": Method(Profile("DPM++", 8, "DPMSolverMultistepScheduler")),
             "LCM, guidance 1": Method(_LCM),
             "LCM and its LoRA": Method("lcm"),
         },
     ),
     "strengths": (
-        (4, 8),
+        (4,),
         {
             f"scale {scale}, IdentityNet {net_scale}": Method(_LCM, 1.0, scale, net_scale)
             for scale in (0.6, 0.8, 1.0, 1.2)
