@@ -91,8 +91,8 @@ class Result:
     picture: np.ndarray
 
 
-def _draw(job: tuple[str, list[str], range, Path | None]) -> list[Result]:
-    what, names, people, lora = job
+def _draw(job: tuple[str, list[str], tuple[int, ...], range, Path | None]) -> list[Result]:
+    what, names, all_steps, people, lora = job
     torch.set_num_threads(1)
     files = miniature.files()
     adapter = Adapter.load(InstantIDFiles.find(files.instantid).adapter, "cpu", torch.float32, Cache())
@@ -111,7 +111,7 @@ def _draw(job: tuple[str, list[str], range, Path | None]) -> list[Result]:
         identity = adapter.identity(judge.embed(portrait(number, 0).picture))
         for name in names:
             method = METHODS[what][1][name]
-            for steps in METHODS[what][0]:
+            for steps in all_steps:
                 sampling = Sampling(
                     num_inference_steps=steps, guidance_scale=method.guidance, seed=number, profile=method.profile,
                     controlnet_conditioning_scale=method.net_scale, approximations=method.approximations,
@@ -174,14 +174,18 @@ def main() -> None:
     parser.add_argument("--what", choices=METHODS, default="samplers")
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", help="methods with this in their name")
+    parser.add_argument("--steps", type=int, nargs="+", help="in place of those of the table")
     parser.add_argument("--lora", type=Path, help=f"folder of {FILE}")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    steps, methods = METHODS[options.what]
+    usual, methods = METHODS[options.what]
+    steps = tuple(options.steps or usual)
     names = [name for name, method in methods.items() if options.lora or method.profile != "lcm"]
+    names = [name for name in names if options.only in name]
     parts = [range(start, options.people, options.processes) for start in range(options.processes)]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        drawn = pool.map(_draw, [(options.what, names, part, options.lora) for part in parts])
+        drawn = pool.map(_draw, [(options.what, names, steps, part, options.lora) for part in parts])
     results = [result for part in drawn for result in part]
     print(table(results, names, steps))
     if options.picture:

@@ -9,7 +9,8 @@ import torch
 
 from tests.comfyui import tiny
 
-STEPS = 8
+KEY = "fast_instantid_approximations"
+STEPS = 4
 
 
 @pytest.fixture
@@ -43,23 +44,22 @@ def test_off_and_choices_of_everything_change_nothing(less, applied, controlnet)
     usual, runs = drawn(applied, controlnet)
     assert runs == STEPS
     assert less("off")[0] is applied[0]
-    for same in (less("off"), less()):
-        latent, runs = drawn(same, controlnet)
-        assert torch.equal(latent, usual)
-        assert runs == STEPS
+    latent, runs = drawn(less(), controlnet)
+    assert torch.equal(latent, usual)
+    assert runs == STEPS
 
 
-@pytest.mark.parametrize(("every", "runs"), [(2, 4), (3, 3), (100, 1)])
+@pytest.mark.parametrize(("every", "runs"), [(2, 2), (100, 1)])
 def test_the_identity_net_runs_in_every_nth_step(less, applied, controlnet, every, runs):
-    usual, _ = drawn(applied, controlnet)
     patched = less(identity_net_every=every)
     latent, counted = drawn(patched, controlnet)
     assert counted == runs
-    assert not torch.equal(latent, usual)
     again, counted = drawn(patched, controlnet)
     assert counted == runs, "nothing is held from one run for the next"
     assert torch.equal(again, latent)
-    assert torch.equal(drawn(applied, controlnet)[0], usual), "the model before the node draws as before"
+    usual, counted = drawn(applied, controlnet)
+    assert counted == STEPS, "the model before the node draws as before"
+    assert not torch.equal(latent, usual)
 
 
 def test_fast_is_its_choices(less, controlnet):
@@ -67,7 +67,8 @@ def test_fast_is_its_choices(less, controlnet):
     assert runs == STEPS / 4
     chosen = less(identity_net_every=4, blocks="input and output")
     assert torch.equal(latent, drawn(chosen, controlnet)[0])
-    assert torch.equal(latent, drawn(less("fast", identity_net_every=2, blocks="output"), controlnet)[0])
+    given = less("fast", identity_net_every=2, identity_end=0.5, blocks="output")[0].model_options
+    assert given["transformer_options"][KEY] == chosen[0].model_options["transformer_options"][KEY]
 
 
 def test_outside_of_its_range_the_identity_net_does_not_run(ours, less, applied, controlnet, model):
@@ -82,9 +83,9 @@ def test_outside_of_its_range_the_identity_net_does_not_run(ours, less, applied,
 def test_outside_of_its_range_and_blocks_the_attention_has_no_identity(less, applied, model, controlnet):
     without = model, *applied[1:]
     never = less(identity_start=0.999)
-    assert torch.allclose(drawn(never, controlnet, steps=2)[0], drawn(without, controlnet, steps=2)[0], atol=1e-5)
-    some = [drawn(less(blocks=name), controlnet, steps=2)[0] for name in ("input and output", "output")]
-    usual = drawn(applied, controlnet, steps=2)[0]
+    assert torch.allclose(drawn(never, controlnet, steps=1)[0], drawn(without, controlnet, steps=1)[0], atol=1e-5)
+    some = [drawn(less(blocks=name), controlnet, steps=1)[0] for name in ("input and output", "output")]
+    usual = drawn(applied, controlnet, steps=1)[0]
     assert torch.equal(some[0], usual), "the 60 layers of Apply InstantID are all of them"
     assert not torch.equal(some[1], usual)
 
