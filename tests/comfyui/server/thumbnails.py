@@ -125,7 +125,7 @@ def with_miniature(prompt: Prompt, files: Sequence[str], texts: Sequence[str], s
             inputs["image"] = next(photos, files[-1])
         elif kind == "CLIPTextEncode":
             inputs["text"] = next(remaining, "")
-        elif kind == "KSampler":
+        elif kind == "KSampler" and inputs["cfg"] != 1:  # few steps stay few
             inputs |= _SAMPLER
         elif kind == "EmptyLatentImage":
             inputs |= {"width": size[0], "height": size[1]}
