@@ -93,7 +93,7 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     yield thumbnail("instantid_people", ["0.png", "3.png"], size=miniature.SIZE)
     yield thumbnail("instantid_load_person", ["1.png", "4.png"], hills)
     yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
-    yield thumbnail("instantid_few_steps", ["2.png"], "soft portrait, plain teal background, white jumper")
+    yield thumbnail("instantid_few_steps", ["0.png"], "soft portrait, plain teal background, white jumper")
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
 
 
