@@ -53,6 +53,7 @@ class HeldControl:
         """Replace the IdentityNets of these conditionings for one evaluation. Other ControlNets stay as they are."""
         if sigma != self._sigma:
             self._step, self._sigma = self._step + 1, sigma
+            self._outputs = {kind: one for kind, one in self._outputs.items() if self._step - one[0] < less.every}
         acting = [entry for cond in conds for entry in cond or () if _acts(entry, sigma)]
         calls: list[nn.Module] = []
         with ExitStack() as evaluation:
