@@ -49,6 +49,7 @@ class InstantIDApproximations:
                 raise FastInstantIDError(f"from {start:g} to {end:g}: expected 0 <= start < end <= 1")
             ranges.append((float(sigma_of(start)), float(sigma_of(end))))
         clone = model.clone()
-        clone.model_options["transformer_options"][KEY] = Less(sockets.BLOCKS[blocks], *ranges, identity_net_every)
+        chosen = Less(sockets.BLOCKS[blocks], ranges[0], ranges[1], identity_net_every)
+        clone.model_options["transformer_options"][KEY] = chosen
         wrap(clone)
         return (clone,)
