@@ -162,7 +162,8 @@ def sheet(results: list[Result], names: list[str], steps: tuple[int, ...]) -> Im
         canvas.text((_GAP, top + _SIDE // 2), name, ink, font)
         for column, n in enumerate(steps):
             left = _LEFT + column * (_SIDE + _GAP)
-            canvas.text((left, 2), f"{n} steps", ink, font)
+            if not row:
+                canvas.text((left, 2), f"{n} steps", ink, font)
             paper.paste(Image.fromarray(of[name, n].picture), (left, top))
             canvas.text((left, top + _SIDE + 1), f"likeness {of[name, n].drawings[0].likeness:.2f}", ink, font)
     return paper

@@ -131,13 +131,13 @@ def _adapters(pipe: Any) -> list[tuple[Any, list[str], bool]]:
 _TRAILING = {"timestep_spacing": "trailing"}
 _DDIM = {**_TRAILING, "clip_sample": False, "set_alpha_to_one": False}
 _DMD2 = {"original_inference_steps": 40}  # of which each tenth is a timestep of its training: 999, 749, 499, 249
-_ROWS: tuple[tuple[Any, ...], ...] = (
+_ROWS: list[Any] = [
     ("lcm", 8, "LCMScheduler", {}, "latent-consistency/lcm-lora-sdxl", "pytorch_lora_weights.safetensors"),
     ("lightning", 4, "EulerDiscreteScheduler", _TRAILING, "ByteDance/SDXL-Lightning",
      "sdxl_lightning_4step_lora.safetensors"),
     ("dmd2", 4, "LCMScheduler", _DMD2, "tianweiy/DMD2", "dmd2_sdxl_4step_lora_fp16.safetensors"),
     ("hyper", 8, "DDIMScheduler", _DDIM, "ByteDance/Hyper-SD", "Hyper-SDXL-8steps-lora.safetensors"),
     ("turbo", 4, "EulerAncestralDiscreteScheduler", _TRAILING, "stabilityai/sdxl-turbo"),
-)  # fmt: skip
+]  # fmt: skip
 PROFILES = {row[0]: Profile(*row) for row in _ROWS}
 """Schedulers, steps and files of the published model cards, by name."""
