@@ -10,14 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from fast_instantid import cli, miniature
 from fast_instantid.pipelines import instantid
+from fast_instantid.pipelines.profiles import PROFILES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STEPS = 1
+LORA = {"A": (1, 4, 3, 3), "B": (64, 1, 1, 1)}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,6 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> Path:
     for name, source in (("base", files.base), ("instantid", files.instantid), ("antelopev2", files.pack)):
         (tmp_path / "models").mkdir(exist_ok=True)
         (tmp_path / "models" / name).symlink_to(source)
+    lora = {f"unet.conv_in.lora_{part}.weight": torch.zeros(*size) for part, size in LORA.items()}
+    path = tmp_path / "models" / PROFILES["lcm"].repository / PROFILES["lcm"].lora
+    path.parent.mkdir(parents=True)
+    save_file(lora, path)
     ada, bob = (Image.open(portrait).convert("RGB") for portrait in (files.portraits[0], files.portraits[4]))
     for name in ("anna.jpg", "anna2.jpg", "drawing.png"):
         ada.save(tmp_path / name)

@@ -19,7 +19,8 @@ from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 from fast_instantid.pipelines import InstantIDFiles, Sampling, generate, load_pipeline
-from training import autoencoder, diffusion, recognizer, together
+from fast_instantid.pipelines.load import load_lora
+from training import autoencoder, diffusion, few_steps, recognizer, together
 from training.conditions import Batch, Conditions
 from training.data import TEST, TRAINING, Portraits, draw_portraits, person
 from training.diffusion import Stack, _apart, _together
@@ -263,6 +264,20 @@ def test_training_goes_on_from_what_was_exported(trained, tmp_path):
         torch.testing.assert_close(value, expected[name], atol=1e-3, rtol=1e-3)
     together.train(work, together.Plan(steps=1, batch=2, processes=1))
     autoencoder.load(work)
+
+
+def test_a_lora_for_few_steps_is_one_of_the_networks(trained, tmp_path, monkeypatch):
+    draw_ways = few_steps.draw_ways
+    export(trained, tmp_path)
+    seen = []
+    monkeypatch.setattr(few_steps, "draw_ways", lambda *given: seen.extend(draw_ways(*given)) or seen)
+    few_steps.distil(trained, tmp_path, tmp_path, few_steps.Plan(ways=1, teacher_steps=2, steps=1, batch=2))
+    assert seen[0].noisy.shape == (2, 2, 4, 16, 16)
+    assert seen[0].timesteps[0] == 999
+    assert not torch.equal(seen[0].end.latents, seen[0].noisy[1])
+    pipe = load_pipeline(tmp_path / "base", tmp_path / "instantid", "cpu", torch.float32)
+    load_lora(pipe, tmp_path / few_steps.FILE, "lcm")
+    assert pipe.get_active_adapters() == ["lcm"]
 
 
 def _recognizer(path):

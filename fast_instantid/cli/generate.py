@@ -15,7 +15,7 @@ from . import batch, jobs
 from .jobs import Job
 from .models import Models
 from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
-from .studio import Studio, check
+from .studio import Studio, check, profile_of
 
 CONVERT: dict[str, Callable[[str], Any]] = {
     "seed": int,
@@ -42,8 +42,12 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     given |= {"person": "", "prompt": "", "seed": seeds[0]}
     given["lora"] = tuple(with_scale("--lora", one, 1) for one in options.lora or ())
     given["controlnet"] = tuple(with_scale("--controlnet", one, 2) for one in options.controlnet or ())
-    for name, suited in (("num_inference_steps", models.steps), ("guidance_scale", models.guidance)):
-        given[name] = suited if given[name] is None else given[name]
+    suited = {"num_inference_steps": models.steps, "guidance_scale": models.guidance}
+    if given["profile"]:
+        from ..pipelines.profiles import Profile
+
+        suited |= Profile.of(given["profile"]).options
+    given |= {name: value for name, value in suited.items() if given[name] is None}
     default = Job(**given)
     for name, other in (("tries", "at_least"), ("strength", "image")):
         if not options.jobs and getattr(default, name) != getattr(Job, name) and getattr(default, other) in (None, ""):
@@ -79,8 +83,9 @@ def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
     """Check what a job has in common with all others, and load what only the pipeline can refuse."""
     check(job)
     studio = Studio(options, models)
-    if job.scheduler or job.lora or job.controlnet:
-        studio.instantid(False, job.identity_net, job.scheduler, job.lora, job.controlnet)
+    if job.profile or job.scheduler or job.lora or job.controlnet:
+        pipe = studio.instantid(False, job.identity_net, job.scheduler, job.lora, job.controlnet).pipe
+        profile_of(job).load(pipe)
     return studio
 
 

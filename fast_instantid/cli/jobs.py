@@ -20,7 +20,7 @@ from ..errors import FastInstantIDError
 from .output import PICTURE_SUFFIXES, text_in
 
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
-_OF_THE_RUN = ("scheduler", "lora", "controlnet", "identity_net")  # no columns of a CSV file: all jobs share them
+_OF_THE_RUN = ("profile", "scheduler", "lora", "controlnet", "identity_net")  # no columns of a CSV file
 NO_GATE: dict[str, Any] = {"at_least": None, "tries": 4}
 
 
@@ -43,6 +43,7 @@ class Job:
     strength: float = 0.8
     at_least: float | None = None
     tries: int = 4
+    profile: str = ""
     scheduler: str = ""
     lora: tuple[tuple[str, float], ...] = ()
     controlnet: tuple[tuple[str, str, float], ...] = ()

@@ -94,6 +94,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--json", action="store_true", help="print output and times as one JSON document")
         face_options(added)
         less = added.add_argument_group("less work for another picture", _APPROXIMATIONS)
+        text = "the set that costs little likeness; options of this group that are given too win"
+        less.add_argument("--fast", action="store_true", help=text)
         text = "modules of the UNet whose layers get the identity, such as down_blocks up_blocks.0 (default: all)"
         less.add_argument("--layers", nargs="+", metavar="MODULE", help=text)
         for name, what in (("identity", "the identity in the attention"), ("identity-net", "the IdentityNet")):
@@ -163,6 +165,8 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     generate.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
     text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
     generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
+    text = "few steps without guidance: lcm, lightning, dmd2, hyper or turbo; see docs/guides/few_steps.md"
+    generate.add_argument("--profile", default="", metavar="NAME", help=text)
     alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
     alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
     text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"

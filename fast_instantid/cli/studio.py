@@ -34,6 +34,14 @@ def check(job: Job) -> None:
         raise FastInstantIDError(f"strength {job.strength:g} of {steps}: expected 0 to 1, and at least one step")
 
 
+def profile_of(job: Job) -> Any:
+    """Return the job's profile; a scheduler that is given wins over that of the profile."""
+    from ..pipelines.profiles import Profile
+
+    profile = Profile.of(job.profile or None)
+    return replace(profile, scheduler="") if job.scheduler else profile
+
+
 @dataclass
 class Studio:
     """The networks, each loaded on its first use."""
@@ -44,18 +52,23 @@ class Studio:
     def __post_init__(self) -> None:
         with stage("import"):
             from ..pipelines import Approximations, InstantIDFiles
+            from ..pipelines.approximations import EXACT, FAST
             from ..placement import Placement
 
         options = self.options
         self.seconds: dict[str, float] = {}
         self.place = Placement.resolve(options.device, options.dtype)
         self.files = InstantIDFiles.find(self.models.instantid, self.place.dtype)
-        self.approximations = Approximations(
+        given = Approximations(
             layers=options.layers,
             identity_range=tuple(options.identity_range),
             identity_net_range=tuple(options.identity_net_range),
             identity_net_every=options.identity_net_every,
         )
+        if options.fast:
+            changed = {name: value for name, value in vars(given).items() if value != getattr(EXACT, name)}
+            given = replace(FAST, **changed)
+        self.approximations = given
         self.find, self.instantid = cache(self._person), cache(self._instantid)
 
     @cached_property
@@ -172,6 +185,7 @@ class Studio:
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
                 approximations=self.approximations,
+                profile=profile_of(first),
                 callback_on_step_end=reported,
                 **more,
             ).images

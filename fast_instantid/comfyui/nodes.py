@@ -28,6 +28,7 @@ from .apply import (
     compute_dtype,
     tokens_of,
 )
+from .approximations import InstantIDApproximations
 from .derived import Derivable
 from .detail_nodes import InstantIDCropFace, InstantIDPasteFace
 from .faces import Found, draw_kps, extract_features, find_faces, tensor_to_image
@@ -270,6 +271,7 @@ _NODES: dict[str, type] = {
     "InstantID Profile": InstantIDProfile,
     "InstantID Miniature": InstantIDMiniature,
     "InstantID Pose Editor": InstantIDPoseEditor,
+    "InstantID Approximations": InstantIDApproximations,
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for title, node in _NODES.items()}

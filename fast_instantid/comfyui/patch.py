@@ -46,15 +46,16 @@ class AttentionPatch:
         self.callback.append(callback)
         self.kwargs.append(kwargs)
 
-    def at(self, sigma: float, one_graph: bool) -> AttentionPatch | None:
+    def at(self, sigma: float, one_graph: bool, with_identity: bool = True) -> AttentionPatch | None:
         """Return a patch with the callbacks that are active at this noise level, without ranges; None for none.
 
         Args:
+            with_identity: False leaves out all faces.
             one_graph: keep inactive faces at weight 0, so that all noise levels share a compiled graph.
         """
         active = AttentionPatch(self.base)
         for callback, kwargs in zip(self.callback, self.kwargs, strict=True):
-            if acts_at(kwargs, sigma):
+            if acts_at(kwargs, sigma) and (with_identity or callback is not add_identity):
                 active.add(callback, **{**kwargs, **ALWAYS})
             elif one_graph and callback is add_identity:
                 active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].at_zero()})

@@ -21,6 +21,7 @@ from ..cache import content_key
 from ..errors import NotFiniteError
 from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
+from .held import KEY, HeldControl, Less
 from .observe.networks import control_net_stages, networks_of
 from .patch import AttentionPatch, add_identity, always_acts, copied
 from .reuse import HintCache, is_enabled
@@ -33,7 +34,7 @@ IS_COND = "fast_instantid_cond"
 
 _KEY = "fast_instantid"  # of our wrappers and callbacks in a model
 _NAMES = "fast_instantid_names"
-_HINTS = "fast_instantid_hints"
+_HINTS, _HELD = "fast_instantid_hints", "fast_instantid_held"
 
 
 def wrap(model: ModelPatcher) -> None:
@@ -56,19 +57,19 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Provide a :class:`HintCache` for this run, and refuse a latent that the VAE would decode to a black picture.
+    """Provide a :class:`HintCache` and a :class:`HeldControl` for this run, and refuse a latent of a black picture.
 
     Raises:
         NotFiniteError: NaN or infinity in the latent.
     """
-    options = getattr(executor.class_obj, "model_options", {}).get("transformer_options")
-    if options is None or not is_enabled():
-        options = {}
-    hints = options[_HINTS] = HintCache()
+    options = getattr(executor.class_obj, "model_options", {}).get("transformer_options", {})
+    hints = HintCache()
+    options |= {_HELD: HeldControl()} | ({_HINTS: hints} if is_enabled() else {})
     try:
         latent = executor(*args, **kwargs)
     finally:
-        options.pop(_HINTS, None)
+        for name in (_HINTS, _HELD):
+            options.pop(name, None)
         hints.clear()
     # The host moves the latent to main memory next, so that waiting for it here costs nothing.
     if isinstance(latent, Tensor) and not np.isfinite(latent.float().cpu().numpy()).all():
@@ -96,19 +97,26 @@ def _calc_cond_batch(
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
     hints: HintCache | None = transformer_options.pop(_HINTS, None)
+    held: HeldControl | None = transformer_options.pop(_HELD, None)
+    less: Less | None = transformer_options.pop(KEY, None)
     patches = attention_patches(transformer_options)
     ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}
-    if not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
+    sigma = 0.0
+    if less is not None or not all(always_acts(kwargs) for patch in ours.values() for kwargs in patch.kwargs):
         # A cheap synchronisation: the GPU has nothing queued yet, and the host reads the same number for ControlNets.
         sigma = float(timestep[0])
         one_graph = _compiled_with(model) is not None
-        active = {**patches, **{layer: patch.at(sigma, one_graph) for layer, patch in ours.items()}}
-        active = {layer: patch for layer, patch in active.items() if patch is not None}
+        at = {
+            layer: patch.at(sigma, one_graph, less is None or less.sees(layer, sigma)) for layer, patch in ours.items()
+        }
+        active = {layer: patch for layer, patch in (patches | at).items() if patch is not None}
         transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
     options = {**options, "transformer_options": transformer_options}
     with ExitStack() as evaluation:
         if hints is not None:
             evaluation.enter_context(hints.active(networks_of(conds), conds))
+        if less is not None and held is not None:
+            evaluation.enter_context(held.active(less, conds, sigma))
         if is_recording():
             evaluation.enter_context(control_net_stages(conds))
         return executor(model, conds, x_in, timestep, options)

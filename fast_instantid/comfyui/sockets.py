@@ -179,3 +179,27 @@ def profile() -> Inputs:
 def miniature(portraits: list[str]) -> Inputs:
     tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
     return {"required": {"portrait": entry(portraits, tooltip)}}
+
+
+PRESETS = ("fast", "custom", "off")
+BLOCKS = {name: tuple(name.split(" and ")) for name in ("input and middle and output", "input and output", "output")}
+FAST = 4, "input and output"
+"""Every n-th step of the IdentityNet, and the blocks, of the preset."""
+
+
+def approximations() -> Inputs:
+    preset = entry(list(PRESETS), "fast: the set that costs little likeness. custom: the inputs below.", default="fast")
+    every = entry("INT", "custom: run the IdentityNet in every n-th step.", default=1, min=1, max=1000, advanced=True)
+    parts = (("identity_net", "the IdentityNet"), ("identity", "the identity in the attention"))
+    ranges = {
+        f"{name}_{end}": number(
+            at, 0.0, 1.0, f"custom: when {what} {verb} acting; 0 is the first step, 1 the last.", 0.001, advanced=True
+        )
+        for name, what in parts
+        for end, at, verb in (("start", 0.0, "starts"), ("end", 1.0, "stops"))
+    }
+    blocks = entry(
+        list(BLOCKS), "custom: the UNet's blocks with the identity.", default=next(iter(BLOCKS)), advanced=True
+    )
+    optional = {"identity_net_every": every, **ranges, "blocks": blocks}
+    return deepcopy({"required": {"model": _MODEL, "preset": preset}, "optional": optional})

@@ -243,7 +243,7 @@ def _wrap(pipe: Any) -> Attachments:
                 caller = inspect.currentframe().f_back.f_globals["__name__"]  # pyright: ignore[reportOptionalMemberAccess]
                 level = 2 + caller.startswith(f"{__package__}.")  # the facade's caller
                 warnings.warn(f"{name}= of InstantX's pipeline has no effect here: {instead}", stacklevel=level)
-        with _turn_of(self), _run(drawing):
+        with turn_of(self), _run(drawing):
             return base.__call__(self, *args, **kwargs)
 
     attachments = Attachments(pipe)
@@ -281,7 +281,8 @@ def _run(drawing: Drawing) -> Generator[None]:
             _running.set(outside)
 
 
-def _turn_of(pipe: Any) -> Any:
+def turn_of(pipe: Any) -> Any:
+    """Return the lock of the calls that run a pipeline's UNet."""
     with _lock:
         return _turns.setdefault(getattr(pipe.unet, "_orig_mod", pipe.unet), fork_safe_lock())
 

@@ -20,7 +20,7 @@ _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_sc
 
 
 def call_options(
-    instantid: Any, people: Any, keypoints: Any, given: Mapping[str, Any]
+    instantid: Any, people: Any, keypoints: Any, given: Mapping[str, Any], profile: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the arguments for a call of an InstantID's pipeline, and the picture's ``(width, height)`` if it is known.
 
@@ -29,6 +29,7 @@ def call_options(
         keypoints: the keypoint picture, or one for each prompt; None for the face of the first person with keypoints,
             and False for a run without the IdentityNet.
         given: the caller's arguments, which win.
+        profile: defaults of a profile, before those of the InstantID.
 
     Raises:
         FastInstantIDError: too few or too many pictures for the other ControlNets, or an argument that the pipeline
@@ -46,7 +47,8 @@ def call_options(
             raise FastInstantIDError(
                 f"{type(pipe).__name__} takes no {name}=" + (f": did you mean {hint}=?" if hint else "")
             )
-    defaults = {name: value for name, value in instantid.defaults.items() if name in takes and name != _SCALE}
+    usual = {**instantid.defaults, **profile}
+    defaults = {name: value for name, value in usual.items() if name in takes and name != _SCALE}
     options: dict[str, Any] = {**defaults, **given}
     pictures = people if is_nested(people) else [people]
     prompt = options.get("prompt")
@@ -67,7 +69,7 @@ def call_options(
     place = next(i for i, net in enumerate(nets) if net is identity_net[0])
     others = _listed(options.get(name))
     if keypoints is None and len(others) == len(nets):
-        return {_SCALE: instantid.defaults[_SCALE], **options}, size  # the caller has put it there
+        return {_SCALE: usual[_SCALE], **options}, size  # the caller has put it there
     if len(others) != len(nets) - 1:
         raise FastInstantIDError(
             f"{len(nets)} ControlNets, and {len(others)} pictures in {name}=: give one for each but the IdentityNet"
@@ -76,7 +78,7 @@ def call_options(
         drawn = [person and keypoint_picture(person.face, person.photo_size, size) for person in posing]
         blank = Image.new("RGB", next(picture.size for picture in drawn if picture))
         keypoints = drawn[0] if len(drawn) == 1 else [picture or blank for picture in drawn]
-    scale = instantid.defaults[_SCALE]
+    scale = usual[_SCALE]
     if keypoints is None or keypoints is False:  # there is no face to place, so the IdentityNet does not act
         keypoints, scale = Image.new("RGB", size or (native_side(pipe), native_side(pipe))), 0.0
         options.pop(_SCALE, None)

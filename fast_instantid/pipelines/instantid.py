@@ -32,6 +32,7 @@ from .cross_attention import cross_attention_layers
 from .drawing import Drawing, drawing_of
 from .fit import check_fit, check_pipeline, choose_identity_net
 from .load import InstantIDFiles, load_pipeline
+from .profiles import Profile
 from .subject import People, face_box_of
 
 Scale: TypeAlias = "float | Sequence[float]"
@@ -176,6 +177,7 @@ class InstantID:
         seed: int | None = None,
         enhance_non_face_region: bool = False,
         approximations: Approximations = EXACT,
+        profile: str | Profile | None = None,
         **options: Any,
     ) -> Any:
         """Draw people.
@@ -192,6 +194,8 @@ class InstantID:
                 that the prompt alone draws the rest.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
+            profile: a way to sample in few steps: "lcm", "lightning", "dmd2", "hyper", "turbo", or a Profile. Scheduler
+                and LoRA act in this call alone. Arguments that are given win over those of the profile.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
                 ControlNets' pictures go into ``image`` (or ``control_image``), in their order.
 
@@ -206,10 +210,12 @@ class InstantID:
         face_box = None
         if isinstance(people, Scene):
             keypoints, people = people.keypoint_picture() if keypoints is None else keypoints, people.subjects
-        options, size = call_options(self, people, keypoints, options)
+        few = Profile.of(profile)
+        options, size = call_options(self, people, keypoints, options, few.options)
         if enhance_non_face_region:  # a keypoint picture does not say whose face is where
             face_box = partial(face_box_of, size=size) if keypoints is None else lambda _: None
-        with self._block(drawing_of(self, people, scale, approximations, face_box)):
+        drawing = drawing_of(self, people, scale, approximations, face_box)
+        with few.applied(self.pipe, options.get("num_inference_steps")), self._block(drawing):
             return self.pipe(**options)
 
     def attach(

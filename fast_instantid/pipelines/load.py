@@ -165,11 +165,7 @@ def with_additions(
     if scheduler and scheduler not in SCHEDULERS:
         raise FastInstantIDError(f"unknown scheduler {scheduler!r}: choose one of {', '.join(SCHEDULERS)}")
     for number, (source, _) in enumerate(loras):
-        path = local_path(source, "a LoRA")
-        with _loading(path, "a LoRA"):
-            pipe.load_lora_weights(os.fspath(path), adapter_name=f"lora_{number}", local_files_only=True)
-        if f"lora_{number}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
-            raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
+        load_lora(pipe, local_path(source, "a LoRA"), f"lora_{number}")
     if loras:
         pipe.set_adapters([f"lora_{number}" for number in range(len(loras))], [scale for _, scale in loras])
     parts: dict[str, Any] = {}
@@ -184,6 +180,18 @@ def with_additions(
     if nets:
         parts["controlnet"] = [pipe.controlnet, *nets]
     return _another(StableDiffusionXLControlNetPipeline, pipe, **parts) if parts else pipe
+
+
+def load_lora(pipe: Any, path: Path, name: str) -> None:
+    """Load a LoRA's file into the networks of a pipeline as the adapter ``name``.
+
+    Raises:
+        ModelFileError: it is not a LoRA for these networks.
+    """
+    with _loading(path, "a LoRA"):
+        pipe.load_lora_weights(os.fspath(path), adapter_name=name, local_files_only=True)
+    if name not in {each for names in pipe.get_list_adapters().values() for each in names}:
+        raise ModelFileError(f"{path}: none of its tensors belong to a layer of this model; expected a LoRA for it")
 
 
 def image_to_image(pipe: Any) -> Any:

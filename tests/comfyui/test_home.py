@@ -23,6 +23,8 @@ from tests.comfyui.node_schema import LOCALES, inputs_of, outputs_of, read
 
 LANGUAGES = ("zh", "ja")
 ADVANCED = {"layers", "noise", "no_face", "det_threshold", "det_size", "enhance_non_face_region"}
+ADVANCED |= {"identity_net_every", "blocks"}
+ADVANCED |= {f"{part}_{end}" for part in ("identity", "identity_net") for end in ("start", "end")}
 SETTING = "FastInstantID.KeepFaces"
 LETTERS = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)

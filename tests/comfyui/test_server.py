@@ -47,6 +47,7 @@ NODES = (
     "InstantIDProfile",
     "InstantIDMiniature",
     "InstantIDPoseEditor",
+    "InstantIDApproximations",
 )
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 OLD_WORKFLOWS = sorted(Path(os.environ.get("REFERENCE_PATH", "/nowhere"), "examples").glob("*.json"))

@@ -20,6 +20,11 @@ def mark_identity_net(control_net: Any) -> None:
         _identity_nets.add(network)
 
 
+def identity_nets_of(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> list[nn.Module]:
+    """Return the networks of the ControlNets that our nodes applied as IdentityNet."""
+    return [network for network in networks_of(conds) if network in _identity_nets]
+
+
 @contextmanager
 def control_net_stages(conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> Generator[None]:
     """Make each call of these conditionings' ControlNets a stage while the context is open."""

@@ -97,6 +97,7 @@ def results(server: ComfyServer) -> Iterator[tuple[str, Image.Image]]:
     yield thumbnail("instantid_scene", ["0.png", "3.png"], hills, size=(256, 128))
     yield thumbnail("instantid_animation", ["0.png"], "flat portrait, hilly green background, red jacket")
     yield "instantid_small_face", before_and_after(server, "instantid_small_face")
+    yield thumbnail("instantid_few_steps", ["0.png"], "soft portrait, plain teal background, white jumper")
     yield "instantid_profile", report(server, draw("instantid_profile", ["1.png"], night))
 
 
@@ -139,7 +140,7 @@ def with_miniature(prompt: Prompt, files: Sequence[str], texts: Sequence[str], s
             inputs["image"] = next(photos, files[-1])
         elif kind == "CLIPTextEncode":
             inputs["text"] = next(remaining, "")
-        elif kind == "KSampler":
+        elif kind == "KSampler" and inputs["cfg"] != 1:  # few steps stay few
             inputs |= _SAMPLER
         elif kind == "EmptyLatentImage":
             inputs |= {"width": size[0], "height": size[1]}
