@@ -30,13 +30,13 @@ def lines(path: Path) -> int:
 
 
 BOUNDS = {
-    "cli": 1_950,
-    "comfyui": 3_300,
+    "cli": 2_100,
+    "comfyui": 4_150,
     "faces": 3_000,
     "identity": 1_050,
     "observe": 1_800,
-    "people": 1_300,
-    "pipelines": 2_500,
+    "people": 1_700,
+    "pipelines": 2_750,
 }
 
 
@@ -46,8 +46,8 @@ def test_a_part_stays_within_its_bound(part):
     assert sum(map(lines, written(PACKAGE, f"{part}/**/*"))) <= BOUNDS[part]
 
 
-def test_the_package_is_at_most_17500_lines():
-    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 17_500
+def test_the_package_is_at_most_19300_lines():
+    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 19_300
 
 
 def test_observation_is_at_most_3000_lines():

@@ -236,13 +236,13 @@ def drawing_of(
     """Return the Drawing of an InstantID's people, as ``InstantID.attach`` takes them.
 
     Args:
-        face_box: see :func:`~.subject.as_pictures`; None to let the identity act everywhere.
+        face_box: see :func:`~.subject.as_pictures`; None or False to let the identity act everywhere.
 
     Raises: as ``InstantID.attach``.
     """
     weight: Any = scale if isinstance(scale, (int, float, np.number, type(None))) else DEFAULT_WEIGHT
     given = as_pictures(
-        people, weight, lambda item: instantid.identity(item) if isinstance(item, Person) else None, face_box
+        people, weight, lambda item: instantid.identity(item) if isinstance(item, Person) else None, face_box or None
     )
     layers = instantid.check([identity for picture in given for identity, _ in picture])
     if approximations.vary_by_step and any(map(is_compiled, instantid.networks())):
@@ -251,7 +251,7 @@ def drawing_of(
             "pipeline that is not compiled"
         )
     selected = approximations.selected(list(layers))
-    in_boxes = face_box is not None
+    in_boxes = bool(face_box)
     drawing = Drawing(instantid, given, selected, len(layers), approximations, instantid.reuse, in_boxes)
     if scale is not None and weight is not scale:
         drawing.set_weights(scale)

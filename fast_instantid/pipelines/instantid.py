@@ -184,18 +184,14 @@ class InstantID:
 
         Args:
             prompt: what to draw.
-            people: a person, an identity, a Subject, several of them, a Scene, or a list for each prompt. None draws
-                the prompt alone, even while people are attached.
+            people: a person, an identity, a Subject, several, a Scene, or a list for each prompt; None for nobody.
             keypoints: the keypoint picture that places the faces, or one for each prompt. By default the first person
                 poses as in the photograph. False draws without the IdentityNet, in a pose of the prompt's.
-            scale: of the identity branch, 0..5; a number, or one for each person. 0.8 by default. At 0 the IdentityNet
-                acts alone.
-            enhance_non_face_region: keep the identity inside of the boxes of the faces, as InstantX's pipeline does, so
-                that the prompt alone draws the rest.
+            scale: of the identity branch, 0..5, or one for each person; 0.8 by default, 0 for the IdentityNet alone.
+            enhance_non_face_region: keep the identity inside of the faces' boxes. The prompt alone draws the rest.
             seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
             approximations: what to leave out, for another picture; nothing by default.
-            profile: a way to sample in few steps: "lcm", "lightning", "dmd2", "hyper", "turbo", or a Profile. Scheduler
-                and LoRA act in this call alone. Arguments that are given win over those of the profile.
+            profile: a way to sample in few steps, such as "lcm", for this call; arguments that are given win over it.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
                 ControlNets' pictures go into ``image`` (or ``control_image``), in their order.
 
@@ -207,14 +203,13 @@ class InstantID:
             options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
         if people is None:
             people, scale, keypoints = self.identity(None), 0.0, False
-        face_box = None
         if isinstance(people, Scene):
             keypoints, people = people.keypoint_picture() if keypoints is None else keypoints, people.subjects
         few = Profile.of(profile)
         options, size = call_options(self, people, keypoints, options, few.options)
-        if enhance_non_face_region:  # a keypoint picture does not say whose face is where
-            face_box = partial(face_box_of, size=size) if keypoints is None else lambda _: None
-        drawing = drawing_of(self, people, scale, approximations, face_box)
+        # A keypoint picture does not say whose face is where.
+        face_box = partial(face_box_of, size=size) if keypoints is None else lambda _: None
+        drawing = drawing_of(self, people, scale, approximations, enhance_non_face_region and face_box)
         with few.applied(self.pipe, options.get("num_inference_steps")), self._block(drawing):
             return self.pipe(**options)
 
@@ -239,8 +234,7 @@ class InstantID:
                 UNet's attention stays untouched.
             approximations: what to leave out, for another picture; nothing by default.
             weight: another name of ``scale``.
-            enhance_non_face_region: keep the identity inside of the boxes of the faces. A Person's is that of a
-                keypoint picture of SDXL's size in the photograph's shape.
+            enhance_non_face_region: keep the identity inside of the faces' boxes, a Person's as in the photograph.
 
         Raises:
             ModelFileError: an identity that was made for another kind of model than this pipeline's.
@@ -248,8 +242,8 @@ class InstantID:
             FastInstantIDError: a scale out of range or beside Subjects, or an empty list.
         """
         mine = attachment.innermost(self)
-        face_box = face_box_of if enhance_non_face_region else None
-        drawing = drawing_of(self, people, scale if weight is None else weight, approximations, face_box)
+        face_box, scale = enhance_non_face_region and face_box_of, scale if weight is None else weight
+        drawing = drawing_of(self, people, scale, approximations, face_box)
         if mine is not None:
             drawing.block = mine.block
             attachment.detach(mine)
@@ -279,8 +273,8 @@ class InstantID:
         enhance_non_face_region: bool = False,
     ) -> Generator[InstantID]:
         """:meth:`attach` for a block of code. Blocks nest: at the end the outer person draws again."""
-        face_box = face_box_of if enhance_non_face_region else None
-        with self._block(drawing_of(self, people, scale if weight is None else weight, approximations, face_box)):
+        face_box, scale = enhance_non_face_region and face_box_of, scale if weight is None else weight
+        with self._block(drawing_of(self, people, scale, approximations, face_box)):
             yield self
 
     @contextmanager
