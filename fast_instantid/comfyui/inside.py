@@ -25,13 +25,15 @@ def _inside(kind: Any) -> Any:
         masks: Tensor
         chunks = 1
 
-        def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *rest: Any) -> Any:
+        def get_control(
+            self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *rest: Any, **more: Any
+        ) -> Any:
             self.chunks = batched_number
-            return super().get_control(x_noisy, t, cond, batched_number, *rest)
+            return super().get_control(x_noisy, t, cond, batched_number, *rest, **more)
 
-        def control_merge(self, control: dict[str, list[Tensor | None]], *rest: Any) -> Any:
+        def control_merge(self, control: dict[str, list[Tensor | None]], *rest: Any, **more: Any) -> Any:
             inside = {name: [self._masked(part) for part in parts] for name, parts in control.items()}
-            return super().control_merge(inside, *rest)
+            return super().control_merge(inside, *rest, **more)
 
         def _masked(self, residual: Tensor | None) -> Tensor | None:
             if residual is None:

@@ -136,7 +136,8 @@ def test_an_example_runs_to_the_saved_picture(
     pictures = server.run(prompt)
     server.post("/free", {"unload_models": True, "free_memory": True})
     # instantid_keep_person draws nothing: its picture is the preview.
-    batch = [node["inputs"]["batch_size"] for node in prompt.values() if node["class_type"] == "EmptyLatentImage"]
+    sources = [node for node in prompt.values() if node["class_type"] in ("EmptyLatentImage", "VAEEncode")]
+    batch = [node["inputs"].get("batch_size", 1) for node in sources]
     saved = [picture for picture in pictures if picture.parent.name == "output"]
     assert [picture.stem for picture in saved] == [
         f"{example.stem}_{number:05}_" for number in range(1, len(saved) + 1)

@@ -106,7 +106,7 @@ class ControlNet(ControlBase):
             context=comfy.model_management.cast_to_device(context, x_noisy.device, dtype),
             y=comfy.model_management.cast_to_device(cond["y"], x_noisy.device, dtype),
         )
-        return self.control_merge(control, before, None)
+        return self.control_merge(control, before, output_dtype=None)
 
     def _hint(self, x_noisy: Tensor, batched_number: int, dtype: torch.dtype) -> Tensor:
         """The hint at the size of the picture, made once for each run; several hints recur in every chunk."""
