@@ -131,7 +131,7 @@ def _loaded() -> Callable[..., Any]:
     loaded = cache(load_pipeline)
 
     def load(*arguments: Any) -> Any:
-        sources = [Path(source).resolve() if Path(source).exists() else source for source in arguments[:2]]
+        sources = [Path(source).resolve() if source and Path(source).exists() else source for source in arguments[:2]]
         return loaded(*sources, *arguments[2:])
 
     return load

@@ -30,7 +30,7 @@ from PIL import Image
 
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError
 from fast_instantid.pipelines import Approximations, InstantID, Subject
-from fast_instantid.pipelines.drawing import Drawing
+from fast_instantid.pipelines.drawing import Drawing, drawing_of
 from fast_instantid.pipelines.halves import IdentityNetHalf, UNetHalf
 from tests.adversity import interrupts
 from tests.tiny_pipelines import (
@@ -576,7 +576,7 @@ class TestHalves:
         """The IdentityNet alone sees the tokens, with nobody in the attention."""
         drawing: list[Drawing] = []
         half = IdentityNetHalf(pipe.controlnet, lambda _: drawing[0])
-        drawing.append(InstantID(pipe)._drawing(identity, None, Approximations()))
+        drawing.append(drawing_of(InstantID(pipe), identity, None, Approximations(), None))
         with InstantID(pipe).attached(identity, scale=0.0):
             wanted = sample(pipe)
         half.inject()

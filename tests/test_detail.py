@@ -260,7 +260,7 @@ class TestDetail:
         fails(FastInstantIDError, "a scene of nobody", people=[])
         fails(FastInstantIDError, "lies outside of the picture", people=replace(alone, pose=Pose(x=1.9, size=0.1)))
         fails(FastInstantIDError, "leaves nothing of the face", people=replace(alone, region=(0.9, 0.9, 1, 1)))
-        fails(FastInstantIDError, "leaves nothing of the face", people=replace(alone, region=np.zeros((8, 8))))
+        fails(FastInstantIDError, "the region of person 0 is empty", people=replace(alone, region=np.zeros((8, 8))))
         fails(FastInstantIDError, r"a scene of \(9, 9\) for a picture", people=Scene((9, 9), three.people))
         fails(FastInstantIDError, "Subjects have weights", people=alone, scale=0.3)
         fails(FastInstantIDError, "takes no colour=", people=alone, colour=1)
@@ -328,8 +328,8 @@ class TestShell:
     @pytest.mark.parametrize(
         ("more", "words"),
         [
-            (["--index", 7], "--index 7: expected another number, below 3, for each of 1 people"),
-            (["--index", 1, 1], "--index 1 1: expected another number"),
+            (["--index", 7], "faces 7 for 1 people, of 3 there: give each another number, 0 is the left one"),
+            (["--index", 1, 1], "faces 1 1 for 1 people"),
             (["--seed", 1, 2], "several seeds"),
             (["--strength", 2], "strength 2 of 20 steps"),
             (["--scale", 9], "scale 9.0: expected 0 to 5"),

@@ -53,6 +53,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> Path:
     group.paste(bob, (128, 0))
     group.save(tmp_path / "group.jpg")
     (tmp_path / "jobs.csv").write_text("person,prompt,seed\nanna.jpg,a portrait,1\nbob.jpg,film noir,\n")
+    for scene in blocks(page, "json") if page.stem == "scenes" else ():
+        (tmp_path / "bar.json").write_text(small(scene))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAST_INSTANTID_MODELS", str(tmp_path / "models"))
     monkeypatch.setitem(instantid.DEFAULTS, "num_inference_steps", steps_for(page))

@@ -474,7 +474,10 @@ class TestJobs:
         [
             (["--prompt", "a"], "nobody to draw: give --photo, --person, --jobs or --from"),
             (["--person", "ada.safetensors"], "nothing to draw: give --prompt"),
-            (["--person", "nobody/*", "--prompt", "a"], "no person file (.safetensors) and no photograph there"),
+            (
+                ["--person", "nobody/*", "--prompt", "a"],
+                "no person file (.safetensors), scene (.json) or",
+            ),
             (["--jobs", "empty.csv"], "no jobs"),
             (["--jobs", "unknown.csv"], "unknown columns colour, who: choose from person, prompt"),
             (["--jobs", "missing.csv"], "cannot be read as CSV"),

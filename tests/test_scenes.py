@@ -142,7 +142,7 @@ class TestMovedKeypoints:
 class TestCounts:
     """What a scene adds to a run, however many persons there are."""
 
-    @pytest.mark.parametrize("number", [1, 2, 3])
+    @pytest.mark.parametrize("number", [1, 3])
     def test_networks_attentions_and_sums_of_a_step(self, instantid, number):
         people = [instantid.person(portrait) for portrait in PORTRAITS[:number]]
         scene = Scene((384, 128), [Subject(one, region=(0.2 * n, 0, 0.5 + 0.2 * n, 1)) for n, one in enumerate(people)])
@@ -154,12 +154,12 @@ class TestCounts:
 
         def step(people):
             counts = []
-            for steps in (2, 3):
+            for steps in (1, 2, 3):  # the first run is where tensors are laid out
                 calls.clear()
                 with CountOps() as ops:
                     instantid("flat portrait", people, seed=1, num_inference_steps=steps, width=384, height=128)
                 counts.append(ops.counts)
-            return counts[1] - counts[0], [*calls]
+            return counts[2] - counts[1], [*calls]
 
         try:
             added, run = step(scene)
@@ -245,7 +245,7 @@ class TestPosePicture:
         assert np.array_equal(straight.keypoints[0], scene_of(analyzer, group, two).keypoints[0])
         assert np.array_equal(crossed.keypoints[0], straight.keypoints[1])
         for numbers in ([0], [0, 0], [0, 2], [-1, 0]):
-            with pytest.raises(FastInstantIDError, match="of 2 for 2 people: give one each"):
+            with pytest.raises(FastInstantIDError, match="for 2 people, of 2 there: give each another number"):
                 scene_of(analyzer, group, two, pairing=numbers)
 
     def test_too_few_faces_and_unknown_pairings_are_named(self, analyzer, group):

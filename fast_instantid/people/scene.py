@@ -186,7 +186,10 @@ def scene_of(
     if not isinstance(pairing, str):
         numbers, found = list(pairing), ordered(found, "left to right")
         if len(numbers) != len(people) or len({*numbers} & {*range(len(found))}) < len(people):
-            raise FastInstantIDError(f"faces {numbers} of {len(found)} for {len(people)} people: give one each")
+            raise FastInstantIDError(
+                f"faces {' '.join(map(str, numbers))} for {len(people)} people, of {len(found)} there: give each "
+                "another number, 0 is the left one"
+            )
         faces = [found[number] for number in numbers]
     elif pairing == "likeness":
         faces = [

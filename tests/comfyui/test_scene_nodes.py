@@ -123,7 +123,7 @@ class TestScene:
         assert not torch.equal(
             patched_regions(crossed[0]), patched_regions(apply(two, pose_image=picture, faceanalysis=faces)[0])
         )
-        with pytest.raises(Exception, match="faces \\[1, 1\\] of 2 for 2 people"):
+        with pytest.raises(Exception, match="faces 1 1 for 2 people, of 2 there"):
             apply(two, pose_image=picture, faceanalysis=faces, face_numbers="1 1")
         with pytest.raises(Exception, match="face_numbers 'left': expected whole numbers"):
             apply(two, pose_image=picture, faceanalysis=faces, face_numbers="left")
@@ -201,7 +201,7 @@ class TestCounts:
         one_more = [counts(*given, 3) - counts(*given, 2) for given in (applied, plain)]
         return one_more[0] - one_more[1]
 
-    @pytest.mark.parametrize("number", [1, 2, 3])
+    @pytest.mark.parametrize("number", [1, 3])
     def test_an_attention_and_a_sum_for_each_layer_and_person(self, apply, three, model, positive, negative, number):
         masks = torch.rand(number, 16, 24)
         patched, *_ = apply(three[:number], regions=masks, layers="paper")

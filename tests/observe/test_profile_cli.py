@@ -96,7 +96,7 @@ def test_a_command_that_crashes_is_kept_as_far_as_it_came(drawing, tmp_path, cap
 
 def test_an_interrupted_command_is_kept_as_far_as_it_came(drawing, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fast_instantid.cli.studio.report_step", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("fast_instantid.cli.output.report_step", lambda *_: signal.raise_signal(signal.SIGINT))
     command = ["generate", "--base", "miniature", "--photo", drawing, "--prompt", "x", "-o", "out.png"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
