@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -55,6 +56,8 @@ class Studio:
             from ..pipelines.approximations import EXACT, FAST
             from ..placement import Placement
 
+        # diffusers warns of each cast of a VAE, also of one that is in fp32 already.
+        logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
         options = self.options
         self.seconds: dict[str, float] = {}
         self.place = Placement.resolve(options.device, options.dtype)
