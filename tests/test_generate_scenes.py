@@ -133,9 +133,13 @@ def test_without_the_identity_net_it_is_not_loaded(folder, instantid):
     assert np.abs(np.asarray(same).astype(int) - np.asarray(image)).max() <= 1
 
 
-def test_without_the_identity_net_pictures_are_changed_too(folder):
-    changed = ("--image", "bela.png", "--strength", "0.9")
-    assert generate("--person", "ada.png", "--no-identity-net", *changed, "-o", "ada.out.png", steps=2) == 0
+@pytest.mark.parametrize(
+    "more",
+    [("--image", "bela.png", "--strength", "0.9"), ("--scheduler", "DDIMScheduler"), ("--profile", "lcm-merged")],
+    ids=lambda more: more[0],
+)
+def test_without_the_identity_net_the_other_options_work(folder, more):
+    assert generate("--person", "ada.png", "--no-identity-net", *more, "-o", "ada.out.png", steps=2) == 0
     assert pixels("ada.out.png").shape == (128, 128, 3)
 
 

@@ -110,7 +110,7 @@ def _calc_cond_batch(
             layer: patch.at(sigma, one_graph, less is None or less.sees(layer, sigma)) for layer, patch in ours.items()
         }
         active = {layer: patch for layer, patch in (patches | at).items() if patch is not None}
-        transformer_options["patches_replace"] = {**transformer_options["patches_replace"], "attn2": active}
+        transformer_options["patches_replace"] = {**transformer_options.get("patches_replace", {}), "attn2": active}
     options = {**options, "transformer_options": transformer_options}
     with ExitStack() as evaluation:
         if hints is not None:

@@ -179,7 +179,7 @@ def with_additions(
     nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
     if nets:
         parts["controlnet"] = [pipe.controlnet, *nets]
-    return _another(StableDiffusionXLControlNetPipeline, pipe, **parts) if parts else pipe
+    return _another(type(pipe), pipe, **parts) if parts else pipe
 
 
 def load_lora(pipe: Any, path: Path, name: str) -> None:
@@ -196,14 +196,14 @@ def load_lora(pipe: Any, path: Path, name: str) -> None:
 
 def image_to_image(pipe: Any) -> Any:
     """A pipeline of the same networks that changes a picture."""
-    has_net = hasattr(pipe, "controlnet")
-    return _another(StableDiffusionXLControlNetImg2ImgPipeline if has_net else StableDiffusionXLImg2ImgPipeline, pipe)
+    kinds = StableDiffusionXLImg2ImgPipeline, StableDiffusionXLControlNetImg2ImgPipeline
+    return _another(kinds["controlnet" in pipe.components], pipe)
 
 
 def inpainting(pipe: Any) -> Any:
     """A pipeline of the same networks that changes a part of a picture."""
-    has_net = getattr(pipe, "controlnet", None) is not None
-    return _another(StableDiffusionXLControlNetInpaintPipeline if has_net else StableDiffusionXLInpaintPipeline, pipe)
+    kinds = StableDiffusionXLInpaintPipeline, StableDiffusionXLControlNetInpaintPipeline
+    return _another(kinds["controlnet" in pipe.components], pipe)
 
 
 def _another(kind: Any, pipe: Any, **parts: Any) -> Any:

@@ -49,6 +49,24 @@ def test_off_and_choices_of_everything_change_nothing(less, applied, controlnet)
     assert runs == STEPS
 
 
+def test_a_model_without_a_person_stays_as_it_is(ours, model, positive, negative):
+    (patched,) = tiny.call(ours["InstantIDApproximations"], model=model, preset="fast")
+    usual = tiny.sample(model, positive, negative, steps=2)
+    assert torch.equal(tiny.sample(patched, positive, negative, steps=2), usual)
+
+
+def test_it_may_stand_before_the_person_too(
+    ours, less, adapter, faces, portrait, controlnet, model, positive, negative
+):
+    (before,) = tiny.call(ours["InstantIDApproximations"], model=model, preset="fast")
+    inputs = {"instantid": adapter, "insightface": faces, "control_net": controlnet, "image": portrait}
+    inputs |= {"model": before, "positive": positive, "negative": negative, "weight": 0.8}
+    applied = tiny.call(ours["ApplyInstantID"], start_at=0.0, end_at=1.0, **inputs)
+    latent, runs = drawn(applied, controlnet)
+    assert runs == 1
+    assert torch.equal(latent, drawn(less("fast"), controlnet)[0])
+
+
 @pytest.mark.parametrize(("every", "runs"), [(2, 2), (100, 1)])
 def test_the_identity_net_runs_in_every_nth_step(less, applied, controlnet, every, runs):
     patched = less(identity_net_every=every)
