@@ -17,6 +17,7 @@ from ...locks import fork_safe_lock
 from ...placement import Placement, is_out_of_memory, thread_defaults
 from ...recorder import stage
 from ...sources import no_telemetry
+from ...weights import Known
 from .first_run import first_run
 from .graph import Graph
 from .module import check_operators, to_module, unknown_operators
@@ -75,7 +76,8 @@ class TorchNetwork:
     """
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        check_operators(graph)
+        if not isinstance(graph, Known):  # those were checked
+            check_operators(graph)
         self.device = device
         self.dtype = dtype
         approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
