@@ -119,11 +119,14 @@ class Cache:
         Args:
             what: names the reader; a file has one result of each.
         """
-        if not self.persistent:
+        if (disk := self._disk) is None:
             return read()
         key = content_key(_FACTS, what, fast_hash.__name__, *version)
-        record = self.get(key, lambda: {"json": torch.tensor(list(json.dumps(read()).encode()), dtype=torch.uint8)})
-        return json.loads(bytes(record["json"].tolist()))
+        if record := disk.read(key):
+            return json.loads(bytes(record["json"].tolist()))
+        told = json.dumps(read())
+        disk.write(key, {"json": torch.tensor([*told.encode()], dtype=torch.uint8)})
+        return json.loads(told)
 
     def keep_in(self, directory: str | Path | None) -> None:
         """Start a disk tier in ``directory``; None stops it and leaves its files. Not while results are computed."""
