@@ -58,14 +58,15 @@ with Recorder() as recorder:
 print(recorder.started_at + next(span.start for span in recorder.spans if span.name == "IdentityNet") / 1e9)
 """
 _DIFFUSERS = """
-import sys, time
+import os, sys, time
 import torch
 from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
 from PIL import Image
-net = ControlNetModel.from_pretrained(sys.argv[2])
-pipe = StableDiffusionXLControlNetPipeline.from_pretrained(sys.argv[1], controlnet=net)
-net.register_forward_pre_hook(lambda *_: print(time.time()))
-pipe("a portrait", Image.new("RGB", (128, 128)), num_inference_steps=1)
+how = {"torch_dtype": torch.float32, "local_files_only": True}
+net = ControlNetModel.from_pretrained(sys.argv[2], **how)
+pipe = StableDiffusionXLControlNetPipeline.from_pretrained(sys.argv[1], controlnet=net, **how)
+net.register_forward_pre_hook(lambda *_: (print(time.time(), flush=True), os._exit(0)))
+pipe("a portrait", image=Image.new("RGB", (128, 128)), num_inference_steps=1)
 """
 
 
