@@ -155,6 +155,7 @@ def _nodes(
         places = {"": lambda: None}
         if hasattr(os, "posix_fadvise"):
             places["from disk: "] = lambda: forget(made.base / "models")
+        timeline: dict[str, Any] = {}
         for prefix, prepare in places.items():
             print(f"cold starts {prefix}...", flush=True)
             starts = cold_starts(made, sides, min(runs, MOST_COLD_RUNS), prepare)
@@ -162,10 +163,9 @@ def _nodes(
             comparisons += compare_parts(starts, prefix)
             for side, found in others.items():
                 comparisons += compare_parts({**starts, "ours": found}, f"{prefix}{side}: ")
-        timeline: dict[str, Any] = {}
-        for side in ("reference", "ours", KNOWN):
-            pack, options = sides[side]
-            timeline[side] = made.session("cold", pack, made.base / "portrait.pt", detailed=True, **options)
+            for side in () if prefix else ("reference", "ours", KNOWN):
+                pack, options = sides[side]
+                timeline[side] = made.session("cold", pack, made.base / "portrait.pt", detailed=True, **options)
         disk.cleanup()
     return comparisons, timeline
 
