@@ -45,8 +45,6 @@ def draw_start(document: Mapping[str, Any]) -> Any:
         axes.tick_params(labelsize=7, colors=QUIET)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
     foot = f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}, {about['date']}"
-    figure.text(
-        0.01, 0.01, f"The first Apply of one face, models in memory, no sampling. {foot}", fontsize=7, color=QUIET
-    )
+    figure.text(0.01, 0.01, f"The first Apply of one face, no sampling. {foot}", fontsize=7, color=QUIET)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     return figure
