@@ -77,8 +77,8 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
-    made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
-    made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")
+    made = suites.add_parser("plot", help="the timeline of a headline or a start as a picture")
+    made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline or startup")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
     made = suites.add_parser("page", help="write the tables of committed results into a page again")
     made.add_argument("page", type=Path, metavar="PAGE.md", help="a page that names them, such as docs/speed.md")

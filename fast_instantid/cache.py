@@ -7,6 +7,7 @@ record, ``name -> tensor``, which has a known size and is stored on disk as a sa
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -24,9 +26,13 @@ from .locks import fork_safe_lock
 from .recorder import count
 from .records import Record as Record
 from .records import content_key as content_key
+from .records import fast_hash
 from .records import record_bytes as record_bytes
+from .weights import FileVersion
 
 logger = logging.getLogger("fast_instantid")
+
+_FACTS = "facts 1"  # raise the number when a reader refuses or tells more than it did
 
 
 @dataclass
@@ -106,6 +112,21 @@ class Cache:
                     with self._lock:
                         self._stats.hits += 1
         return [found[key] for key in keys]
+
+    def facts(self, version: FileVersion, what: str, read: Callable[[], Any]) -> Any:
+        """Return what ``read`` tells of a file, as JSON has it. With a disk tier, each version of a file is read once.
+
+        Args:
+            what: names the reader; a file has one result of each.
+        """
+        if (disk := self._disk) is None:
+            return read()
+        key = content_key(_FACTS, what, fast_hash.__name__, *version)
+        if record := disk.read(key):
+            return json.loads(bytes(record["json"].tolist()))
+        told = json.dumps(read())
+        disk.write(key, {"json": torch.tensor([*told.encode()], dtype=torch.uint8)})
+        return json.loads(told)
 
     def keep_in(self, directory: str | Path | None) -> None:
         """Start a disk tier in ``directory``; None stops it and leaves its files. Not while results are computed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import stat
@@ -10,8 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from .locks import fork_safe_lock
 from .records import Record, content_key, record_bytes
@@ -26,6 +29,9 @@ FOLDER = "fast-instantid-cache"
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _HEAD = re.compile(rb'.{8}\{"__metadata__":\{"fast-instantid cache":"([0-9a-f]{32})"\}', re.DOTALL)
 _AHEAD = 3600  # seconds
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+_ALIGNMENT = 64  # bytes, as torch's own
 
 
 class DiskTier:
@@ -43,14 +49,12 @@ class DiskTier:
             self._check_folder()
             if not stat.S_ISREG(path.lstat().st_mode):
                 raise OSError("it is not a file")
-            content = path.read_bytes()  # not mapped: another process may evict it meanwhile
-            head = _HEAD.match(content)
-            record = load(content) if head else {}
-            if head is None or head[1].decode() != _checksum(key, record):
+            checksum, record = _read(path)
+            if checksum != _checksum(key, record):
                 raise SafetensorError("its checksum does not fit")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, SafetensorError) as error:  # ValueError: a NUL in the folder's name
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             logger.warning("cache file %s cannot be used (%s): computing again", path, error)
             return None
         with suppress(OSError):  # a read-only folder can still be read
@@ -120,6 +124,27 @@ class DiskTier:
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.safetensors"
+
+
+def _read(path: Path) -> tuple[str, Record]:
+    """Read a file's checksum and tensors. They share one memory: safetensors would copy each once more."""
+    with open(path, "rb", buffering=0) as file:  # not mapped: another process may evict it meanwhile
+        size, start = os.fstat(file.fileno()).st_size, 8 + int.from_bytes(file.read(8), "little")
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        pad = -(memory.ctypes.data + start) % _ALIGNMENT
+        content = memory[pad : pad + size]
+        file.seek(0)
+        head = _HEAD.match(content[: file.readinto(content.data)].data)
+    if head is None:
+        raise SafetensorError("it is not the cache's")
+    entries = json.loads(content[8:start].tobytes())
+    record: dict[str, torch.Tensor] = {}
+    for name in entries.keys() - {"__metadata__"}:
+        shape, dtype = entries[name]["shape"], getattr(torch, _DTYPES[entries[name]["dtype"]])
+        where = {"count": math.prod(shape), "offset": start + entries[name]["data_offsets"][0]}
+        flat = torch.frombuffer(content.data, dtype=dtype, **where) if where["count"] else torch.empty(0, dtype=dtype)
+        record[name] = flat.reshape(shape)
+    return head[1].decode(), record
 
 
 def _checksum(key: str, record: Record) -> str:

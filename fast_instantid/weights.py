@@ -10,9 +10,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,36 @@ class FileVersion(NamedTuple):
             now = file_version(self.path)
             if now != self and now[:3] == self[:3]:
                 raise ModelFileError(f"{self.path}: this file was changed while it was in use; load it again")
+
+
+class Known:
+    """A file that was read before, so that its facts are known. It is opened for any other attribute.
+
+    Args:
+        read: opens the file.
+        facts: attributes that need no file.
+    """
+
+    version: FileVersion
+
+    def __init__(self, read: Callable[[Path], Any], path: Path, version: FileVersion, **facts: Any) -> None:
+        self.__dict__.update(facts, path=path, version=version, _read=read)
+
+    @cached_property
+    def _opened(self) -> Any:
+        return of_version(self.__dict__["_read"](self.__dict__["path"]), self.version)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._opened, name)
+
+
+def of_version(opened: Any, version: FileVersion) -> Any:
+    """Return a file that was opened, if it has the version that was chosen, and else raise a ModelFileError."""
+    if opened.version != version:
+        raise ModelFileError(f"{version.path}: this file was changed since it was chosen; load it again")
+    return opened
 
 
 _TICK_NS = 12_000_000  # of the clock of a file system, 4 to 10 ms on Linux

@@ -168,6 +168,7 @@ def test_held_bytes_counts_a_storage_once():
 def test_the_package_is_timed_in_processes_of_its_own(tmp_path: Path, capsys, monkeypatch) -> None:
     quick = SimpleNamespace(run=lambda command, **_: fresh_python(command[-1]), PIPE=None)  # torch is not timed
     monkeypatch.setattr(startup, "subprocess", quick)
+    monkeypatch.setattr(startup, "find_spec", lambda _: None)  # the shell takes several seconds
     startup.run(None, None, runs=1, work=None, json_path=tmp_path / "result.json")
     document = json.loads((tmp_path / "result.json").read_text())
     assert [row["name"] for row in document["results"]] == ["import of the package", "first identity"]

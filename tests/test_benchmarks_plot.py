@@ -11,6 +11,7 @@ from PIL import Image, ImageColor
 
 from benchmarks.nodes.session import RUNS
 from benchmarks.report import plot
+from benchmarks.report.start import draw_start, spans
 from benchmarks.report.timeline import BLUE, GREY, ORANGE, draw_timeline, grouped
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -77,3 +78,17 @@ def test_what_has_no_timeline_is_refused(tmp_path):
         with pytest.raises(SystemExit, match=message):
             plot.run(source, tmp_path / "picture.png")
     assert not (tmp_path / "picture.png").exists()
+
+
+def test_a_start_shows_what_happens_inside_of_apply_when_it_does(headline):
+    parts = {"import": 0.25, "load adapter": 0.5, "load face networks": 0.25, "apply": 3.0}
+    inside = {**parts, "inside": [["network", 0.5, 1.0], ["project", 1.5, 1.0]]}
+    assert spans(inside)[-2:] == [("network", 1.5, 1.0), ("project", 2.5, 1.0)]
+    headline["about"]["timeline"] = {"reference": {**parts, "apply": 9.0}, "ours": inside, "known face": parts}
+    rows = draw_start(headline).axes
+    assert [axes.get_title("left") for axes in rows] == [
+        "ComfyUI_InstantID: 10.0 s",
+        "Fast InstantID: 4.00 s",
+        "Fast InstantID, known face: 4.00 s",
+    ]
+    assert [text.get_text() for text in rows[1].texts][-2:] == ["network\n1.00 s", "project\n1.00 s"]

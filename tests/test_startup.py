@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from fast_instantid import Cache, FaceAnalyzer
+from examples.tiny_adapter import write_tiny_adapter
+from fast_instantid import Adapter, Cache, FaceAnalyzer, ModelFileError
 from fast_instantid.recorder import Recorder
-from tests.fresh import fresh_python
+from tests.fresh import ROOT, fresh_python
 
 NEEDED = {"fast_instantid", "PIL", "safetensors", "xxhash"}
 """Packages that faces and identities import beside torch and numpy; what else is installed stays unimported."""
@@ -85,3 +91,67 @@ def test_a_network_is_loaded_when_it_first_runs(pack: Path, astronaut) -> None:
     assert loaded(lambda: analyzer.embed(astronaut[:, ::-1].copy())) == 0
     again = FaceAnalyzer.load(pack, device="cpu", cache=cache)
     assert loaded(lambda: again.embed(astronaut)) == 0, "a face that is known needs no network"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["generate", "--help"], ["person", "--help"]])
+def test_help_imports_neither_torch_nor_diffusers(command: list[str]) -> None:
+    code = "import sys; from fast_instantid.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.check_output([sys.executable, "-c", code, *command], text=True, env=environment)
+    assert not {"torch", "numpy", "diffusers", "transformers"} & set(told.splitlines()[-1].split())
+
+
+KNOWN = """
+from pathlib import Path
+from fast_instantid import Adapter, Cache, FaceAnalyzer
+from fast_instantid.images import load_image
+pack, adapter, picture, folder = sys.argv[1:]
+cache = Cache(directory=folder)
+analyzer = FaceAnalyzer.load(pack, device="cpu", cache=cache)
+weights = Adapter.load(adapter, "cpu", cache=cache)
+identity = weights.identity(analyzer.embed(load_image(picture)))
+person = analyzer.networks.recognizer_fingerprint
+assert (cache.stats.misses, weights.token_width) == (int(Path(folder, "misses").read_text()), identity.tokens.shape[-1])
+"""
+
+
+def test_a_new_process_opens_no_model_for_a_face_that_the_disk_cache_knows(pack: Path, astronaut, tmp_path) -> None:
+    adapter = write_tiny_adapter(tmp_path / "ip-adapter.bin", channels=[64, 128])
+    photo = tmp_path / "photo.png"
+    Image.fromarray(astronaut).save(photo)
+    arguments = str(pack), str(adapter), str(photo), str(tmp_path)
+    for misses in (3, 0):
+        (tmp_path / "misses").write_text(str(misses))
+        told = fresh_python(IMPORTED % KNOWN, *arguments).stdout
+        added, opened = json.loads(told)
+        assert set(added) - {"torch", "numpy"} <= NEEDED
+        opened = {Path(path).name for path in opened if "fast-instantid-cache" not in path}
+        files = {"ip-adapter.bin", *(path.name for path in pack.iterdir())}
+        assert opened == (files if misses else set()), "facts of the files come from the cache"
+
+
+@pytest.mark.parametrize("change", ["same size and time", "replaced", "damaged"])
+def test_what_the_cache_knows_of_a_file_is_of_that_version(change: str, tmp_path: Path) -> None:
+    path = write_tiny_adapter(tmp_path / "ip-adapter.bin", channels=[64, 128])
+    other = write_tiny_adapter(tmp_path / "other.bin", channels=[64, 128], seed=1)
+    embedding, times = np.ones(512, np.float32), path.stat()
+
+    def keys() -> object:
+        adapter = Adapter.load(path, "cpu", cache=Cache(directory=tmp_path))
+        return adapter.identity(embedding).bank.keys[0]
+
+    first, known = keys(), Adapter.load(path, "cpu", cache=Cache(directory=tmp_path))
+    if change == "replaced":
+        other.replace(path)
+    else:
+        content = other.read_bytes() if change == "same size and time" else b"\0" * times.st_size
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if change == "damaged":
+        with pytest.raises(ModelFileError):
+            keys()
+    else:
+        assert not np.array_equal(keys(), first)
+    assert np.array_equal(known.identity(embedding).bank.keys[0], first), "chosen before the change, and in the cache"
+    with pytest.raises(ModelFileError, match=None if change == "damaged" else "since it was chosen; load it again"):
+        known.identity(-embedding)

@@ -56,7 +56,8 @@ class Bench:
         options |= {"pack": None if pack is None else str(pack), "pictures": str(pictures)}
         with tempfile.TemporaryDirectory() as compiled:
             command = [sys.executable, "-m", "benchmarks.nodes.session", json.dumps(options)]
-            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": compiled}
+            # Python may keep what it compiled, as it does in a user's ComfyUI.
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": compiled, "PYTHONDONTWRITEBYTECODE": ""}
             finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if finished.returncode:
             name = "the limit" if pack is None else pack.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from benchmarks.goals import GOALS, IMPORT_SECONDS
+from benchmarks.goals import GOALS, IMPORT_SECONDS, SHELL_SECONDS
 from benchmarks.report import likeness
 
 _LEFT_OUT = ": evaluation"  # is in ": in all"
@@ -85,6 +85,9 @@ def _seconds_cells(document: Mapping[str, Any], row: Mapping[str, Any], goal: fl
     yield f"{number(ratio['median'])}x ({number(ratio['min'])} to {number(ratio['max'])})" if ratio else ""
     if "import" in row["name"]:
         text, is_missed = f"{IMPORT_SECONDS} s", row["ours_seconds"]["median"] > IMPORT_SECONDS
+    elif "over_limit_seconds" in row:
+        over = row["over_limit_seconds"]["median"]
+        text, is_missed = f"{SHELL_SECONDS} s over the limit", over > SHELL_SECONDS
     else:
         text, is_missed = f"{goal}x" if goal else "", bool(ratio and goal and ratio["median"] < goal)
     yield f"**{text}, missed**" if is_missed else text

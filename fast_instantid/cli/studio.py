@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 def check(job: Job) -> None:
     """Check the numbers of a job. A FastInstantIDError names one out of range."""
-    from ..pipelines import Sampling
-    from ..pipelines.alike import check_gate
+    with stage("import"):
+        from ..pipelines import Sampling
+        from ..pipelines.alike import check_gate
 
     names = ("scale", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "seed")
     Sampling(**{name: getattr(job, name) for name in names})

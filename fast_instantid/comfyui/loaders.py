@@ -13,6 +13,7 @@ from . import sockets
 from .derived import Derivable
 from .memory import ManagedAdapter
 from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
+from .settings import follow_settings
 
 logger = logging.getLogger("fast_instantid")
 
@@ -47,6 +48,7 @@ class InstantIDModelLoader:
         return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
 
     def load_model(self, instantid_file: str) -> tuple[Adapter]:
+        follow_settings()
         path = adapter_path(instantid_file)
         if path.name != PureWindowsPath(instantid_file).name:
             logger.info("no adapter is called %s: %s is used, as it is the only one", instantid_file, path)

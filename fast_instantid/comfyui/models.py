@@ -23,6 +23,7 @@ from ..identity.checkpoint import ADAPTER_NAMES
 from ..locks import fork_safe_lock
 from ..weights import file_version
 from .memory import ManagedNetwork
+from .settings import follow_settings
 
 logger = logging.getLogger("fast_instantid")
 
@@ -131,12 +132,13 @@ def find_face_pack() -> Pack:
     Raises:
         ModelFileError: none; the message names the searched folders and the missing files.
     """
+    follow_settings()
     problems: list[str] = []
     # The usual folder first: other packs keep networks for other purposes elsewhere.
     for folder in reversed(folder_paths.get_folder_paths("insightface")):
-        found = look_for_pack(folder)
+        found = look_for_pack(folder, shared_cache())
         if isinstance(found, Pack):
-            found.warn()
+            found.warn(shared_cache())
             return found
         problems.append(found)
     destination = Path(folder_paths.models_dir, "insightface", "models")

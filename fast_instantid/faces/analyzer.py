@@ -81,7 +81,8 @@ class FaceAnalyzer:
             BackendError: the backend, device or provider is missing, or cannot compute in ``dtype``, at ``sizes`` or
                 with ``threshold``.
         """
-        found = find_pack(local_path(pack, "a face model pack"))
+        cache = shared_cache() if cache is None else cache
+        found = find_pack(local_path(pack, "a face model pack"), cache)
         detector = Detector(load_network(found.detector, backend, device, dtype), found.detector, threshold, sizes)
         recognizer = Recognizer(load_network(found.recognizer, backend, device, dtype), found.recognizer)
         return cls(detector, recognizer, cache)

@@ -36,7 +36,7 @@ class AttributeNetwork:
         self.taskname = taskname
         self.input_size = graph.inputs[0].shape[:1:-1]
         # Networks exported from MXNet scale the picture themselves, some by a normalisation of the input.
-        scales = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]} or any(
+        scales = graph.scales_itself or any(
             node.op == "BatchNormalization" and node.inputs[0] == graph.inputs[0].name for node in graph.nodes[:3]
         )
         self._scaling = (0.0, 1.0) if scales else (127.5, 1 / 128)

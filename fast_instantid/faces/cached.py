@@ -14,11 +14,11 @@ from ..cache import Cache, Record, content_key
 from ..images import Photo
 from ..placement import is_out_of_memory, numeric_settings
 from ..recorder import stage
-from ..weights import checksum
 from .align import align
 from .detector import Detections, Detector
 from .face import Face, faces_of, keypoints_of
 from .foreign import InsightFaceDetector, InsightFaceRecognizer
+from .pack import checksum_of
 from .pixels import CPU
 from .recognizer import Recognizer
 
@@ -47,7 +47,7 @@ class CachedNetworks:
     @property
     def recognizer_fingerprint(self) -> str:
         """SHA-256 of the recogniser's file, the same in every installation; "" without a file."""
-        return "" if self.recognizer.file is None else checksum(self.recognizer.file)
+        return "" if self.recognizer.file is None else checksum_of(self.recognizer.file, self.cache)
 
     def detect(self, pictures: Sequence[Photo], size: tuple[int, int]) -> list[Detections]:
         """Faces at one size. The arrays belong to the cache: copy them before writing."""

@@ -34,10 +34,13 @@ def has_own_get(analysis: Any) -> bool:
         return True
     # ``functools.wraps`` copies __module__, so the globals of the function tell where it was written.
     home = getattr(getattr(type(analysis), "get", None), "__globals__", {}).get("__name__", "")
+    if home.startswith(f"{__package__}."):  # our ``models`` would open every network in the pack's folder
+        return False
     models = getattr(analysis, "models", None)
     parts = [*models.values()] if isinstance(models, Mapping) else []
-    homes = [home, *(type(part).__module__ for part in (analysis, *parts))]
-    return not home.startswith(f"{__package__}.") and not all(name.startswith("insightface.") for name in homes)
+    return not all(
+        name.startswith("insightface.") for name in (home, *(type(part).__module__ for part in (analysis, *parts)))
+    )
 
 
 @dataclass(frozen=True, eq=False)

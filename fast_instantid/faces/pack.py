@@ -6,11 +6,14 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..cache import Cache
 from ..errors import ModelFileError
 from ..recorder import stage
-from ..weights import checksum
-from .onnx.graph import Graph, read_graph
+from ..weights import Known, checksum, file_version, of_version
+from .onnx.graph import Graph, Value, read_graph
+from .onnx.module import check_operators
 from .recognizer import EMBEDDING_DIM
 
 logger = logging.getLogger("fast_instantid")
@@ -49,32 +52,32 @@ class Pack:
     damaged: tuple[str, ...] = ()
     """Damaged files that were skipped, each with the kind of damage."""
 
-    def warn(self) -> None:
+    def warn(self, cache: Cache | None = None) -> None:
         """Log a warning of damaged files, and of a recogniser that InstantID was not trained on."""
-        warn_of_recognizer(self.recognizer.path)
+        warn_of_recognizer(self.recognizer.path, cache)
         if self.damaged:
             logger.warning("face model pack %s is used, in spite of %s", self.folder, "; ".join(self.damaged))
 
 
-def find_pack(folder: str | os.PathLike[str]) -> Pack:
+def find_pack(folder: str | os.PathLike[str], cache: Cache | None = None) -> Pack:
     """Find a model pack in ``folder`` or below it, and warn of problems; see :func:`look_for_pack`.
 
     Raises:
         ModelFileError: no folder with both networks; the message lists the folders tried and what is missing in each.
     """
-    found = look_for_pack(folder)
+    found = look_for_pack(folder, cache)
     if isinstance(found, str):
         raise ModelFileError(f"{found}. Needed are {NEEDED}: 'fast-instantid download antelopev2' gets it")
-    found.warn()
+    found.warn(cache)
     return found
 
 
-def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
+def look_for_pack(folder: str | os.PathLike[str], cache: Cache | None = None) -> Pack | str:
     """The pack in ``folder`` or below it, or the reason why there is none.
 
     Of several packs, antelopev2 is preferred, then the one nearest to the top. ``folder`` may be the pack itself, one
     that holds it (``antelopev2/antelopev2``), ComfyUI's ``models/insightface``, its ``models``, or ComfyUI itself. The
-    reason lists the folders tried and what is missing in each.
+    reason lists the folders tried and what is missing in each. A file that ``cache`` knows is opened on first use.
     """
     folder = Path(os.path.expanduser(folder))
     try:
@@ -87,7 +90,7 @@ def look_for_pack(folder: str | os.PathLike[str]) -> Pack | str:
     with stage("find networks"):
         candidates, tried = _folders_with_onnx(start)
         for candidate in sorted(candidates, key=lambda path: "antelope" not in str(path.relative_to(start)).lower()):
-            detector, recognizer, problems = _two_networks(candidate)
+            detector, recognizer, problems = _two_networks(candidate, cache)
             damaged += problems
             if detector and recognizer:
                 return Pack(candidate, detector, recognizer, tuple(damaged))
@@ -119,7 +122,7 @@ def _folders_with_onnx(start: Path) -> tuple[list[Path], list[str]]:
     return found, unreadable
 
 
-def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
+def _two_networks(folder: Path, cache: Cache | None) -> tuple[Graph | None, Graph | None, list[str]]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".onnx")
     files.sort(key=lambda path: _USUAL_NAMES.index(path.name) if path.name in _USUAL_NAMES else len(_USUAL_NAMES))
     detector = recognizer = None
@@ -128,7 +131,7 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
         if detector and recognizer:
             break
         try:
-            graph = read_graph(path)
+            graph = _open_graph(path, cache)
         except ModelFileError as error:
             problems.append(str(error))
             continue
@@ -149,6 +152,35 @@ def _two_networks(folder: Path) -> tuple[Graph | None, Graph | None, list[str]]:
     return detector, recognizer, problems
 
 
+class _KnownGraph(Known, Graph):
+    """A graph of operators that the torch backend has; its file is opened when the network runs."""
+
+
+def _open_graph(path: Path, cache: Cache | None) -> Graph:
+    """As :func:`read_graph`. A file that an earlier process read with this disk cache is not opened yet."""
+    if not (cache and cache.persistent and path.is_file()):
+        return read_graph(path)
+    read: list[Graph] = []
+
+    def facts() -> dict[str, Any] | None:
+        graph: Graph = of_version(read_graph(path), version)
+        read.append(graph)
+        try:
+            check_operators(graph)
+        except ModelFileError:  # said by the backend that cannot run it
+            return None
+        values = {name: [[v.name, v.shape] for v in getattr(graph, name)] for name in ("inputs", "outputs")}
+        return values | {name: getattr(graph, name) for name in ("fingerprint", "scales_itself")}
+
+    version = file_version(path)
+    known = cache.facts(version, "graph", facts)
+    if read or known is None:
+        return read[0] if read else read_graph(path)
+    for name in ("inputs", "outputs"):
+        known[name] = tuple(Value(value, tuple(shape)) for value, shape in known[name])
+    return _KnownGraph(read_graph, path, version, **known)
+
+
 def _is_recognizer(graph: Graph) -> bool:
     """Whether a graph makes a vector of 128 numbers or more from a 112 x 112 crop.
 
@@ -160,14 +192,21 @@ def _is_recognizer(graph: Graph) -> bool:
     return width is None or width >= 128
 
 
-def other_recognizer(path: Path) -> str:
+def checksum_of(path: Path, cache: Cache | None) -> str:
+    """SHA-256 of a file. One that an earlier process hashed with this disk cache is not opened."""
+    if cache is None:
+        return checksum(path)
+    return cache.facts(file_version(path), "sha256", lambda: checksum(path))
+
+
+def other_recognizer(path: Path, cache: Cache | None = None) -> str:
     """Name a recogniser that is not antelopev2's; "" for antelopev2's, and for an unknown one of another name.
 
     Published files are told by their content. Only a file of the size of one is hashed.
     """
     nbytes = path.stat().st_size
     expected, name = _OTHER_RECOGNIZERS.get(nbytes, ("", ""))
-    if name and checksum(path) == expected:
+    if name and checksum_of(path, cache) == expected:
         return name
     if path.name.startswith("w600k_") or ("buffalo" in path.parent.name.lower() and path.name != _GLINTR100):
         return "the recogniser of a buffalo pack"
@@ -176,8 +215,8 @@ def other_recognizer(path: Path) -> str:
     return ""
 
 
-def warn_of_recognizer(path: Path) -> None:
+def warn_of_recognizer(path: Path, cache: Cache | None = None) -> None:
     """Log a warning of a recogniser that InstantID was not trained on."""
-    if name := other_recognizer(path):
+    if name := other_recognizer(path, cache):
         told = "%s is %s. InstantID was trained on antelopev2's glintr100: another embedding space, another person"
         logger.warning(told, path, name)

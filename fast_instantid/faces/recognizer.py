@@ -28,9 +28,7 @@ class Recognizer:
         self.network = network
         self.graph = graph
         self.file: Path | None = graph.path
-        # Networks exported from MXNet start with a subtraction and a multiplication of their own.
-        normalises_itself = {"Sub", "Mul"} <= {node.op for node in graph.nodes[:8]}
-        self._mean, self._scale = (0.0, 1.0) if normalises_itself else (127.5, 1 / 127.5)
+        self._mean, self._scale = (0.0, 1.0) if graph.scales_itself else (127.5, 1 / 127.5)
 
     @property
     def result_id(self) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import content_key
+from ..cache import Cache, content_key
 from ..errors import ModelFileError
 from ..files import special_file
 from ..kinds import is_adapter, kind_of
 from ..recorder import stage
 from ..sources import DOWNLOAD_HINT
-from ..weights import FileVersion, StateDict, existing_file, file_version, read_tensors
+from ..weights import FileVersion, Known, StateDict, existing_file, file_version, of_version, read_tensors
 from .resampler import Resampler
 
 
@@ -67,7 +67,7 @@ class AdapterWeights:
             self.version.check_mapping()
             yield layer
 
-    @property
+    @cached_property
     def token_width(self) -> int:
         """Width of the identity tokens and of the UNet's text: 2048 for SDXL."""
         return self.layers[0][0].shape[1]
@@ -151,6 +151,25 @@ def read_adapter(path: str | PathLike[str]) -> AdapterWeights:
         if file_version(path) != version:
             raise ModelFileError(f"{path}: this file changed while it was read; load it again")
         return weights
+
+
+class _KnownAdapter(Known, AdapterWeights):
+    """An adapter that was checked before; its file is opened when its weights are used."""
+
+
+def open_adapter(path: Path, cache: Cache) -> AdapterWeights:
+    """As :func:`read_adapter`. With a disk tier, a file that was read before is not opened yet."""
+    if not (cache.persistent and path.is_file()):
+        return read_adapter(path)
+    read: list[AdapterWeights] = []
+
+    def facts() -> dict[str, Any]:
+        read.append(of_version(read_adapter(path), version))
+        return {"fingerprint": read[0].fingerprint, "token_width": read[0].token_width}
+
+    version = file_version(path)
+    known = cache.facts(version, "adapter", facts)
+    return read[0] if read else _KnownAdapter(read_adapter, path, version, **known)
 
 
 def adapter_weights(path: Path, tensors: StateDict, version: FileVersion) -> AdapterWeights:

@@ -19,7 +19,7 @@ from ..recorder import stage
 from ..sources import local_path
 from ..weights import read_metadata, read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
-from .checkpoint import AdapterWeights, find_adapter, read_adapter
+from .checkpoint import AdapterWeights, find_adapter, open_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
 from .resampler import Resampler
 
@@ -188,7 +188,8 @@ class Adapter:
         """
         placement = Placement.resolve(device, dtype)
         file = find_adapter(local_path(path, "InstantID's adapter"), placement.dtype)
-        return cls(read_adapter(file), placement, shared_cache() if cache is None else cache)
+        cache = shared_cache() if cache is None else cache
+        return cls(open_adapter(file, cache), placement, cache)
 
     def to(self, *given: Any, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """An adapter on the same file and cache that makes identities elsewhere, as :meth:`Identity.to`.

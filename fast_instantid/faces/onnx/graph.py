@@ -68,6 +68,11 @@ class Graph:
     """Of the file when it was opened. Check the mapping around every use of content and initializers."""
 
     @cached_property
+    def scales_itself(self) -> bool:
+        """Whether it starts with a subtraction and a multiplication, as networks exported from MXNet do."""
+        return {"Sub", "Mul"} <= {node.op for node in self.nodes[:8]}
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the file's content, as :func:`fast_instantid.weights.fingerprint`; computing it reads the file."""
         with stage("fingerprint", nbytes=len(self.content)):

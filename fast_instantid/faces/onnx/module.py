@@ -12,23 +12,26 @@ import numpy as np
 from torch import fx
 
 from ...errors import ModelFileError
-from .builder import Builder, naming_node
+from .builder import Builder, Scaled, naming_node
 from .graph import Graph, Node
 from .operators import HANDLERS
 
 
-def to_module(graph: Graph) -> fx.GraphModule:
+def to_module(graph: Graph, defers: bool = False) -> fx.GraphModule:
     """The network as a module in evaluation mode, in the dtype of its file.
 
     It takes the graph's one input, ``(N, 3, H, W)``, with any N, and any H and W that the architecture allows, and
     returns the graph's outputs as a tuple. BatchNorm that follows a convolution or a fully connected layer is folded
     into it (Jacob et al. 2018, eq. 14).
 
+    Args:
+        defers: leave what :func:`.onednn.use_onednn` reorders in the file, until it is used.
+
     Raises:
         ModelFileError: an operator, or a form of one, that these families do not use; the message names it.
     """
     check_operators(graph)
-    builder = Builder(graph)
+    builder = Builder(graph, defers)
     builder.values[graph.inputs[0].name] = builder.graph.placeholder("images")
 
     def translate(node: Node) -> None:
@@ -106,9 +109,7 @@ def _folded(builder: Builder, norm: Node, layer: Node) -> Node:
     bias = biases[0].reshape(mean.shape) if biases else np.zeros(len(mean), weight.dtype)
     per_output = scale.reshape(-1, *[1] * (weight.ndim - 1)) if outputs_first else scale
     names = (f"{norm.outputs[0]}.weight", f"{norm.outputs[0]}.bias")
-    # In fp32, which takes half as long as float64 for a recogniser's 65 million weights; no layer has more bits.
-    builder.values[names[0]] = np.multiply(
-        weight, per_output.astype(np.float32), out=np.empty_like(weight), dtype=np.float32, casting="same_kind"
-    )
+    scaled = Scaled(weight, per_output.astype(np.float32))
+    builder.values[names[0]] = scaled if layer.op == "Conv" else scaled.array()
     builder.values[names[1]] = ((bias - mean) * scale + beta).astype(weight.dtype)
     return Node(layer.op, (layer.inputs[0], *names), norm.outputs, layer.attributes)

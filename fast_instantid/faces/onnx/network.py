@@ -17,6 +17,7 @@ from ...locks import fork_safe_lock
 from ...placement import Placement, is_out_of_memory, thread_defaults
 from ...recorder import stage
 from ...sources import no_telemetry
+from ...weights import Known
 from .first_run import first_run
 from .graph import Graph
 from .module import check_operators, to_module, unknown_operators
@@ -75,7 +76,8 @@ class TorchNetwork:
     """
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        check_operators(graph)
+        if not isinstance(graph, Known):  # those were checked
+            check_operators(graph)
         self.device = device
         self.dtype = dtype
         approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
@@ -110,10 +112,11 @@ class TorchNetwork:
                 with stage("load network"), torch.device("cpu"):  # whatever torch's default device is
                     self._graph.version.check_mapping()
                     check_weights(self._graph)
-                    module = to_module(self._graph).to(self.dtype)
+                    fixed_size = None not in self._graph.inputs[0].shape[2:]
+                    defers = self._uses_onednn and fixed_size and self.dtype == torch.float32
+                    module = to_module(self._graph, defers).to(self.dtype)
                     self._graph.version.check_mapping()
                     if self._uses_onednn:
-                        fixed_size = None not in self._graph.inputs[0].shape[2:]
                         self._module = self.place(use_onednn(module, fixed_size))
                     else:
                         self._module = self.place(module.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
@@ -159,6 +162,11 @@ class TorchNetwork:
                 outputs = module(batch)
             else:
                 outputs = first_run(module, self._graph, batch)
+                try:
+                    self._graph.version.check_mapping()  # it read weights
+                except ModelFileError:
+                    self._module = None
+                    raise
                 self._has_run.add(batch.shape)
             return _finite([output.float().cpu().numpy() for output in outputs], self._graph.path, self.backend)
 

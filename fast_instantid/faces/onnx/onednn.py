@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .builder import Conv2d
+
 _OPERATORS: Any = torch.ops.mkldnn
 _REORDER: Any = getattr(getattr(torch._C, "_nn", None), "mkldnn_reorder_conv2d_weight", None)  # pyright: ignore[reportPrivateUsage]
 
@@ -31,7 +33,7 @@ def use_onednn(module: fx.GraphModule, fixed_size: bool) -> fx.GraphModule:
     """Replace the convolutions of a network, in-place, and fuse the ReLUs that follow them."""
     for node in [*module.graph.nodes]:
         conv = module.get_submodule(node.target) if node.op == "call_module" else None
-        if type(conv) is nn.Conv2d:
+        if type(conv) is Conv2d:
             readers = [*node.users]
             with_relu = len(readers) == 1 and readers[0].target is F.relu
             if with_relu:
@@ -51,18 +53,23 @@ class OneDNNConv2d(nn.Module):
     The result is the same to the bit for any layout.
     """
 
-    def __init__(self, conv: nn.Conv2d, with_relu: bool, fixed_size: bool) -> None:
+    def __init__(self, conv: Conv2d, with_relu: bool, fixed_size: bool) -> None:
         super().__init__()
         self.bias = conv.bias
         self._sizes = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups  # pyright: ignore[reportGeneralTypeIssues]
         self._then = "relu" if with_relu else "none"
         self._fixed_size = fixed_size
+        self._scaled = conv.scaled
         # Not a parameter: a blocked layout is opaque, so it must not be moved or read.
         weight = conv.weight.detach()
         self._weight = weight if fixed_size else weight.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._weight  # read once: another thread may replace it
+        # Both are read once and in this order: another thread may replace them.
+        scaled, weight = self._scaled, self._weight
         if self._fixed_size and weight.layout == torch.strided:
-            weight = self._weight = _REORDER(weight.to_mkldnn(), *self._sizes, x.shape)
+            # Made here and freed at once, so that all layers use the same pages of memory.
+            dense = weight if scaled is None else torch.from_numpy(scaled.array())
+            weight = self._weight = _REORDER(dense.to_mkldnn(), *self._sizes, x.shape)
+            self._scaled = None
         return _OPERATORS._convolution_pointwise(x, weight, self.bias, *self._sizes, self._then, [], "")

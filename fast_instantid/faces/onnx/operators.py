@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .builder import Builder, owned
+from .builder import Builder, Conv2d, owned
 from .graph import DTYPES, Node
 
 Handler: TypeAlias = Callable[[Builder, Node], Any]
@@ -31,17 +31,17 @@ def _conv(b: Builder, node: Node) -> fx.Node:
         raise b.unsupported(node, f"with kernel_shape {kernel} and a weight of shape {weight.shape}, or such a bias")
     x, padding = _padded(b, node, b.tensor(node.inputs[0]))
     groups, strides, dilations = node.attributes.get("group", 1), *_windows(node)
-    with torch.device("meta"):
-        module = nn.Conv2d(
-            weight.shape[1] * groups,
-            weight.shape[0],
-            (weight.shape[2], weight.shape[3]),
-            stride=strides,
-            padding=padding,
-            dilation=dilations,
-            groups=groups,
-            bias=bias is not None,
-        )
+    module = Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        stride=strides,
+        padding=padding,
+        dilation=dilations,
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+    )
     layer = b.layer(module, x, weight=weight, bias=bias)
     layer.meta["window"] = padding, dilations, groups
     return layer
