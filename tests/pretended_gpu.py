@@ -70,6 +70,6 @@ class PretendedGPU(TorchDispatchMode):
         result = func(*inner_args, **inner_kwargs)
         if not goes or (func is aten.copy_.default and not isinstance(args[0], OnDevice)):
             return result
-        if func._schema.name.endswith("_") and args and isinstance(args[0], OnDevice):
+        if func._schema.is_mutable and args and isinstance(args[0], OnDevice):
             return args[0]
         return tree_map_only(torch.Tensor, OnDevice, result)
