@@ -17,7 +17,7 @@ the reference is onnxruntime with these two networks and nothing else at work.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ except ImportError:
     PROVIDERS = []
 
 SIDE = 1024
+CASES = (
+    ("one new face", 1, 1, 1),
+    ("six new images", 6, 6, 1),
+    ("one of six replaced", 6, 1, 1),
+    ("group of six, one identity", 1, 1, 6),
+)
+"""Name, images, how many of them are new, faces in each."""
 
 
 def run(backend: str, device: str, dtype: str, runs: int, json_path: Path | None) -> None:
@@ -59,14 +66,9 @@ def run(backend: str, device: str, dtype: str, runs: int, json_path: Path | None
         load = partial(load_network, backend=backend, device=device, dtype=dtype)
         comparisons: list[Comparison | dict[str, str]] = []
         bare = BareFaceNetworks(pack, backend, device, dtype)
-        for name, images, new, faces in (
-            ("one new face", 1, 1, 1),
-            ("six new images", 6, 6, 1),
-            ("one of six replaced", 6, 1, 1),
-            ("group of six, one identity", 1, 1, 6),
-        ):
+        for name, images, new, faces in CASES:
             print(f"{name} ...", flush=True)
-            sides = _Sides(pack, picture, images, new, faces, load, runs)
+            sides = _Sides(pack, picture, (images, new, faces), load, runs)
             limit = lambda run, new=new: bare.run(new)  # noqa: E731
             comparisons.append(compare(name, sides.reference, sides.ours, runs, limit=limit))
             if images == 1 and faces == 1:
@@ -74,7 +76,7 @@ def run(backend: str, device: str, dtype: str, runs: int, json_path: Path | None
             if place.type == "cuda" and new == images and faces == 1:
                 on_cuda = f"{name}, insightface on CUDA"
                 if "CUDAExecutionProvider" in PROVIDERS:
-                    sides = _Sides(pack, picture, images, new, faces, load, runs, "CUDAExecutionProvider")
+                    sides = _Sides(pack, picture, (images, new, faces), load, runs, "CUDA")
                     comparisons.append(compare(on_cuda, sides.reference, sides.ours, runs, limit=limit))
                 else:
                     why = f"onnxruntime has {', '.join(PROVIDERS)}" if PROVIDERS else "insightface is not installed"
@@ -89,17 +91,13 @@ def run(backend: str, device: str, dtype: str, runs: int, json_path: Path | None
     about = metadata(["torch", "numpy", *(["insightface"] if PROVIDERS else [])], place)
     if PROVIDERS:
         about["versions"] |= {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
-    about |= {"backend": sides.analyzer.backend, "image": f"{SIDE} x {SIDE}"}
-    about["networks"] = (
-        f"SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights, {dtype}"
-    )
+    about |= {"backend": sides.analyzer.backend, "image": f"{SIDE} x {SIDE}", "dtype": dtype}
+    about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights"
     report(json_path, "faces", comparisons, about | {"notes": notes(__doc__)})
 
 
-def _networks(
-    name: str, reference: BareFaceNetworks | None, ours: BareFaceNetworks, count: int, runs: int
-) -> Comparison:
-    theirs = None if reference is None else lambda run: reference.run(count)
+def _networks(name: str, reference: Any, ours: BareFaceNetworks, count: int, runs: int) -> Comparison:
+    theirs = reference and (lambda run: reference.run(count))
     return compare(name, theirs, lambda run: ours.run(count), runs, recorder=None)
 
 
@@ -107,24 +105,16 @@ class _Sides:
     """The two ways from a batch of images to embeddings and a keypoint picture."""
 
     def __init__(
-        self,
-        pack: Path,
-        picture: np.ndarray,
-        images: int,
-        new: int,
-        faces: int,
-        load: Callable[..., Any],
-        runs: int,
-        provider: str = "CPUExecutionProvider",
+        self, pack: Path, picture: np.ndarray, case: tuple[int, int, int], load: Any, runs: int, provider: str = "CPU"
     ) -> None:
+        self.images, self.new, faces = case
         threshold = _threshold(pack, picture, faces)
         self.picture = torch.from_numpy(picture).float().div(255)
-        self.images, self.new = images, new
         self.batches = {run: self._batch(run) for run in range(-1, runs + 1)}  # beforehand: in ComfyUI they are there
         self.reference = None
         if PROVIDERS:
-            self.analysis = FaceAnalysis(name=str(pack), providers=[provider])
-            self.analysis.prepare(0 if "CUDA" in provider else -1, det_size=(640, 640), det_thresh=threshold)
+            self.analysis = FaceAnalysis(name=str(pack), providers=[f"{provider}ExecutionProvider"])
+            self.analysis.prepare(0 if provider == "CUDA" else -1, det_size=(640, 640), det_thresh=threshold)
             self.reference = self._reference
         found = find_pack(pack)
         self.analyzer = FaceAnalyzer(

@@ -153,13 +153,10 @@ class GraphedFaceNetworks(BareFaceNetworks):
             batch = given.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale).to(network.dtype)
             return torch.cat([output.float().reshape(-1) for output in network.module(batch)])
 
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), _exact_float32(network.device):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # libraries choose their kernels and take their memory before the capture
-                    work()
-            torch.cuda.current_stream().wait_stream(stream)
+            work()  # libraries choose their kernels before the capture
+            torch.cuda.synchronize()
             with torch.cuda.graph(graph):
                 made = work()
         return graph.replay, given, made
