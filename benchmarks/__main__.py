@@ -16,6 +16,7 @@ MODULES = {
     "attention": "attention",
     "pipelines": "pipelines.suite",
     "likeness": "likeness.suite",
+    "precision": "likeness.faces",
     "people": "people",
     "plot": "report.plot",
     "page": "report.page",
@@ -43,7 +44,8 @@ def main() -> None:
 
     made = suite("faces", "the face stage, against insightface's FaceAnalysis")
     made.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="of our side")
-    made.add_argument("--device", default="cpu", help="of our side; insightface runs on the CPU")
+    made.add_argument("--device", default="cpu", help="of our side; insightface runs on the CPU, and on CUDA beside it")
+    made.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of our side")
     made = of_nodes("workflow", "the ComfyUI nodes and the layers they patch, against cubiq/ComfyUI_InstantID")
     made.add_argument("--steps", type=int, default=20, help="evaluations of the patched layers in the row 'in all'")
     made = of_nodes("headline", "a whole ComfyUI workflow and five edits, against the same pack", runs=3)
@@ -72,6 +74,8 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
     made.add_argument("--processes", type=int, default=2, metavar="N", help="of one thread each")
     made.add_argument("--picture", type=Path, metavar="FILE", help="also write the pictures of six people")
+    made = suite("precision", "what half precision and smaller sizes do to faces: rows of likeness", runs=0)
+    made.add_argument("--people", type=int, default=12, metavar="N", help="up to 100; two portraits of each")
     made = suite("people", "what choices, references and tries do to likeness, on the miniature", runs=0)
     made.add_argument(
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"

@@ -7,6 +7,9 @@ stand-ins of similar cost, since their architectures are not published.
 The networks have antelopev2's sizes and random weights, so the work is the real work, and faces are wherever the random
 detector sees them. Its threshold is set so that it sees as many as the case says.
 
+With ``--device cuda``, two cases are measured beside insightface on CUDA as well, where its onnxruntime can, and the
+networks beside themselves as CUDA graphs, which the package does not use. A side that cannot run here is left out.
+
 The limit is one run of detector and recogniser for each new picture, on our side's backend. In the row "networks alone"
 the reference is onnxruntime with these two networks and nothing else at work.
 """
@@ -17,15 +20,14 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-import skimage.data
 import torch
-from insightface.app import FaceAnalysis
+from PIL import Image
 
 from benchmarks.common import Comparison, compare, metadata, notes, report
-from benchmarks.networks import BareFaceNetworks, write_faces
+from benchmarks.networks import BareFaceNetworks, GraphedFaceNetworks, write_faces
 from examples.tiny_faces import SCRFD_10G, write_scrfd
 from fast_instantid import Cache, FaceAnalyzer, draw_keypoints
 from fast_instantid.faces import find_pack, largest
@@ -33,60 +35,95 @@ from fast_instantid.faces.detector import Detector
 from fast_instantid.faces.onnx.network import load_network
 from fast_instantid.faces.recognizer import Recognizer
 
+try:
+    import cv2
+    import onnxruntime
+    from insightface.app import FaceAnalysis
+
+    PROVIDERS: list[str] = onnxruntime.get_available_providers()
+except ImportError:
+    PROVIDERS = []
+
 SIDE = 1024
+CASES = (
+    ("one new face", 1, 1, 1),
+    ("six new images", 6, 6, 1),
+    ("one of six replaced", 6, 1, 1),
+    ("group of six, one identity", 1, 1, 6),
+)
+"""Name, images, how many of them are new, faces in each."""
 
 
-def run(backend: str, device: str, runs: int, json_path: Path | None) -> None:
+def run(backend: str, device: str, dtype: str, runs: int, json_path: Path | None) -> None:
     """Measure, print, and save where asked."""
-    picture = cv2.resize(skimage.data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    place = torch.device(device if backend == "torch" else "cpu")
+    coarse = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     with tempfile.TemporaryDirectory() as folder:
         print("making networks of antelopev2's sizes with random weights ...", flush=True)
         pack = Path(folder)
         write_faces(pack, partial(write_scrfd, **SCRFD_10G))
-        comparisons: list[Comparison] = []
-        bare = BareFaceNetworks(pack, backend, device)
-        for name, images, new, faces in (
-            ("one new face", 1, 1, 1),
-            ("six new images", 6, 6, 1),
-            ("one of six replaced", 6, 1, 1),
-            ("group of six, one identity", 1, 1, 6),
-        ):
+        load = partial(load_network, backend=backend, device=device, dtype=dtype)
+        comparisons: list[Comparison | dict[str, str]] = []
+        bare = BareFaceNetworks(pack, backend, device, dtype)
+        for name, images, new, faces in CASES:
             print(f"{name} ...", flush=True)
-            sides = _Sides(pack, picture, images, new, faces, backend, device, runs)
+            sides = _Sides(pack, picture, (images, new, faces), load, runs)
             limit = lambda run, new=new: bare.run(new)  # noqa: E731
             comparisons.append(compare(name, sides.reference, sides.ours, runs, limit=limit))
             if images == 1 and faces == 1:
                 comparisons.append(compare("the same face again", sides.reference, sides.ours_again, runs))
+            if place.type == "cuda" and new == images and faces == 1:
+                on_cuda = f"{name}, insightface on CUDA"
+                if "CUDAExecutionProvider" in PROVIDERS:
+                    sides = _Sides(pack, picture, (images, new, faces), load, runs, "CUDA")
+                    comparisons.append(compare(on_cuda, sides.reference, sides.ours, runs, limit=limit))
+                else:
+                    why = f"onnxruntime has {', '.join(PROVIDERS)}" if PROVIDERS else "insightface is not installed"
+                    comparisons.append({"name": on_cuda, "not_measured": why})
         if backend == "torch":
-            theirs = BareFaceNetworks(pack, "onnxruntime", "cpu")
-            jobs = (lambda run, networks=networks: networks.run() for networks in (theirs, bare))
-            comparisons.append(compare("networks alone", *jobs, runs, recorder=None))
-    about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
-    about |= {"backend": sides.analyzer.backend, "image": f"{SIDE} x {SIDE}"}
-    about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights, fp32"
+            theirs = BareFaceNetworks(pack, "onnxruntime", "cpu") if PROVIDERS else None
+            comparisons.append(_networks("networks alone", theirs, bare, 1, runs))
+        if place.type == "cuda":
+            graphed = GraphedFaceNetworks(pack, backend, device, dtype)
+            for count in (1, 6):
+                comparisons.append(_networks(f"networks as CUDA graphs, {count} of each", bare, graphed, count, runs))
+    about = metadata(["torch", "numpy", *(["insightface"] if PROVIDERS else [])], place)
+    if PROVIDERS:
+        about["versions"] |= {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+    about |= {"backend": sides.analyzer.backend, "image": f"{SIDE} x {SIDE}", "dtype": dtype}
+    about["networks"] = "SCRFD-10G, IResNet-100 and three stand-ins for the rest of antelopev2, random weights"
     report(json_path, "faces", comparisons, about | {"notes": notes(__doc__)})
+
+
+def _networks(name: str, reference: Any, ours: BareFaceNetworks, count: int, runs: int) -> Comparison:
+    theirs = reference and (lambda run: reference.run(count))
+    return compare(name, theirs, lambda run: ours.run(count), runs, recorder=None)
 
 
 class _Sides:
     """The two ways from a batch of images to embeddings and a keypoint picture."""
 
     def __init__(
-        self, pack: Path, picture: np.ndarray, images: int, new: int, faces: int, backend: str, device: str, runs: int
+        self, pack: Path, picture: np.ndarray, case: tuple[int, int, int], load: Any, runs: int, provider: str = "CPU"
     ) -> None:
+        self.images, self.new, faces = case
         threshold = _threshold(pack, picture, faces)
         self.picture = torch.from_numpy(picture).float().div(255)
-        self.images, self.new = images, new
         self.batches = {run: self._batch(run) for run in range(-1, runs + 1)}  # beforehand: in ComfyUI they are there
-        self.analysis = FaceAnalysis(name=str(pack), providers=["CPUExecutionProvider"])
-        self.analysis.prepare(ctx_id=-1, det_size=(640, 640), det_thresh=threshold)
+        self.reference = None
+        if PROVIDERS:
+            self.analysis = FaceAnalysis(name=str(pack), providers=[f"{provider}ExecutionProvider"])
+            self.analysis.prepare(0 if provider == "CUDA" else -1, det_size=(640, 640), det_thresh=threshold)
+            self.reference = self._reference
         found = find_pack(pack)
         self.analyzer = FaceAnalyzer(
-            Detector(load_network(found.detector, backend, device), found.detector, threshold),
-            Recognizer(load_network(found.recognizer, backend, device), found.recognizer),
+            Detector(load(found.detector), found.detector, threshold),
+            Recognizer(load(found.recognizer), found.recognizer),
             Cache(),
         )
 
-    def reference(self, run: int) -> None:
+    def _reference(self, run: int) -> None:
         """Every image through all five networks for every face, and the first one once more for its keypoints."""
         batch = self.batches[run]
         embeddings = [_chosen(self.analysis.get(image))["embedding"] for image in _as_bgr(batch)]

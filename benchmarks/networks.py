@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.sizes import EMBEDDING_DIM, IDENTITY_TOKENS, SIZES, Size
 from fast_instantid import Cache
 from fast_instantid.faces import find_pack
-from fast_instantid.faces.onnx.network import load_network
+from fast_instantid.faces.onnx.network import _exact_float32, load_network
 from fast_instantid.identity import Adapter
 from fast_instantid.identity.checkpoint import AdapterWeights
 from fast_instantid.identity.resampler import Resampler
@@ -24,6 +24,7 @@ from fast_instantid.weights import FileVersion
 ADAPTER = "ip-adapter.bin"
 FACES = Path("models", "insightface", "models", "antelopev2")
 _DETECTOR_SIDE, _RECOGNISER_SIDE = 640, 112
+_SCALING = 127.5, 1 / 127.5
 
 
 def write_models(base: Path, adapter: str = ADAPTER, size: Size = SIZES["full"]) -> None:
@@ -114,14 +115,48 @@ class BareFaceNetworks:
     On a GPU, where batches pay, all pictures are one batch.
     """
 
-    def __init__(self, pack: Path, backend: str = "torch", device: str = "cpu") -> None:
+    def __init__(
+        self, pack: Path, backend: str = "torch", device: str = "cpu", dtype: str | torch.dtype = torch.float32
+    ) -> None:
         found = find_pack(pack)
         graphs: dict[int, Any] = {_DETECTOR_SIDE: found.detector, _RECOGNISER_SIDE: found.recognizer}
-        self._networks = {side: load_network(graph, backend, device) for side, graph in graphs.items()}
+        self._networks = {side: load_network(graph, backend, device, dtype) for side, graph in graphs.items()}
         self._noise = np.random.default_rng(0)
 
     def run(self, pictures: int = 1) -> None:
         for side, network in self._networks.items():
             batch = self._noise.integers(256, size=(pictures, side, side, 3), dtype=np.uint8)
             for part in np.split(batch, pictures) if network.on_cpu else [batch]:
-                network.run(torch.from_numpy(part), 127.5, 1 / 127.5)
+                self._run(network, torch.from_numpy(part))
+
+    def _run(self, network: Any, images: Tensor) -> None:
+        network.run(images, *_SCALING)
+
+
+class GraphedFaceNetworks(BareFaceNetworks):
+    """The same as CUDA graphs, one for each network and number of pictures."""
+
+    def _run(self, network: Any, images: Tensor) -> None:
+        graphs = vars(self).setdefault("_graphs", {})
+        if images.shape not in graphs:
+            graphs[images.shape] = self._captured(network, images.shape)
+        replay, given, made = graphs[images.shape]
+        given.copy_(images)
+        replay()
+        made.cpu()
+
+    def _captured(self, network: Any, shape: torch.Size) -> tuple[Callable[[], None], Tensor, Tensor]:
+        given = torch.zeros(shape, dtype=torch.uint8, device=network.device)
+        mean, scale = _SCALING
+
+        def work() -> Tensor:
+            batch = given.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale).to(network.dtype)
+            return torch.cat([output.float().reshape(-1) for output in network.module(batch)])
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), _exact_float32(network.device):
+            work()  # libraries choose their kernels before the capture
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                made = work()
+        return graph.replay, given, made

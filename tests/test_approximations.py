@@ -297,9 +297,9 @@ def sides(monkeypatch) -> list[int]:
     seen: list[int] = []
     run = TorchNetwork.run
 
-    def counted(self, images, mean, scale):
+    def counted(self, images, *options):
         seen.append(images.shape[2])
-        return run(self, images, mean, scale)
+        return run(self, images, *options)
 
     monkeypatch.setattr(TorchNetwork, "run", counted)
     return seen

@@ -27,10 +27,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     seen: list[tuple[str, int, int]] = []
     run = TorchNetwork.run
 
-    def counted(self: TorchNetwork, images: np.ndarray, mean: float, scale: float) -> list[np.ndarray]:
+    def counted(self: TorchNetwork, images: np.ndarray, *options: object) -> list[np.ndarray]:
         width = images.shape[2]
         seen.append(("recogniser" if width == 112 else "detector", len(images), width))
-        return run(self, images, mean, scale)
+        return run(self, images, *options)
 
     monkeypatch.setattr(TorchNetwork, "run", counted)
     return seen

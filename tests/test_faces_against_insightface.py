@@ -95,7 +95,9 @@ def test_crops_are_insightfaces_to_the_bit(best_detector, pictures):
         pictures.values(), make_detector(best_detector).detect(list(pictures.values())), strict=True
     ):
         for keypoints in faces.keypoints:
-            np.testing.assert_array_equal(align(image, keypoints), bgr(face_align.norm_crop(bgr(image), keypoints)))
+            np.testing.assert_array_equal(
+                align([image], [keypoints])[0], bgr(face_align.norm_crop(bgr(image), keypoints))
+            )
             crops += 1
     assert crops >= 5
 
@@ -120,7 +122,7 @@ def test_embeddings_of_an_iresnet100(tmp_path, pack, astronaut, group):
     file = write_iresnet(tmp_path / "glintr100.onnx", **IRESNET_100)
     graph = read_graph(file)
     analyzer = FaceAnalyzer.load(pack, cache=Cache())
-    crops = [align(image, analyzer.detect(image)[0][0].kps) for image in (astronaut, group)]
+    crops = [align([image], [analyzer.detect(image)[0][0].kps])[0] for image in (astronaut, group)]
     expected = np.concatenate([ArcFaceONNX(str(file)).get_feat(bgr(crop.numpy())) for crop in crops])
 
     for_torch = Recognizer(load_network(graph, "torch", "cpu"), graph)

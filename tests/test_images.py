@@ -471,7 +471,7 @@ def test_a_side_too_long_for_insightface_is_refused_before_decoding(size, tmp_pa
     for form in (Image.new("RGB", size), np.zeros((size[1], size[0], 3), np.uint8), torch.zeros(size[1], size[0], 3)):
         assert said in refusal(form)
     longest = np.zeros((min(size[1], MAX_SIDE), min(size[0], MAX_SIDE), 3), np.uint8)
-    align(rgb(longest), TEMPLATE)
+    align([rgb(longest)], [TEMPLATE])
 
 
 @needs_posix

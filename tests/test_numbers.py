@@ -264,11 +264,11 @@ class SmallGPU(TorchNetwork):
     def result_id(self):
         return f"{super().result_id} on a GPU"
 
-    def run(self, images, mean, scale):
+    def run(self, images, *options):
         self.batches.append(len(images))
         if len(images) > self.room:
             raise getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)("CUDA out of memory. Tried to ...")
-        return super().run(images, mean, scale)
+        return super().run(images, *options)
 
 
 @pytest.mark.parametrize("room", [3, 0])
@@ -298,7 +298,7 @@ def test_other_errors_are_no_lack_of_memory():
 
 
 def test_a_network_without_memory_on_the_cpu_too_says_so(tiny_pack, astronaut, monkeypatch):
-    def run(self, images, mean, scale):
+    def run(self, images, *options):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(TorchNetwork, "run", run)

@@ -81,7 +81,7 @@ def test_a_moved_picture_is_opencvs(kind, seed, astronaut):
     for largest in (2, 5, 500):
         picture = part_of(astronaut, random, *random.integers(1, largest, 2))
         expected = cv2.warpAffine(picture, matrix, (112, 112), borderValue=0.0)
-        np.testing.assert_array_equal(warp(picture, matrix, 112).numpy(), expected)
+        np.testing.assert_array_equal(warp([picture], [matrix], 112)[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -91,7 +91,7 @@ def test_crops_of_photographs_are_opencvs(seed, pictures):
     keypoints = (TEMPLATE - 56) * random.uniform(0.2, 0.02 * min(picture.shape[:2])) + random.normal(0, 3, (5, 2))
     keypoints = (keypoints + random.uniform(0, picture.shape[1::-1])).astype(np.float32)
     expected = cv2.warpAffine(picture, similarity(keypoints, TEMPLATE), (112, 112), borderValue=0.0)
-    np.testing.assert_array_equal(align(picture, keypoints).numpy(), expected)
+    np.testing.assert_array_equal(align([picture], [keypoints])[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("far", [0, 1, 5, 60, 400, 3000, 1_000_000])
@@ -129,8 +129,8 @@ def test_a_gpu_makes_the_same_pixels(pictures):
         for size in ((640, 480), (192, 7), (4000, 641)):
             assert torch.equal(resize(picture, size, torch.device("cuda")).cpu(), resize(picture, size))
         for factor in (0.3, 3, 30):
-            crop = align(picture, TEMPLATE * factor, torch.device("cuda"))
-            assert torch.equal(crop.cpu(), align(picture, TEMPLATE * factor))
+            crop = align([picture], [TEMPLATE * factor], torch.device("cuda"))
+            assert torch.equal(crop.cpu(), align([picture], [TEMPLATE * factor]))
 
 
 def test_nothing_is_read_back_from_the_device(astronaut):
@@ -138,7 +138,7 @@ def test_nothing_is_read_back_from_the_device(astronaut):
     device = torch.device("meta")
     for result, shape in (
         (resize(astronaut, (640, 480), device), (480, 640, 3)),
-        (align(astronaut, TEMPLATE, device), (112, 112, 3)),
+        (align([astronaut], [TEMPLATE], device), (1, 112, 112, 3)),
     ):
         assert (result.device.type, result.dtype, result.shape) == ("meta", torch.uint8, shape)
 
@@ -148,6 +148,6 @@ def test_read_only_pictures_and_torchs_default_device_change_nothing(astronaut):
     picture.flags.writeable = False
     with warnings.catch_warnings(), torch.device("meta"), torch.inference_mode():
         warnings.simplefilter("error")
-        scaled, crop = resize(picture, (300, 200)), align(picture, TEMPLATE * 2)
+        scaled, crop = resize(picture, (300, 200)), align([picture], [TEMPLATE * 2])
     np.testing.assert_array_equal(scaled.numpy(), resize(astronaut, (300, 200)).numpy())
-    np.testing.assert_array_equal(crop.numpy(), align(astronaut, TEMPLATE * 2).numpy())
+    np.testing.assert_array_equal(crop.numpy(), align([astronaut], [TEMPLATE * 2]).numpy())

@@ -154,7 +154,7 @@ def test_the_exported_recogniser_is_the_trained_one(trained, portraits, tmp_path
     pack.mkdir()
     write_onnx(model, pack / "glintr100.onnx")
     whole = (pack / "glintr100.onnx").stat().st_size
-    faces = [align(portraits.pictures[i], portraits.keypoints[i]) for i in range(4)]
+    faces = [align([portraits.pictures[i]], [portraits.keypoints[i]])[0] for i in range(4)]
     expected = recognizer.embed(model, portraits.pictures[:4], portraits.keypoints[:4]).numpy()
     for tolerance in (1e-4, 2e-2):  # as written, and with weights at half precision
         network = _recognizer(pack / "glintr100.onnx")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, spread
-from fast_instantid import Cache, Face, FaceAnalyzer, miniature
+from benchmarks.common import ROOT, metadata, notes, save, spread
+from benchmarks.report.tables import table
+from examples.tiny_faces import IRESNET_100, write_iresnet
+from fast_instantid import Face, miniature
+from fast_instantid.faces.align import align
 from fast_instantid.faces.detector import Detections, Detector
 from fast_instantid.faces.onnx.graph import read_graph
 from fast_instantid.faces.onnx.network import load_network
+from fast_instantid.faces.recognizer import Recognizer
 from training.detector_report import overlap
 from training.evaluate import portrait
 
 MODELS = Path(os.environ.get("FAST_INSTANTID_TEST_MODELS", ROOT.parent / "shared" / "models"))
 """Folder of real detectors, which may not be redistributed."""
 REAL_DETECTORS = ("scrfd_2.5g_bnkps", "scrfd_500m_bnkps")
+_PEOPLE_FOR_LARGE = 6
 _DTYPES = ("bfloat16", "float16")
 _WAYS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
@@ -28,13 +34,28 @@ _WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def run(people: int, json_path: Path | None) -> None:
+    """Measure the rows of this module alone, print, and save where asked."""
+    about = metadata(["torch", "numpy"]) | {"people": people, "notes": notes(__doc__)}
+    document = {"suite": "likeness", "about": about, "results": face_rows(people)}
+    print("\n\n".join(table(document, [kind]) for kind in ("recogniser", "detector")))
+    save(json_path, document)
+
+
 def face_rows(people: int) -> list[dict[str, Any]]:
     """Rows for the recogniser and for each detector; a missing detector has a row that says so."""
     portraits = [portrait(number, picture) for number in range(people) for picture in range(2)]
     drawn = [one.picture for one in portraits]
     where = [Face(np.zeros(4, np.float32), one.keypoints, 1.0) for one in portraits]
     pack = miniature.files().pack
-    rows = [_recognised(pack, drawn, where, dtype) for dtype in _DTYPES]
+    rows = [
+        _recognised("the miniature's recogniser", pack / "glintr100.onnx", drawn, where, dtype) for dtype in _DTYPES
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        large = write_iresnet(Path(folder, "glintr100.onnx"), **IRESNET_100)
+        some = slice(0, 2 * _PEOPLE_FOR_LARGE)
+        for dtype in _DTYPES:
+            rows.append(_recognised("a random IResNet-100", large, drawn[some], where[some], dtype))
     rows += _detected("the miniature's", pack / "scrfd_10g_bnkps.onnx", "drawn portraits", drawn)
     photographs = _photographs()
     for name in REAL_DETECTORS:
@@ -47,15 +68,16 @@ def face_rows(people: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _recognised(pack: Path, pictures: list[np.ndarray], where: list[Face], dtype: str) -> dict[str, Any]:
+def _recognised(name: str, path: Path, pictures: list[np.ndarray], where: list[Face], dtype: str) -> dict[str, Any]:
     """Cosines of embeddings of the same crops."""
+    graph = read_graph(path)
+    crops = [*align(pictures, [face.kps for face in where])]
     exact, rough = (
-        FaceAnalyzer.load(pack, device="cpu", dtype=one, cache=Cache()).embed(pictures, where)
-        for one in ("float32", dtype)
+        Recognizer(load_network(graph, "torch", "cpu", one), graph).embed(crops) for one in ("float32", dtype)
     )
     cosines = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
     return {
-        "name": f"the miniature's recogniser, drawn portraits, {dtype}",
+        "name": f"{name}, drawn portraits, {dtype}",
         "kind": "recogniser",
         "pictures": len(pictures),
         "cosine": spread(cosines.tolist()),

@@ -78,7 +78,8 @@ def number(value: float) -> str:
 
 
 def _seconds_cells(document: Mapping[str, Any], row: Mapping[str, Any], goal: float | None) -> Iterator[str]:
-    yield title(document, row)
+    reason = f": not measured: {row['not_measured']}" if "not_measured" in row else ""
+    yield f"{title(document, row)}{reason}"
     for side in ("reference", "ours", "limit"):
         yield seconds(row[f"{side}_seconds"]["median"]) if f"{side}_seconds" in row else ""
     ratio = row.get("ratio")

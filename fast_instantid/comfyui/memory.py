@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..faces.onnx.network import TorchNetwork
+from ..faces.onnx.network import Reduction, TorchNetwork
 from ..identity import Adapter, Identity, Resampler
 
 # Estimated bytes of activations: SCRFD and IResNet hold a few feature maps of up to 64 channels at half the picture's
@@ -35,12 +35,12 @@ class ManagedNetwork(TorchNetwork):
         self._patcher = patcher(module, load_device=self.device, offload_device=torch.device("cpu"))
         return module
 
-    def run(self, images: Tensor, mean: float, scale: float) -> list[np.ndarray]:
+    def run(self, images: Tensor, mean: float, scale: float, reduce: Reduction | None = None) -> list[np.ndarray]:
         room = images.numel() * _ACTIVATIONS_PER_PIXEL
         _ = self.module  # calls ``place`` at the first use
         # The host can load a network in part only if it is made of the host's own layers.
         host.load_models_gpu([self._patcher], memory_required=room, force_full_load=True)
-        return super().run(images, mean, scale)
+        return super().run(images, mean, scale, reduce)
 
 
 class ManagedAdapter(Adapter):

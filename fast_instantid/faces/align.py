@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -16,14 +18,14 @@ TEMPLATE = np.array(
 """``(5, 2)`` pixels: keypoints in the crops that ArcFace is trained on (insightface, utils/face_align.py)."""
 
 
-def align(image: RGBImage, keypoints: np.ndarray, device: torch.device = CPU) -> torch.Tensor:
-    """The ``(112, 112, 3)`` uint8 crop of a face on the device, black where it leaves the picture.
+def align(images: Sequence[RGBImage], keypoints: Sequence[np.ndarray], device: torch.device = CPU) -> torch.Tensor:
+    """The ``(N, 112, 112, 3)`` uint8 crops of one face in each picture on the device, black where they leave it.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
-        keypoints: ``(5, 2)`` float32 pixels.
+        images: ``(H, W, 3)`` uint8 each.
+        keypoints: ``(5, 2)`` float32 pixels each.
     """
-    return warp(image, similarity(keypoints, TEMPLATE), CROP_SIZE, device)
+    return warp(images, [similarity(points, TEMPLATE) for points in keypoints], CROP_SIZE, device)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:

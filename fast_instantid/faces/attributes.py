@@ -54,8 +54,8 @@ class AttributeNetwork:
         box, side = field(face, "bbox"), self.input_size[0] or 0
         scale = side / (1.5 * max(box[2:] - box[:2]))
         shift = side / 2 - scale * (box[:2] + box[2:]) / 2
-        crop = warp(img, np.column_stack([np.eye(2) * scale, shift]), side)
-        numbers = self._network.run(crop[None].flip(-1), *self._scaling)[0][0]
+        crop = warp([img], [np.column_stack([np.eye(2) * scale, shift])], side)
+        numbers = self._network.run(crop.flip(-1), *self._scaling)[0][0]
         if self.taskname == "genderage":
             face["gender"], face["age"] = np.argmax(numbers[:2]), round(float(numbers[2]) * 100)
             return face["gender"], face["age"]

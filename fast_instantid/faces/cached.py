@@ -12,7 +12,7 @@ import torch
 
 from ..cache import Cache, Record, content_key
 from ..images import Photo
-from ..placement import is_out_of_memory, numeric_settings
+from ..placement import in_batches, is_out_of_memory, numeric_settings
 from ..recorder import stage
 from .align import align
 from .detector import Detections, Detector
@@ -20,7 +20,7 @@ from .face import Face, faces_of, keypoints_of
 from .foreign import InsightFaceDetector, InsightFaceRecognizer
 from .pack import checksum_of
 from .pixels import CPU
-from .recognizer import Recognizer
+from .recognizer import BATCH_ON_GPU, Recognizer
 
 logger = logging.getLogger("fast_instantid")
 
@@ -84,7 +84,8 @@ class CachedNetworks:
             with stage("align"):
                 network = getattr(recognizer, "network", None)
                 device = CPU if network is None else network.pixel_device
-                crops = [align(image, keypoints[i], device) for image, i in zip(images, missing, strict=True)]
+                points, at_once = [keypoints[i] for i in missing], 1 if device == CPU else BATCH_ON_GPU
+                crops = in_batches(len(images), at_once, lambda part: [*align(images[part], points[part], device)])
             return [{"embedding": torch.from_numpy(row)} for row in recognizer.embed(crops)]
 
         with stage("recognise", faces=len(pictures)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -26,6 +26,7 @@ _LARGEST = 4096  # side in pixels
 _OVERLAP = 0.4  # intersection over union above which the weaker of two candidates is dropped
 # A 640 x 640 picture keeps a CPU busy, and its caches hold one better than several.
 _BATCH_ON_CPU, _BATCH_ON_GPU = 1, 8
+_MOST_FROM_GPU = 1024  # candidates of a picture, 64 KB; a face has about ten
 _LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
 """Number of outputs -> strides of the feature maps, anchors per cell. First come all scores, then boxes, keypoints."""
 
@@ -116,47 +117,67 @@ class Detector:
         def detect(part: slice) -> list[Detections]:
             with stage("resize"):
                 batch = [_fit(image, size, self.network.pixel_device) for image in images[part]]
-            outputs = self.network.run(torch.stack([canvas for canvas, _ in batch]), _MEAN, _SCALE)
-            outputs = [self._by_image(output, len(batch)) for output in outputs]
-            return [self._decode([o[i] for o in outputs], size, scale) for i, (_, scale) in enumerate(batch)]
+            canvases = torch.stack([canvas for canvas, _ in batch])
+            most = None if self.network.on_cpu else _MOST_FROM_GPU
+            [found] = self.network.run(canvases, _MEAN, _SCALE, partial(self._candidates, size, len(batch), most))
+            if most is not None and (found[:, -1, 0] >= self.threshold).any():  # there may be more
+                [found] = self.network.run(canvases, _MEAN, _SCALE, partial(self._candidates, size, len(batch), None))
+            return [self._decode(rows, size, scale) for rows, (_, scale) in zip(found, batch, strict=True)]
 
         return in_batches(len(images), _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU, detect)
 
-    def _by_image(self, output: np.ndarray, batch: int) -> np.ndarray:
+    def _candidates(
+        self, size: tuple[int, int], batch: int, most: int | None, outputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """``(N, anchors, 16)``: score, box and keypoints as the network gives them, and the anchor's number.
+
+        Args:
+            most: keep the anchors with the highest scores, and only so many.
+        """
+        levels = []
+        for level, stride in enumerate(self.strides):
+            parts = [self._by_image(output, batch) for output in outputs[level :: len(self.strides)]]
+            cells = size[0] // stride * (size[1] // stride) * self.anchors
+            if [part.shape[1:] for part in parts] != [(cells, 1), (cells, 4), (cells, 10)]:
+                shapes = ", ".join(str(tuple(part.shape[1:])) for part in parts)
+                raise ModelFileError(f"{self._path}: its outputs {shapes} are no faces")
+            levels.append(torch.cat(parts, dim=2))
+        rows = torch.cat(levels, dim=1)
+        numbers = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device)  # exact below 2 ** 24
+        rows = torch.cat([rows, numbers.expand(batch, -1).unsqueeze(2)], dim=2)
+        if most is None or rows.shape[1] <= most:
+            return [rows]
+        best = rows[..., 0].topk(most).indices
+        return [rows.gather(1, best.unsqueeze(2).expand(-1, -1, rows.shape[2]))]
+
+    def _by_image(self, output: torch.Tensor, batch: int) -> torch.Tensor:
         """``(N, cells * anchors, k)`` from either layout.
 
         The export of 2021, which antelopev2 ships, interleaves the pictures of a batch: its row is
         ``(cell * N + image) * anchors + anchor``.
         """
-        if output.ndim not in (2, 3) or not output.size or output.size % (batch * self.anchors * output.shape[-1]):
-            raise ModelFileError(f"{self._path}: a detector whose output has the shape {output.shape}")
+        if (
+            output.ndim not in (2, 3)
+            or not output.numel()
+            or output.numel() % (batch * self.anchors * output.shape[-1])
+        ):
+            raise ModelFileError(f"{self._path}: a detector whose output has the shape {tuple(output.shape)}")
         if output.ndim == 3:
             return output.reshape(batch, -1, output.shape[-1])
         rows = output.reshape(-1, batch, self.anchors, output.shape[-1])
-        return rows.transpose(1, 0, 2, 3).reshape(batch, -1, output.shape[-1])
+        return rows.permute(1, 0, 2, 3).reshape(batch, -1, output.shape[-1])
 
-    def _decode(self, outputs: list[np.ndarray], size: tuple[int, int], scale: float) -> Detections:
-        """Candidates above the threshold, from distances in cells to pixels, without overlaps."""
-        levels = len(self.strides)
-        boxes, keypoints, scores = [], [], []
-        for level, stride in enumerate(self.strides):
-            score, box, points = (outputs[level + levels * part] for part in range(3))
-            cells = size[0] // stride * (size[1] // stride) * self.anchors
-            if (score.shape, box.shape, points.shape) != ((cells, 1), (cells, 4), (cells, 10)):
-                raise ModelFileError(
-                    f"{self._path}: its outputs {score.shape}, {box.shape}, {points.shape} are no faces"
-                )
-            rows = np.flatnonzero(score[:, 0] >= self.threshold)
-            centers = _anchor_centers(size[0] // stride, size[1] // stride, stride, self.anchors)[rows]
-            distances = box[rows] * stride
-            boxes.append(np.concatenate([centers - distances[:, :2], centers + distances[:, 2:]], axis=1))
-            keypoints.append(centers[:, None] + (points[rows] * stride).reshape(-1, 5, 2))
-            scores.append(score[rows, 0])
-        all_boxes, all_keypoints = np.concatenate(boxes) / scale, np.concatenate(keypoints) / scale
-        all_scores = np.concatenate(scores)
-        order = np.argsort(-all_scores, kind="stable")
-        order = order[_without_overlaps(all_boxes[order])]
-        return Detections(all_boxes[order], all_keypoints[order], all_scores[order])
+    def _decode(self, rows: np.ndarray, size: tuple[int, int], scale: float) -> Detections:
+        """Candidates ``(n, 16)`` above the threshold, from distances in cells to pixels, without overlaps."""
+        rows = rows[rows[:, 0] >= self.threshold]
+        rows = rows[np.lexsort((rows[:, 15], -rows[:, 0]))]
+        anchors = _anchors(size, self.strides, self.anchors)[rows[:, 15].astype(int)]
+        centers, stride = anchors[:, :2], anchors[:, 2:]
+        distances = rows[:, 1:5] * stride
+        boxes = np.concatenate([centers - distances[:, :2], centers + distances[:, 2:]], axis=1) / scale
+        keypoints = (centers[:, None] + (rows[:, 5:15] * stride).reshape(-1, 5, 2)) / scale
+        keep = _without_overlaps(boxes)
+        return Detections(boxes[keep], keypoints[keep], rows[keep, 0])
 
 
 def _fit(image: RGBImage, size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, float]:
@@ -172,11 +193,14 @@ def _fit(image: RGBImage, size: tuple[int, int], device: torch.device) -> tuple[
     return canvas, max(new_height, 1) / height
 
 
-@lru_cache(maxsize=64)
-def _anchor_centers(columns: int, rows: int, stride: int, anchors: int) -> np.ndarray:
-    """``(rows * columns * anchors, 2)`` float32: x, y of each anchor in pixels of the canvas."""
-    grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
-    return np.repeat((grid * stride).astype(np.float32), anchors, axis=0)
+@lru_cache(maxsize=16)
+def _anchors(size: tuple[int, int], strides: tuple[int, ...], anchors: int) -> np.ndarray:
+    """``(n, 3)`` float32: x and y of each anchor of all levels in pixels of the canvas, and its stride."""
+    levels = []
+    for stride in strides:
+        y, x = np.mgrid[: size[1] // stride, : size[0] // stride].reshape(2, -1) * stride
+        levels.append(np.repeat(np.stack([x, y, np.full_like(x, stride)], axis=1), anchors, axis=0))
+    return np.concatenate(levels).astype(np.float32)
 
 
 def _without_overlaps(boxes: np.ndarray) -> list[int]:

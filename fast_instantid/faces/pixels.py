@@ -6,6 +6,7 @@ OpenCV 4.8 to 4.14, modules/imgproc/src; docs/fidelity.md says where other build
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -27,28 +28,40 @@ def resize(image: RGBImage, size: tuple[int, int], device: torch.device = CPU) -
     their sum is rounded to 8 bits.
 
     Returns:
-        ``(height, width, 3)`` uint8 on the device. Only the pixels that count are sent there.
+        ``(height, width, 3)`` uint8 on the device. A GPU is sent the picture as it is, and picks the pixels itself.
     """
     width, height = size
     columns, across = _taps(image.shape[1], width, has_border=True)
     rows, down = _taps(image.shape[0], height, has_border=False)
     columns = (3 * columns[..., None] + np.arange(3)).reshape(-1)
-    across = torch.from_numpy(across.repeat(3, axis=1)).to(device)
-    down = torch.from_numpy(down[..., None]).to(device)
+    across = across.repeat(3, axis=1)
     lines = image.reshape(len(image), -1)
-    step = _ROWS if device.type == "cpu" else height
-    near = np.empty((2 * step, 2, 3 * width), np.uint8)
+    if device.type != "cpu":
+        numbers = [part.astype(np.int32, copy=False).reshape(-1) for part in (rows, columns, across, down)]
+        on_device = torch.from_numpy(np.concatenate(numbers)).to(device).split([part.size for part in numbers])
+        near = torch.from_numpy(np.require(lines, requirements="W")).to(device)  # torch warns of read-only arrays
+        near = near.index_select(0, on_device[0]).index_select(1, on_device[1]).view(2 * height, 2, -1).int()
+        return (
+            _mixed(near, on_device[2].view(2, -1), on_device[3].view(2, -1, 1)).to(torch.uint8).view(height, width, 3)
+        )
+    across, down = torch.from_numpy(across), torch.from_numpy(down[..., None])
+    near = np.empty((2 * _ROWS, 2, 3 * width), np.uint8)
     wide = torch.empty(near.shape, dtype=torch.int32, device=device)
     scaled = torch.empty((height, 3 * width), dtype=torch.uint8, device=device)
-    for part in (slice(top, top + step) for top in range(0, height, step)):
+    for part in (slice(top, top + _ROWS) for top in range(0, height, _ROWS)):
         wanted = rows[:, part].reshape(-1)
         for row, line in zip(wanted, near.reshape(len(near), -1), strict=False):
             lines[row].take(columns, out=line, mode="clip")
-        mixed = wide[: len(wanted)].copy_(torch.from_numpy(near[: len(wanted)]).to(device)).mul_(across)
-        mixed = mixed[:, 0].add_(mixed[:, 1]).bitwise_right_shift_(4).view(2, -1, 3 * width)
-        mixed = mixed.mul_(down[:, part]).bitwise_right_shift_(16)
-        scaled[part] = mixed[0].add_(mixed[1]).add_(2).bitwise_right_shift_(2)
+        scaled[part] = _mixed(wide[: len(wanted)].copy_(torch.from_numpy(near[: len(wanted)])), across, down[:, part])
     return scaled.view(height, width, 3)
+
+
+def _mixed(near: torch.Tensor, across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Mix the neighbours ``(2 * rows, 2, columns)`` int32, in-place, and return ``(rows, columns)`` in 0..255."""
+    mixed = near.mul_(across)
+    mixed = mixed[:, 0].add_(mixed[:, 1]).bitwise_right_shift_(4).view(2, -1, near.shape[-1])
+    mixed = mixed.mul_(down).bitwise_right_shift_(16)
+    return mixed[0].add_(mixed[1]).add_(2).bitwise_right_shift_(2)
 
 
 def _taps(old: int, new: int, has_border: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -65,40 +78,54 @@ def _taps(old: int, new: int, has_border: bool) -> tuple[np.ndarray, np.ndarray]
     return np.clip(np.stack([first, first + 1]), 0, old - 1).astype(np.int64), weights.astype(np.int32)
 
 
-def warp(image: RGBImage, matrix: np.ndarray, side: int, device: torch.device = CPU) -> torch.Tensor:
-    """Move a picture by an affine matrix into a square, black outside (imgwarp.cpp, ``warpAffine``, ``remapBilinear``).
+def warp(
+    images: Sequence[RGBImage], matrices: Sequence[np.ndarray], side: int, device: torch.device = CPU
+) -> torch.Tensor:
+    """Move pictures by affine matrices into squares, black outside (imgwarp.cpp, ``warpAffine``, ``remapBilinear``).
 
     Positions are rounded to 1024ths, then to 32nds, from which the weights of four neighbours follow. A matrix of NaN
     takes all pixels from the upper left one.
 
     Args:
-        matrix: ``(2, 3)`` float64, from a position in the picture to one in the square.
+        matrices: ``(2, 3)`` float64, from a position in the picture to one in the square.
 
     Returns:
-        ``(side, side, 3)`` uint8 on the device. Only the pixels that count are sent there.
+        ``(N, side, side, 3)`` uint8 on the device. Only the rows that count are sent there.
     """
-    (a, b, c), (d, e, f) = matrix.tolist()
-    determinant = a * e - b * d
-    inverse = 1 / determinant if determinant else 0.0
-    (a, b), (d, e) = (e * inverse, b * -inverse), (d * -inverse, a * inverse)
-    height, width = image.shape[:2]
-    x, across = _positions(a, b, -a * c - b * f, side, width)
-    y, down = _positions(d, e, -d * c - e * f, side, height)
-    near = image.reshape(-1, 3).take((y[:, None] * width + x).reshape(4, -1), axis=0, mode="clip")
-    weights = torch.from_numpy((down[:, None] * across).reshape(4, -1, 1)).to(device)
-    mixed = torch.from_numpy(near).to(device).int().mul_(weights).sum(0, dtype=torch.int32)
-    return mixed.add_(1 << 9).bitwise_right_shift_(10).to(torch.uint8).view(side, side, 3)
+    rows, numbers = list[np.ndarray](), list[tuple[float, ...]]()
+    for image, matrix in zip(images, matrices, strict=True):
+        (a, b, c), (d, e, f) = matrix.tolist()
+        determinant = a * e - b * d
+        inverse = 1 / determinant if determinant else 0.0
+        (a, b), (d, e) = (e * inverse, b * -inverse), (d * -inverse, a * inverse)
+        x, y = -a * c - b * f, -d * c - e * f
+        height, width = image.shape[:2]
+        ends = np.nan_to_num([y, y + d * side, y + e * side, y + (d + e) * side])
+        top = int(np.clip(ends.min() - 1, 0, height - 1))
+        start = sum(map(len, rows)) - top * width
+        rows.append(image[top : int(np.clip(ends.max() + 2, top + 1, height))].reshape(-1, 3))
+        numbers.append((a, d, b, e, x, y, width, height, start))
+    pixels = np.concatenate(rows) if len(rows) > 1 else np.require(rows[0], requirements="W")
+    pixels = torch.from_numpy(pixels).to(device)
+    table = torch.from_numpy(np.array(numbers, np.float64)).to(device).unsqueeze(-1)
+    along, down, begin = table[:, :6].view(-1, 3, 2, 1).unbind(1)
+    steps = torch.arange(side, dtype=torch.float64, device=device)
+    columns, lines = _rounded(along * steps * 1024), _rounded((down * steps + begin) * 1024)
+    position = (lines.unsqueeze(3) + columns.unsqueeze(2) + 16).bitwise_right_shift_(5)  # (N, 2, side, side)
+    near = position >> 5
+    near, share = torch.stack([near, near + 1], dim=2), position & 31
+    width, height, start = table[:, 6:].long().view(-1, 3, 1, 1, 1).unbind(1)
+    inside = (near >= 0) & (near < torch.stack([width, height], dim=1))
+    x, y = near.unbind(1)
+    across, down = torch.stack([32 - share, share], dim=2).mul_(inside).int().unbind(1)  # in 32nds; 0 outside
+    index = (y * width + start).unsqueeze(2) + x.unsqueeze(1)  # (N, 2, 2, side, side)
+    near = pixels.index_select(0, index.clamp_(0, len(pixels) - 1).view(-1)).view(len(index), 4, side, side, 3)
+    weights = (down.unsqueeze(2) * across.unsqueeze(1)).view(-1, 4, side, side, 1)
+    return near.int().mul_(weights).sum(1, dtype=torch.int32).add_(1 << 9).bitwise_right_shift_(10).to(torch.uint8)
 
 
-def _positions(along: float, down: float, start: float, side: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two neighbours ``(2, side, side)`` on one axis, int64, and their weights in 32nds, int32; 0 outside."""
-    steps = np.arange(side)
-    parts = np.stack([along * steps * 1024, (down * steps + start) * 1024])
-    columns, rows = np.rint(np.nan_to_num(parts).clip(-(2.0**40), 2.0**40)).astype(np.int64)
-    position = (rows[:, None] + columns + 16) >> 5
-    near = np.stack([position >> 5, (position >> 5) + 1])
-    share = position & 31
-    return near, (np.stack([32 - share, share]) * ((near >= 0) & (near < length))).astype(np.int32)
+def _rounded(position: torch.Tensor) -> torch.Tensor:
+    return position.nan_to_num().clamp(-(2.0**40), 2.0**40).round().long()
 
 
 def circle(shape: tuple[int, int], center: tuple[int, int], radius: int) -> tuple[np.ndarray, np.ndarray]:

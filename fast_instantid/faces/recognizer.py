@@ -15,7 +15,7 @@ from .onnx.network import Network
 
 # One by one on the CPU: a batch is somewhat faster, but changes the last bits of an embedding with the other faces in
 # the batch, so a picture would depend on earlier ones.
-_BATCH_ON_CPU, _BATCH_ON_GPU = 1, 32
+_BATCH_ON_CPU, BATCH_ON_GPU = 1, 32
 
 EMBEDDING_DIM = 512
 """Length of an embedding of ArcFace; InstantID reads no other."""
@@ -37,7 +37,7 @@ class Recognizer:
 
     def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""
-        at_once = _BATCH_ON_CPU if self.network.on_cpu else _BATCH_ON_GPU
+        at_once = _BATCH_ON_CPU if self.network.on_cpu else BATCH_ON_GPU
         run = self.network.run
         rows = in_batches(
             len(crops), at_once, lambda part: [*run(torch.stack([*crops[part]]), self._mean, self._scale)[0]]

@@ -130,7 +130,7 @@ def _person(
         embeddings,
         face,
         photo.size,
-        Image.fromarray(align(photo.rgb, face.kps).numpy()),
+        Image.fromarray(align([photo.rgb], [face.kps])[0].numpy()),
         Path(photo.name).stem if name is None else name,
         weights,  # pyright: ignore[reportArgumentType]
         analyzer.networks.recognizer_fingerprint,

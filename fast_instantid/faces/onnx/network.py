@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -135,15 +135,16 @@ class TorchNetwork:
         """The same network on the CPU, for when the device has no memory."""
         return TorchNetwork(self._graph, torch.device("cpu"), self.dtype)
 
-    def run(self, images: torch.Tensor, mean: float, scale: float) -> list[np.ndarray]:
-        """Run a batch.
+    def run(self, images: torch.Tensor, mean: float, scale: float, reduce: Reduction | None = None) -> list[np.ndarray]:
+        """Run a batch. Its results leave the device in one copy.
 
         Args:
             images: ``(N, H, W, 3)`` uint8 RGB, on any device.
             mean, scale: the network reads ``(images - mean) * scale``, in float32.
+            reduce: makes the results of the outputs on the device, without waiting for it.
 
         Returns:
-            the outputs in the file's order, float32.
+            the outputs in the file's order, float32, or what ``reduce`` makes of them.
 
         Raises:
             ModelFileError: NaN or infinity in the outputs.
@@ -168,7 +169,7 @@ class TorchNetwork:
                     self._module = None
                     raise
                 self._has_run.add(batch.shape)
-            return _finite([output.float().cpu().numpy() for output in outputs], self._graph.path, self.backend)
+            return _results(outputs, reduce, self._graph.path, self.backend)
 
 
 class OnnxRuntimeNetwork:
@@ -202,7 +203,7 @@ class OnnxRuntimeNetwork:
         """As :attr:`TorchNetwork.on_the_cpu`."""
         return OnnxRuntimeNetwork(self._graph, "cpu")
 
-    def run(self, images: torch.Tensor, mean: float, scale: float) -> list[np.ndarray]:
+    def run(self, images: torch.Tensor, mean: float, scale: float, reduce: Reduction | None = None) -> list[np.ndarray]:
         """Run a batch, as :meth:`TorchNetwork.run` does."""
         batch = (images.permute(0, 3, 1, 2).float().contiguous().numpy() - np.float32(mean)) * np.float32(scale)
         with stage("network", nbytes=images.nbytes):
@@ -213,7 +214,7 @@ class OnnxRuntimeNetwork:
                 if is_out_of_memory(error):
                     raise
                 raise ModelFileError(f"{self._graph.path}: onnxruntime cannot run it: {str(error)[:300]}") from error
-            return _finite(outputs, self._graph.path, self.backend)
+            return _results([*map(torch.from_numpy, outputs)], reduce, self._graph.path, self.backend)
 
     def _bound(self, shape: tuple[int, ...]) -> None:
         """Check memory and time of a run by one of our own module without data, if that knows all operators.
@@ -237,15 +238,22 @@ def check_weights(graph: Graph) -> None:
             raise ModelFileError(f"{graph.path}: its tensor {name!r} holds NaN or infinity; download it again")
 
 
-def _finite(outputs: list[np.ndarray], path: Path, backend: str) -> list[np.ndarray]:
-    if not all(np.isfinite(output).all() for output in outputs):
+def _results(outputs: Sequence[torch.Tensor], reduce: Reduction | None, path: Path, backend: str) -> list[np.ndarray]:
+    """The outputs, or what is made of them, in one copy to the host; a ModelFileError if an output is not finite."""
+    outputs = [output.float() for output in outputs]
+    results = outputs if reduce is None else reduce(outputs)
+    zero = torch.cat([output.reshape(-1) for output in outputs]).mul_(0).sum()  # NaN times 0, and infinity, are NaN
+    numbers = torch.cat([zero.view(1), *(result.reshape(-1) for result in results)]).cpu().numpy()
+    if numbers[0] != 0:
         raise ModelFileError(
             f"{path}: its results hold NaN or infinity on {backend}: download it again, or compute in float32"
         )
-    return outputs
+    parts = np.split(numbers[1:], np.cumsum([result.numel() for result in results])[:-1])
+    return [part.reshape(result.shape) for part, result in zip(parts, results, strict=True)]
 
 
 Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
+Reduction: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 _precision_lock = fork_safe_lock()
 
