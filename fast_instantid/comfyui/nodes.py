@@ -26,6 +26,7 @@ from .apply import (
     check_family,
     checked_keypoints,
     compute_dtype,
+    layer_names,
     tokens_of,
 )
 from .approximations import InstantIDApproximations
@@ -115,9 +116,9 @@ class ApplyInstantID(Derivable):
         found: Any = None
         try:
             if person is None:
-                identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise)
+                identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise, layers)
             else:
-                identity = identity_of(person, instantid, model, combine_embeds, noise)
+                identity = identity_of(person, instantid, model, combine_embeds, noise, layers)
         except NoFaceError:
             if no_face != "none":
                 raise
@@ -222,7 +223,13 @@ class ApplyInstantIDControlNet:
 
 
 def _identity(
-    instantid: Any, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
+    instantid: Any,
+    insightface: Any,
+    image: Tensor,
+    model: ModelPatcher,
+    combine: Combine,
+    noise: float,
+    layers: Layers = "paper",
 ) -> tuple[Identity, Tensor | list[Found]]:
     """Return the identity, and the detected faces as input of the next ``extractFeatures``.
 
@@ -239,7 +246,8 @@ def _identity(
         )
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
-    identity = adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
+    adapter = adapter.to(model.load_device, compute_dtype(model))
+    identity = adapter.identity(rows, combine=combine, noise=noise, num_layers=len(layer_names(layers)))
     logger.info("face ready in %.3f s", time.perf_counter() - start)
     return identity, found
 
