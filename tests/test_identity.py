@@ -305,23 +305,6 @@ def test_a_converted_weight_is_multiplied_in_blocks_to_the_same_as_a_whole(
         assert block <= live.peak <= block + 3 * product.nbytes + inputs.nbytes
 
 
-def test_the_first_layers_alone_are_those_of_all_and_are_projected_once(adapter: Adapter) -> None:
-    def projections(**options: Any) -> tuple[Identity, int]:
-        with Recorder() as recorded:
-            identity = adapter.identity(embeddings(), **options)
-        return identity, [span.name for span in recorded.spans].count("project")
-
-    first, made = projections(num_layers=60)
-    again, made_again = projections(num_layers=60)
-    whole, made_whole = projections()
-    as_many, made_as_many = projections(num_layers=70)
-    assert (made, made_again, made_whole, made_as_many) == (1, 0, 1, 0)
-    assert (first.num_layers, whole.num_layers) == (60, 70)
-    assert_same(first, again)
-    assert_same(whole, as_many)
-    assert_same(first, Identity(whole.tokens, IdentityBank(whole.bank.keys[:60], whole.bank.values[:60])))
-
-
 def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:
     half = Adapter(adapter.weights, Adapter.load(adapter.weights.path, "cpu", torch.float16).placement, Cache())
     with LiveBytes() as live:

@@ -52,17 +52,6 @@ def check_family(model: ModelPatcher, token_width: int) -> None:
         )
 
 
-def layer_names(layers: Layers) -> list[tuple[str, int, int]]:
-    """Return :data:`LAYERS` of a choice. Their keys and values are the first of an identity.
-
-    Raises:
-        FastInstantIDError: unknown layers.
-    """
-    if layers not in LAYERS:
-        raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
-    return LAYERS[layers]
-
-
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
     """Return the dtype in which the UNet computes; it may store its weights in another."""
     cast = model.get_model_object("manual_cast_dtype")
@@ -90,7 +79,7 @@ def apply_to_model(
     """Return a clone of ``model`` with an identity branch in its cross-attention layers; ``model`` is unchanged.
 
     Args:
-        identity: in the dtype and on the device of the sampling, of these layers or more.
+        identity: in the dtype and on the device of the sampling.
         weight: of the identity branch; may be negative.
         start_at, end_at: active part of the sampling, in 0..1.
         mask: active region, ``(H, W)`` or ``(M, H, W)`` in 0..1, of any size. Image i gets mask i.
@@ -100,7 +89,8 @@ def apply_to_model(
         ImageError: an unusable mask.
     """
     _check_finite(weight=weight, start_at=start_at, end_at=end_at)
-    bank, names = identity.bank, layer_names(layers)
+    if layers not in LAYERS:
+        raise FastInstantIDError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     mask = _checked(mask)
     clone = model.clone()
     if weight == 0:
@@ -110,6 +100,7 @@ def apply_to_model(
     strength = Strength(weight, mask, identity.tokens.device)
     start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_at, end_at))
     present = attention_patches(clone.model_options["transformer_options"])
+    bank, names = identity.bank, LAYERS[layers]
     for layer, key, value in zip(names, bank.keys[: len(names)], bank.values[: len(names)], strict=True):
         # The host prefers our patch to one of the whole block, which has a shorter name.
         existing = present.get(layer, present.get(layer[:2]))

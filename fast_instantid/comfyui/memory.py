@@ -76,13 +76,13 @@ class ManagedAdapter(Adapter):
             to_kvs={f"{number}_{part}": projection(name) for name, (_, number, part, _) in names.items()}
         )
 
-    def project(self, combined: Tensor, noise: float, num_layers: int | None = None) -> Identity:
+    def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype
         resampler = sum(tensor.numel() for tensor in self.weights.image_proj.values())
         layer = max(key.numel() for key, _ in self.weights.layers)
         # The resampler is streamed by layer too; asking for its whole size leaves room for the bank.
         host.free_memory((resampler + layer) * dtype.itemsize + _ACTIVATIONS_OF_PROJECTION, device)
-        return super().project(combined, noise, num_layers)
+        return super().project(combined, noise)
 
 
 def call_on_unload(release: Callable[[], None]) -> None:

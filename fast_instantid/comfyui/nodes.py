@@ -26,7 +26,6 @@ from .apply import (
     check_family,
     checked_keypoints,
     compute_dtype,
-    layer_names,
     tokens_of,
 )
 from .approximations import InstantIDApproximations
@@ -116,9 +115,9 @@ class ApplyInstantID(Derivable):
         found: Any = None
         try:
             if person is None:
-                identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise, layers)
+                identity, found = _identity(instantid, insightface, image, model, combine_embeds, noise)
             else:
-                identity = identity_of(person, instantid, model, combine_embeds, noise, layers)
+                identity = identity_of(person, instantid, model, combine_embeds, noise)
         except NoFaceError:
             if no_face != "none":
                 raise
@@ -223,13 +222,7 @@ class ApplyInstantIDControlNet:
 
 
 def _identity(
-    instantid: Any,
-    insightface: Any,
-    image: Tensor,
-    model: ModelPatcher,
-    combine: Combine,
-    noise: float,
-    layers: Layers = "paper",
+    instantid: Any, insightface: Any, image: Tensor, model: ModelPatcher, combine: Combine, noise: float
 ) -> tuple[Identity, Tensor | list[Found]]:
     """Return the identity, and the detected faces as input of the next ``extractFeatures``.
 
@@ -246,8 +239,7 @@ def _identity(
         )
     # Packs that replace extractFeatures return (N, 512) as well.
     rows = embeddings.reshape(-1, EMBEDDING_DIM)
-    adapter = adapter.to(model.load_device, compute_dtype(model))
-    identity = adapter.identity(rows, combine=combine, noise=noise, num_layers=len(layer_names(layers)))
+    identity = adapter.to(model.load_device, compute_dtype(model)).identity(rows, combine=combine, noise=noise)
     logger.info("face ready in %.3f s", time.perf_counter() - start)
     return identity, found
 

@@ -17,7 +17,7 @@ from ..identity.bank import IdentityBank
 from ..people import Person
 from ..people.face_box import face_box_in
 from ..people.subject import box_mask
-from .apply import Layers, check_family, compute_dtype, layer_names
+from .apply import check_family, compute_dtype
 from .foreign import adapter_of
 from .library import PERSON_FILES
 
@@ -25,14 +25,11 @@ People: TypeAlias = "tuple[Person | None, ...]"
 """One person for all pictures of a batch, or one for each. None draws its picture without a person."""
 
 
-def identity_of(
-    people: People, instantid: Any, model: ModelPatcher, combine: Combine, noise: float, layers: Layers = "paper"
-) -> Identity | None:
+def identity_of(people: People, instantid: Any, model: ModelPatcher, combine: Combine, noise: float) -> Identity | None:
     """Return the identity of one person, or of several with keys and values ``(2, P, T, C)``; None without a person.
 
     Args:
         instantid: the adapter; None to take the identities that the persons keep.
-        layers: that the identity will be applied to.
 
     Raises:
         FastInstantIDError: a person that keeps no identity, without an adapter.
@@ -43,11 +40,10 @@ def identity_of(
     if len(people) > 1 and combine == "concat":
         raise FastInstantIDError("combine_embeds concat cannot draw several people in one batch: choose average")
     adapter = None if instantid is None else adapter_of(instantid).to(device, dtype)
-    num_layers = len(layer_names(layers))
 
     def identity(person: Person) -> Identity:
         if adapter is not None:
-            return adapter.identity(person.rows, combine=combine, noise=noise, num_layers=num_layers)
+            return adapter.identity(person.rows, combine=combine, noise=noise)
         if person.identity is None:
             raise FastInstantIDError(f"{person.name} keeps no identity: connect Load InstantID Model to instantid")
         return person.identity.to(device, dtype)

@@ -174,7 +174,7 @@ class ApplyInstantIDPerson(_PersonNode):
         size = None
         if latent is not None:
             person, size = person[: len(latent["samples"])], size_of(latent)
-        identity = identity_of(person, instantid, model, combine_embeds, noise, layers)
+        identity = identity_of(person, instantid, model, combine_embeds, noise)
         if identity is None:
             return model, positive, negative
         keypoints = keypoints_of(person, size) if image_kps is None else checked_keypoints(image_kps)

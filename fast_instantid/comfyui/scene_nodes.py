@@ -107,7 +107,7 @@ class ApplyInstantIDScene:
             faces = torch.cat(boxes).amax(dim=0, keepdim=True)
         tokens: list[tuple[Tensor, Tensor]] = []
         for one, mask in zip(people, masks, strict=True):
-            identity = identity_of((one,), instantid, model, combine_embeds, noise, layers)
+            identity = identity_of((one,), instantid, model, combine_embeds, noise)
             assert identity is not None, "each of them is somebody"
             model = apply_to_model(model, identity, ip_weight, start_at, end_at, mask, layers)
             tokens.append(tokens_of(identity))

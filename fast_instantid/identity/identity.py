@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -206,12 +206,7 @@ class Adapter:
         return self.weights.token_width
 
     def identity(
-        self,
-        embeddings: np.ndarray | Tensor,
-        *,
-        combine: Combine = "average",
-        noise: float = 0.0,
-        num_layers: int | None = None,
+        self, embeddings: np.ndarray | Tensor, *, combine: Combine = "average", noise: float = 0.0
     ) -> Identity:
         """Return the identity of one person on the adapter's device, from the cache if possible.
 
@@ -219,7 +214,6 @@ class Adapter:
             embeddings: ``(512,)``, or ``(N, 512)`` from N photographs of this person.
             combine: how to combine several, see :func:`combine_embeddings`.
             noise: 0..1, amplitude of the unconditional embedding, see :func:`unconditional_embedding`.
-            num_layers: project for the first layers of the checkpoint only; all by default.
 
         The result does not depend on autocast, the default dtype or the gradient mode of the caller.
 
@@ -249,16 +243,14 @@ class Adapter:
             adapter = self.weights.fingerprint if self.cache.persistent else self.weights.version
             # The combined embedding covers the photographs and ``combine``.
             made_by = [_FORMAT, _VERSION, adapter, str(dtype), device.type, *numeric_settings()]
-            if num_layers is not None and num_layers < len(self.weights.layers):
-                made_by.append(f"{num_layers} layers")
             key = content_key(*made_by, combined, float(noise))
-            record = self.cache.get(key, lambda: self._record(combined, noise, num_layers))
-            return Identity.from_record(record).to(device)
+            return Identity.from_record(self.cache.get(key, lambda: self._record(combined, noise))).to(device)
 
-    def _record(self, combined: Tensor, noise: float, num_layers: int | None) -> Record:
+    def _record(self, combined: Tensor, noise: float) -> Record:
         # Cached on the CPU: ComfyUI manages the GPU's memory and would not know of a cache there.
-        record = self.project(combined, noise, num_layers).to("cpu").to_record()
-        if not all(tensor.isfinite().all() for tensor in record.values()):
+        record = self.project(combined, noise).to("cpu").to_record()
+        bounds = [bound for tensor in record.values() for bound in tensor.float().aminmax()]  # one pass
+        if not torch.stack(bounds).isfinite().all():
             self.weights.refuse_non_finite()
             raise NotFiniteError(
                 f"{self.weights.path}: {self.placement.dtype} cannot hold the identity of this embedding, which "
@@ -266,10 +258,8 @@ class Adapter:
             )
         return record
 
-    def project(self, combined: Tensor, noise: float, num_layers: int | None = None) -> Identity:
+    def project(self, combined: Tensor, noise: float) -> Identity:
         """Compute an identity from ``(M, 1, 512)`` on the adapter's device, without the cache.
-
-        The arguments are those of :meth:`identity`.
 
         Raises:
             ModelFileError: the adapter's file was written to since it was loaded.
@@ -280,8 +270,8 @@ class Adapter:
             resampler = Resampler.from_state_dict(self.weights.image_proj)
             pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
             tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
-        with stage("project", nbytes=sum(w.nbytes for w in chain.from_iterable(self.weights.layers[:num_layers]))):
-            bank = project_bank(islice(self.weights.checked_layers(), num_layers), tokens, device, dtype)
+        with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
+            bank = project_bank(self.weights.checked_layers(), tokens, device, dtype)
         self.weights.version.check_mapping()
         return Identity(tokens, bank, len(combined))
 
