@@ -16,11 +16,11 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     weights that were converted before.
 
     Args:
-        inputs: ``(..., K)``.
+        inputs: ``(..., n, K)``.
         weight, bias: ``(C, K)`` and ``(C,)``.
 
     Returns:
-        ``(..., C)``, contiguous.
+        ``(..., n, C)``, contiguous.
     """
     bias = None if bias is None else bias.to(inputs)
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
