@@ -27,6 +27,7 @@ from fast_instantid.identity import (
     project_bank,
     unconditional_embedding,
 )
+from fast_instantid.identity.linear import linear
 from fast_instantid.recorder import Recorder
 from tests.adversity import needs_posix
 from tests.live_bytes import LiveBytes
@@ -267,7 +268,7 @@ def test_projection_holds_one_weight_at_a_time(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_resampler_holds_one_layer_in_another_dtype_and_gives_what_it_would_as_a_whole(
+def test_the_resampler_holds_one_weight_in_another_dtype_and_gives_what_it_would_as_a_whole(
     adapter: Adapter, dtype: torch.dtype
 ) -> None:
     weights = adapter.weights.image_proj
@@ -276,12 +277,31 @@ def test_the_resampler_holds_one_layer_in_another_dtype_and_gives_what_it_would_
     with torch.no_grad(), LiveBytes() as live:
         tokens = resampler(pair)
     whole = sum(tensor.numel() for tensor in weights.values()) * dtype.itemsize
-    layer = sum(t.numel() for name, t in weights.items() if name.startswith("layers.0.")) * dtype.itemsize
+    largest = max(tensor.numel() for tensor in weights.values()) * dtype.itemsize
     activations = 3 * 2 * 16 * 256 * dtype.itemsize  # of two rows of 16 latents, 256 wide inside the feed-forward
-    assert layer < live.peak < layer + activations < whole
+    assert largest < live.peak < largest + activations < whole
     assert sum(live.alive.values()) == tokens.nbytes
     assert all(tensor.dtype == torch.float32 for tensor in resampler.parameters())
     assert torch.equal(tokens, resampler.to(dtype)(pair))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 16), (34,), (1,), (2, 96)])
+def test_a_converted_weight_is_multiplied_in_blocks_to_the_same_as_a_whole(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """A block has 640 rows of 1024 weights: two of them, one and a part, a part."""
+    inputs = torch.randn(*shape, 1024)
+    for width in (1280, 700, 64):
+        weight, bias = torch.randn(width, 1024).to(dtype), torch.randn(width).to(dtype)
+        with LiveBytes() as live:
+            product = linear(inputs, weight, bias)
+        assert torch.equal(product, linear(inputs, weight.float(), bias.float()))
+        assert product.shape == (*shape, width)
+        assert product.is_contiguous()
+        torch.testing.assert_close(product, F.linear(inputs, weight.float(), bias.float()), rtol=1e-4, atol=1e-4)
+        block = min(640, width) * 1024 * 4
+        assert block <= live.peak <= block + 3 * product.nbytes + inputs.nbytes
 
 
 def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:

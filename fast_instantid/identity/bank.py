@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .linear import linear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +55,5 @@ def project_bank(
         device, dtype: of the computation and the bank.
     """
     tokens = tokens.to(device, dtype)
-    projected = [
-        (F.linear(tokens, to_key.to(device, dtype)), F.linear(tokens, to_value.to(device, dtype)))
-        for to_key, to_value in layers
-    ]
+    projected = [(linear(tokens, to_key), linear(tokens, to_value)) for to_key, to_value in layers]
     return IdentityBank(tuple(key for key, _ in projected), tuple(value for _, value in projected))

@@ -250,7 +250,8 @@ class Adapter:
     def _record(self, combined: Tensor, noise: float) -> Record:
         # Cached on the CPU: ComfyUI manages the GPU's memory and would not know of a cache there.
         record = self.project(combined, noise).to("cpu").to_record()
-        if not all(tensor.isfinite().all() for tensor in record.values()):
+        bounds = [bound for tensor in record.values() for bound in tensor.float().aminmax()]  # one pass
+        if not torch.stack(bounds).isfinite().all():
             self.weights.refuse_non_finite()
             raise NotFiniteError(
                 f"{self.weights.path}: {self.placement.dtype} cannot hold the identity of this embedding, which "

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import ModelFileError
 from ..weights import StateDict
+from .linear import LayerNorm, Linear
 
 HEAD_DIM = 64
 """Channels per head: the only size that the weights do not tell, 64 in every published resampler."""
@@ -25,11 +25,11 @@ class PerceiverAttention(nn.Module):
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner_dim, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * inner_dim, bias=False)
-        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.to_q = Linear(dim, inner_dim, bias=False)
+        self.to_kv = Linear(dim, 2 * inner_dim, bias=False)
+        self.to_out = Linear(inner_dim, dim, bias=False)
 
     def forward(self, inputs: Tensor, latents: Tensor) -> Tensor:
         """``(B, n, dim), (B, queries, dim) -> (B, queries, dim)``"""
@@ -45,10 +45,10 @@ class ResamplerLayer(nn.ModuleList):
 
     def __init__(self, dim: int, inner_dim: int, feed_forward_dim: int) -> None:
         feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, feed_forward_dim, bias=False),
+            LayerNorm(dim),
+            Linear(dim, feed_forward_dim, bias=False),
             nn.GELU(),
-            nn.Linear(feed_forward_dim, dim, bias=False),
+            Linear(feed_forward_dim, dim, bias=False),
         )
         super().__init__([PerceiverAttention(dim, inner_dim), feed_forward])
 
@@ -78,9 +78,9 @@ class Resampler(nn.Module):
         if not latents.is_meta:  # arithmetic on meta tensors imports torch's compiler and sympy, a second or two
             latents = torch.randn(1, num_queries, dim) / dim**0.5
         self.latents = nn.Parameter(latents)
-        self.proj_in = nn.Linear(embedding_dim, dim)
-        self.proj_out = nn.Linear(dim, output_dim)
-        self.norm_out = nn.LayerNorm(output_dim)
+        self.proj_in = Linear(embedding_dim, dim)
+        self.proj_out = Linear(dim, output_dim)
+        self.norm_out = LayerNorm(output_dim)
         self.layers = nn.ModuleList(ResamplerLayer(dim, inner_dim, feed_forward_dim) for _ in range(depth))
 
     @classmethod
@@ -118,15 +118,11 @@ class Resampler(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """``(B, n, embedding_dim) -> (B, num_queries, output_dim)``; in InstantID ``(B, 1, 512) -> (B, 16, 2048)``.
 
-        It computes on the embeddings' device, in their dtype. Weights on another device are streamed by layer: at the
-        published size, at most 39 MB of 164 (fp16).
+        It computes on the embeddings' device, in their dtype. Other weights are streamed one by one: at the published
+        size, at most 13 MB of 164 (fp16).
         """
-
-        def call(module: nn.Module, *inputs: Tensor) -> Tensor:
-            return functional_call(module, {name: p.to(embeddings) for name, p in module.named_parameters()}, inputs)
-
-        inputs = call(self.proj_in, embeddings)
+        inputs = self.proj_in(embeddings)
         latents = self.latents.to(embeddings).expand(len(embeddings), -1, -1)
         for layer in self.layers:
-            latents = call(layer, inputs, latents)
-        return call(self.norm_out, call(self.proj_out, latents))
+            latents = layer(inputs, latents)
+        return self.norm_out(self.proj_out(latents))
