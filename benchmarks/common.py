@@ -92,6 +92,7 @@ def compare(
         with recorder() as recorded:
             ours(runs)
         comparison.stages = stage_seconds(recorded)
+    print(json.dumps(comparison.to_json()), flush=True)  # so that it is known if the suite is cut off
     return comparison
 
 
@@ -137,10 +138,14 @@ def report(path: Path | None, suite: str, rows: Sequence[Comparison | dict[str, 
 def save(path: Path | None, document: dict[str, Any]) -> None:
     """Print the JSON document as the last line, write it to the file if one is named, and check its form."""
     write(path, document)
-    text = json.dumps(document)
-    print(text)
+    print(json.dumps(document))
+    check(document)  # last, so that nothing that was measured is lost
+
+
+def check(document: dict[str, Any]) -> None:
+    """Hold a document to schema.json where jsonschema is installed; say so where it is not."""
     try:
-        validate(json.loads(text))  # last, so that nothing that was measured is lost
+        validate(json.loads(json.dumps(document)))
     except ImportError:
         print("The result was not checked against benchmarks/schema.json: pip install jsonschema", file=sys.stderr)
 

@@ -31,10 +31,10 @@ from diffusers import (
 from torch import Tensor, nn
 
 from benchmarks.common import SIDES, Comparison, compare, metadata, notes, report
+from benchmarks.device import on, synchronize
 from benchmarks.networks import as_our_adapter, random_adapter
 from benchmarks.pipelines.instantx import InstantXWay, linear_calls
 from benchmarks.sizes import EMBEDDING_DIM, IDENTITY_TOKENS, SIZES, TEXT_TOKENS, WEIGHT, Size
-from benchmarks.step.measure import synchronize
 from fast_instantid.pipelines import InstantID
 
 PIPELINE_SIZES = {"tiny": SIZES["tiny"], "middle": SIZES["small"], "full": SIZES["full"]}
@@ -46,8 +46,7 @@ _CFG = 5.0
 def run(device: str, sizes: list[str], steps: int, runs: int, json_path: Path | None) -> None:
     """Measure, print, and save where asked."""
     print(__doc__, flush=True)
-    place = torch.device(device)
-    dtype = torch.float16 if place.type == "cuda" else torch.float32
+    place, dtype = on(device)
     comparisons: list[Comparison] = []
     about = metadata(["torch", "diffusers", "numpy"], place)
     about |= {"dtype": str(dtype).removeprefix("torch."), "steps": steps}
