@@ -50,7 +50,7 @@ gpu-bundle:
 	rm -rf build/wheels
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --platform any --dest build/wheels \
 		--constraint "$(COMFYUI_PATH)/requirements.txt" $(GPU_WHEELS)
-	$(PYTHON) -m benchmarks.gpu.bundle --comfyui "$(COMFYUI_PATH)" --reference "$(REFERENCE_PATH)" --wheels build/wheels
+	bash benchmarks/gpu/bundle.sh build/gpu-bundle.tar.gz build/wheels "$(COMFYUI_PATH)" "$(REFERENCE_PATH)"
 
 # One environment, and a mark in it for each set of extras that was installed; dev includes diffusers and docs.
 $(VENV)/with-%: pyproject.toml constraints.txt | $(RUN)

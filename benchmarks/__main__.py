@@ -89,9 +89,7 @@ def main() -> None:
     made.add_argument("--minutes", type=float, default=9.0, help="for all rows together")
     made.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="taken up where it exists")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    made.add_argument(
-        "--size", choices=("tiny", "full"), default="full", help="tiny tries the rows"
-    )
+    made.add_argument("--size", choices=("tiny", "full"), default="full", help="tiny tries the rows")
     made.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI")
     made.add_argument("--reference", type=Path, metavar="DIR", help="the reference pack")
     made.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) for another time")

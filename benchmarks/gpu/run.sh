@@ -14,7 +14,7 @@ bundle = Path(sys.argv[1])
 for wheel in sorted(bundle.glob("wheels/*.whl")):
     with zipfile.ZipFile(wheel) as packed:
         tops = {name.split("/")[0].removesuffix(".py") for name in packed.namelist() if name.endswith(".py")}
-        if not all(find_spec(top) for top in tops):
+        if not any(find_spec(top) for top in tops):
             print(f"missing here: {', '.join(sorted(tops))}; taken from {wheel.name}")
             packed.extractall(bundle / "site")
 PYTHON

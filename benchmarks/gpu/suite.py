@@ -188,7 +188,7 @@ def _start(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        preexec_fn=os.setpgrp,  # noqa: PLW1509  # process_group came with Python 3.11
+        preexec_fn=os.setpgrp,  # process_group came with Python 3.11
     )
 
 
