@@ -17,7 +17,6 @@ MODULES = {
     "pipelines": "pipelines.suite",
     "likeness": "likeness.suite",
     "people": "people",
-    "device_tests": "gpu.tests",
     "gpu": "gpu.suite",
     "plot": "report.plot",
     "page": "report.page",
@@ -84,16 +83,15 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
-    suite("device_tests", "the tests that a GPU changes", runs=0)
     made = suites.add_parser("gpu", help="all that a GPU can show, in order of value, until time is up")
     made.add_argument("--minutes", type=float, default=9.0, help="for all rows together")
-    made.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="taken up where it exists")
+    made.add_argument("--results", type=Path, default="results", metavar="DIR", help="taken up where it exists")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     made.add_argument("--size", choices=("tiny", "full"), default="full", help="tiny tries the rows")
     made.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI")
     made.add_argument("--reference", type=Path, metavar="DIR", help="the reference pack")
-    made.add_argument("--work", type=Path, metavar="DIR", help="keep the networks made (2.1 GB) for another time")
-    made.add_argument("--rows", nargs="+", metavar="NAME", help="these only, also where they failed before")
+    made.add_argument("--work", type=Path, default="work", metavar="DIR", help="keeps the networks made, 2.1 GB")
+    made.add_argument("--rows", nargs="+", default=(), metavar="NAME", help="these only, also where they failed before")
     made.add_argument("--list", dest="listed", action="store_true", help="show the rows, and measure nothing")
     made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")

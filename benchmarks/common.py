@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -178,6 +179,11 @@ def held_bytes(*models: Any) -> int:
         else:
             left += getattr(thing, "__dict__", {}).values()
     return sum(found.values())
+
+
+def finite(differences: Mapping[str, float]) -> dict[str, float | None]:
+    """The same for JSON, which has no other numbers than finite ones."""
+    return {name: value if math.isfinite(value) else None for name, value in differences.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,8 +29,9 @@ from benchmarks.gpu.rows import ROWS, Row
 DONE, PARTIAL, FAILED, MISSING = "done", "partial", "failed", "not measured"
 NOT_REACHED, CUT = "not reached yet", "cut off: the time was up"
 _ABSENT = ("ModuleNotFoundError", "importlib.metadata.PackageNotFoundError")
-_RUNNING = "running-{}.json"
-_GRACE = 6  # seconds, of those given, to end a row and to write
+_TEST = re.compile(r"(tests/.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
+SPARE = 60  # seconds of a row, beyond twice its estimate
+_GRACE = 8  # seconds of a call, to end a row and to write
 
 
 def run(
@@ -40,10 +41,9 @@ def run(
     size: str,
     comfyui: Path | None,
     reference: Path | None,
-    work: Path | None,
-    rows: Sequence[str] | None,
+    work: Path,
+    rows: Sequence[str],
     listed: bool,
-    json_path: Path | None = None,
 ) -> None:
     """Measure rows, print how they ended, and save.
 
@@ -52,101 +52,62 @@ def run(
     """
     deadline = time.monotonic() + 60 * minutes - _GRACE
     book = Book(results.resolve(), device, size)
-    if unknown := {*(rows or ())} - {row.name for row in ROWS}:
+    if unknown := {*rows} - {row.name for row in ROWS}:
         raise SystemExit(f"no row {unknown.pop()!r}: --list shows all")
     if listed:
         for row in ROWS:
             found = book.rows[row.name]
-            print(f"{row.name:28}{row.minutes:4} min  {found['status']}, {found.get('reason', '')}\n    {row.command}")
+            print(f"{row.name:28}{row.minutes:4} min  {found['status']} {found.get('reason', '')}\n    {row.command}")
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"torch {torch.__version__} sees no GPU here; --device cpu --size tiny tries the rows")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
-    networks = (work or Path(tempfile.gettempdir(), "fast-instantid-gpu")).resolve()
-    networks.mkdir(parents=True, exist_ok=True)
-    places = {"device": device, "work": f"--work {shlex.quote(str(networks))}"}
+    work.mkdir(parents=True, exist_ok=True)
+    places = {"device": device, "work": shlex.join(["--work", str(work.resolve())])}
     if comfyui and reference:
-        paths = [str(path.resolve()) for path in (comfyui, reference)]
-        places["packs"] = shlex.join(["--comfyui", paths[0], "--reference", paths[1]])
+        paths = ["--comfyui", comfyui.resolve(), "--reference", reference.resolve()]
+        places["packs"] = shlex.join(map(str, paths))
     is_first = True
     for row in book.left(rows):
-        left = deadline - time.monotonic()
-        if left <= 0 or (not is_first and size == "full" and left < 60 * row.minutes):
-            continue
+        left, estimate = deadline - time.monotonic(), 60 * row.minutes if size == "full" else 0
         if "{packs}" in row.command and "packs" not in places:
             book.end(row, MISSING, "--comfyui and --reference name no checkouts")
-            continue
-        command = row.command.format(**places) + (f" {row.tiny}" if size == "tiny" else "")
-        limit = left if size == "tiny" else min(left, 60 * (2 * row.minutes + 1))
-        is_first = False
-        book.measure(row, shlex.split(command), limit, limit < left)
+        elif left > 0 and (is_first or left > estimate):
+            command = row.command.format(**places) + (f" {row.tiny}" if size == "tiny" else "")
+            book.measure(row, shlex.split(command), left, 2 * estimate + SPARE if estimate else left)
+            is_first = False
     check(book.save())
 
 
 class Book:
-    """The results, on disk after each change.
-
-    Args:
-        folder: of the results.
-    """
+    """The results in a folder, on disk after each change."""
 
     def __init__(self, folder: Path, device: str, size: str) -> None:
-        self.path, self._log = folder / "gpu.json", folder / "gpu.log"
-        self.rows: dict[str, dict[str, Any]] = {}
-        for row in ROWS:
-            self.rows[row.name] = {"name": row.name, "status": MISSING, "reason": NOT_REACHED}
-        self._about: dict[str, Any] = metadata(["torch", "numpy"]) | {"device": device, "size": size}
+        self._path, self._log = folder / "gpu.json", folder / "gpu.log"
+        self._about = metadata(["torch", "numpy"]) | {"device": device, "size": size}
         self._about |= {"notes": notes(__doc__), "gpus": _gpus()}
-        if self.path.exists():
-            earlier = json.loads(self.path.read_text())
+        self.rows: dict[str, dict[str, Any]] = {
+            row.name: {"name": row.name, "status": MISSING, "reason": NOT_REACHED} for row in ROWS
+        }
+        if self._path.exists():
+            earlier = json.loads(self._path.read_text())
             if [earlier["about"][name] for name in ("device", "size")] != [device, size]:
-                raise SystemExit(f"{self.path} has results of another device or size: name another folder")
+                raise SystemExit(f"{self._path} has results of another device or size: name another folder")
             self.rows |= {row["name"]: row for row in earlier["results"] if row["name"] in self.rows}
 
-    def left(self, names: Sequence[str] | None) -> list[Row]:
+    def left(self, names: Sequence[str]) -> list[Row]:
         """Rows never measured, then those that the end of the time cut off. Named ones in any state but done."""
         cut = [row for row in ROWS if self.rows[row.name].get("reason") == CUT]
         for row in cut:
-            self._gather(row, [])  # where a call was killed, its row's documents are still there
+            self._gather(row)  # where this process was killed, what the row's processes wrote is still there
         if names:
             return [row for row in ROWS if row.name in names and self.rows[row.name]["status"] != DONE]
         return [row for row in ROWS if self.rows[row.name]["status"] == MISSING] + cut
 
     def save(self) -> dict[str, Any]:
         document = {"suite": "gpu", "about": self._about, "results": [*self.rows.values()]}
-        write(self.path, document)
+        write(self._path, document)
         return document
-
-    def measure(self, row: Row, command: Sequence[str], limit: float, is_own_limit: bool) -> None:
-        """Run a row's processes, and write what came of them. What they had measured stays, however they end."""
-        print(f"{time.strftime('%H:%M:%S')} {row.name} (about {row.minutes} min) ...", flush=True)
-        self.end(row, PARTIAL, CUT)  # should this process be killed
-        start, processes = time.monotonic(), []
-        status, reason = PARTIAL, CUT
-        self._log.touch()
-        begin = self._log.stat().st_size
-        try:
-            with open(self._log, "ab") as log:
-                log.write(f"\n==== {row.name}: {shlex.join(command)}\n".encode())
-                log.flush()
-                for i in range(row.processes):
-                    target = ["--json", str(self.path.with_name(_RUNNING.format(i)))]
-                    processes.append(_start([*command, *target], log))
-                for process in processes:
-                    process.wait(max(0.0, start + limit - time.monotonic()))
-            status, reason = DONE, ""
-            if any(process.returncode for process in processes):
-                last = (self._printed(begin) or ["it printed nothing"])[-1][-500:]
-                status, reason = (MISSING if last.startswith(_ABSENT) else FAILED), last
-        except subprocess.TimeoutExpired:
-            if is_own_limit:
-                reason = f"cut off after {limit:.0f} seconds"
-        finally:
-            for process in processes:
-                _stop(process)
-            self.rows[row.name]["seconds"] = round(time.monotonic() - start, 1)
-            self._gather(row, self._printed(begin), status == DONE)
-            self.end(row, status, reason)
 
     def end(self, row: Row, status: str, reason: str) -> None:
         found = self.rows[row.name]
@@ -154,35 +115,77 @@ class Book:
         if not reason:
             del found["reason"]
         self.save()
-        print(f"{time.strftime('%H:%M:%S')} {row.name}: {status}{reason and ', '}{reason}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {row.name}: {status} {reason}", flush=True)
 
-    def _printed(self, begin: int) -> list[str]:
-        """Lines that came after this place in the log."""
-        with open(self._log, "rb") as log:
-            log.seek(begin)
-            return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    def measure(self, row: Row, command: Sequence[str], left: float, limit: float) -> None:
+        """Run a row's processes, and write what came of them. What they had measured stays, however they end.
 
-    def _gather(self, row: Row, printed: Sequence[str], is_done: bool = False) -> None:
+        Args:
+            left, limit: seconds of this call, and of the row.
+        """
+        self.rows[row.name] |= {"status": PARTIAL, "reason": CUT}  # so it is if this process is killed
+        self.save()
+        print(f"{time.strftime('%H:%M:%S')} {row.name} ...", flush=True)
+        start, processes = time.monotonic(), []
+        status, reason = PARTIAL, CUT
+        try:
+            with open(self._log, "ab") as log:
+                log.write(f"\n{_mark(row)}{shlex.join(command)}\n".encode())
+                log.flush()
+                for path in self._running(row):
+                    target = ["--json", str(path)] if command[0] != "pytest" else []
+                    processes.append(_start([*command, *target], log))
+            for process in processes:
+                process.wait(max(0.0, start + min(left, limit) - time.monotonic()))
+            status, reason = DONE, ""
+            if any(process.returncode for process in processes):
+                last = self._printed(row)[-1][-500:]
+                status, reason = (MISSING if last.startswith(_ABSENT) else FAILED), last
+        except subprocess.TimeoutExpired:
+            if limit < left:
+                reason = f"cut off after {limit:.0f} seconds"
+        finally:
+            _stop(processes)
+            self.rows[row.name]["seconds"] = round(time.monotonic() - start, 1)
+            self._gather(row, is_done=status == DONE)
+            self.end(row, status, reason)
+
+    def _running(self, row: Row) -> list[Path]:
+        """What a row's processes write."""
+        return [self._path.with_name(f"running-{i}.json") for i in range(row.processes)]
+
+    def _printed(self, row: Row) -> list[str]:
+        """Lines that its processes printed when they last ran, after the line with their command."""
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        return [line for line in text.rpartition(_mark(row))[2].splitlines() if line.strip()]
+
+    def _gather(self, row: Row, is_done: bool = False) -> None:
         """Take the documents that the row's processes wrote, or else the rows in what they printed.
 
         Where the row is not done, they are added to those of an earlier call.
         """
-        paths = [self.path.with_name(_RUNNING.format(i)) for i in range(row.processes)]
-        measured = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if not measured and (found := [json.loads(line) for line in printed if line.startswith('{"name": ')]):
-            measured = [{"suite": f"{row.command.split()[0]}_rows", "about": self._about, "results": found}]
+        measured = [json.loads(path.read_text()) for path in self._running(row) if path.exists()]
+        if not measured:
+            lines = self._printed(row)
+            found = [json.loads(line) for line in lines if line.startswith('{"name": ')]
+            found += [{"name": test[1], "outcome": test[2]} for line in lines if (test := _TEST.match(line))]
+            measured = [{"suite": "printed", "about": self._about, "results": found}] if found else []
         earlier = [] if is_done else self.rows[row.name].get("measured", [])
+        known = [one["results"] for one in earlier]
         if measured:
-            self.rows[row.name]["measured"] = [*earlier, *measured]
-        for path in paths:
+            self.rows[row.name]["measured"] = [*earlier, *(one for one in measured if one["results"] not in known)]
+        for path in self._running(row):
             path.unlink(missing_ok=True)
-            path.with_name(f"{path.name}.unfinished").unlink(missing_ok=True)
+
+
+def _mark(row: Row) -> str:
+    return f"==== {row.name} ==== "
 
 
 def _start(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """``python -m benchmarks`` in a process group of its own, which has the processes that it starts."""
+    """``python -m`` in a process group of its own, which has the processes that it starts."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
@@ -192,13 +195,15 @@ def _start(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End its group; first by an interrupt, so that folders of networks are removed."""
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End their groups; first by an interrupt, so that folders of networks are removed."""
     for number in (signal.SIGINT, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(3)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
 
 
 def _gpus() -> str:

@@ -23,7 +23,6 @@ ours is compared with the reference in a model that is not compiled (`compiled_r
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import ROOT, SIDES, Comparison, metadata, notes, report, write
+from benchmarks.common import ROOT, SIDES, Comparison, finite, metadata, notes, report, write
 from benchmarks.device import on
 from benchmarks.nodes.harness import Bench, bench, portrait, unseen, version_of
 from benchmarks.nodes.session import REFERENCES, RUNS, SEED
@@ -94,10 +93,8 @@ def run(
             drawn = {name: outcomes[-1].latents for name, outcomes in found.items()}
             if compile:
                 drawn |= {"reference": not_compiled, COMPILED_REFERENCE: drawn["reference"]}
-            about["differences"] = {
-                case: {name: value if math.isfinite(value) else None for name, value in entry.items()}
-                for case, entry in agreement(drawn, judged=dtype == torch.float32).items()
-            }
+            apart = agreement(drawn, judged=dtype == torch.float32)
+            about["differences"] = {case: finite(entry) for case, entry in apart.items()}
         if timeline:
             print("where the time goes ...", flush=True)
             about["timeline"] = {name: take(made, packs[name], **options, detailed=True).runs for name in SIDES}

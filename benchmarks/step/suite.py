@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.common import held_bytes, metadata, notes, save
+from benchmarks.common import finite, held_bytes, metadata, notes, save
 from benchmarks.device import on, synchronize
 from benchmarks.nodes.host import Evaluation, Host, Patched
 from benchmarks.report.tables import table
@@ -77,8 +77,9 @@ def run(
         turns = partial(_take_turns, runs=runs)
         for batch in batches:
             measure(report, host, f"batch {batch}", builders, batch, turns)
-        # After the times: a profiler leaves traces in the process.
-        measure(report, host, f"batch {batches[0]}", builders, batches[0], _count)
+        if not compile:  # it would compile again
+            # After the times: a profiler leaves traces in the process.
+            measure(report, host, f"batch {batches[0]}", builders, batches[0], _count)
     document = report.save()
     print(table(document), f"\ndifferences: {json.dumps(report.about.get('differences'))}")
     save(json_path, document)
@@ -183,6 +184,6 @@ def _compare(report: Report, case: str, predictions: Mapping[str, Tensor], dtype
             if name not in ("plain", "reference"):
                 entry[name] = float((prediction - reference).abs().max()) / effect
     entry["agree"] = agree = entry["finite"] and entry.get("ours", 0.0) <= TOLERANCE[dtype]
-    report.about.setdefault("differences", {})[case] = entry
+    report.about.setdefault("differences", {})[case] = finite(entry)
     print(f"{case}: {'the same results' if agree else 'THE RESULTS DIFFER'}: {entry}", flush=True)
     report.save()
