@@ -7,9 +7,10 @@ import torch
 
 def on(device: str) -> tuple[torch.device, torch.dtype]:
     """The device, and the type that is measured on it: half precision on a GPU, fp32 elsewhere."""
-    if device == "cuda":
-        return torch.device("cuda", 0), torch.float16  # with its number, as hosts name it
-    return torch.device(device), torch.float32
+    place = torch.device(device)
+    if place.type != "cuda":
+        return place, torch.float32
+    return torch.device("cuda", place.index or 0), torch.float16  # with its number, as hosts name it
 
 
 def synchronize(device: torch.device) -> None:

@@ -69,9 +69,14 @@ def run(
     about |= {"dtype": str(dtype).removeprefix("torch."), "image": "1024 x 1024", "notes": notes(__doc__)}
     about |= {"steps": options["steps"], "cfg": cfg, "compiled": compile, "differences": {}}
     found: dict[str, list[Outcome]] = {name: [] for name in SIDES}
-    full = replace(HEADLINE_SIZES[size], side=side or HEADLINE_SIZES[size].side)
-    about |= {"channels": full.channels, "side": full.side}
-    with bench(comfyui, work, full) as made:
+    whole = replace(HEADLINE_SIZES[size], side=side or HEADLINE_SIZES[size].side)
+    about |= {"channels": whole.channels, "side": whole.side}
+
+    def keep() -> None:
+        results = [row.to_json() for row in rows(found)]
+        write(json_path, {"suite": "headline", "about": about, "results": results})
+
+    with bench(comfyui, work, whole) as made:
         torch.save(pictures(), made.base / "pictures.pt")
         not_compiled: dict[str, Tensor] = {}
         if compile:
@@ -88,13 +93,13 @@ def run(
                     about.setdefault("peak_bytes", {})[name] = found[name][-1].peak_bytes
                 turns = {len(outcomes) for outcomes in found.values() if outcomes}
                 if found["ours"] and len(turns) == 1:
-                    results = [row.to_json() for row in rows(found)]
-                    write(json_path, {"suite": "headline", "about": about, "results": results})
+                    keep()
             drawn = {name: outcomes[-1].latents for name, outcomes in found.items()}
             if compile:
                 drawn |= {"reference": not_compiled, COMPILED_REFERENCE: drawn["reference"]}
             apart = agreement(drawn, judged=dtype == torch.float32)
             about["differences"] = {case: finite(entry) for case, entry in apart.items()}
+            keep()
         if timeline:
             print("where the time goes ...", flush=True)
             about["timeline"] = {name: take(made, packs[name], **options, detailed=True).runs for name in SIDES}

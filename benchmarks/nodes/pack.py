@@ -90,12 +90,8 @@ class Layers:
     """The calls of attention patches in one evaluation of SDXL's UNet: its widths, 64 queries, 77 text tokens."""
 
     def __init__(self, host: Host) -> None:
-        common = {
-            "cond_or_uncond": [1, 0],
-            "sigmas": torch.tensor([host.sigma], device=host.device),
-            "attn_precision": None,
-        }
-        common |= {"original_shape": [2, 4, 128, 128], "dim_head": HEAD_CHANNELS}
+        common = {"cond_or_uncond": [1, 0], "sigmas": torch.tensor([host.sigma], device=host.device)}
+        common |= {"attn_precision": None, "original_shape": [2, 4, 128, 128], "dim_head": HEAD_CHANNELS}
         inputs = {
             width: [host.random(2, tokens, width) for tokens in (_QUERIES, TEXT_TOKENS, TEXT_TOKENS)]
             for width in set(LAYERS.values())

@@ -64,7 +64,7 @@ def run(
     precision = getattr(torch, dtype) if dtype else precision
     with tempfile.TemporaryDirectory() as base:
         print("making networks with random weights ...", flush=True)
-        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision)
+        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision, compile)
         report.about |= metadata(["torch", "numpy"], place) | {"parameters": host.parameters, "size": size}
         report.about |= {"dtype": str(precision).removeprefix("torch."), "side": host.size.side, "runs": runs}
         report.about["compiled"] = compile
