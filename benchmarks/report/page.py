@@ -2,8 +2,8 @@
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is that of a file under results/, without
 its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only, or those of a kind. A result of the suite "gpu"
-has results in its rows: there, the first ROW names one. ``stages`` in place of ``table`` shows where our time goes. A test
-holds pages to their results.
+has results in its rows: the first ROW names one. ``stages`` in place of ``table`` shows where our time goes. A test holds
+pages to their results.
 """
 
 from __future__ import annotations
