@@ -1,9 +1,9 @@
 """Tables of committed results, written into a page of the documentation.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is that of a file under results/, without
-its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only, or those of a kind. A result of the suite "gpu"
-has results in its rows: the first ROW names one. ``stages`` in place of ``table`` shows where our time goes. A test holds
-pages to their results.
+its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only, or those of a kind. In a result of the suite
+"gpu", whose rows are results, the first ROW names one. ``stages`` in place of ``table`` shows where our time goes. A
+test holds pages to their results.
 """
 
 from __future__ import annotations
