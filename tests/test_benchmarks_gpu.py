@@ -138,7 +138,7 @@ def test_a_call_that_is_killed_loses_nothing(tmp_path, monkeypatch, number, row)
     process = subprocess.Popen([sys.executable, "-c", RUN, str(results), row.command], cwd=tmp_path)
     log = results / "gpu.log"
     deadline = time.monotonic() + 120
-    while not ((results / "running-0.json").exists() or (log.exists() and '"turn 2"' in log.read_text())):
+    while not ((results / "slow-0.json").exists() or (log.exists() and '"turn 2"' in log.read_text())):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -163,6 +163,13 @@ def test_what_was_cut_off_is_kept_until_the_row_is_whole(tmp_path, monkeypatch):
     again = measure(tmp_path, (SLOW,), minutes=0.06)["slow"]["measured"]
     assert again[0] == first[0]
     assert len(again) == 2
+    (tmp_path / "results" / "last-0.json").write_text(json.dumps(first[0]))  # as a call that was killed leaves it
+    document = json.loads((tmp_path / "results" / "gpu.json").read_text())
+    document["results"].append({"name": "last", "status": "partial", "reason": suite.CUT})
+    (tmp_path / "results" / "gpu.json").write_text(json.dumps(document))
+    found = measure(tmp_path, (SLOW, LAST, FAILS), rows=["fails"])
+    assert found["last"]["measured"] == first
+    assert found["slow"]["measured"] == again
 
 
 def test_results_stay_with_their_device_and_rows_have_names(tmp_path, capsys):
@@ -178,6 +185,14 @@ def test_results_stay_with_their_device_and_rows_have_names(tmp_path, capsys):
     assert "not reached yet" in listed
     assert "a_suite slow" in listed
     assert starts(tmp_path) == ["last"]
+
+
+def test_rows_that_were_printed_are_read_as_far_as_they_are_whole():
+    assert suite._row_in('{"name": "one", "seconds": 1}') == {"name": "one", "seconds": 1}
+    assert suite._row_in('{"name": "one", "sec') is None
+    assert suite._row_in('{"suite": "faces"}') is None
+    test = "tests/test_fused.py::test_it[1-a b] "
+    assert suite._row_in(f"{test}PASSED [ 4%]") == {"name": test.strip(), "outcome": "PASSED"}
 
 
 def test_rows_have_names_of_their_own_and_fit_into_a_call():

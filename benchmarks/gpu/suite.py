@@ -152,7 +152,8 @@ class Book:
 
     def _running(self, row: Row) -> list[Path]:
         """What a row's processes write."""
-        return [self._path.with_name(f"running-{i}.json") for i in range(row.processes)]
+        name = re.sub(r"\W+", "-", row.name)
+        return [self._path.with_name(f"{name}-{i}.json") for i in range(row.processes)]
 
     def _printed(self, row: Row) -> list[str]:
         """Lines that its processes printed when they last ran, after the line with their command."""
@@ -166,9 +167,7 @@ class Book:
         """
         measured = [json.loads(path.read_text()) for path in self._running(row) if path.exists()]
         if not measured:
-            lines = self._printed(row)
-            found = [json.loads(line) for line in lines if line.startswith('{"name": ')]
-            found += [{"name": test[1], "outcome": test[2]} for line in lines if (test := _TEST.match(line))]
+            found = [one for line in self._printed(row) if (one := _row_in(line))]
             measured = [{"suite": "printed", "about": self._about, "results": found}] if found else []
         earlier = [] if is_done else self.rows[row.name].get("measured", [])
         known = [one["results"] for one in earlier]
@@ -180,6 +179,15 @@ class Book:
 
 def _mark(row: Row) -> str:
     return f"==== {row.name} ==== "
+
+
+def _row_in(line: str) -> dict[str, Any] | None:
+    """A row that a suite printed, or the outcome of a test."""
+    if test := _TEST.match(line):
+        return {"name": test[1], "outcome": test[2]}
+    with suppress(ValueError):  # cut off in the middle, or mixed with another process's
+        return json.loads(line) if line.startswith('{"name": ') else None
+    return None
 
 
 def _start(arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
