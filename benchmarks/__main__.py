@@ -63,7 +63,6 @@ def main() -> None:
     made.add_argument("--reference", type=Path, metavar="DIR", help="the reference pack")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     made.add_argument("--size", choices=("tiny", "full"), default="full", help="of the networks and pictures")
-    made.add_argument("--dtype", choices=("float32", "float16"), help="float16 on a GPU and float32 elsewhere")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 4], metavar="N", help="pictures at once")
     made.add_argument("--variants", nargs="+", metavar="NAME", help="measure these only")
     made.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel; one variant a process")

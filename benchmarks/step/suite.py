@@ -50,7 +50,6 @@ def run(
     reference: Path | None,
     device: str,
     size: str,
-    dtype: str | None,
     batches: Sequence[int],
     variants: Sequence[str] | None,
     compile: bool,
@@ -60,13 +59,12 @@ def run(
     """Measure, print, and save where asked."""
     print(__doc__, flush=True)
     report = Report(json_path)
-    place, precision = on(device)
-    precision = getattr(torch, dtype) if dtype else precision
+    place, dtype = on(device)
     with tempfile.TemporaryDirectory() as base:
         print("making networks with random weights ...", flush=True)
-        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision, compile)
+        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, dtype, compile)
         report.about |= metadata(["torch", "numpy"], place) | {"parameters": host.parameters, "size": size}
-        report.about |= {"dtype": str(precision).removeprefix("torch."), "side": host.size.side, "runs": runs}
+        report.about |= {"dtype": str(dtype).removeprefix("torch."), "side": host.size.side, "runs": runs}
         report.about["compiled"] = compile
         report.about["versions"]["comfyui"] = host.version
         report.about["notes"] = notes(__doc__)
