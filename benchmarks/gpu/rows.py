@@ -36,6 +36,7 @@ ROWS = (
     Row("fused kernel", "benchmarks attention --device {device}", 1, "--runs 1"),
     Row("step", _STEP, 2.5, f"{_TINY_STEP} --variants plain reference ours"),
     Row("faces", "benchmarks faces --device {device}", 1.5, "--runs 1"),
+    Row("faces in half precision", "benchmarks faces --device {device} --dtype float16", 1, "--runs 1"),
     Row("headline", f"{_HEADLINE} --steps 30 --no-timeline", 4.5, _TINY_HEADLINE),
     Row("step compiled: plain", f"{_COMPILED} plain", 2, _TINY_STEP),
     Row("step compiled: ours", f"{_COMPILED} 'ours, caches'", 2, _TINY_STEP),
