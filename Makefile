@@ -6,9 +6,11 @@ RESULTS ?= benchmarks/results/here
 MINUTES ?= 3
 # Tests of what makes the miniature and the benchmarks, not of the package.
 TOOLS := $(wildcard tests/test_training*.py tests/test_benchmarks*.py)
+GPU_WHEELS := diffusers insightface==2.1 importlib_metadata zipp torchsde trampoline comfy-kitchen comfy-aimdo
+GPU_WHEELS += jsonschema==4.17.3 pyrsistent  # the last that need no compiled package
 PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-tools trials test-comfyui lint docs bench bench-comfyui clean
+.PHONY: demo test test-tools trials test-comfyui lint docs bench bench-comfyui gpu-bundle clean
 
 demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
@@ -41,6 +43,14 @@ bench-comfyui:  # beside the old pack: REFERENCE_PATH=... names its checkout, an
 	for suite in workflow headline startup memory; do \
 		.ci/comfyui -m benchmarks $$suite --comfyui "$(COMFYUI_PATH)" --reference "$(REFERENCE_PATH)" \
 			--json $(RESULTS)/$$suite.json || exit; done
+
+# One archive for a machine that has a GPU, Python and torch, and no network: COMFYUI_PATH=... and REFERENCE_PATH=...
+# name the checkouts that go into it. Of packages that such a machine may lack, those of pure Python go too.
+gpu-bundle:
+	rm -rf build/wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --platform any --dest build/wheels \
+		--constraint "$(COMFYUI_PATH)/requirements.txt" $(GPU_WHEELS)
+	bash benchmarks/gpu/bundle.sh build/gpu-bundle.tar.gz build/wheels "$(COMFYUI_PATH)" "$(REFERENCE_PATH)"
 
 # One environment, and a mark in it for each set of extras that was installed; dev includes diffusers and docs.
 $(VENV)/with-%: pyproject.toml constraints.txt | $(RUN)

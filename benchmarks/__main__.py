@@ -18,6 +18,7 @@ MODULES = {
     "likeness": "likeness.suite",
     "precision": "likeness.faces",
     "people": "people",
+    "gpu": "gpu.suite",
     "plot": "report.plot",
     "page": "report.page",
 }
@@ -50,19 +51,23 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=20, help="evaluations of the patched layers in the row 'in all'")
     made = of_nodes("headline", "a whole ComfyUI workflow and five edits, against the same pack", runs=3)
     made.add_argument("--size", choices=("small", "full"), default="small", help="of the UNet; full is SDXL's own")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of model and ControlNets")
+    made.add_argument("--side", type=int, help="of the picture in pixels; 128 at small size, 256 at full")
     made.add_argument("--steps", type=int, help="of the sampler; 12 at small size, 2 at full")
+    made.add_argument("--cfg", type=float, default=4.5, help="guidance; 1 is none, as distilled models need it")
     made.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel, on all sides")
     made.add_argument("--no-timeline", dest="timeline", action="store_false", help="leave out the watched sessions")
     of_nodes("startup", "imports, loaders and the first Apply; without checkouts, the package only", required=False)
-    of_nodes("memory", "bytes that a patched model holds, against the same pack", runs=0)
+    made = of_nodes("memory", "bytes that a patched model holds, against the same pack", runs=0)
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made = suite("step", "a sampling step, against the same pack and against none", runs=20)
     made.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
     made.add_argument("--reference", type=Path, metavar="DIR", help="the reference pack")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     made.add_argument("--size", choices=("tiny", "full"), default="full", help="of the networks and pictures")
-    made.add_argument("--dtype", choices=("float32", "float16"), help="float16 on a GPU and float32 elsewhere")
     made.add_argument("--batches", type=int, nargs="+", default=[1, 4], metavar="N", help="pictures at once")
     made.add_argument("--variants", nargs="+", metavar="NAME", help="measure these only")
+    made.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel; one variant a process")
     made = suite("attention", "SDXL's cross-attention layers with a face, against the old pack's way", runs=31)
     made.add_argument("--device", default="cpu")
     made = suite("pipelines", "a pipeline of diffusers, against InstantX's attention processors")
@@ -81,6 +86,16 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
+    made = suites.add_parser("gpu", help="all that a GPU can show, in order of value, until time is up")
+    made.add_argument("--minutes", type=float, default=9.0, help="for all rows together")
+    made.add_argument("--results", type=Path, default="results", metavar="DIR", help="taken up where it exists")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    made.add_argument("--size", choices=("tiny", "full"), default="full", help="tiny tries the rows")
+    made.add_argument("--comfyui", type=Path, metavar="DIR", help="a checkout of ComfyUI")
+    made.add_argument("--reference", type=Path, metavar="DIR", help="the reference pack")
+    made.add_argument("--work", type=Path, default="work", metavar="DIR", help="keeps the networks made, 2.1 GB")
+    made.add_argument("--rows", nargs="+", default=(), metavar="NAME", help="these only, also where they failed before")
+    made.add_argument("--list", dest="listed", action="store_true", help="show the rows, and measure nothing")
     made = suites.add_parser("plot", help="the timeline of a headline or a start as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline or startup")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

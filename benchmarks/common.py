@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -96,6 +97,7 @@ def compare(
         with recorder() as recorded:
             ours(runs)
         comparison.stages = stage_seconds(recorded)
+    print(json.dumps(comparison.to_json()), flush=True)  # so that it is known if the suite is cut off
     return comparison
 
 
@@ -141,10 +143,14 @@ def report(path: Path | None, suite: str, rows: Sequence[Comparison | dict[str, 
 def save(path: Path | None, document: dict[str, Any]) -> None:
     """Print the JSON document as the last line, write it to the file if one is named, and check its form."""
     write(path, document)
-    text = json.dumps(document)
-    print(text)
+    print(json.dumps(document))
+    check(document)  # last, so that nothing that was measured is lost
+
+
+def check(document: dict[str, Any]) -> None:
+    """Hold a document to schema.json where jsonschema is installed; say so where it is not."""
     try:
-        validate(json.loads(text))  # last, so that nothing that was measured is lost
+        validate(json.loads(json.dumps(document)))
     except ImportError:
         print("The result was not checked against benchmarks/schema.json: pip install jsonschema", file=sys.stderr)
 
@@ -177,6 +183,11 @@ def held_bytes(*models: Any) -> int:
         else:
             left += getattr(thing, "__dict__", {}).values()
     return sum(found.values())
+
+
+def finite(differences: Mapping[str, float]) -> dict[str, float | None]:
+    """The same for JSON, which has no other numbers than finite ones."""
+    return {name: value if math.isfinite(value) else None for name, value in differences.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import SIDES, compare, held_bytes
+from benchmarks.device import on
 from benchmarks.goals import GOALS
-from benchmarks.nodes import startup, workflow
+from benchmarks.nodes import host, startup, workflow
 from benchmarks.nodes.harness import group_photo, portrait, unseen
 from benchmarks.nodes.headline import Outcome, agreement, pictures, rows
 from benchmarks.nodes.session import COLD, RUNS, SEED
@@ -85,6 +87,32 @@ def test_nothing_is_reported_where_they_do_not_agree(change, message):
     change(sides)
     with pytest.raises(SystemExit, match=message):
         agreement(sides)
+
+
+def test_in_half_precision_a_difference_is_reported_and_not_judged():
+    apart = {name: picture + 1 for name, picture in latents(0).items()}
+    found = agreement({"reference": latents(0), "ours": apart, "limit": latents(1)}, judged=False)
+    assert all(entry["ours"] > 1e-3 for entry in found.values())
+    assert common.finite({"ours": float("nan"), "effect_of_the_face": 0.5}) == {"ours": None, "effect_of_the_face": 0.5}
+
+
+def test_a_gpu_has_its_number_and_half_precision():
+    assert on("cpu") == (torch.device("cpu"), torch.float32)
+    assert on("cuda") == (torch.device("cuda", 0), torch.float16)
+    assert on("cuda:1") == (torch.device("cuda", 1), torch.float16)
+
+
+def test_nodes_are_imported_where_no_video_can_be_opened(tmp_path, monkeypatch):
+    (tmp_path / "nodes.py").write_text(
+        "import av\nfrom av.video.reformatter import ColorRange\nOPENED: 'av.X | None' = None"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name == "nodes" or name.partition(".")[0] == "av"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
+    assert host.import_nodes().OPENED is None
+    assert not any(name.partition(".")[0] == "av" for name in sys.modules)
+    monkeypatch.delitem(sys.modules, "nodes")
 
 
 def test_one_of_six_pictures_is_replaced_and_the_pose_stays():

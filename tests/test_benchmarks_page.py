@@ -93,6 +93,11 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_text("before\n<!-- table: faces--here -->\nold\n<!-- /table -->\nafter\n")
     page.run(path)
     assert "| one new face | 3.00 s | 1.00 s | | 3x (3 to 3) | 2.4x |\n<!-- /table -->\nafter" in path.read_text()
+    of_a_gpu = {"suite": "gpu", "results": [{"name": "faces", "status": "done", "measured": [result]}]}
+    (tmp_path / "gpu--here.json").write_text(json.dumps(of_a_gpu))
+    path.write_text("<!-- table: gpu--here | faces | one new face -->\n<!-- /table -->\n")
+    page.run(path)
+    assert "| one new face | 3.00 s | 1.00 s | | 3x (3 to 3) | 2.4x |\n<!-- /table -->" in path.read_text()
     path.write_text("<!-- table: faces--here | six new images -->\n<!-- /table -->\n")
     with pytest.raises(SystemExit, match="has no row 'six new images'"):
         page.run(path)

@@ -51,7 +51,7 @@ class Bench:
         Raises:
             SystemExit: the session failed; the message has the end of its standard error.
         """
-        options = {"job": job, "adapter": self.adapter, "compile": False, "detailed": False} | options
+        options = {"job": job, "adapter": self.adapter, "device": "cpu", "compile": False, "detailed": False} | options
         options |= {"comfyui": str(self.comfyui), "base": str(self.base), "size": asdict(self.size)}
         options |= {"pack": None if pack is None else str(pack), "pictures": str(pictures)}
         with tempfile.TemporaryDirectory() as compiled:

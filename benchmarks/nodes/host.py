@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from benchmarks.sizes import IDENTITY_TOKENS, TEXT_TOKENS, WEIGHT, Size
 
 CFG = 5.0
+_CPU = torch.device("cpu")
+_VIDEO = ("av", "av.container", "av.subtitles", "av.subtitles.stream", "av.video", "av.video.reformatter")
 _BRANCH_ENDS = ("to_out.0.weight", "proj_out.weight", "net.2.weight", "out_layers.3.weight")
 _BRANCH_GAIN = 0.7  # less than what it is added to, so that the many layers of a random UNet stay in fp16's range
 
@@ -60,11 +63,10 @@ class Host:
         comfyui: Path,
         base: Path,
         size: Size,
-        device: torch.device | None = None,
+        device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
         compiles: bool = False,
     ) -> None:
-        device = device or torch.device("cpu")
         (base / "models").mkdir(exist_ok=True)
         sys.path.insert(0, str(comfyui))
         from comfy.cli_args import args
@@ -183,6 +185,25 @@ class _Stop:
     def sample(self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *_: Any):
         self.arrived(guider, extra_args, noise)
         return noise
+
+
+def import_nodes() -> Any:
+    """Return ComfyUI's module ``nodes``. Where PyAV is missing, which no node here uses, a stand-in is imported."""
+    absent = () if importlib.util.find_spec("av") else _VIDEO
+    sys.modules |= {name: MagicMock() for name in absent}
+    nodes = importlib.import_module("nodes")
+    for name in absent:
+        del sys.modules[name]  # other packages ask whether it is there
+    return nodes
+
+
+def compile_model(model: Any) -> Any:
+    """The model after ComfyUI's TorchCompileModel."""
+    import_nodes()
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    [compiled] = TorchCompileModel.execute(model, "inductor").result
+    return compiled
 
 
 def load_pack(folder: Path) -> Any:

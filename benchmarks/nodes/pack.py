@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.nodes.host import Host, call, load_pack
+from benchmarks.nodes.host import Host, call, import_nodes, load_pack
 from benchmarks.nodes.watch import Watch
 from benchmarks.sizes import HEAD_CHANNELS, LAYERS, TEXT_TOKENS, WEIGHT
 
@@ -37,8 +37,7 @@ class Pack:
     """
 
     def __init__(self, host: Host, folder: Path, adapter: str, watch: Watch | None = None, detailed: bool = False):
-        import nodes  # noqa: F401  # with all that it imports: a running ComfyUI has that too
-
+        import_nodes()  # with all that it imports: a running ComfyUI has that too
         self.host, self._watch = host, watch or Watch()
         with self._watch.part("import"):
             pack = load_pack(folder)
@@ -91,10 +90,10 @@ class Layers:
     """The calls of attention patches in one evaluation of SDXL's UNet: its widths, 64 queries, 77 text tokens."""
 
     def __init__(self, host: Host) -> None:
-        common = {"cond_or_uncond": [1, 0], "sigmas": torch.tensor([host.sigma]), "attn_precision": None}
-        common |= {"original_shape": [2, 4, 128, 128], "dim_head": HEAD_CHANNELS}
+        common = {"cond_or_uncond": [1, 0], "sigmas": torch.tensor([host.sigma], device=host.device)}
+        common |= {"attn_precision": None, "original_shape": [2, 4, 128, 128], "dim_head": HEAD_CHANNELS}
         inputs = {
-            width: [torch.randn(2, tokens, width) for tokens in (_QUERIES, TEXT_TOKENS, TEXT_TOKENS)]
+            width: [host.random(2, tokens, width) for tokens in (_QUERIES, TEXT_TOKENS, TEXT_TOKENS)]
             for width in set(LAYERS.values())
         }
         blocks = sorted({layer[:2] for layer in LAYERS})  # input, middle, output: as the UNet counts them

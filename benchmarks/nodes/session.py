@@ -11,13 +11,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.nodes.host import Host, call
+from benchmarks.device import on, synchronize
+from benchmarks.nodes.host import Host, call, compile_model, import_nodes
 from benchmarks.nodes.pack import Pack
 from benchmarks.nodes.watch import Watch
 from benchmarks.sizes import Size
@@ -36,7 +38,7 @@ RUNS = tuple(EDITS)
 REFERENCES = 6
 _SECOND = {"strength": 0.5, "start_percent": 0.0, "end_percent": 0.7}  # as in the example workflow
 _NOISE = 0.3
-_SAMPLING = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+_SAMPLING = {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
 class Headline:
@@ -47,10 +49,10 @@ class Headline:
 
     def __init__(self, host: Host, options: dict[str, Any]) -> None:
         import comfy.controlnet
-        import nodes
 
-        self._host, self._options, self._watch = host, options, Watch()
-        self._nodes = nodes
+        self._host, self._options = host, options
+        self._watch = Watch(partial(synchronize, host.device))
+        self._nodes = import_nodes()
         self._second_net = comfy.controlnet.ControlNet(
             copy.copy(host.control_net.control_model), load_device=host.device
         )
@@ -100,15 +102,14 @@ class Headline:
         how = {"control_net": self._second_net, "image": self._host.image} | _SECOND
         positive, negative = call(self._nodes.ControlNetApplyAdvanced, **prompts, **how)
         if self._options["compile"]:
-            from comfy_extras.nodes_torch_compile import TorchCompileModel
-
-            [model] = TorchCompileModel.execute(model, "inductor").result
+            model = compile_model(model)
         self._applied = {"model": model, "positive": positive, "negative": negative}
 
     def _sample(self, seed: int) -> Tensor:
         side = self._host.size.side // 8
         with self._watch.part("sample"):
-            how = {"steps": self._options["steps"], "seed": seed, "denoise": 1.0} | _SAMPLING | self._applied
+            how = {name: self._options[name] for name in ("steps", "cfg")} | {"seed": seed, "denoise": 1.0}
+            how |= _SAMPLING | self._applied
             [drawn] = call(self._nodes.KSampler, latent_image={"samples": torch.zeros(1, 4, side, side)}, **how)
         return drawn["samples"]
 
@@ -120,7 +121,8 @@ def headline(host: Host, options: dict[str, Any]) -> dict[str, Any]:
     for name, latent, seconds in Headline(host, options).runs():
         latents[name], parts[name] = latent, seconds
     torch.save(latents, options["latents"])
-    return {"runs": parts, "parameters": host.parameters, "comfyui": host.version}
+    found = {"runs": parts, "parameters": host.parameters, "comfyui": host.version}
+    return found | ({"peak_bytes": torch.cuda.max_memory_allocated()} if host.device.type == "cuda" else {})
 
 
 def cold(host: Host, options: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     torch.manual_seed(0)  # prompts and hints are the same on all sides
     paths = Path(options["comfyui"]), Path(options["base"])
-    host = Host(*paths, Size(**options["size"]), compiles=options["compile"])
+    host = Host(*paths, Size(**options["size"]), *on(options["device"]), compiles=options["compile"])
     print(json.dumps({"headline": headline, "cold": cold}[options["job"]](host, options)))
 
 

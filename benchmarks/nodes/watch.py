@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class Watch:
-    """Seconds of each part, in the order in which the parts began. An inner part does not count for the outer one."""
+    """Seconds of each part, in the order in which the parts began. An inner part does not count for the outer one.
 
-    def __init__(self) -> None:
+    Args:
+        wait: returns when the device is done.
+    """
+
+    def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
+        self._wait = wait
         self._seconds: dict[str, float] = {}
         self._inner = [0.0]
 
@@ -20,10 +25,12 @@ class Watch:
         """Count the block as a part."""
         self._seconds.setdefault(name, 0.0)
         self._inner.append(0.0)
+        self._wait()
         start = time.perf_counter()
         try:
             yield
         finally:
+            self._wait()
             passed = time.perf_counter() - start
             self._seconds[name] += passed - self._inner.pop()
             self._inner[-1] += passed

@@ -1,8 +1,9 @@
 """Tables of committed results, written into a page of the documentation.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is that of a file under results/, without
-its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only, or those of a kind. ``stages`` in place of
-``table`` shows where our time goes. A test holds pages to their results.
+its suffix. ``<!-- table: NAME | ROW | ROW -->`` takes these rows only, or those of a kind. In a result of the suite
+"gpu", whose rows are results, the first ROW names one. ``stages`` in place of ``table`` shows where our time goes. A
+test holds pages to their results.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def _table_at(mark: re.Match[str]) -> str:
         raise SystemExit(f"the page names the result {name!r}, of which there are {len(found)} in {RESULTS}")
     document = json.loads(found[0].read_text())
     wanted = mark["rows"].split(" | ")[1:]
+    if document["suite"] == "gpu":
+        [document] = [row["measured"][0] for row in document["results"] if row["name"] == wanted[0]]
+        wanted = wanted[1:]
     if missing := set(wanted) - {row[key] for row in document["results"] for key in ("name", "kind") if key in row}:
         raise SystemExit(f"the result {name!r} has no row {missing.pop()!r}")
     write = {"table": table, "stages": stages}[mark["kind"]]

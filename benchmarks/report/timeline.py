@@ -83,7 +83,8 @@ def _words(figure: Any, document: Mapping[str, Any]) -> None:
     spread = f"{number(ratio['min'])}x to {number(ratio['max'])}x in {ratio['runs']} sessions"
     compiled = ", compiled" if about["compiled"] else ""
     figure.text(0.022, 1 - 0.30 / _HEIGHT, head, fontsize=12.5, weight="bold", color=INK, va="center")
-    more = f"{caption(document)}{compiled}: not an SDXL picture's time. {spread}; one session in detail:"
+    small = "" if about["side"] == 1024 else ": not an SDXL picture's time"
+    more = f"{caption(document)}{compiled}{small}. {spread}; one session in detail:"
     figure.text(0.022, 1 - 0.55 / _HEIGHT, more, fontsize=9, color=QUIET, va="center")
     renderer: Any = FigureCanvasAgg(figure).get_renderer()
     place, line = 0.022, 1 - 0.84 / _HEIGHT
@@ -94,8 +95,10 @@ def _words(figure: Any, document: Mapping[str, Any]) -> None:
     versions = about["versions"]
     parts = [about["processor"], f"{about['cores']} cores", f"torch {versions['torch']}"]
     parts += [f"ComfyUI {versions['comfyui']}"] if "comfyui" in versions else []
+    parts += [about["gpu"]] if "gpu" in about else []
     foot = " · ".join([*parts, about.get("dtype", ""), about["date"]])
-    small = "Face networks of the published sizes, random weights. Nothing of it was measured on a GPU."
+    small = "Face networks of the published sizes, random weights."
+    small += "" if "gpu" in about else " Nothing of it was measured on a GPU."
     lines = "\n".join([*textwrap.wrap(small, 155), foot])
     figure.text(0.022, 0.13 / _HEIGHT, lines, fontsize=7.5, color=QUIET, va="bottom", linespacing=1.4)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import spread, write
+from benchmarks.device import synchronize
 
 Step = Callable[[], Tensor]
 
@@ -66,11 +67,6 @@ class Report:
                 ratios = [one / another for one, another in zip(row.seconds, other.seconds, strict=False)]
                 found[f"over_{base}"] = spread(ratios)
         return found | row.numbers | ({} if row.error is None else {"error": row.error})
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def take(step: Step, device: torch.device) -> tuple[float, float]:

@@ -29,12 +29,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.common import held_bytes, metadata, notes, save
+from benchmarks.common import finite, held_bytes, metadata, notes, save
+from benchmarks.device import on, synchronize
 from benchmarks.nodes.host import Evaluation, Host, Patched
 from benchmarks.report.tables import table
 from benchmarks.sizes import SIZES
-from benchmarks.step.measure import Report, Row, allocated_by, counts, synchronize, take
-from benchmarks.step.variants import VARIANTS, Packs
+from benchmarks.step.measure import Report, Row, allocated_by, counts, take
+from benchmarks.step.variants import VARIANTS, Packs, compiled
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05}
 """How far ours and the reference may lie apart, relative to what the face does to the prediction: a UNet of 2.6 billion
@@ -49,31 +50,34 @@ def run(
     reference: Path | None,
     device: str,
     size: str,
-    dtype: str | None,
     batches: Sequence[int],
     variants: Sequence[str] | None,
+    compile: bool,
     runs: int,
     json_path: Path | None,
 ) -> None:
     """Measure, print, and save where asked."""
     print(__doc__, flush=True)
     report = Report(json_path)
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    precision = getattr(torch, dtype or ("float16" if device == "cuda" else "float32"))
+    place, dtype = on(device)
     with tempfile.TemporaryDirectory() as base:
         print("making networks with random weights ...", flush=True)
-        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, precision)
+        host = Host(comfyui.resolve(), Path(base), SIZES[size], place, dtype, compile)
         report.about |= metadata(["torch", "numpy"], place) | {"parameters": host.parameters, "size": size}
-        report.about |= {"dtype": str(precision).removeprefix("torch."), "side": host.size.side, "runs": runs}
+        report.about |= {"dtype": str(dtype).removeprefix("torch."), "side": host.size.side, "runs": runs}
+        report.about["compiled"] = compile
         report.about["versions"]["comfyui"] = host.version
         report.about["notes"] = notes(__doc__)
         packs = Packs(host, reference)
         builders = {name: partial(VARIANTS[name], packs) for name in variants or VARIANTS}
+        if compile:
+            builders = {name: partial(compiled, build) for name, build in builders.items()}
         turns = partial(_take_turns, runs=runs)
         for batch in batches:
             measure(report, host, f"batch {batch}", builders, batch, turns)
-        # After the times: a profiler leaves traces in the process.
-        measure(report, host, f"batch {batches[0]}", builders, batches[0], _count)
+        if not compile:  # it would compile again
+            # After the times: a profiler leaves traces in the process.
+            measure(report, host, f"batch {batches[0]}", builders, batches[0], _count)
     document = report.save()
     print(table(document), f"\ndifferences: {json.dumps(report.about.get('differences'))}")
     save(json_path, document)
@@ -178,6 +182,6 @@ def _compare(report: Report, case: str, predictions: Mapping[str, Tensor], dtype
             if name not in ("plain", "reference"):
                 entry[name] = float((prediction - reference).abs().max()) / effect
     entry["agree"] = agree = entry["finite"] and entry.get("ours", 0.0) <= TOLERANCE[dtype]
-    report.about.setdefault("differences", {})[case] = entry
+    report.about.setdefault("differences", {})[case] = finite(entry)
     print(f"{case}: {'the same results' if agree else 'THE RESULTS DIFFER'}: {entry}", flush=True)
     report.save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.networks import as_our_adapter, random_adapter
-from benchmarks.nodes.host import Host, Patched, call, load_pack
+from benchmarks.nodes.host import Host, Patched, call, compile_model, load_pack
 from benchmarks.sizes import EMBEDDING_DIM, IDENTITY_TOKENS, WEIGHT
 
 
@@ -113,6 +114,13 @@ def ours_with_caches(packs: Packs) -> Patched:
     from fast_instantid.comfyui.nodes import ApplyInstantID
 
     return packs.apply(ApplyInstantID, packs.our_adapter)
+
+
+def compiled(build: Callable[[], Patched]) -> Patched:
+    """A variant through ComfyUI's TorchCompileModel. That drops torch's guards on patches, so others would run its
+    graphs: measure each variant in a process of its own."""
+    patched = build()
+    return replace(patched, model=compile_model(patched.model))
 
 
 VARIANTS: dict[str, Callable[[Packs], Patched]] = {
