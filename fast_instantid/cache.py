@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -64,6 +65,10 @@ class Cache:
         self._in_flight: dict[str, _Batch] = {}
         self._lock = fork_safe_lock()
         _caches.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets an empty cache with the same folder."""
+        return Cache, (self.max_bytes, self._disk and self._disk.directory.parent, self.max_disk_bytes)
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
         """Return the record of ``key``. On a miss one thread computes it, and concurrent callers wait."""

@@ -1,0 +1,151 @@
+"""Independent units of work: one after another in this process, or by a pool of workers of Ray Data.
+
+What a unit yields depends on the unit alone. A run is therefore the same whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import BackendError, FastInstantIDError
+
+Load: TypeAlias = Callable[[], Callable[[Any], Any]]
+"""Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
+
+_TRIES = 3  # of a unit whose worker dies. Ray Data would start workers for it forever.
+_STORE = 256 << 20  # bytes for the paths of units and for results, which are small
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes work, and with what; see :func:`run_units`."""
+
+    count: int = 1
+    threads: int = 0
+    """Of torch in each; 0 leaves torch's own number. Numbers may differ in their last bits with it."""
+    gpus: int = 0
+    """On this machine, of which each worker gets its share."""
+    address: str = ""
+    """Of a Ray cluster to join, such as ``auto`` or ``ray://head:10001``; by default a local one is started."""
+
+
+def run_units(
+    units: Sequence[Any], load: Load, workers: Workers, done: Callable[[Any], None], folder: Path = Path()
+) -> None:
+    """Work on all units, and hand over their results as they come, in any order.
+
+    A worker that dies is started again, and its units with it: a unit must be idempotent.
+
+    Args:
+        folder: shared by all workers; there they count how often a unit is tried.
+
+    Raises:
+        BackendError: several workers without Ray, a cluster that cannot be reached, or a unit that ends each worker.
+        FastInstantIDError: what ``load`` or a unit raised.
+    """
+    if not units:
+        return
+    if workers.count == 1 and not workers.address:
+        _pin_threads(workers.threads)
+        work = load()
+        for unit in units:
+            done(work(unit))
+        return
+    share = {"num_gpus": min(1.0, workers.gpus / workers.count)} if workers.gpus else {"num_cpus": workers.threads or 1}
+    with _cluster(workers) as data:
+        rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
+        results = data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(load, workers.threads, os.getcwd(), folder),
+            # Few units wait for a worker, so that none is idle at the end.
+            compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+            **share,
+        )
+        for row in results.iter_rows():
+            result, error = pickle.loads(row["result"])  # noqa: S301  # of our own workers
+            if error is not None:
+                raise error
+            done(result)
+
+
+class _Worker:
+    """One process of the pool; it loads its networks with its first unit."""
+
+    def __init__(self, load: Load, threads: int, home: str, folder: Path) -> None:
+        self.load, self.threads, self.home, self.folder = load, threads, home, folder
+        self.work: Callable[[Any], Any] | None = None
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        number, unit = pickle.loads(row["unit"])  # noqa: S301
+        try:
+            if self.work is None:
+                os.chdir(self.home)  # relative paths mean the same everywhere
+                _pin_threads(self.threads)
+                self.work = self.load()
+            tries = self.folder / f".fast-instantid-{number:016x}"  # removed like the temporary files of a killed run
+            with tries.open("ab") as file:
+                file.write(b".")
+                if file.tell() > _TRIES:
+                    raise BackendError(f"unit {number} ended {_TRIES} workers: by a crash, or for lack of memory")
+            outcome = self.work(unit), None
+            tries.unlink(missing_ok=True)
+        except (FastInstantIDError, OSError, MemoryError) as error:
+            outcome = None, error  # as it is: Ray would wrap it
+        return {"result": pickle.dumps(outcome)}
+
+
+def _pin_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _cluster(workers: Workers) -> Generator[Any]:
+    """Join a cluster, or start one on this machine, during the block; yields ``ray.data``."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0"}
+    try:
+        import ray
+        import ray.data
+        from ray.exceptions import RayError
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{workers.count} workers need Ray: pip install 'fast-instantid[ray]' ({error})") from error
+    options: dict[str, Any] = {"address": workers.address or "local"}
+    if not workers.address:
+        options |= {"num_cpus": workers.count * (workers.threads or 1), "include_dashboard": False}
+        options |= {"object_store_memory": _STORE, "_node_ip_address": "127.0.0.1"}
+    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
+        try:
+            with _silent():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            for name in ("ray", "ray.data"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield ray.data
+        except (RayError, ConnectionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BackendError(f"Ray: {reason}; what is done stays, and the same command goes on from there") from error
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Generator[None]:
+    """Drop what C++ code writes to stderr: Ray's tells that its log level is ours."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
