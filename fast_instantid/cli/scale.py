@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..scale.units import Workers
 
 _FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
-_SETTINGS = ("base", "instantid", "pack", "batch_size", "threads", "fast", "layers")
+_SETTINGS = (*_FACE_SETTINGS, "pack", "base", "instantid", "dtype", "fast", "layers")
 _SETTINGS += ("identity_range", "identity_net_range", "identity_net_every")
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BackendError, FastInstantIDError
+from .cluster import proxies, ray_cluster, set_environment
 
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
 """Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
 
 _TRIES = 3  # of a unit whose worker dies. Ray Data would start workers for it forever.
-_STORE = 256 << 20  # bytes for the paths of units and for results, which are small
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,15 @@ def run_units(
             done(work(unit))
         return
     share = {"num_gpus": min(1.0, workers.gpus / workers.count)} if workers.gpus else {"num_cpus": workers.threads or 1}
-    with _cluster(workers) as data:
+    with ray_cluster(workers.address, workers.count * (workers.threads or 1)):
+        from ray import data
+
+        data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
-            fn_constructor_args=(load, workers.threads, os.getcwd(), folder),
+            fn_constructor_args=(load, workers.threads, os.getcwd(), folder, proxies()),
             # Few units wait for a worker, so that none is idle at the end.
             compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
             **share,
@@ -79,7 +81,8 @@ def run_units(
 class _Worker:
     """One process of the pool; it loads its networks with its first unit."""
 
-    def __init__(self, load: Load, threads: int, home: str, folder: Path) -> None:
+    def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str | None]) -> None:
+        set_environment(proxies)
         self.load, self.threads, self.home, self.folder = load, threads, home, folder
         self.work: Callable[[Any], Any] | None = None
 
@@ -107,45 +110,3 @@ def _pin_threads(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _cluster(workers: Workers) -> Generator[Any]:
-    """Join a cluster, or start one on this machine, during the block; yields ``ray.data``."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0"}
-    try:
-        import ray
-        import ray.data
-        from ray.exceptions import RayError
-    except ModuleNotFoundError as error:
-        raise BackendError(f"{workers.count} workers need Ray: pip install 'fast-instantid[ray]' ({error})") from error
-    options: dict[str, Any] = {"address": workers.address or "local"}
-    if not workers.address:
-        options |= {"num_cpus": workers.count * (workers.threads or 1), "include_dashboard": False}
-        options |= {"object_store_memory": _STORE, "_node_ip_address": "127.0.0.1"}
-    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
-        try:
-            with _silent():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            for name in ("ray", "ray.data"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            yield ray.data
-        except (RayError, ConnectionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"Ray: {reason}; what is done stays, and the same command goes on from there") from error
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _silent() -> Generator[None]:
-    """Drop what C++ code writes to stderr: Ray's tells that its log level is ours."""
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
