@@ -275,7 +275,7 @@ class TestResume:
         with_lock = "import fcntl, os, sys\nfcntl.flock(os.open('out', os.O_RDONLY), fcntl.LOCK_EX)\n"
         Path("out").mkdir()
         code = f"{with_lock}from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
-        done = fresh_python(code, "batch", "embed", library, "-o", "out", *FACES)
+        done = fresh_python(code, "batch", "embed", str(library), "-o", "out", *FACES)
         assert done.stdout.strip() == "1"
         assert "another run writes there now" in done.stderr
         embed(library, "-o", "out")
@@ -309,7 +309,7 @@ print(seen[len(seen) // 3], seen[-1])
 """
     with (tmp_path / "many.csv").open("w") as file:
         file.write("path\n" + "".join(f"{library}/{number % 8:05}.png\n" for number in range(480)))
-    printed = fresh_python(code, tmp_path / "many.csv", "-o", tmp_path / "out", *FACES).stdout
+    printed = fresh_python(code, str(tmp_path / "many.csv"), "-o", str(tmp_path / "out"), *FACES).stdout
     third, end = map(int, printed.split())
     assert end - third < 24 << 20, "160 and 480 pictures differ by less than what 300 decoded ones hold"
 

@@ -50,7 +50,19 @@ ALLOWED = {
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "miniature"},
     "scale": {"", "faces", "people"},
-    "cli": {"", "download", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature", "scale"},
+    "cli": {
+        "",
+        "download",
+        "faces",
+        "identity",
+        "attention",
+        "people",
+        "pipelines",
+        "observe",
+        "demo",
+        "miniature",
+        "scale",
+    },
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {

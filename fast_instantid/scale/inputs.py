@@ -84,7 +84,7 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
         if system.isdir(inner):
             names = [name for name in system.find(inner) if _is_picture(os.path.relpath(name, inner))]
         elif "*" in source or "?" in source or "[" in source:
-            names = system.glob(inner)
+            names = [name for name in system.glob(inner) if not posixpath.basename(name).startswith(".")]
         else:
             raise FastInstantIDError(f"{source}: no such file or folder")
     except (OSError, ValueError) as error:
