@@ -17,6 +17,7 @@ MODULES = {
     "pipelines": "pipelines.suite",
     "likeness": "likeness.suite",
     "people": "people",
+    "batch": "batch",
     "plot": "report.plot",
     "page": "report.page",
 }
@@ -77,6 +78,11 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
+    made = suite("batch", "pictures in a second by workers and batch size, on the miniature, and memory", runs=0)
+    made.add_argument("--pictures", type=int, default=2000, metavar="N", help="portraits, drawn where they lack")
+    made.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of one thread each")
+    made.add_argument("--batch-sizes", type=int, nargs="*", default=[8], metavar="N", help="none: draw only")
+    made.add_argument("--work", type=Path, metavar="DIR", help="keep the portraits for another time")
     made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

@@ -117,7 +117,7 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
 
 def test_a_unit_that_ends_each_worker_ends_the_run(cluster, tmp_path):
     with pytest.raises(BackendError, match="unit 1 ended 3 workers"):
-        run_units([0, os.getpid()], partial(partial, _die), Workers(2, 1, 0, cluster), print, tmp_path)
+        run_units([0, os.getpid()], partial(partial, _die), Workers(2, 1, address=cluster), print, tmp_path)
 
 
 def _die(unit):

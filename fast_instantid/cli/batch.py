@@ -72,9 +72,9 @@ def run(
             _write_report(folder, rows)
             due = time.monotonic() + 20 * (time.monotonic() - start)
 
-    if workers == _HERE:
+    if workers.count == 1 or workers.address:
         kept, todo = [], kept + todo
-    run_units(kept, load, replace(workers, count=1, address=""), done)
+    run_units(kept, load, replace(workers, count=1), done)  # mostly without networks
     run_units(todo, load, workers, done, folder)
     _write_report(folder, rows)
     progress("")

@@ -42,7 +42,7 @@ def add_arguments(
         pool.add_argument("--workers", type=positive, metavar="N", help=text)
         text = "threads of each; N workers of one thread are faster than one of N, and need N times the memory"
         pool.add_argument("--threads", type=positive, default=1, metavar="T", help=text)
-        text = "Ray cluster to join, which shares the folders, such as auto (default: start one on this machine)"
+        text = "Ray cluster to join, also set by $RAY_ADDRESS; its machines share the folders (default: start one here)"
         pool.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS", ""), metavar="ADDRESS", help=text)
         return added
 
@@ -157,21 +157,22 @@ def _portable(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def _settings(options: argparse.Namespace, workers: Workers, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names} | {"device": "gpu" if workers.gpus else "cpu"}
+    return {name: getattr(options, name) for name in names} | {"device": "gpu" if workers.gpu else "cpu"}
 
 
 def _workers(options: argparse.Namespace) -> Workers:
-    """The pool that the options name. GPUs count unless another device is named."""
-    import torch
-
-    from ..placement import Placement
+    """The pool that the options name."""
+    from ..placement import gpu_count
     from ..scale.units import Workers
 
-    kind, _, index = (options.device or str(Placement.resolve().device.type)).partition(":")
-    gpus = torch.cuda.device_count() if kind == "cuda" else 0
-    count = options.workers or (gpus if gpus and not index else 1)
+    if options.ray_address and not options.workers:
+        raise FastInstantIDError(f"Ray at {options.ray_address}: give --workers too, the number of them in the cluster")
+    kind, _, index = (options.device or ("cuda" if gpu_count() else "cpu")).partition(":")
+    has_gpu = kind == "cuda"
+    count = options.workers or (gpu_count() if has_gpu and not index else 1)
     if index and count > 1:
         raise FastInstantIDError(f"--device {options.device} is one GPU: with {count} workers, give --device {kind}")
-    if not gpus and count * options.threads < (cores := os.cpu_count() or 1):
+    used, cores = count * options.threads, os.cpu_count() or 1
+    if not has_gpu and not options.ray_address and used < cores:
         say(f"{count} worker(s) with {options.threads} thread(s) on {cores} cores; --workers and --threads take more")
-    return Workers(count, options.threads, gpus, options.ray_address)
+    return Workers(count, options.threads, has_gpu, options.ray_address)

@@ -29,8 +29,8 @@ class Workers:
     count: int = 1
     threads: int = 0
     """Of torch in each; 0 leaves torch's own number. Numbers may differ in their last bits with it."""
-    gpus: int = 0
-    """On this machine, of which each worker gets its share."""
+    gpu: bool = False
+    """Whether each gets a GPU, or its share of one."""
     address: str = ""
     """Of a Ray cluster to join, such as ``auto`` or ``ray://head:10001``; by default a local one is started."""
 
@@ -57,12 +57,19 @@ def run_units(
         for unit in units:
             done(work(unit))
         return
-    share = {"num_gpus": min(1.0, workers.gpus / workers.count)} if workers.gpus else {"num_cpus": workers.threads or 1}
-    with ray_cluster(workers.address, workers.count * (workers.threads or 1)):
+    threads = workers.threads or 1
+    with ray_cluster(workers.address, workers.count * threads) as ray:
         from ray import data
 
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        kind, need = ("GPU", 1) if workers.gpu else ("CPU", threads)
+        there = int(ray.cluster_resources().get(kind, 0))
+        if there < need:
+            raise BackendError(
+                f"the cluster of Ray has {there} {kind}s, and a worker needs {need}; see --device, --threads"
+            )
+        share = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
