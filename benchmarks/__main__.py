@@ -19,6 +19,7 @@ MODULES = {
     "precision": "likeness.faces",
     "people": "people",
     "gpu": "gpu.suite",
+    "batch": "batch",
     "plot": "report.plot",
     "page": "report.page",
 }
@@ -96,6 +97,11 @@ def main() -> None:
     made.add_argument("--work", type=Path, default="work", metavar="DIR", help="keeps the networks made, 2.1 GB")
     made.add_argument("--rows", nargs="+", default=(), metavar="NAME", help="these only, also where they failed before")
     made.add_argument("--list", dest="listed", action="store_true", help="show the rows, and measure nothing")
+    made = suite("batch", "pictures in a second by workers and batch size, on the miniature, and memory", runs=0)
+    made.add_argument("--pictures", type=int, default=2000, metavar="N", help="portraits, drawn where they lack")
+    made.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of one thread each")
+    made.add_argument("--batch-sizes", type=int, nargs="*", default=[8], metavar="N", help="none: draw only")
+    made.add_argument("--work", type=Path, metavar="DIR", help="keep the portraits for another time")
     made = suites.add_parser("plot", help="the timeline of a headline or a start as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline or startup")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

@@ -71,6 +71,10 @@ class Cache:
         self._lock = fork_safe_lock()
         _caches.add(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets an empty cache with the same folder."""
+        return Cache, (self.max_bytes, self._disk and self._disk.directory.parent, self.max_disk_bytes)
+
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
         """Return the record of ``key``. On a miss one thread computes it, and concurrent callers wait."""
         return self.get_many([key], lambda _: [compute()])[0]

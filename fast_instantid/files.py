@@ -98,8 +98,8 @@ def atomic_write(path: str | os.PathLike[str], private: bool = False, *, durable
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this user left in a folder over an hour ago."""
+def sweep(folder: Path, age: float = _OLD) -> None:
+    """Remove the temporary files that killed processes of this user left in a folder, by default over an hour ago."""
     with suppress(OSError):
         for path in folder.iterdir():
             if not _TEMPORARY.fullmatch(path.name):
@@ -108,7 +108,7 @@ def sweep(folder: Path) -> None:
                 found = path.lstat()
                 is_ours = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
                 # Also one from over an hour ahead: the clock was set back.
-                if is_ours and stat.S_ISREG(found.st_mode) and abs(time.time() - found.st_mtime) > _OLD:
+                if is_ours and stat.S_ISREG(found.st_mode) and abs(time.time() - found.st_mtime) >= age:
                     path.unlink()
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -122,6 +122,16 @@ def one_photo(image: OneImage) -> Photo:
     if len(pictures) > 1:
         raise ImageError(f"{len(pictures)} pictures where one is expected: give one at a time")
     return pictures[0]
+
+
+def read_photo(file: AbstractContextManager[Any], name: str) -> Photo:
+    """Read the picture of a file that the block of ``file`` opens, such as a remote one of fsspec.
+
+    Raises:
+        ImageError: as :func:`load_image`.
+    """
+    with _pillow_errors(name), file as stream, stage("decode"), Image.open(stream) as opened:
+        return Photo(_rgb_pixels(opened, name), name)
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:

@@ -72,6 +72,11 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def gpu_count() -> int:
+    """How many CUDA devices there are. No memory of theirs is used to count them."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 @contextmanager
 def thread_defaults(device: torch.device) -> Generator[None]:
     """Compute what is cached as if the caller had set nothing: no autocast, no gradients, no inference mode.

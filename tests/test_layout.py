@@ -49,7 +49,20 @@ ALLOWED = {
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "miniature"},
-    "cli": {"", "download", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
+    "scale": {"", "faces", "people"},
+    "cli": {
+        "",
+        "download",
+        "faces",
+        "identity",
+        "attention",
+        "people",
+        "pipelines",
+        "observe",
+        "demo",
+        "miniature",
+        "scale",
+    },
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {
@@ -59,6 +72,7 @@ ONLY_IMPORTER = {
     "diffusers": "pipelines",
     "triton": "fused",
     "pynvml": "observe",
+    "ray": "scale",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}
 

@@ -27,6 +27,17 @@ def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
         names = "step, host, over plain, over reference, step MB, held MB, reads, launches, kernels"
         head = ["", *names.split(", ")]
         lines = [_step_cells(row) for row in rows]
+    elif suite == "batch":
+        head = [
+            "",
+            "seconds",
+            "pictures/s, steady",
+            "times as fast",
+            "steady",
+            "MB, second quarter",
+            "MB, last quarter",
+        ]
+        lines = [_batch_cells(row) for row in rows]
     else:
         head = [caption(document), "reference", "ours", "limit", "ratio (min to max)", "goal"]
         lines = [[*_seconds_cells(document, row, GOALS.get(suite, {}).get(row["name"]))] for row in rows]
@@ -75,6 +86,16 @@ def seconds(value: float) -> str:
 def number(value: float) -> str:
     """Three digits and no exponent."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _batch_cells(row: Mapping[str, Any]) -> list[str]:
+    if "runs_seconds" in row:
+        return [row["name"], seconds(row["runs_seconds"]["median"]), *[""] * 5]
+    cells = [f"{row[name]:.1f}" if name in row else "" for name in ("seconds", "steady_per_second")]
+    cells += [f"{row[name]:.2f}x" if name in row else "" for name in ("times_as_fast", "times_as_fast_steady")]
+    memory = row.get("memory_bytes", {})
+    cells += [f"{memory[part] / 1e6:.0f}" if part in memory else "" for part in ("second_quarter", "last")]
+    return [row["name"], *cells]
 
 
 def _seconds_cells(document: Mapping[str, Any], row: Mapping[str, Any], goal: float | None) -> Iterator[str]:

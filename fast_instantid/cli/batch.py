@@ -4,69 +4,78 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
+from ..scale.units import Load, Workers, run_units
 from .jobs import Drawn, Job
-from .output import progress, save_picture, say, text_in
+from .output import Remaining, progress, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
     from ..people import Person, Scene
 
 _REPORT = "report.csv"
+_HERE = Workers()
+_Unit: TypeAlias = "list[tuple[int, Job]]"  # with the numbers of their rows
 _COLUMNS = ("output", "status", "error", "note", "likeness", "word", "kept_seed")  # before those of a job
 
 
-def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, studio: Studio) -> int:
+def run(
+    jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, load: Load, workers: Workers = _HERE
+) -> int:
     """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
+
+    Jobs are drawn in batches of the whole list. A batch of which some pictures are there is drawn again whole, since a
+    smaller one may round otherwise.
+
+    Args:
+        load: returns a :func:`drawer`.
 
     Returns:
         the exit code: 0 if all pictures are there but those of photographs to skip, else 1.
     """
     rows: dict[int, dict[str, Any]] = {}
-    todo: list[tuple[int, Job]] = []
+    alone: list[tuple[int, Job]] = []
     known = set[str]()
     for number, job in enumerate(jobs):
         if not isinstance(job, Job):
             rows[number] = job
             continue
         rows[number] = {"output": job.file_name, "status": "waiting", **job.settings}
-        path = folder / job.file_name
         if job.file_name in known:
             rows[number] |= {"status": "failed", "error": "the same job twice"}
-        elif path.exists():
-            rows[number] |= {"status": "kept"} | _report_of(path, job, studio)
         else:
-            todo.append((number, job))
+            alone.append((number, job))
         known.add(job.file_name)
-    start, done = time.monotonic(), 0
-    for batch in _batches(todo, batch_size):
-        left = (time.monotonic() - start) / done * (len(todo) - done) if done else None
-        remaining = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
-        progress(f"{done}/{len(todo)} pictures{remaining}")
-        ready: list[tuple[int, Job, Person | Scene]] = []
-        for number, job in batch:
-            try:
-                ready.append((number, job, studio.person(job.person)))
-            except FastInstantIDError as error:
-                skipped = isinstance(error, NoFaceError) and studio.options.no_face == "skip"
-                rows[number] |= {"status": "skipped" if skipped else "failed", "error": str(error)}
-        ready.sort(key=lambda one: is_nobody(one[2]))
-        parts = [[*part] for _, part in groupby(ready, key=lambda one: is_nobody(one[2]))]
-        for number, job, result in (one for part in parts for one in _drawn(part, studio)):
-            if isinstance(result, FastInstantIDError):
-                rows[number] |= {"status": "failed", "error": str(result)}
-            else:
-                save_picture(result.image, folder / job.file_name, settings=result.text)
-                rows[number] |= {"status": "drawn"} | result.report
-        done += len(batch)
-        _write_report(folder, rows)
+    units = list(_batches(alone, batch_size))
+    there = [all((folder / job.file_name).exists() for _, job in unit) for unit in units]
+    kept = [unit for unit, done in zip(units, there, strict=True) if done]
+    todo = [unit for unit, done in zip(units, there, strict=True) if not done]
+    remaining = Remaining("pictures", sum(map(len, todo)), workers.count)
+    due = 0.0
+
+    def done(drawn: list[tuple[int, dict[str, Any]]]) -> None:
+        nonlocal due
+        for number, row in drawn:
+            rows[number] |= row
+        if any(row["status"] != "kept" for _, row in drawn):
+            remaining.add(len(drawn))
+        start = time.monotonic()
+        if start >= due:  # writing a long report takes a small part of the time
+            _write_report(folder, rows)
+            due = time.monotonic() + 20 * (time.monotonic() - start)
+
+    if workers.count == 1 or workers.address:
+        kept, todo = [], kept + todo
+    run_units(kept, load, replace(workers, count=1), done)  # mostly without networks
+    run_units(todo, load, workers, done, folder)
     _write_report(folder, rows)
     progress("")
     states = ("drawn", "kept", "failed", "skipped")
@@ -76,6 +85,39 @@ def run(jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, stu
             say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {row.get('person', '')}: {row['error']}")
     say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
     return 1 if count["failed"] else 0
+
+
+def drawer(studio: Studio, folder: Path) -> Callable[[_Unit], list[tuple[int, dict[str, Any]]]]:
+    """Return the function that draws a batch into ``folder``, and returns what the report says of each picture."""
+    return partial(_draw, studio, folder)
+
+
+def _draw(studio: Studio, folder: Path, unit: _Unit) -> list[tuple[int, dict[str, Any]]]:
+    rows: dict[int, dict[str, Any]] = {}
+    ready: list[tuple[int, Job, Person | Scene]] = []
+    for number, job in unit:
+        if (path := folder / job.file_name).exists():
+            rows[number] = {"status": "kept"} | _report_of(path, job, studio)
+    if len(rows) == len(unit):
+        return [*rows.items()]
+    for number, job in unit:
+        try:
+            ready.append((number, job, studio.person(job.person)))
+        except FastInstantIDError as error:
+            skipped = isinstance(error, NoFaceError) and studio.options.no_face == "skip"
+            rows.setdefault(number, {"status": "skipped" if skipped else "failed", "error": str(error)})
+    ready.sort(key=lambda one: is_nobody(one[2]))
+    parts = [[*part] for _, part in groupby(ready, key=lambda one: is_nobody(one[2]))]
+    missing = [part for part in parts if any(number not in rows for number, *_ in part)]
+    for number, job, result in (one for part in missing for one in _drawn(part, studio)):
+        if number in rows:
+            continue
+        if isinstance(result, FastInstantIDError):
+            rows[number] = {"status": "failed", "error": str(result)}
+        else:
+            save_picture(result.image, folder / job.file_name, settings=result.text)
+            rows[number] = {"status": "drawn"} | result.report
+    return [*rows.items()]
 
 
 def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
@@ -107,7 +149,7 @@ def _drawn(ready: Sequence[tuple[int, Job, Person | Scene]], studio: Studio) -> 
         yield number, job, image
 
 
-def _batches(jobs: Sequence[tuple[int, Job]], size: int) -> Iterable[list[tuple[int, Job]]]:
+def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:
     for _, alike in groupby(sorted(jobs, key=lambda item: str(item[1].batch)), key=lambda item: item[1].batch):
         group = list(alike)
         yield from (group[start : start + size] for start in range(0, len(group), size))

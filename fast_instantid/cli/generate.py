@@ -30,6 +30,24 @@ CONVERT: dict[str, Callable[[str], Any]] = {
 
 def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
     """Draw one picture into a file, or many into a folder. ``size`` converts the text of a size."""
+    wanted, models, default = jobs_of(options, size)
+    if len(wanted) == 1 and not options.jobs and options.output.suffix:
+        return _one(options, models, wanted[0])
+    if len(options.photo or ()) > 1:
+        raise FastInstantIDError(
+            "several photos and several pictures: keep the person in a file by 'person make', and give --person"
+        )
+    folder: Path = options.output
+    if folder.suffix or (folder.exists() and not folder.is_dir()):
+        raise FastInstantIDError(f"{folder}: {len(wanted)} pictures go into a folder; name one")
+    check_parent(folder)
+    studio = open_studio(options, models, default)
+    folder.mkdir(exist_ok=True)
+    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder))
+
+
+def jobs_of(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> tuple[list[Any], Models, Job]:
+    """The jobs that the options name, the models that draw them, and the job of the options alone."""
     convert = CONVERT | {"size": size}
     if options.settings:
         for name, value in jobs.settings_of(options.settings, convert).items():
@@ -56,7 +74,7 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     if options.jobs:
         if options.prompt:
             default = replace(default, prompt=options.prompt[0])
-        wanted = jobs.from_csv(options.jobs, default, convert)
+        wanted = jobs.from_csv(options.jobs, default, convert, options.prompt or (), seeds)
     elif not (options.photo or options.person):
         raise FastInstantIDError("nobody to draw: give --photo, --person, --jobs or --from")
     elif not options.prompt:
@@ -64,22 +82,10 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     else:
         people = jobs.people_of(options.person) if options.person else [options.photo[0]]
         wanted = jobs.from_options(default, people, options.prompt, seeds)
-    if len(wanted) == 1 and not options.jobs and options.output.suffix:
-        return _one(options, models, wanted[0])
-    if len(options.photo or ()) > 1:
-        raise FastInstantIDError(
-            "several photos and several pictures: keep the person in a file by 'person make', and give --person"
-        )
-    folder: Path = options.output
-    if folder.suffix or (folder.exists() and not folder.is_dir()):
-        raise FastInstantIDError(f"{folder}: {len(wanted)} pictures go into a folder; name one")
-    check_parent(folder)
-    studio = _studio(options, models, default)
-    folder.mkdir(exist_ok=True)
-    return batch.run(wanted, folder, options.batch_size, studio)
+    return wanted, models, default
 
 
-def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
+def open_studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
     """Check what a job has in common with all others, and load what only the pipeline can refuse."""
     check(job)
     studio = Studio(options, models)
@@ -91,7 +97,7 @@ def _studio(options: argparse.Namespace, models: Models, job: Job) -> Studio:
 
 def _one(options: argparse.Namespace, models: Models, job: Job) -> int:
     check_output(options.output, PICTURE_SUFFIXES, [*(options.photo or options.person), job.keypoints, job.image])
-    studio = _studio(options, models, job)
+    studio = open_studio(options, models, job)
     try:
         person = studio.person(*(options.photo or [job.person]))
     except NoFaceError as error:

@@ -121,11 +121,18 @@ def from_options(defaults: Job, people: Sequence[str], prompts: Sequence[str], s
     ]
 
 
-def from_csv(path: Path, defaults: Job, convert: dict[str, Callable[[str], Any]]) -> list[Job | dict[str, str]]:
+def from_csv(
+    path: Path,
+    defaults: Job,
+    convert: dict[str, Callable[[str], Any]],
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> list[Job | dict[str, str]]:
     """The rows of a CSV file as jobs; a row that is no job as its report.
 
     Args:
         defaults: for columns that are missing or empty.
+        prompts, seeds: of a row that names none: it becomes a job for each pair of them.
         convert: functions from text for columns that are not text.
 
     Raises:
@@ -151,7 +158,12 @@ def from_csv(path: Path, defaults: Job, convert: dict[str, Callable[[str], Any]]
                 raise ValueError("it names no person or no prompt")
             files = [name for name in ("person", "keypoints", "image") if name in given]  # beside the CSV file
             job = replace(job, **{name: str(path.parent / given[name]) for name in files})
-            jobs.append(job)
+            jobs += from_options(
+                job,
+                [job.person],
+                [job.prompt] if "prompt" in given else prompts or [job.prompt],
+                [job.seed] if "seed" in given else seeds or [job.seed],
+            )
         except (ValueError, argparse.ArgumentTypeError) as error:
             jobs.append({"status": "failed", **given, "error": f"line {number}: {error}"})
     return jobs

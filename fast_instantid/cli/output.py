@@ -83,6 +83,31 @@ def progress(text: str) -> None:
         _write(f"\r\033[K{text}")
 
 
+class Remaining:
+    """The progress line of many results, with the time that is left once that can be told.
+
+    The time is measured from the first result of each worker on: loading and other beginnings say nothing of the rest.
+    """
+
+    def __init__(self, what: str, total: int, workers: int = 1) -> None:
+        self.what, self.total, self.done, self._first = what, total, 0, workers
+        self._since = (0.0, 0)
+        progress(f"0/{total} {what}")
+
+    def add(self, count: int) -> None:
+        """Count results, and show the line."""
+        self.done += count
+        self._first -= 1
+        now, (start, before) = time.monotonic(), self._since
+        left = ""
+        if self._first <= 0 and not start:
+            self._since = (now, self.done)
+        elif start:
+            seconds = (now - start) / (self.done - before) * (self.total - self.done)
+            left = f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        progress(f"{self.done}/{self.total} {self.what}{left}")
+
+
 def say(text: str) -> None:
     """Print to stderr, on lines of its own."""
     progress("")

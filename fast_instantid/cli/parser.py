@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
-from . import convert, demo, detail, doctor, person, profile, watch
+from . import convert, demo, detail, doctor, person, profile, scale, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import printable_lines
+from .scale import positive
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -107,6 +108,39 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
             "--identity-net-every", type=int, default=1, metavar="N", help="run the IdentityNet at each such step only"
         )
 
+    def person_option(added: Any) -> None:
+        text = "files of 'person make', photos, each of another person, or scenes (.json); also folders, and '*.jpg'"
+        added.add_argument("--person", nargs="+", metavar="FILE", help=text)
+
+    def generate_options(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--prompt", nargs="+", help="what to draw; of several prompts, each")
+        text = "take settings that are not given from this picture"
+        added.add_argument("--from", dest="settings", type=Path, metavar="PNG", help=text)
+        added.add_argument("--batch-size", type=positive, default=4, metavar="N", help="pictures drawn at once at most")
+        text = "keep the identity inside of the faces' boxes, so that the prompt alone draws the rest"
+        added.add_argument("--enhance-non-face-region", action="store_true", help=text)
+        text = "draw without the IdentityNet, which is not loaded then; the prompt sets the pose"
+        added.add_argument("--no-identity-net", dest="identity_net", action="store_false", help=text)
+        drawing_options(added)
+        width, height = miniature.SIZE
+        text = f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})"
+        added.add_argument("--size", type=picture_size, help=text)
+        text = "for photos without a face: fail, leave the picture out, or draw it without a person"
+        added.add_argument("--no-face", choices=("error", "skip", "none"), default="error", help=text)
+        text = "take the pose from a picture that 'keypoints' wrote (default: that of the photo)"
+        added.add_argument("--keypoints", default="", metavar="FILE", help=text)
+        added.add_argument("--image", default="", metavar="PICTURE", help="begin with this picture in place of noise")
+        added.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
+        text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
+        added.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
+        text = "few steps without guidance: lcm, lightning, dmd2, hyper or turbo; see docs/guides/few_steps.md"
+        added.add_argument("--profile", default="", metavar="NAME", help=text)
+        alike = added.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
+        alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
+        text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"
+        alike.add_argument("--at-least", type=float, metavar="X", help=text)
+        alike.add_argument("--tries", type=int, default=4, metavar="K", help="for --at-least: draw so often at most")
+
     demos = command("demo", "draw the person of a portrait in four scenes, on the miniature", "--seed 7")
     demo.add_arguments(demos)
     cache_option(demos)
@@ -141,39 +175,17 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     )
     who = generate.add_mutually_exclusive_group()
     who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
-    text = "files of 'person make', photos, each of another person, or scenes (.json); also folders, and '*.jpg'"
-    who.add_argument("--person", nargs="+", metavar="FILE", help=text)
+    person_option(who)
     text = "a picture for each line; columns: person, prompt, seed, other options with _ for -; options give the rest"
     who.add_argument("--jobs", type=Path, metavar="CSV", help=text)
-    generate.add_argument("--prompt", nargs="+", help="what to draw; of several prompts, each")
-    text = "take settings that are not given from this picture"
-    generate.add_argument("--from", dest="settings", type=Path, metavar="PNG", help=text)
-    generate.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pictures drawn at once at most")
-    text = "keep the identity inside of the faces' boxes, so that the prompt alone draws the rest"
-    generate.add_argument("--enhance-non-face-region", action="store_true", help=text)
-    text = "draw without the IdentityNet, which is not loaded then; the prompt sets the pose"
-    generate.add_argument("--no-identity-net", dest="identity_net", action="store_false", help=text)
-    drawing_options(generate)
-    width, height = miniature.SIZE
-    text = f"WIDTHxHEIGHT (default: a megapixel in the shape of the photo; {MINIATURE}: {width}x{height})"
-    generate.add_argument("--size", type=picture_size, help=text)
-    text = "for photos without a face: fail, leave the picture out, or draw it without a person"
-    generate.add_argument("--no-face", choices=("error", "skip", "none"), default="error", help=text)
-    text = "take the pose from a picture that 'keypoints' wrote (default: that of the photo)"
-    generate.add_argument("--keypoints", default="", metavar="FILE", help=text)
-    generate.add_argument("--image", default="", metavar="PICTURE", help="begin with this picture in place of noise")
-    generate.add_argument("--strength", type=float, default=0.8, metavar="X", help="how much --image changes, 0 to 1")
-    text = "another ControlNet, its picture, and its scale, 1 by default; repeat it for several"
-    generate.add_argument("--controlnet", nargs="+", action="append", metavar=("PATH", "PICTURE"), help=text)
-    text = "few steps without guidance: lcm, lightning, dmd2, hyper or turbo; see docs/guides/few_steps.md"
-    generate.add_argument("--profile", default="", metavar="NAME", help=text)
-    alike = generate.add_argument_group("likeness", "of the picture's face to the person; not computed by default")
-    alike.add_argument("--likeness", action="store_true", help="tell it, as a cosine and a word")
-    text = "draw again, from other seeds, until it is at least this; the most alike picture is kept"
-    alike.add_argument("--at-least", type=float, metavar="X", help=text)
-    alike.add_argument("--tries", type=int, default=4, metavar="K", help="for --at-least: draw so often at most")
+    generate_options(generate)
     text = "the picture to write; of several pictures, their folder"
     generate.add_argument("-o", "--output", type=Path, required=True, help=text)
+
+    batches = command(
+        "batch", "work on many pictures, with several processes or machines", "embed photos -o embeddings"
+    )
+    scale.add_arguments(batches, face_options, person_option, generate_options)
 
     details = command(
         "detail",
@@ -244,12 +256,6 @@ def picture_size(text: str) -> tuple[int, int]:
         expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
         raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
     return sides[0], sides[1]
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,4}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to 9999")
-    return int(text)
 
 
 def _cache(folder: str) -> Cache:

@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FastInstantIDError, NoFaceError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..people import Person, Scene, Subject
+
+
+_PERSONS = 256  # kept in memory; a batch may name any number
 
 
 def check(job: Job) -> None:
@@ -73,7 +76,7 @@ class Studio:
             changed = {name: value for name, value in vars(given).items() if value != getattr(EXACT, name)}
             given = replace(FAST, **changed)
         self.approximations = given
-        self.find, self.instantid = cache(self._person), cache(self._instantid)
+        self.find, self.instantid = lru_cache(_PERSONS)(self._person), cache(self._instantid)
 
     @cached_property
     def analyzer(self) -> Any:

@@ -308,6 +308,7 @@ def _session(
     check()  # a session computes at once what is constant
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
     # Each session has its own threads. If the detector's kept spinning after a run, they would take cores from the
     # recogniser; "python -m benchmarks faces" measures the cost for insightface.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,0 +1,178 @@
+"""The commands ``fast-instantid batch embed | generate``: many pictures, by several processes or machines."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FastInstantIDError
+from . import batch
+from .generate import jobs_of, open_studio
+from .jobs import Job
+from .models import Models, face_analyzer, face_pack
+from .output import Remaining, print_json, progress, say
+
+if TYPE_CHECKING:
+    from ..faces import FaceAnalyzer
+    from ..scale.units import Workers
+
+_FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
+_SETTINGS = (*_FACE_SETTINGS, "pack", "base", "instantid", "dtype", "fast", "layers")
+_SETTINGS += ("identity_range", "identity_net_range", "identity_net_every")
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, face_options: Any, person_option: Any, generate_options: Any
+) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[..., int], text: str, epilog: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=text, epilog=f"example:\n  fast-instantid {epilog}")
+        added.set_defaults(act=run, parser=added)
+        added.add_argument("-o", "--output", type=Path, required=True, help="the folder to write, or to go on with")
+        pool = added.add_argument_group("workers", "several need Ray; the results are the same for any number")
+        text = "processes that work at the same time (default: one for each GPU, or one)"
+        pool.add_argument("--workers", type=positive, metavar="N", help=text)
+        text = "threads of each; N workers of one thread are faster than one of N, and need N times the memory"
+        pool.add_argument("--threads", type=positive, default=1, metavar="T", help=text)
+        text = "Ray cluster to join, also set by $RAY_ADDRESS; its machines share the folders (default: start one here)"
+        pool.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS", ""), metavar="ADDRESS", help=text)
+        return added
+
+    embed = action(
+        "embed",
+        _embed,
+        "find and recognise the faces of many pictures: Parquet files with a row for each face",
+        "batch embed photos -o embeddings --workers 4",
+    )
+    text = "pictures, folders, patterns, or .csv and .parquet tables of paths; local, or of fsspec such as s3://"
+    embed.add_argument("inputs", nargs="+", metavar="INPUT", help=text)
+    text = "of a table, with the paths (default: path, file, image, ... or the only one)"
+    embed.add_argument("--column", metavar="NAME", help=text)
+    text = "pictures that are searched at once; eight batches make a file"
+    embed.add_argument("--batch-size", type=positive, default=8, metavar="N", help=text)
+    embed.add_argument("--json", action="store_true", help="print one JSON document")
+    face_options(embed)
+
+    draw = action(
+        "generate",
+        _generate,
+        "draw many pictures, and report.csv, as the command 'generate' does",
+        "batch generate jobs.csv -o pictures --likeness --workers 2",
+    )
+    who = draw.add_mutually_exclusive_group()
+    text = (
+        "a row for each picture, or for each pair of --prompt and --seed that it does not name; see 'generate --jobs'"
+    )
+    who.add_argument("jobs", nargs="?", type=Path, metavar="JOBS.csv", help=text)
+    person_option(who)
+    draw.set_defaults(photo=None)
+    generate_options(draw)
+
+
+def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
+    """Run the action. ``size`` converts the text of a size."""
+    return options.act(options, size)
+
+
+def positive(text: str) -> int:
+    """Convert a whole number from 1 to 9999."""
+    if not re.fullmatch("[0-9]{1,4}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to 9999")
+    return int(text)
+
+
+def _embed(options: argparse.Namespace, size: object) -> int:
+    from ..faces.pack import find_pack
+    from ..scale.embed import Embedded, open_embedder, units_of
+    from ..scale.inputs import listed
+    from ..scale.run_folder import run_folder
+    from ..scale.units import run_units
+    from ..sources import local_path
+    from ..weights import checksum
+
+    pack, folder, workers = face_pack(options), options.output, _workers(options)
+    paths = listed(options.inputs, options.column)
+    found = find_pack(local_path(pack, "a face model pack"))
+    settings: dict[str, Any] = {"run": "embed", "pictures": len(paths)}
+    settings["inputs"] = hashlib.sha256("\n".join(paths).encode(errors="surrogatepass")).hexdigest()
+    settings |= {"detector": checksum(found.detector.path), "recognizer": checksum(found.recognizer.path)}
+    with run_folder(folder, settings | _settings(options, workers, _FACE_SETTINGS)):
+        units = units_of(paths, options.batch_size)
+        todo = [unit for unit in units if not (folder / unit.file_name).exists()]
+        count = {"pictures": 0, "faces": 0, "errors": 0}
+        remaining, start = Remaining("pictures", sum(len(unit.paths) for unit in todo), workers.count), time.monotonic()
+
+        def done(embedded: Embedded) -> None:
+            for name, value in embedded._asdict().items():
+                count[name] += value
+            remaining.add(embedded.pictures)
+
+        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), folder, options.batch_size)
+        run_units(todo, load, workers, done, folder)
+    progress("")
+    seconds = time.monotonic() - start
+    kept = len(paths) - count["pictures"]
+    if options.json:
+        print_json({"output": str(folder), **count, "kept": kept, "seconds": round(seconds, 3)})
+        return 0
+    counts = ", ".join(f"{value} {name}" for name, value in count.items())
+    say(f"{folder}: {counts} ({count['pictures'] / seconds:.1f} pictures/s); {kept} pictures were there")
+    return 0
+
+
+def _generate(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
+    from ..scale.run_folder import run_folder
+
+    workers, (wanted, models, default) = _workers(options), jobs_of(options, size)
+    settings = {"run": "generate", **_settings(options, workers, _SETTINGS)}
+    with run_folder(options.output, settings):
+        load = partial(_drawer, _portable(options), models, default, options.output)
+        return batch.run(wanted, options.output, options.batch_size, load, workers)
+
+
+def _analyzer(options: argparse.Namespace, pack: Any) -> FaceAnalyzer:
+    """Load a worker's analyzer. Results are kept on disk only, and none in memory: they would depend on the order."""
+    from ..cache import Cache
+
+    kept = Cache(0, os.environ.get("FAST_INSTANTID_CACHE") or None) if options.cache is None else options.cache
+    kept.max_bytes = 0
+    return face_analyzer(argparse.Namespace(**{**vars(options), "cache": kept}), pack)
+
+
+def _drawer(options: argparse.Namespace, models: Models, default: Job, folder: Path) -> Any:
+    return batch.drawer(open_studio(options, models, default), folder)
+
+
+def _portable(options: argparse.Namespace) -> argparse.Namespace:
+    """The options without parser and functions, which a worker on another machine needs not."""
+    return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run", "act")})
+
+
+def _settings(options: argparse.Namespace, workers: Workers, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names} | {"device": "gpu" if workers.gpu else "cpu"}
+
+
+def _workers(options: argparse.Namespace) -> Workers:
+    """The pool that the options name."""
+    from ..placement import gpu_count
+    from ..scale.units import Workers
+
+    if options.ray_address and not options.workers:
+        raise FastInstantIDError(f"Ray at {options.ray_address}: give --workers too, the number of them in the cluster")
+    kind, _, index = (options.device or ("cuda" if gpu_count() else "cpu")).partition(":")
+    has_gpu = kind == "cuda"
+    count = options.workers or (gpu_count() if has_gpu and not index else 1)
+    if index and count > 1:
+        raise FastInstantIDError(f"--device {options.device} is one GPU: with {count} workers, give --device {kind}")
+    used, cores = count * options.threads, os.cpu_count() or 1
+    if not has_gpu and not options.ray_address and used < cores:
+        say(f"{count} worker(s) with {options.threads} thread(s) on {cores} cores; --workers and --threads take more")
+    return Workers(count, options.threads, has_gpu, options.ray_address)

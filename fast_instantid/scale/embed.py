@@ -1,0 +1,120 @@
+"""Embeddings of whole photo libraries: a unit of pictures becomes one Parquet file with a row for each face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..errors import FastInstantIDError
+from ..faces import FaceAnalyzer
+from ..faces.recognizer import EMBEDDING_DIM
+from ..files import atomic_write
+from ..images import Photo
+from ..people import ordered
+from .inputs import photo_at
+
+BATCHES = 8
+"""Batches of pictures in one file."""
+_PIXELS = 64_000_000  # in a batch: larger pictures make smaller batches
+NO_FACE = "no face found"
+
+
+class Unit(NamedTuple):
+    """The pictures of one file."""
+
+    number: int
+    paths: list[str]
+
+    @property
+    def file_name(self) -> str:
+        return f"part-{self.number:05}.parquet"
+
+
+class Embedded(NamedTuple):
+    """Counts of one unit."""
+
+    pictures: int
+    faces: int
+    errors: int
+
+
+def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
+    """Cut the list of all pictures into units, which depend on nothing else."""
+    size = BATCHES * batch_size
+    return [Unit(i, [*paths[start : start + size]]) for i, start in enumerate(range(0, len(paths), size))]
+
+
+def open_embedder(analyzer: Callable[[], FaceAnalyzer], folder: Path, batch_size: int) -> Callable[[Unit], Embedded]:
+    """Load the analyzer of a worker; return the function that writes a unit's file into ``folder``."""
+    return partial(_embed, analyzer(), folder, batch_size)
+
+
+def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) -> Embedded:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [row for batch in _batches(unit.paths, batch_size) for row in _rows(analyzer, batch)]
+    point = pyarrow.list_(pyarrow.float32(), 2)
+    schema = pyarrow.schema(
+        {
+            "path": pyarrow.string(),
+            "face": pyarrow.int32(),
+            "box": pyarrow.list_(pyarrow.float32(), 4),
+            "keypoints": pyarrow.list_(point, 5),
+            "score": pyarrow.float32(),
+            "embedding": pyarrow.list_(pyarrow.float32(), EMBEDDING_DIM),
+            "error": pyarrow.string(),
+        },
+        {"fast_instantid": __version__, "recognizer": analyzer.networks.recognizer_fingerprint},
+    )
+    with atomic_write(folder / unit.file_name, private=True) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
+    errors = sum(row.get("error") is not None for row in rows)
+    return Embedded(len(unit.paths), len(rows) - errors, errors)
+
+
+def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | FastInstantIDError]]]:
+    """Read pictures, and yield at most ``size`` of them, and not many more pixels than memory should hold."""
+    batch: list[tuple[str, Photo | FastInstantIDError]] = []
+    pixels = 0
+    for path in paths:
+        try:
+            photo = photo_at(path)
+            pixels += photo.width * photo.height
+            batch.append((path, photo))
+        except FastInstantIDError as error:
+            batch.append((path, error))
+        if len(batch) == size or pixels >= _PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    yield batch
+
+
+def _rows(analyzer: FaceAnalyzer, batch: Sequence[tuple[str, Photo | FastInstantIDError]]) -> list[dict[str, Any]]:
+    """A row for each face, from left to right, and one for each picture without a face."""
+    photos = [photo for _, photo in batch if isinstance(photo, Photo)]
+    try:
+        found = [ordered(faces, "left to right") for faces in (analyzer.detect(photos) if photos else [])]
+        each = [(photo, face) for photo, faces in zip(photos, found, strict=True) for face in faces]
+        embeddings = iter(analyzer.embed([photo for photo, _ in each], [face for _, face in each]) if each else ())
+    except FastInstantIDError as error:  # of one picture, which is found among them
+        if len(batch) == 1:
+            return [{"path": batch[0][0], "error": str(error)}]
+        return [row for one in batch for row in _rows(analyzer, [one])]
+    rows: list[dict[str, Any]] = []
+    of_photo = iter(found)
+    for path, photo in batch:
+        if not isinstance(photo, Photo):
+            rows.append({"path": path, "error": str(photo)})
+            continue
+        faces = next(of_photo)
+        if not faces:
+            rows.append({"path": path, "error": NO_FACE})
+        for number, face in enumerate(faces):
+            row = {"path": path, "face": number, "box": face.bbox, "keypoints": face.kps.tolist()}
+            rows.append({**row, "score": face.det_score, "embedding": next(embeddings)})
+    return rows

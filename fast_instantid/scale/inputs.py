@@ -1,0 +1,139 @@
+"""Pictures of a batch: folders, patterns, tables of paths, local or in any file system of fsspec."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from ..errors import BackendError, FastInstantIDError, ImageError
+from ..images import Photo, photos, read_photo
+
+for _package in ("fsspec", "pyarrow"):
+    if find_spec(_package) is None:
+        raise BackendError(f"batches of pictures need {_package}: pip install 'fast-instantid[batch]'")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Files of a folder that count as pictures. A pattern or a table may name others."""
+COLUMNS = ("path", "file", "filename", "image", "picture", "photo", "url")
+"""Names of the column with paths, the first that a table has."""
+
+
+def listed(sources: Sequence[str], column: str | None = None) -> list[str]:
+    """The paths of all pictures, in a fixed order: those of a folder or pattern sorted, those of a table as they come.
+
+    Args:
+        sources: pictures, folders (searched with their subfolders, without hidden files), patterns with ``*``, and
+            ``.csv`` or ``.parquet`` tables. Relative paths in a table begin at its folder.
+        column: of the tables; by default the first of :data:`COLUMNS`, or the only one.
+
+    Raises:
+        FastInstantIDError: a source without pictures, a table that cannot be read, or an unknown column or protocol.
+    """
+    found: list[str] = []
+    for source in sources:
+        paths = [*_of_source(source, column)]
+        if not paths:
+            raise FastInstantIDError(f"{source}: no pictures there; they end in {', '.join(SUFFIXES)}")
+        found += paths
+    for protocol in sorted({path.partition("://")[0] for path in found if "://" in path}):
+        located(f"{protocol}://x")
+    return found
+
+
+def photo_at(path: str) -> Photo:
+    """Read one picture.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if not path:
+        raise ImageError("no path in this row of the table")
+    if "://" not in path:
+        return photos(path)[0]
+    import fsspec
+
+    return read_photo(fsspec.open(path, "rb"), path)
+
+
+def located(path: str) -> tuple[Any, str]:
+    """The file system of a path and the path in it.
+
+    Raises:
+        FastInstantIDError: an unknown protocol, or one whose package is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise FastInstantIDError(f"{path}: fsspec cannot open such paths here: {error}") from error
+
+
+def _of_source(source: str, column: str | None) -> Iterable[str]:
+    system, inner = located(source)
+    is_url = "://" in source
+    try:
+        if system.isfile(inner):
+            kind = os.path.splitext(inner)[1].lower()
+            return _of_table(source, system, inner, column) if kind in (".csv", ".parquet") else [source]
+        if system.isdir(inner):
+            names = [name for name in system.find(inner) if _is_picture(os.path.relpath(name, inner))]
+        elif "*" in source or "?" in source or "[" in source:
+            names = [name for name in system.glob(inner) if not posixpath.basename(name).startswith(".")]
+        else:
+            raise FastInstantIDError(f"{source}: no such file or folder")
+    except (OSError, ValueError) as error:
+        raise FastInstantIDError(f"{source}: cannot be read: {error}") from error
+    if is_url:
+        chained = source.partition("::")[1:]
+        return sorted(system.unstrip_protocol(name) + "".join(chained) for name in names)
+    return sorted(names if os.path.isabs(source) else map(os.path.relpath, names))
+
+
+def _is_picture(name: str) -> bool:
+    parts = name.replace(os.sep, "/").split("/")
+    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in parts)
+
+
+def _of_table(source: str, system: Any, inner: str, column: str | None) -> Iterator[str]:
+    join, folder = (
+        (posixpath.join, posixpath.dirname(source)) if "://" in source else (os.path.join, os.path.dirname(source))
+    )
+    try:
+        with system.open(inner, "rb") as file:
+            for value in (
+                _csv(source, file, column) if inner.lower().endswith(".csv") else _parquet(source, file, column)
+            ):
+                path = str(value or "").strip()
+                yield path if not path or "://" in path else join(folder, path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise FastInstantIDError(f"{source}: cannot be read as a table: {error}") from error
+
+
+def _csv(source: str, file: Any, column: str | None) -> Iterator[str | None]:
+    rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
+    name = _column(source, [*(rows.fieldnames or ())], column)
+    for row in rows:
+        yield row[name]
+
+
+def _parquet(source: str, file: Any, column: str | None) -> Iterator[str | None]:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(file)
+    name = _column(source, table.schema_arrow.names, column)
+    for batch in table.iter_batches(columns=[name]):
+        yield from batch.column(0).to_pylist()
+
+
+def _column(source: str, names: Sequence[str], wanted: str | None) -> str:
+    usual = [*(name for name in COLUMNS if name in names), *(names if len(names) == 1 else ())]
+    if wanted in names or (wanted is None and usual):
+        return wanted or usual[0]
+    missing = "no column with paths; name it" if wanted is None else f"no column {wanted!r}"
+    raise FastInstantIDError(f"{source}: {missing}: --column takes one of {', '.join(names) or 'none: it is empty'}")

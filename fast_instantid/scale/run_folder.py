@@ -1,0 +1,72 @@
+"""The folder of one run: it belongs to one process at a time, and holds results of one set of settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import FastInstantIDError
+from ..files import atomic_write, check_parent, sweep
+
+_FILE = "run.json"
+
+
+@contextmanager
+def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
+    """Create or resume a folder during the block, and remove the temporary files that a killed run left there.
+
+    Args:
+        settings: what the results depend on, as JSON values. They are kept in ``run.json``.
+
+    Raises:
+        FastInstantIDError: the folder cannot be written, is in use by another run, or holds results of other settings.
+    """
+    if folder.suffix or (folder.exists() and not folder.is_dir()):
+        raise FastInstantIDError(f"{folder}: the output of a batch is a folder; name one without a suffix")
+    check_parent(folder)
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if descriptor is not None:
+            _lock(descriptor, folder)
+        _same_run(folder / _FILE, json.loads(json.dumps(settings)))
+        sweep(folder, age=0)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a folder until its descriptor is closed, or the process ends."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FastInstantIDError(
+            f"{folder}: another run writes there now; wait for it, or name another folder"
+        ) from error
+    except OSError:  # a network file system without locks of folders
+        pass
+
+
+def _same_run(path: Path, settings: dict[str, Any]) -> None:
+    there: Any = None
+    with suppress(FileNotFoundError, ValueError):
+        there = json.loads(path.read_text(encoding="utf-8"))
+    if there is None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    there = there if isinstance(there, dict) else {}
+    names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+    if names:
+        said = ", ".join(f"{name} was {there.get(name)} and is {settings.get(name)}" for name in names)
+        raise FastInstantIDError(
+            f"{path}: this folder holds results of another run: {said}; name another folder, or give the same options"
+        )

@@ -1,0 +1,119 @@
+"""Independent units of work: one after another in this process, or by a pool of workers of Ray Data.
+
+What a unit yields depends on the unit alone. A run is therefore the same whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import BackendError, FastInstantIDError
+from .cluster import proxies, ray_cluster, set_environment
+
+Load: TypeAlias = Callable[[], Callable[[Any], Any]]
+"""Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
+
+_TRIES = 3  # of a unit whose worker dies. Ray Data would start workers for it forever.
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes work, and with what; see :func:`run_units`."""
+
+    count: int = 1
+    threads: int = 0
+    """Of torch in each; 0 leaves torch's own number. Numbers may differ in their last bits with it."""
+    gpu: bool = False
+    """Whether each gets a GPU, or its share of one."""
+    address: str = ""
+    """Of a Ray cluster to join, such as ``auto`` or ``ray://head:10001``; by default a local one is started."""
+
+
+def run_units(
+    units: Sequence[Any], load: Load, workers: Workers, done: Callable[[Any], None], folder: Path = Path()
+) -> None:
+    """Work on all units, and hand over their results as they come, in any order.
+
+    A worker that dies is started again, and its units with it: a unit must be idempotent.
+
+    Args:
+        folder: shared by all workers; there they count how often a unit is tried.
+
+    Raises:
+        BackendError: several workers without Ray, a cluster that cannot be reached, or a unit that ends each worker.
+        FastInstantIDError: what ``load`` or a unit raised.
+    """
+    if not units:
+        return
+    if workers.count == 1 and not workers.address:
+        _pin_threads(workers.threads)
+        work = load()
+        for unit in units:
+            done(work(unit))
+        return
+    threads = workers.threads or 1
+    with ray_cluster(workers.address, workers.count * threads) as ray:
+        from ray import data
+
+        data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        kind, need = ("GPU", 1) if workers.gpu else ("CPU", threads)
+        there = int(ray.cluster_resources().get(kind, 0))
+        if there < need:
+            raise BackendError(
+                f"the cluster of Ray has {there} {kind}s, and a worker needs {need}; see --device, --threads"
+            )
+        share = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
+        rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
+        results = data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(load, workers.threads, os.getcwd(), folder, proxies()),
+            # Few units wait for a worker, so that none is idle at the end.
+            compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+            **share,
+        )
+        for row in results.iter_rows():
+            result, error = pickle.loads(row["result"])  # noqa: S301  # of our own workers
+            if error is not None:
+                raise error
+            done(result)
+
+
+class _Worker:
+    """One process of the pool; it loads its networks with its first unit."""
+
+    def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str | None]) -> None:
+        set_environment(proxies)
+        self.load, self.threads, self.home, self.folder = load, threads, home, folder
+        self.work: Callable[[Any], Any] | None = None
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        number, unit = pickle.loads(row["unit"])  # noqa: S301
+        try:
+            if self.work is None:
+                os.chdir(self.home)  # relative paths mean the same everywhere
+                _pin_threads(self.threads)
+                self.work = self.load()
+            tries = self.folder / f".fast-instantid-{number:016x}"  # removed like the temporary files of a killed run
+            with tries.open("ab") as file:
+                file.write(b".")
+                if file.tell() > _TRIES:
+                    raise BackendError(f"unit {number} ended {_TRIES} workers: by a crash, or for lack of memory")
+            outcome = self.work(unit), None
+            tries.unlink(missing_ok=True)
+        except (FastInstantIDError, OSError, MemoryError) as error:
+            outcome = None, error  # as it is: Ray would wrap it
+        return {"result": pickle.dumps(outcome)}
+
+
+def _pin_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)

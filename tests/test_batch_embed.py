@@ -1,0 +1,320 @@
+"""``fast-instantid batch embed``: inputs, rows, bad pictures, resuming and memory, in one process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from fast_instantid import FaceAnalyzer, miniature
+from fast_instantid.cli import main
+from fast_instantid.errors import FastInstantIDError
+from fast_instantid.scale.inputs import listed
+from tests.batches import FACES, contents, kill, rows, start, wait_until, write_portraits
+from tests.fresh import fresh_python
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Twelve portraits, the last four in a subfolder."""
+    folder = tmp_path_factory.mktemp("library")
+    paths = write_portraits(folder, 12)
+    (folder / "more").mkdir()
+    for path in paths[8:]:
+        path.rename(folder / "more" / path.name)
+    return folder
+
+
+@pytest.fixture
+def embed(capsys, tmp_path, monkeypatch):
+    """``embed(*arguments, code=0)``: what ``batch embed`` says on stderr; it works in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def embed(*arguments, code=0):
+        capsys.readouterr()
+        assert main(["batch", "embed", *map(str, arguments), *FACES]) == code
+        return capsys.readouterr().err
+
+    return embed
+
+
+class TestRows:
+    def test_each_face_is_a_row_with_the_numbers_of_the_analyzer(self, embed, library):
+        embed(library, "-o", "out", "--batch-size", 1)
+        assert [path.name for path in sorted(Path("out").iterdir())] == [
+            "part-00000.parquet",
+            "part-00001.parquet",
+            "run.json",
+        ]
+        found = rows(Path("out"))
+        assert [Path(row["path"]).name for row in found] == [f"{number:05}.png" for number in range(12)]
+        analyzer = FaceAnalyzer.load(miniature.files().pack, device="cpu", sizes=[192])
+        for row in found:
+            (face,) = analyzer.detect(row["path"])[0]
+            np.testing.assert_array_equal(row["box"], face.bbox)
+            np.testing.assert_array_equal(row["keypoints"], face.kps)
+            np.testing.assert_allclose(row["embedding"], analyzer.embed(row["path"], face)[0], rtol=1e-4, atol=1e-5)
+            assert (row["face"], row["error"]) == (0, None)
+            assert row["score"] == pytest.approx(face.det_score)
+
+    def test_columns_have_fixed_types_and_files_their_owner_alone(self, embed, library):
+        old = os.umask(0)
+        try:
+            embed(library, "-o", "out")
+        finally:
+            os.umask(old)
+        schema = parquet.read_schema("out/part-00000.parquet")
+        assert schema.field("embedding").type == pyarrow.list_(pyarrow.float32(), 512)
+        assert schema.field("box").type == pyarrow.list_(pyarrow.float32(), 4)
+        assert schema.field("keypoints").type == pyarrow.list_(pyarrow.list_(pyarrow.float32(), 2), 5)
+        analyzer = FaceAnalyzer.load(miniature.files().pack)
+        assert schema.metadata[b"recognizer"].decode() == analyzer.networks.recognizer_fingerprint
+        assert schema.metadata[b"fast_instantid"]
+        assert stat.S_IMODE(os.stat("out/part-00000.parquet").st_mode) == 0o600
+
+    def test_faces_of_a_group_count_from_the_left(self, embed, library):
+        paths = [library / f"0000{number}.png" for number in range(3)]
+        group = np.concatenate([np.asarray(Image.open(path)) for path in paths], 1)
+        Image.fromarray(group).save("group.png")
+        embed("group.png", "-o", "out", "--face-sizes", 576)
+        found = rows(Path("out"))
+        assert [row["face"] for row in found] == [0, 1, 2]
+        assert [row["box"][0] for row in found] == sorted(row["box"][0] for row in found)
+        alone = FaceAnalyzer.load(miniature.files().pack, device="cpu", sizes=[192]).embed([*map(str, paths)])
+        table = np.array([row["embedding"] for row in found]) @ alone.T
+        assert (table.argmax(1) == [0, 1, 2]).all()
+
+    def test_bad_pictures_are_rows_and_the_others_go_on(self, embed, library):
+        good = library / "00000.png"
+        content = good.read_bytes()
+        Path("truncated.png").write_bytes(content[: len(content) // 2])
+        Path("empty.png").touch()
+        Path("text.jpg").write_text("this is no picture")
+        Path("folder.png").mkdir()
+        Path("bomb.png").write_bytes(bomb(60_000, 60_000))
+        Path("wide.png").write_bytes(bomb(40_000, 10))
+        Image.new("RGB", (128, 128), "gray").save("nobody.png")
+        os.mkfifo("pipe.png")
+        said = {
+            str(good): None,
+            "truncated.png": "damaged or truncated picture",
+            "empty.png": "not a picture",
+            "text.jpg": "not a picture",
+            "folder.png": "this is a folder",
+            "bomb.png": "decompression bomb",
+            "wide.png": "no side may exceed 32766",
+            "nobody.png": "no face found",
+            "pipe.png": "a pipe or a device",
+            "missing.png": "no such file",
+            "nul\0.png": "no file can have this name",
+            "": "no path in this row",
+            str(library / "00001.png"): None,
+        }
+        parquet.write_table(pyarrow.table({"path": [*said]}), "pictures.parquet")
+        err = embed("pictures.parquet", "-o", "out", "--batch-size", 4)
+        found = rows(Path("out"))
+        assert [row["path"] for row in found] == [*said]
+        for row, expected in zip(found, said.values(), strict=True):
+            assert expected is None or expected in row["error"], row["error"]
+            assert (row["embedding"] is None, row["box"] is None) == (expected is not None,) * 2
+            assert (row["error"] is None) == (expected is None)
+        assert "13 pictures, 2 faces, 11 errors" in err
+        clean = [row for row in found if row["error"] is None]
+        embed(good, library / "00001.png", "-o", "clean")
+        for row, alone in zip(clean, rows(Path("clean")), strict=True):
+            np.testing.assert_allclose(row["embedding"], alone["embedding"], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_an_unreadable_picture_is_a_row(self, embed, library):
+        Path("secret.png").write_bytes((library / "00000.png").read_bytes())
+        Path("secret.png").chmod(0)
+        embed("secret.png", "-o", "out")
+        assert "check its permissions" in rows(Path("out"))[0]["error"]
+
+
+def bomb(width, height):
+    """A PNG of some hundred bytes that says it has so many pixels."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+class TestInputs:
+    def names(self, *sources, **options):
+        return [Path(path).name for path in listed([*map(str, sources)], **options)]
+
+    def test_a_folder_is_searched_with_its_subfolders_and_without_hidden_files(self, library):
+        (library / ".hidden.png").touch()
+        (library / "notes.txt").touch()
+        assert self.names(library) == [f"{number:05}.png" for number in range(12)]
+
+    def test_a_pattern_a_file_and_several_of_them(self, library, monkeypatch):
+        monkeypatch.chdir(library.parent)
+        assert listed([f"{library.name}/*.png"]) == [f"{library.name}/{number:05}.png" for number in range(8)]
+        assert self.names(library / "**" / "*.png") == [f"{number:05}.png" for number in range(12)]
+        assert self.names(library / "00003.png", library / "more") == ["00003.png", "00008.png", *self.more()]
+
+    def more(self):
+        return [f"{number:05}.png" for number in range(9, 12)]
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_a_table_has_paths_beside_it_and_keeps_its_order(self, library, kind):
+        columns = {"id": ["2", "1"], "photo": ["00003.png", str(library / "00001.png")], "ä": ["x", ""]}
+        table = library / f"table.{kind}"
+        if kind == "csv":
+            with table.open("w", encoding="utf-8-sig", newline="") as file:
+                csv.writer(file).writerows([[*columns], *zip(*columns.values(), strict=True)])
+        else:
+            parquet.write_table(pyarrow.table(columns), table)
+        expected = [str(library / "00003.png"), str(library / "00001.png")]
+        assert listed([str(table)]) == listed([str(table)], "photo") == expected
+        with pytest.raises(FastInstantIDError, match="no column 'who': --column takes one of id, photo, ä"):
+            listed([str(table)], "who")
+        table.unlink()
+
+    def test_what_has_no_pictures_is_named(self, library, tmp_path):
+        (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+        (tmp_path / "b.csv").write_text("")
+        (tmp_path / "c.csv").write_text("path\n")
+        (tmp_path / "d.csv").write_bytes(b"path\n\xff\xfe\n")
+        (tmp_path / "e.parquet").write_text("PAR1")
+        (tmp_path / "f").mkdir()
+        for source, said in {
+            "a.csv": "no column with paths; name it: --column takes one of x, y",
+            "b.csv": "none: it is empty",
+            "c.csv": "no pictures there",
+            "d.csv": "cannot be read as a table",
+            "e.parquet": "cannot be read as a table",
+            "f": "no pictures there; they end in .png",
+            "g": "no such file or folder",
+            "*.jpg": "no pictures there",
+        }.items():
+            with pytest.raises(FastInstantIDError, match=rf"(?s){source.replace('*', '.')}: {said}"):
+                listed([str(tmp_path / source)])
+
+    def test_any_file_system_of_fsspec(self, embed, library):
+        memory = fsspec.filesystem("memory")
+        memory.put(str(library), "/photos", recursive=True)
+        with memory.open("/photos/bad.png", "wb") as file:
+            file.write(b"x")
+        embed("memory://photos", "-o", "out")
+        found = rows(Path("out"))
+        assert [row["path"] for row in found][:2] == ["memory:///photos/00000.png", "memory:///photos/00001.png"]
+        assert [row["error"] is None for row in found].count(False) == 1
+        embed(library, "-o", "local")
+        assert [row["embedding"] for row in found if row["error"] is None] == [
+            row["embedding"] for row in rows(Path("local"))
+        ]
+        assert listed([f"file://{library}/*.png"])[0] == f"file://{library}/00000.png"
+        memory.rm("/photos", recursive=True)
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [("nosuch://bucket", "nosuch"), ("s3://bucket/photos", "s3fs"), ("table.csv", "s3fs")],
+    )
+    def test_a_missing_file_system_is_named(self, path, said, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(sys.modules, "s3fs", None)
+        Path("table.csv").write_text("path\ns3://bucket/a.png\n")
+        with pytest.raises(FastInstantIDError, match=rf"fsspec cannot open such paths here: .*{said}"):
+            listed([path])
+
+    def test_missing_packages_are_named_with_the_extra(self):
+        code = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "pyarrow" else find_spec(name, *rest)
+from fast_instantid.cli import main
+sys.exit(main(["batch", "embed", "x", "-o", "out"]))
+"""
+        assert "pip install 'fast-instantid[batch]'" in fresh_python(code, check=False).stderr
+
+
+class TestResume:
+    def test_what_is_there_is_kept_and_what_is_not_is_the_same_again(self, embed, library):
+        embed(library, "-o", "out", "--batch-size", 1)
+        before = contents(Path("out"))
+        times = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+        assert "0 pictures, 0 faces, 0 errors" in embed(library, "-o", "out", "--batch-size", 1)
+        assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
+        Path("out/part-00000.parquet").unlink()
+        Path("out/.fast-instantid-0123456789abcdef.parquet").write_text("of a killed run")
+        assert "8 pictures, 8 faces, 0 errors" in embed(library, "-o", "out", "--batch-size", 1)
+        assert contents(Path("out")) == before
+        assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
+
+    def test_another_run_in_the_same_folder_is_refused(self, embed, library):
+        embed(library, "-o", "out")
+        before = contents(Path("out"), "")
+        said = embed(library, "-o", "out", "--batch-size", 3, "--face-threshold", 0.4, code=1)
+        assert "batch_size was 8 and is 3" in said
+        assert "face_threshold was 0.5 and is 0.4" in said
+        assert "pictures was 12 and is 4, inputs was " in embed(library / "more", "-o", "out", code=1)
+        assert contents(Path("out"), "") == before
+        Path("out/run.json").write_text("[]")
+        assert "holds results of another run" in embed(library, "-o", "out", code=1)
+        assert "is a folder" in embed(library, "-o", "out.parquet", code=1)
+        assert "create it first" in embed(library, "-o", "no/out", code=1)
+
+    def test_two_runs_do_not_write_into_one_folder(self, embed, library):
+        with_lock = "import fcntl, os, sys\nfcntl.flock(os.open('out', os.O_RDONLY), fcntl.LOCK_EX)\n"
+        Path("out").mkdir()
+        code = f"{with_lock}from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
+        done = fresh_python(code, "batch", "embed", str(library), "-o", "out", *FACES)
+        assert done.stdout.strip() == "1"
+        assert "another run writes there now" in done.stderr
+        embed(library, "-o", "out")
+
+    def test_a_killed_run_goes_on_to_the_same_bytes(self, embed, library, tmp_path):
+        embed(library, "-o", "whole", "--batch-size", 1)
+        command = ("batch", "embed", library, "-o", tmp_path / "out", "--batch-size", 1, *FACES)
+        process = start(*command)
+        wait_until(lambda: (tmp_path / "out" / "part-00000.parquet").exists())
+        kill(process.pid)
+        process.communicate()
+        times = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.parquet")}
+        embed(library, "-o", "out", "--batch-size", 1)
+        assert contents(Path("out"), "") == contents(Path("whole"), "")
+        assert {path: path.stat().st_mtime_ns for path in times} == times, "nothing is embedded twice"
+
+
+def test_memory_does_not_grow_with_the_inputs(library, tmp_path):
+    """The second half of a run of some hundred pictures needs no more than the first."""
+    code = """
+import resource, sys
+from pathlib import Path
+from fast_instantid.cli import main, scale
+seen = []
+class Remaining(scale.Remaining):
+    def add(self, count):
+        seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+scale.Remaining = Remaining
+assert main(["batch", "embed", *sys.argv[1:]]) == 0
+print(seen[len(seen) // 3], seen[-1])
+"""
+    with (tmp_path / "many.csv").open("w") as file:
+        file.write("path\n" + "".join(f"{library}/{number % 8:05}.png\n" for number in range(480)))
+    printed = fresh_python(code, str(tmp_path / "many.csv"), "-o", str(tmp_path / "out"), *FACES).stdout
+    third, end = map(int, printed.split())
+    assert end - third < 24 << 20, "160 and 480 pictures differ by less than what 300 decoded ones hold"
+
+
+def test_json_has_the_counts(embed, library, capsys):
+    assert main(["batch", "embed", str(library / "more"), "-o", "out", "--json", *FACES]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["pictures"], document["faces"], document["errors"], document["kept"]) == (4, 4, 0, 0)

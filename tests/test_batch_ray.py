@@ -1,0 +1,162 @@
+"""Batches on a real local cluster of Ray: two workers, kills, and the bytes of one process."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+from fast_instantid import miniature
+from fast_instantid.cli import main
+from fast_instantid.errors import BackendError
+from fast_instantid.scale.units import Workers, run_units
+from tests.batches import (
+    FACES,
+    contents,
+    is_running,
+    kill,
+    rows,
+    start,
+    wait_until,
+    workers_below,
+    write_portraits,
+)
+from tests.fresh import fresh_python
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers to kill in /proc")
+MINIATURE = ("--base", "miniature", "--device", "cpu", "--steps", "1", "--size", "64x64")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster with two CPUs, on the loopback."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield made.address
+    ray.shutdown()
+    made.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    write_portraits(folder, 96)
+    (folder / "00050.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(library, tmp_path_factory):
+    """What one process without Ray writes."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["batch", "embed", str(library), "-o", str(folder), "--batch-size", "1", *FACES]) == 0
+    return folder
+
+
+def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(cluster, library, whole, tmp_path, capfd):
+    out, killed = tmp_path / "out", []
+
+    def kill_one():
+        wait_until(lambda: len(workers_below(os.getpid())) == 2 and len(contents(out)) in range(2, 9))
+        killed.append(workers_below(os.getpid())[0])
+        killed.append({path: path.stat().st_mtime_ns for path in out.glob("*.parquet")})
+        kill(killed[0])
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    options = ("--batch-size", "1", "--workers", "2", "--ray-address", cluster, *FACES)
+    assert main(["batch", "embed", str(library), "-o", str(out), *options]) == 0
+    killer.join()
+    pid, before = killed
+    assert not is_running(pid)
+    assert contents(out, "") == contents(whole, "")
+    assert [row["path"] for row in rows(out)] == [str(path) for path in sorted(library.iterdir())]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "96 pictures, 95 faces, 1 errors" in output.err
+
+
+def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in miniature.files().portraits[:3]:
+        shutil.copy(path, path.name)
+    names = [path.name for path in miniature.files().portraits[:3]]
+    Path("jobs.csv").write_text("person\n" + "".join(f"{name}\n" for name in names) + "missing.png\n")
+    command = ["batch", "generate", "jobs.csv", "--prompt", "a", "b", "--seed", "1", "2", "--likeness", *MINIATURE]
+    assert main([*command, "-o", "one"]) == 1
+    assert main([*command, "-o", "two", "--workers", "2", "--ray-address", cluster]) == 1
+    report = list(csv.DictReader(Path("one/report.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["status"] for row in report] == ["drawn"] * 12 + ["failed"] * 4
+    assert all(row["likeness"] for row in report[:12])
+    assert len(contents(Path("one"), ".png")) == 12
+    assert contents(Path("one"), "") == contents(Path("two"), "")
+    # A batch of which a part is there is drawn as before, and only what lacks is written.
+    gone = Path("two") / report[5]["output"]
+    gone.unlink()
+    times = {path: path.stat().st_mtime_ns for path in Path("two").glob("*.png")}
+    assert main([*command, "-o", "two"]) == 1
+    assert contents(Path("one"), ".png") == contents(Path("two"), ".png")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_unit_that_ends_each_worker_ends_the_run(cluster, tmp_path):
+    with pytest.raises(BackendError, match="unit 1 ended 3 workers"):
+        run_units([0, os.getpid()], partial(partial, _die), Workers(2, 1, address=cluster), print, tmp_path)
+
+
+def _die(unit):
+    if unit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, whole, tmp_path):
+    """On a cluster of its own, which says nothing."""
+    out = tmp_path / "out"
+    process = start("batch", "embed", library, "-o", out, "--batch-size", 1, "--workers", 2, *FACES)
+    try:
+        wait_until(lambda: contents(out) and len(workers_below(process.pid)) == 2)
+        workers = workers_below(process.pid)
+        (os.kill if sent == signal.SIGKILL else os.killpg)(process.pid, sent)  # as a terminal sends Ctrl-C
+        wait_until(lambda: not any(map(is_running, workers)))
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert stdout == ""
+    said = [line for line in stderr.splitlines() if "--threads take more" not in line]
+    assert said == ([] if sent == signal.SIGKILL else ["interrupted"])
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert 0 < len(before) < 12
+    assert main(["batch", "embed", str(library), "-o", str(out), "--batch-size", "1", *FACES]) == 0
+    assert contents(out, "") == contents(whole, "")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_ray_that_is_not_there_is_named(library, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["batch", "embed", str(library), "-o", str(tmp_path / "out"), "--workers", "2", *FACES]) == 1
+    assert "several workers need Ray: pip install 'fast-instantid[ray]', or --workers 1" in capsys.readouterr().err
+
+
+def test_one_worker_imports_no_ray(library, tmp_path):
+    code = "import sys\nfrom fast_instantid.cli import main\nmain(sys.argv[1:])\nprint('ray' in sys.modules)"
+    picture = library / "00000.png"
+    assert fresh_python(code, "batch", "embed", str(picture), "-o", str(tmp_path / "out"), *FACES).stdout == "False\n"
