@@ -11,6 +11,7 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,14 @@ FOLDER = "fast-instantid-cache"
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _HEAD = re.compile(rb'.{8}\{"__metadata__":\{"fast-instantid cache":"([0-9a-f]{32})"\}', re.DOTALL)
 _AHEAD = 3600  # seconds
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 _ALIGNMENT = 64  # bytes, as torch's own
 
 
@@ -141,7 +148,7 @@ def _read(path: Path) -> tuple[str, Record]:
     record: dict[str, torch.Tensor] = {}
     for name in entries.keys() - {"__metadata__"}:
         shape, dtype = entries[name]["shape"], getattr(torch, _DTYPES[entries[name]["dtype"]])
-        where = {"count": math.prod(shape), "offset": start + entries[name]["data_offsets"][0]}
+        where: Any = {"count": math.prod(shape), "offset": start + entries[name]["data_offsets"][0]}
         flat = torch.frombuffer(content.data, dtype=dtype, **where) if where["count"] else torch.empty(0, dtype=dtype)
         record[name] = flat.reshape(shape)
     return head[1].decode(), record

@@ -10,8 +10,11 @@ from benchmarks.report.tables import seconds
 from benchmarks.report.timeline import BLUE, GREY, INK, ORANGE, QUIET
 
 _NAMES = {"reference": "ComfyUI_InstantID", "ours": "Fast InstantID", "known face": "Fast InstantID, known face"}
-_COLORS = dict.fromkeys(("fingerprint", "load network", *LOADERS), GREY) | {"apply": "#94a3f8"}
-_COLORS |= dict.fromkeys(("resample", "project", "identity"), ORANGE)
+_COLORS = (
+    dict.fromkeys(("fingerprint", "load network", *LOADERS), GREY)
+    | {"apply": "#94a3f8"}
+    | dict.fromkeys(("resample", "project", "identity"), ORANGE)
+)
 _NARROW = 0.05  # of the axis: narrower bars get no words
 
 

@@ -116,7 +116,7 @@ class Builder:
         for name, array in parameters.items():
             if isinstance(array, Scaled):
                 if self._defers and self.weight(array).dtype == np.float32:
-                    module.scaled = array
+                    setattr(module, "scaled", array)  # noqa: B010  # of a Conv2d
                     continue
                 array = array.array()
             if array is not None:
