@@ -172,6 +172,12 @@ def test_what_was_cut_off_is_kept_until_the_row_is_whole(tmp_path, monkeypatch):
     assert found["slow"]["measured"] == again
 
 
+def test_two_processes_at_once_have_a_document_each(tmp_path):
+    [row] = measure(tmp_path, (Row("two", "a_suite last", 0.5, processes=2),)).values()
+    first, second = (one["results"][0]["process"] for one in row["measured"])
+    assert first != second
+
+
 def test_results_stay_with_their_device_and_rows_have_names(tmp_path, capsys):
     measure(tmp_path, (LAST,))
     with pytest.raises(SystemExit, match="another device or size"):
