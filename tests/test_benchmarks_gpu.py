@@ -249,7 +249,7 @@ def test_the_bundle_runs_from_end_to_end(bundle):
     """With COMFYUI_PATH and REFERENCE_PATH all rows, for as long as it takes; else those that are quick without."""
     quick = {"pipelines", "tests that a GPU changes"}
     rows = [] if CHECKOUTS else ["--rows", *(row.name for row in ROWS if "{packs}" in row.command or row.name in quick)]
-    printed = call(bundle, "--minutes", "60" if CHECKOUTS else "9", "--results", "out", *rows)
+    printed = call(bundle, "--minutes", "60", "--results", "out", *rows)
     found = rows_in(bundle.parent / "out")
     left_out = {name for name, row in found.items() if row["status"] == "not measured"}
     sys.stdout.write(f"left out: {', '.join(left_out) or 'none'}\n")
