@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyarrow import parquet
 
 from fast_instantid import miniature
 
+LISTEN = "0A"  # a state in /proc/net/tcp
 FACES = ("--pack", "miniature", "--device", "cpu", "--face-sizes", "192")
 
 
@@ -56,11 +58,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> Any:
     return value
 
 
-def workers_below(pid: int) -> list[int]:
-    """Pids of Ray's pool workers among the descendants of a process, in order of their start."""
+def below(pid: int) -> dict[int, bytes]:
+    """Pids and command lines of a process and its descendants, in order of pids."""
     parents: dict[int, int] = {}
     names: dict[int, bytes] = {}
-    for found in _processes():
+    for found in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
         try:
             parents[found] = int(Path(f"/proc/{found}/stat").read_text().rpartition(")")[2].split()[1])
             names[found] = Path(f"/proc/{found}/cmdline").read_bytes()
@@ -70,11 +72,28 @@ def workers_below(pid: int) -> list[int]:
     def is_below(one: int) -> bool:
         return one == pid or (one in parents and is_below(parents[one]))
 
-    return [one for one in sorted(parents) if b"MapWorker" in names[one] and is_below(one)]
+    return {one: name for one, name in names.items() if is_below(one)}
 
 
-def _processes() -> Iterator[int]:
-    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+def workers_below(pid: int) -> list[int]:
+    """Pids of the workers of Ray's pool."""
+    return [one for one, name in below(pid).items() if b"MapWorker" in name]
+
+
+def addresses(pids: Iterable[int]) -> set[str]:
+    """Addresses that TCP sockets of these processes listen on or connect, in the kernel's hexadecimal."""
+    sockets: set[str] = set()
+    for pid in pids:
+        with suppress(OSError):
+            for path in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {
+        side.split(":")[0] for line in lines if line[9] in sockets for side in line[1 : 2 if line[3] == LISTEN else 3]
+    }
 
 
 def is_running(pid: int) -> bool:

@@ -196,7 +196,7 @@ class TestInputs:
         (tmp_path / "f").mkdir()
         for source, said in {
             "a.csv": "no column with paths; name it: --column takes one of x, y",
-            "b.csv": "none: it is empty",
+            "b.csv": "an empty table",
             "c.csv": "no pictures there",
             "d.csv": "cannot be read as a table",
             "e.parquet": "cannot be read as a table",
@@ -272,10 +272,10 @@ class TestResume:
         assert "create it first" in embed(library, "-o", "no/out", code=1)
 
     def test_two_runs_do_not_write_into_one_folder(self, embed, library):
-        with_lock = "import fcntl, os, sys\nfcntl.flock(os.open('out', os.O_RDONLY), fcntl.LOCK_EX)\n"
-        Path("out").mkdir()
-        code = f"{with_lock}from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
-        done = fresh_python(code, "batch", "embed", str(library), "-o", "out", *FACES)
+        (out := Path("out").absolute()).mkdir()
+        code = "import fcntl, os, sys\nfcntl.flock(os.open(sys.argv[5], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        code += "from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
+        done = fresh_python(code, "batch", "embed", str(library), "-o", str(out), *FACES)
         assert done.stdout.strip() == "1"
         assert "another run writes there now" in done.stderr
         embed(library, "-o", "out")

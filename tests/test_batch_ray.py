@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import shutil
 import signal
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,11 @@ pytest.importorskip("ray")
 from fast_instantid import miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError
-from fast_instantid.scale.units import Workers, run_units
+from fast_instantid.scale.units import _Worker
 from tests.batches import (
     FACES,
+    addresses,
+    below,
     contents,
     is_running,
     kill,
@@ -33,6 +35,7 @@ from tests.batches import (
 from tests.fresh import fresh_python
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers to kill in /proc")
+LOOPBACK = ("0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000")  # of IPv4, mapped, and of IPv6
 MINIATURE = ("--base", "miniature", "--device", "cpu", "--steps", "1", "--size", "64x64")
 
 
@@ -115,15 +118,17 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_a_unit_that_ends_each_worker_ends_the_run(cluster, tmp_path):
-    with pytest.raises(BackendError, match="unit 1 ended 3 workers"):
-        run_units([0, os.getpid()], partial(partial, _die), Workers(2, 1, address=cluster), print, tmp_path)
-
-
-def _die(unit):
-    if unit:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return unit
+def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path):
+    worker = _Worker(lambda: str, 1, os.getcwd(), tmp_path, {})
+    tried = tmp_path / f".fast-instantid-{7:016x}"
+    for tries in (0, 2):
+        tried.write_bytes(b"." * tries)
+        assert pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"]) == ("5", None)
+        assert not tried.exists(), "a unit that is done is tried anew by another run"
+    tried.write_bytes(b"...")
+    _, error = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
+    assert isinstance(error, BackendError)
+    assert "unit 7 ended 3 workers" in str(error)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -134,12 +139,15 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     try:
         wait_until(lambda: contents(out) and len(workers_below(process.pid)) == 2)
         workers = workers_below(process.pid)
+        used = addresses(below(process.pid))
         (os.kill if sent == signal.SIGKILL else os.killpg)(process.pid, sent)  # as a terminal sends Ctrl-C
         wait_until(lambda: not any(map(is_running, workers)))
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
+    assert LOOPBACK[0] in used
+    assert used <= {*LOOPBACK}, "Ray's ports let everyone who reaches them run code"
     assert stdout == ""
     said = [line for line in stderr.splitlines() if "--threads take more" not in line]
     assert said == ([] if sent == signal.SIGKILL else ["interrupted"])

@@ -27,6 +27,7 @@ generate = ["generate", "--photo", photo, "--prompt", "x", "--steps", "1", "-o",
 codes = [main(command) for command in (
     ["embed", photo, "--pack", "miniature", "--backend", "onnxruntime", "--device", "cpu", "--cache", to + "/cache"],
     ["keypoints", photo, "-o", to + "/hint.png", "--pack", "miniature"],
+    ["batch", "embed", photo, "-o", to + "/batch", "--pack", "miniature", "--device", "cpu"],
     [*generate, "somebody/something"],
     [*generate, "miniature"],
     ["demo", "--steps", "1", "--prompt", "x", "-o", to + "/demo.png"],
@@ -84,8 +85,8 @@ def test_no_command_asks_for_a_connection(watched):
     codes, asked, has_onnxruntime, *_ = watched
     assert asked == []
     assert has_onnxruntime
-    gpu = codes.pop(8)  # watch: 1 where there is none
-    assert (codes, gpu in (0, 1)) == ([0, 0, 1, 0, 0, 1, 0, 1, 0, codes[-1]], True)
+    gpu = codes.pop(9)  # watch: 1 where there is none
+    assert (codes, gpu in (0, 1)) == ([0, 0, 0, 1, 0, 0, 1, 0, 1, 0, codes[-1]], True)
     assert "another architecture, not of SDXL" in codes[-1]
 
 

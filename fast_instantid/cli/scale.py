@@ -91,7 +91,7 @@ def positive(text: str) -> int:
 
 def _embed(options: argparse.Namespace, size: object) -> int:
     from ..faces.pack import find_pack
-    from ..scale.embed import Embedded, open_embedder, units_of
+    from ..scale.embed import open_embedder, units_of
     from ..scale.inputs import listed
     from ..scale.run_folder import run_folder
     from ..scale.units import run_units
@@ -110,10 +110,10 @@ def _embed(options: argparse.Namespace, size: object) -> int:
         count = {"pictures": 0, "faces": 0, "errors": 0}
         remaining, start = Remaining("pictures", sum(len(unit.paths) for unit in todo), workers.count), time.monotonic()
 
-        def done(embedded: Embedded) -> None:
-            for name, value in embedded._asdict().items():
+        def done(counts: dict[str, int]) -> None:
+            for name, value in counts.items():
                 count[name] += value
-            remaining.add(embedded.pictures)
+            remaining.add(counts["pictures"])
 
         load = partial(open_embedder, partial(_analyzer, _portable(options), pack), folder, options.batch_size)
         run_units(todo, load, workers, done, folder)

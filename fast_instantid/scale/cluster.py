@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -38,31 +38,22 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
     with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
         before = proxies()
         try:
-            set_environment({} if address else _NO_PROXY)
+            os.environ |= before if address else _NO_PROXY
             with _silent():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            set_environment(before)
+            os.environ |= before
             yield ray
         except (RayError, ConnectionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackendError(f"Ray: {reason}; what is done stays, and the same command goes on from there") from error
         finally:
-            set_environment(before)
+            os.environ |= before
             ray.shutdown()
 
 
-def proxies() -> dict[str, str | None]:
-    """The variables that workers of a local cluster lack, which :func:`set_environment` gives back to them."""
-    return {name: os.environ.get(name) for name in _NO_PROXY}
-
-
-def set_environment(values: Mapping[str, str | None]) -> None:
-    """Set variables of this process; None removes one."""
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def proxies() -> dict[str, str]:
+    """The proxies of this process, for workers, which start without them. An empty one is none."""
+    return {name: os.environ.get(name, "") for name in _NO_PROXY}
 
 
 @contextmanager

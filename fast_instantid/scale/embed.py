@@ -34,26 +34,20 @@ class Unit(NamedTuple):
         return f"part-{self.number:05}.parquet"
 
 
-class Embedded(NamedTuple):
-    """Counts of one unit."""
-
-    pictures: int
-    faces: int
-    errors: int
-
-
 def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
     """Cut the list of all pictures into units, which depend on nothing else."""
     size = BATCHES * batch_size
     return [Unit(i, [*paths[start : start + size]]) for i, start in enumerate(range(0, len(paths), size))]
 
 
-def open_embedder(analyzer: Callable[[], FaceAnalyzer], folder: Path, batch_size: int) -> Callable[[Unit], Embedded]:
-    """Load the analyzer of a worker; return the function that writes a unit's file into ``folder``."""
+def open_embedder(
+    analyzer: Callable[[], FaceAnalyzer], folder: Path, batch_size: int
+) -> Callable[[Unit], dict[str, int]]:
+    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows."""
     return partial(_embed, analyzer(), folder, batch_size)
 
 
-def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) -> Embedded:
+def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
     import pyarrow
     from pyarrow import parquet
 
@@ -74,7 +68,7 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
     with atomic_write(folder / unit.file_name, private=True) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
     errors = sum(row.get("error") is not None for row in rows)
-    return Embedded(len(unit.paths), len(rows) - errors, errors)
+    return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}
 
 
 def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | FastInstantIDError]]]:

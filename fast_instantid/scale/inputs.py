@@ -132,8 +132,10 @@ def _parquet(source: str, file: Any, column: str | None) -> Iterator[str | None]
 
 
 def _column(source: str, names: Sequence[str], wanted: str | None) -> str:
+    if not names:
+        raise FastInstantIDError(f"{source}: an empty table: expected a column of paths")
     usual = [*(name for name in COLUMNS if name in names), *(names if len(names) == 1 else ())]
     if wanted in names or (wanted is None and usual):
         return wanted or usual[0]
     missing = "no column with paths; name it" if wanted is None else f"no column {wanted!r}"
-    raise FastInstantIDError(f"{source}: {missing}: --column takes one of {', '.join(names) or 'none: it is empty'}")
+    raise FastInstantIDError(f"{source}: {missing}: --column takes one of {', '.join(names)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BackendError, FastInstantIDError
-from .cluster import proxies, ray_cluster, set_environment
+from .cluster import proxies, ray_cluster
 
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
 """Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
@@ -88,8 +88,8 @@ def run_units(
 class _Worker:
     """One process of the pool; it loads its networks with its first unit."""
 
-    def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str | None]) -> None:
-        set_environment(proxies)
+    def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str]) -> None:
+        os.environ |= proxies
         self.load, self.threads, self.home, self.folder = load, threads, home, folder
         self.work: Callable[[Any], Any] | None = None
 
