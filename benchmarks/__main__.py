@@ -15,6 +15,8 @@ MODULES = {
     "step": "step.suite",
     "attention": "attention",
     "pipelines": "pipelines.suite",
+    "growth": "growth",
+    "best": "step.best",
     "likeness": "likeness.suite",
     "precision": "likeness.faces",
     "people": "people",
@@ -75,6 +77,17 @@ def main() -> None:
     made.add_argument("--device", default="cpu")
     made.add_argument("--sizes", nargs="+", choices=("tiny", "middle", "full"), default=["tiny", "middle"])
     made.add_argument("--steps", type=int, default=4, help="of the sampler")
+    made = suite("growth", "time and memory by people, references, batch, picture size and workers", runs=3)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--size", choices=("tiny", "middle", "full"), default="middle", help="of the networks")
+    made.add_argument("--points", type=int, default=10, metavar="N", help="the first N points of each curve only")
+    made = suite("best", "EasyCache, compile, few steps and InstantX's way, alone and combined", runs=3)
+    made.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="a checkout of ComfyUI")
+    made.add_argument("--reference", type=Path, required=True, metavar="DIR", help="the reference pack")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--size", choices=("tiny", "middle", "full"), default="middle", help="of the networks")
+    made.add_argument("--steps", type=int, default=20, help="of the sampler")
+    made.add_argument("--compile", action="store_true", help="with ComfyUI's TorchCompileModel too: minutes on a CPU")
     made = suite("likeness", "what approximations do to likeness, on the miniature", runs=0)
     made.add_argument("--people", type=int, default=24, metavar="N", help="up to 100; two pictures of each")
     made.add_argument("--steps", type=int, default=20, help="evaluations of the model for one picture")
@@ -102,8 +115,8 @@ def main() -> None:
     made.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of one thread each")
     made.add_argument("--batch-sizes", type=int, nargs="*", default=[8], metavar="N", help="none: draw only")
     made.add_argument("--work", type=Path, metavar="DIR", help="keep the portraits for another time")
-    made = suites.add_parser("plot", help="the timeline of a headline or a start as a picture")
-    made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline or startup")
+    made = suites.add_parser("plot", help="a picture of a result of headline, startup or growth")
+    made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline, startup or growth")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
     made = suites.add_parser("page", help="write the tables of committed results into a page again")
     made.add_argument("page", type=Path, metavar="PAGE.md", help="a page that names them, such as docs/speed.md")

@@ -1,4 +1,4 @@
-"""InstantX's way to InstantID in diffusers, re-implemented, and the count of linear layers in a step.
+"""InstantX's way to InstantID in diffusers, re-implemented.
 
 After github.com/instantX-research/InstantID (``ip_adapter/attention_processor.py``,
 ``pipeline_stable_diffusion_xl_instantid.py``): the adapter's projections are in the attention processors, the identity
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 
 class ProjectingProcessor(nn.Module):
@@ -102,24 +101,3 @@ class InstantXWay:
         """Bytes of the modules that it adds to a pipeline."""
         added = [self.resampler, *(found for found in self._processors.values() if isinstance(found, nn.Module))]
         return sum(parameter.nbytes for module in added for parameter in module.parameters())
-
-
-class _Linears(TorchFunctionMode):
-    """Counts calls of linear layers."""
-
-    count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is F.linear
-        return func(*args, **(kwargs or {}))
-
-
-def linear_calls(job: Callable[[int], object]) -> int:
-    """Linear layers that run in one step more. ``job`` draws a picture of so many steps."""
-    job(1)  # so that what is made once is there
-    counts: list[int] = []
-    for steps in (1, 2):
-        with _Linears() as linears:
-            job(steps)
-        counts.append(linears.count)
-    return counts[1] - counts[0]

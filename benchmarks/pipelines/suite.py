@@ -7,9 +7,8 @@ All sides draw latent pictures with one StableDiffusionXLControlNetPipeline, pro
 - limit: the plain pipeline without InstantID.
 
 Weights are random; UNet and ControlNet have SDXL's 70 layers with 32 (tiny), 64 (middle) or all (full) of its 320
-channels. `linear_calls` are those of one step more; `held_bytes` is what each side keeps for one person. Where the
-pictures of reference and ours differ in fp32, nothing is reported; in fp16, rounding grows over the steps, and the
-difference is reported.
+channels. `held_bytes` is what each side keeps for one person. Where the pictures of reference and ours differ in fp32,
+nothing is reported; in fp16, rounding grows over the steps, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from benchmarks.common import SIDES, Comparison, compare, finite, metadata, notes, report
 from benchmarks.device import on, synchronize
 from benchmarks.networks import as_our_adapter, random_adapter
-from benchmarks.pipelines.instantx import InstantXWay, linear_calls
+from benchmarks.pipelines.instantx import InstantXWay
 from benchmarks.sizes import EMBEDDING_DIM, IDENTITY_TOKENS, SIZES, TEXT_TOKENS, WEIGHT, Size
 from fast_instantid.pipelines import InstantID
 
@@ -71,18 +70,18 @@ class Bench:
     def __init__(self, size: Size, device: torch.device, dtype: torch.dtype, steps: int) -> None:
         self._size, self._device, self._dtype, self._steps = size, device, dtype, steps
         torch.manual_seed(0)
-        self._pipe = make_pipeline(size, device, dtype)
+        self.pipe = make_pipeline(size, device, dtype)
         weights = random_adapter(size, self._random)
-        self._theirs = InstantXWay(self._pipe, weights, IDENTITY_TOKENS, WEIGHT)
-        self._adapter = as_our_adapter(weights, device, dtype)
-        self._instantid = InstantID(self._pipe, identity_net=0)
+        self._theirs = InstantXWay(self.pipe, weights, IDENTITY_TOKENS, WEIGHT)
+        self.adapter = as_our_adapter(weights, device, dtype)
+        self.instantid = InstantID(self.pipe, identity_net=0)
         self._prompts = [self._random(1, TEXT_TOKENS, size.token_width) for _ in range(2)]
         self._pooled = [self._random(1, size.pooled_width) for _ in range(2)]
         self._hint = torch.rand(1, 3, size.side, size.side, device=device).to(dtype)
 
     @property
     def parameters(self) -> dict[str, int]:
-        networks = {"UNet": self._pipe.unet, "ControlNet": self._pipe.controlnet}
+        networks = {"UNet": self.pipe.unet, "ControlNet": self.pipe.controlnet}
         return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
     def reference(self, embedding: Tensor, seed: int, steps: int) -> Tensor:
@@ -90,13 +89,13 @@ class Bench:
         return self._theirs.draw(partial(self._draw, seed, steps), embedding, *self._prompts)
 
     def ours(self, embedding: Tensor, seed: int, steps: int) -> Tensor:
-        identity = self._adapter.identity(embedding)
-        with self._instantid.attached(identity, scale=WEIGHT):
+        identity = self.adapter.identity(embedding)
+        with self.instantid.attached(identity, scale=WEIGHT):
             return self.limit(embedding, seed, steps)
 
-    def limit(self, embedding: Tensor, seed: int, steps: int) -> Tensor:
+    def limit(self, embedding: Tensor, seed: int, steps: int, **options: Any) -> Tensor:
         prompt, negative = self._prompts
-        return self._draw(seed, steps, prompt_embeds=prompt, negative_prompt_embeds=negative)
+        return self._draw(seed, steps, prompt_embeds=prompt, negative_prompt_embeds=negative, **options)
 
     def difference(self) -> dict[str, float | None]:
         """The difference between ours and the reference, relative to the effect of the identity.
@@ -105,7 +104,7 @@ class Bench:
             SystemExit: they differ.
         """
         embedding = torch.randn(1, EMBEDDING_DIM, device=self._device, dtype=self._dtype)
-        pictures = {side: self._in_its_pipeline(side)(embedding, 0, self._steps).float() for side in SIDES}
+        pictures = {side: self.in_its_pipeline(side)(embedding, 0, self._steps).float() for side in SIDES}
         effect = float((pictures["reference"] - pictures["limit"]).abs().max())
         apart = float((pictures["ours"] - pictures["reference"]).abs().max()) / effect if effect else float("nan")
         if self._dtype == torch.float32 and not apart <= TOLERANCE:  # also where it is NaN
@@ -114,32 +113,28 @@ class Bench:
             )
         return finite({"effect_of_the_identity": effect, "ours": apart})
 
-    def facts(self, someone: Tensor) -> dict[str, dict[str, int]]:
-        """Linear layers in one step more, and bytes kept for one person, of each side."""
-        given = someone.to(self._device, self._dtype)
-        ways = {side: self._in_its_pipeline(side) for side in SIDES}
-        calls = {side: linear_calls(lambda steps, draw=draw: draw(given, 0, steps)) for side, draw in ways.items()}
-        held = {"reference": self._theirs.held_bytes, "ours": self._adapter.identity(someone).nbytes, "limit": 0}
-        return {"linear_calls": calls, "held_bytes": held}
+    def held(self, someone: Tensor) -> dict[str, int]:
+        """Bytes that each side keeps for one person."""
+        return {"reference": self._theirs.held_bytes, "ours": self.adapter.identity(someone).nbytes, "limit": 0}
 
     def rows(self, name: str, runs: int) -> list[Comparison]:
         """A new person, and the same again."""
-        sides = {side: self._in_its_pipeline(side) for side in SIDES}
+        sides = {side: self.in_its_pipeline(side) for side in SIDES}
         someone, seeds = torch.randn(1, EMBEDDING_DIM), count(1)
 
         def draw(way: Callable[..., Tensor], is_new: bool, run: int) -> None:
             embedding = torch.randn(1, EMBEDDING_DIM) if is_new else someone
             way(embedding.to(self._device, self._dtype), next(seeds), self._steps)
 
-        wait, facts = partial(synchronize, self._device), self.facts(someone)
+        wait, held = partial(synchronize, self._device), self.held(someone)
         found: list[Comparison] = []
         for title, is_new in (("a new person", True), ("the same person again", False)):
             jobs = {side: partial(draw, way, is_new) for side, way in sides.items()}
             found.append(compare(f"{name}: {title}", **jobs, runs=runs, recorder=None, wait=wait))
-            found[-1].facts = facts
+            found[-1].facts = {"held_bytes": held}
         return found
 
-    def _in_its_pipeline(self, side: str) -> Callable[..., Tensor]:
+    def in_its_pipeline(self, side: str) -> Callable[..., Tensor]:
         """The side's way, with InstantX's processors set for the reference only."""
 
         def draw(embedding: Tensor, seed: int, steps: int) -> Tensor:
@@ -151,21 +146,12 @@ class Bench:
 
         return draw
 
-    def _draw(self, seed: int, steps: int, **prompts: Tensor) -> Tensor:
+    def _draw(self, seed: int, steps: int, **options: Any) -> Tensor:
         pooled, negative = self._pooled
-        return self._pipe(
-            image=self._hint,
-            num_inference_steps=steps,
-            guidance_scale=_CFG,
-            controlnet_conditioning_scale=WEIGHT,
-            pooled_prompt_embeds=pooled,
-            negative_pooled_prompt_embeds=negative,
-            generator=torch.Generator().manual_seed(seed),
-            height=self._size.side,
-            width=self._size.side,
-            output_type="latent",
-            **prompts,
-        ).images
+        usual = {"image": self._hint, "num_inference_steps": steps, "guidance_scale": _CFG, "output_type": "latent"}
+        usual |= {"controlnet_conditioning_scale": WEIGHT, "generator": torch.Generator().manual_seed(seed)}
+        usual |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative}
+        return self.pipe(**usual | dict.fromkeys(("height", "width"), self._size.side) | options).images
 
     def _random(self, *shape: int, gain: float = 1.0) -> Tensor:
         return torch.randn(shape, device=self._device, dtype=self._dtype) * gain

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from benchmarks.goals import GOALS, IMPORT_SECONDS, SHELL_SECONDS
-from benchmarks.report import likeness
+from benchmarks.report import growth, likeness
 
 _LEFT_OUT = ": evaluation"  # is in ": in all"
 _MOST_STAGES = 5
@@ -21,6 +21,12 @@ def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
     if suite == "likeness":
         [kind] = wanted
         head, lines = likeness.cells(document, kind)
+    elif suite == "growth":
+        head = ["", "first", "last", "law", "largest deviation"]
+        lines = [growth.cells(row) for row in rows]
+    elif suite == "best":
+        head = [caption(document), "time", "ratio to the reference", "UNet, IdentityNet runs", "drift", "apart"]
+        lines = [_best_cells(row) for row in rows]
     elif suite == "memory":
         head, lines = ["", "reference", "ours"], [_bytes_cells(row) for row in rows]
     elif suite == "step":
@@ -63,7 +69,7 @@ def shown_rows(document: Mapping[str, Any], wanted: Collection[str] = ()) -> lis
 def caption(document: Mapping[str, Any]) -> str:
     """How much of SDXL was run, where that is less than the row's name suggests."""
     about = document.get("about", {})
-    if document["suite"] != "headline":
+    if document["suite"] not in ("headline", "best"):
         return ""
     share = "SDXL's full UNet" if about["channels"] == 320 else f"UNet of {about['channels']} of SDXL's 320 channels"
     return f"{share}, {about['side']} x {about['side']} px, {about['steps']} steps"
@@ -118,6 +124,18 @@ def _seconds_cells(document: Mapping[str, Any], row: Mapping[str, Any], goal: fl
 def _bytes_cells(row: Mapping[str, Any]) -> list[str]:
     sides = (row.get(f"{side}_bytes") for side in ("reference", "ours"))
     return [row["name"], *("" if size is None else f"{size / 1e6:,.2f} MB" for size in sides)]
+
+
+def _best_cells(row: Mapping[str, Any]) -> list[str]:
+    if "error" in row:
+        return [row["name"], f"**{row['error'][:60]}**", "", "", "", ""]
+    ratio, over = "", row.get("over_reference")
+    if over is not None:
+        middle, low, high = (number(1 / over[end]) for end in ("median", "max", "min"))
+        ratio = f"**{middle}x ({low} to {high})**" if over["median"] > 1 else f"{middle}x ({low} to {high})"
+    runs = ", ".join(map(str, row.get("evaluations", [])))
+    drifts = (f"{row[name]:.1g}" if name in row else "" for name in ("drift", "apart"))
+    return [row["name"], seconds(row["seconds"]["median"]), ratio, runs, *drifts]
 
 
 def _step_cells(row: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import spread, write
 from benchmarks.device import synchronize
 
-Step = Callable[[], Tensor]
+Step = Callable[[], object]
 
 
 @dataclass
@@ -36,10 +35,10 @@ class Row:
 class Report:
     """Rows and metadata. The file is written again with each turn, so that an interrupted run loses nothing."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, suite: str = "step") -> None:
         self.about: dict[str, Any] = {}
         self.rows: dict[tuple[str, str], Row] = {}
-        self._path = path
+        self._path, self._suite = path, suite
 
     def row(self, case: str, variant: str) -> Row:
         """The row of this name, made if there is none."""
@@ -52,7 +51,8 @@ class Report:
         self.save()
 
     def save(self) -> dict[str, Any]:
-        document = {"suite": "step", "about": self.about, "results": [self.to_json(row) for row in self.rows.values()]}
+        rows = [self.to_json(row) for row in self.rows.values()]
+        document = {"suite": self._suite, "about": self.about, "results": rows}
         write(self._path, document)
         return document
 

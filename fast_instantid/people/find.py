@@ -15,7 +15,7 @@ from ..faces import Face, FaceAnalyzer
 from ..faces.align import align
 from ..images import ImageInput, OneImage, Photo, one_photo, photos
 from .choice import Choose, Order, chosen, ordered
-from .person import SAME_PERSON, Person, cosine
+from .person import SAME_PERSON, Person
 from .search import find_faces
 from .search import no_face as no_face_error
 
@@ -138,16 +138,18 @@ def _person(
 
 
 def _warn_of_strangers(embeddings: np.ndarray, names: Sequence[str]) -> None:
-    pairs = [(cosine(embeddings[i], embeddings[j]), i, j) for j in range(len(names)) for i in range(j)]
-    strange = sorted(pair for pair in pairs if pair[0] < SAME_PERSON)
-    if strange:
-        likeness, i, j = strange[0]
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    rows = embeddings / np.where(lengths > 0, lengths, 1)
+    likeness = rows @ rows.T  # one product: a person may have hundreds of photographs
+    strange = np.argwhere(np.triu(likeness < SAME_PERSON, 1))
+    if len(strange):
+        i, j = min(strange, key=lambda pair: likeness[tuple(pair)])
         more = f", and {len(strange) - 1} more pairs" if len(strange) > 1 else ""
         logger.warning(
             "%s and %s look like two people (likeness %.2f%s); their embeddings are averaged all the same: "
             "call person() once for each of them",
             names[i],
             names[j],
-            likeness,
+            likeness[i, j],
             more,
         )

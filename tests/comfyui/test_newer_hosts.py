@@ -160,6 +160,45 @@ def test_a_face_acts_where_steps_are_skipped(apply, model, host_nodes, node, ord
     assert torch.equal(picture(1.0), quick), "nothing is left of the run before"
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+@pytest.mark.parametrize("approximated", [False, True])
+def test_caches_of_a_run_draw_the_same_where_steps_are_skipped(
+    apply, ours, model, controlnet, host_nodes, node, order, approximated, monkeypatch
+):
+    """The hint block once per run or at every step, and the IdentityNet's outputs held over steps that are skipped."""
+
+    def cached(model: Any) -> Any:
+        inputs = {"reuse_threshold": 1.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+        return host_nodes("nodes_easycache", node, model=model, **inputs)[0]
+
+    patched, *conditionings = apply(cached(model) if order == "before" else model)
+    if approximated:
+        every = {"preset": "custom", "identity_net_every": 2}
+        (patched,) = tiny.call(ours["InstantIDApproximations"], model=patched, **every)
+    patched = cached(patched) if order == "after" else patched
+    pictures: list[torch.Tensor] = []
+    runs: list[tuple[int, int]] = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv("FAST_INSTANTID_REUSE", switch)
+        seen: list[Any] = []
+        networks = (model.model.diffusion_model.time_embed, controlnet.control_model.time_embed)
+        hooks = [
+            network.register_forward_hook(lambda network, *_, seen=seen: seen.append(network)) for network in networks
+        ]
+        pictures.append(sample(patched, *conditionings, steps=8))
+        for hook in hooks:
+            hook.remove()
+        runs.append((seen.count(networks[0]), seen.count(networks[1])))
+    assert torch.equal(*pictures)
+    assert runs[0] == runs[1]
+    unet, identity_net = runs[0]
+    assert unet <= 6
+    # The host runs ControlNets before the UNet that EasyCache skips. LazyCache skips both.
+    steps = unet if node == "LazyCacheNode" else 8
+    assert identity_net == (-(-steps // 2) if approximated else steps)
+
+
 # Tensors between nodes in float16
 
 
