@@ -14,7 +14,7 @@ import torch
 from benchmarks import growth, worker
 from benchmarks.networks import write_adapter
 from benchmarks.report import plot, tables
-from benchmarks.report.growth import LAWS, draw, row
+from benchmarks.report.growth import LAWS, draw_growth, row
 from benchmarks.sizes import SIZES
 from benchmarks.step import best
 from benchmarks.step.measure import Report
@@ -91,7 +91,7 @@ def test_a_committed_growth_has_all_curves_and_a_picture(path, tmp_path):
         again = row(found["name"], found["unit"], found["law"], values)
         assert again["coefficients"] == pytest.approx(found["coefficients"], rel=1e-4, abs=1e-6)
     plot.run(path, tmp_path / "growth.png")
-    titles = [axes.get_title().split("\n")[0] for axes in draw(document).axes]
+    titles = [axes.get_title().split("\n")[0] for axes in draw_growth(document).axes]
     assert {found["name"] for found in document["results"] if found["unit"]} <= {*titles}
 
 
