@@ -144,16 +144,24 @@ def test_a_call_that_is_killed_loses_nothing(tmp_path, monkeypatch, number, row)
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
+    process.send_signal(number)  # as timeout does
     process.wait(30)
     for child in children:
         if number == signal.SIGKILL:
             child.kill()  # as the machine does with what a killed command leaves
         child.wait(30)
-    assert rows_in(results)["slow"]["status"] == "partial"
+    found = rows_in(results)["slow"]
+    assert found["status"] == "partial"
+    assert ("measured" in found) == (number == signal.SIGTERM)
+    with open(log, "a") as other:
+        other.write('\n==== other ==== \n{"name": "not a row of slow"}\n')
     monkeypatch.setenv("QUICK", "1")
-    found = measure(tmp_path, (FAILS, row))  # not reached before, and not measured whole
+    taken_up = measure(tmp_path, (FAILS, row), rows=["fails"])["slow"]["measured"][0]["results"]
+    assert taken_up[0]["name"] == "turn 0"
+    assert all(one["name"].startswith("turn") for one in taken_up)
+    found = measure(tmp_path, (row,))  # not measured whole before
     assert found["slow"]["status"] == "done"
-    assert starts(tmp_path) == ["slow", "fails", "slow"]
+    assert starts(tmp_path) == ["slow", "fails", "slow"], "what was not whole is measured again"
 
 
 def test_what_was_cut_off_is_kept_until_the_row_is_whole(tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ _COMPILED = f"{_STEP} --compile --batches 1 --variants"
 _HEADLINE = "benchmarks headline {packs} {work} --device {device} --size full --side 1024 --runs 1"
 _TINY_HEADLINE = "--size small --side 128 --steps 1"
 _PIPELINES = "benchmarks pipelines --device {device} --sizes full --steps 30 --runs 3"
-_TESTS = "pytest -v -p no:cacheprovider tests/test_fused.py tests/test_fused_switch.py tests/test_pixels.py "
-_TESTS += "tests/test_recorder.py tests/test_placement.py tests/comfyui/test_fused.py"
+_TESTS = (
+    "pytest -v -p no:cacheprovider tests/test_fused.py tests/test_fused_switch.py tests/test_pixels.py "
+    "tests/test_recorder.py tests/test_placement.py tests/comfyui/test_fused.py"
+)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def run(
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"torch {torch.__version__} sees no GPU here; --device cpu --size tiny tries the rows")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    signal.signal(signal.SIGTERM, _end)
     work.mkdir(parents=True, exist_ok=True)
     places = {"device": device, "work": shlex.join(["--work", str(work.resolve())])}
     if comfyui and reference:
@@ -158,7 +158,8 @@ class Book:
     def _printed(self, row: Row) -> list[str]:
         """Lines that its processes printed when they last ran, after the line with their command."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return [line for line in text.rpartition(_mark(row))[2].splitlines() if line.strip()]
+        _, mark, printed = text.rpartition(_mark(row))
+        return [line for line in printed.partition("\n====")[0].splitlines() if mark and line.strip()]
 
     def _gather(self, row: Row, is_done: bool = False) -> None:
         """Take the documents that the row's processes wrote, or else the rows in what they printed.
@@ -175,6 +176,11 @@ class Book:
             self.rows[row.name]["measured"] = [*earlier, *(one for one in measured if one["results"] not in known)]
         for path in self._running(row):
             path.unlink(missing_ok=True)
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice, and the first one's work has to be done
+    sys.exit("ended by a signal")
 
 
 def _mark(row: Row) -> str:
