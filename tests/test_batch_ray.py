@@ -46,7 +46,6 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     before = dict(os.environ)
-    os.environ["RAY_raylet_start_wait_time_s"] = "120"  # on a busy machine
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield made.address
     ray.shutdown()

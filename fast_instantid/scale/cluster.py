@@ -13,7 +13,7 @@ from ..errors import BackendError
 _STORE = 256 << 20  # bytes of shared memory for objects, which are small here
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0"}
 # Ray's own switch for "listen on the loopback only", where it is the default: its ports let everyone run code.
-_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_raylet_start_wait_time_s": "120"}
+_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Also without statistics, Ray asks 169.254.169.254 and metadata.google.internal for a cloud. Nothing is at port 9.
 _NO_PROXY = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
 
