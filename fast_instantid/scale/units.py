@@ -71,10 +71,10 @@ def run_units(
             raise BackendError(
                 f"the cluster of Ray has {there} {kind}s, and a worker needs {need}; see --device, --threads"
             )
-        share = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
+        share: dict[str, Any] = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
+            _Worker,  # pyright: ignore[reportArgumentType]  # Ray makes it
             fn_constructor_args=(load, workers.threads, os.getcwd(), folder, proxies()),
             # Few units wait for a worker, so that none is idle at the end.
             compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
