@@ -93,6 +93,7 @@ def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(cluster, library, 
     output = capfd.readouterr()
     assert output.out == ""
     assert "96 pictures, 95 faces, 1 errors" in output.err
+    assert "a worker died" in output.err
 
 
 def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tmp_path, monkeypatch):
@@ -123,10 +124,10 @@ def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path):
     tried = tmp_path / f".fast-instantid-{7:016x}"
     for tries in (0, 2):
         tried.write_bytes(b"." * tries)
-        assert pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"]) == ("5", None)
+        assert pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"]) == ("5", None, tries + 1)
         assert not tried.exists(), "a unit that is done is tried anew by another run"
     tried.write_bytes(b"...")
-    _, error = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
+    _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
     assert isinstance(error, BackendError)
     assert "unit 7 ended 3 workers" in str(error)
 
@@ -137,7 +138,7 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     out = tmp_path / "out"
     process = start("batch", "embed", library, "-o", out, "--batch-size", 1, "--workers", 2, *FACES)
     try:
-        wait_until(lambda: contents(out) and len(workers_below(process.pid)) == 2)
+        wait_until(lambda: process.poll() or (contents(out) and len(workers_below(process.pid)) == 2), 240)
         workers = workers_below(process.pid)
         used = addresses(below(process.pid))
         (os.kill if sent == signal.SIGKILL else os.killpg)(process.pid, sent)  # as a terminal sends Ctrl-C

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from ..scale.units import Workers
 
 _FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
-_SETTINGS = (*_FACE_SETTINGS, "pack", "base", "instantid", "dtype", "fast", "layers")
-_SETTINGS += ("identity_range", "identity_net_range", "identity_net_every")
+_SETTINGS = (
+    *(*_FACE_SETTINGS, "pack", "base", "instantid", "dtype"),
+    *("fast", "layers", "identity_range", "identity_net_range", "identity_net_every"),
+)
 
 
 def add_arguments(

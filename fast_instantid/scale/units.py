@@ -19,6 +19,8 @@ from .cluster import proxies, ray_cluster
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
 """Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
 
+logger = logging.getLogger("fast_instantid")
+
 _TRIES = 3  # of a unit whose worker dies. Ray Data would start workers for it forever.
 
 
@@ -69,19 +71,21 @@ def run_units(
             raise BackendError(
                 f"the cluster of Ray has {there} {kind}s, and a worker needs {need}; see --device, --threads"
             )
-        share = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
+        share: dict[str, Any] = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
+            _Worker,  # pyright: ignore[reportArgumentType]  # Ray makes it
             fn_constructor_args=(load, workers.threads, os.getcwd(), folder, proxies()),
             # Few units wait for a worker, so that none is idle at the end.
             compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
             **share,
         )
         for row in results.iter_rows():
-            result, error = pickle.loads(row["result"])  # noqa: S301  # of our own workers
+            result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
             if error is not None:
                 raise error
+            if tries > 1:
+                logger.warning("a worker died, by a crash or for lack of memory; another one did its unit")
             done(result)
 
 
@@ -95,6 +99,7 @@ class _Worker:
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         number, unit = pickle.loads(row["unit"])  # noqa: S301
+        result, error, count = None, None, 0
         try:
             if self.work is None:
                 os.chdir(self.home)  # relative paths mean the same everywhere
@@ -103,13 +108,14 @@ class _Worker:
             tries = self.folder / f".fast-instantid-{number:016x}"  # removed like the temporary files of a killed run
             with tries.open("ab") as file:
                 file.write(b".")
-                if file.tell() > _TRIES:
+                count = file.tell()
+                if count > _TRIES:
                     raise BackendError(f"unit {number} ended {_TRIES} workers: by a crash, or for lack of memory")
-            outcome = self.work(unit), None
+            result = self.work(unit)
             tries.unlink(missing_ok=True)
-        except (FastInstantIDError, OSError, MemoryError) as error:
-            outcome = None, error  # as it is: Ray would wrap it
-        return {"result": pickle.dumps(outcome)}
+        except (FastInstantIDError, OSError, MemoryError) as raised:
+            error = raised  # as it is: Ray would wrap it
+        return {"result": pickle.dumps((result, error, count))}
 
 
 def _pin_threads(threads: int) -> None:
