@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..faces.onnx.network import Reduction, TorchNetwork
+from ..faces.onnx.network import TorchNetwork
+from ..faces.onnx.numbers import Reduction
 from ..identity import Adapter, Identity, Resampler
 
 # Estimated bytes of activations: SCRFD and IResNet hold a few feature maps of up to 64 channels at half the picture's

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,30 +13,15 @@ from torch import fx
 
 from ...errors import BackendError, ModelFileError
 from ...locks import fork_safe_lock
-from ...placement import Placement, is_out_of_memory, thread_defaults
+from ...placement import Placement, thread_defaults
 from ...recorder import stage
-from ...sources import no_telemetry
 from ...weights import Known
 from .first_run import first_run
 from .graph import Graph
-from .module import check_operators, to_module, unknown_operators
+from .module import check_operators, to_module
+from .numbers import Reduction, check_weights, results_of
 from .onednn import has_onednn, use_onednn
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-# Name of a device -> onnxruntime's provider for it.
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
-_INDEXED = {"cuda", "tensorrt", "rocm", "migraphx", "directml"}  # a machine can have several of them
+from .runtime import OnnxRuntimeNetwork
 
 
 def load_network(
@@ -169,91 +153,10 @@ class TorchNetwork:
                     self._module = None
                     raise
                 self._has_run.add(batch.shape)
-            return _results(outputs, reduce, self._graph.path, self.backend)
-
-
-class OnnxRuntimeNetwork:
-    """The network in an onnxruntime session, on the requested provider and no other."""
-
-    pixel_device = torch.device("cpu")
-
-    def __init__(self, graph: Graph, device: str) -> None:
-        name, _, index = device.partition(":")
-        self.provider = PROVIDERS.get(name.lower(), name)
-        if self.provider not in PROVIDERS.values():
-            raise BackendError(
-                f"onnxruntime has no provider for device {device!r}: choose one of {', '.join(PROVIDERS)}"
-            )
-        if index and (not index.isdecimal() or name.lower() not in _INDEXED):
-            raise BackendError(f"device {device!r}: onnxruntime takes an index only for {', '.join(sorted(_INDEXED))}")
-        settings = {"device_id": int(index)} if index else {}
-        self.backend = f"onnxruntime ({self.provider}{f', device {int(index)}' if index else ''})"
-        self.on_cpu = self.provider == PROVIDERS["cpu"]
-        self._graph = graph
-        self._has_run: set[tuple[int, ...]] = set()  # shapes of the input
-        with stage("load network"):
-            self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
-            shape = (1, 3, *(side or 640 for side in graph.inputs[0].shape[2:]))
-            self._session = _session(graph, self.provider, settings, partial(self._bound, shape))
-            graph.version.check_mapping()
-        self._input = self._session.get_inputs()[0].name
-
-    @cached_property
-    def on_the_cpu(self) -> OnnxRuntimeNetwork:
-        """As :attr:`TorchNetwork.on_the_cpu`."""
-        return OnnxRuntimeNetwork(self._graph, "cpu")
-
-    def run(self, images: torch.Tensor, mean: float, scale: float, reduce: Reduction | None = None) -> list[np.ndarray]:
-        """Run a batch, as :meth:`TorchNetwork.run` does."""
-        batch = (images.permute(0, 3, 1, 2).float().contiguous().numpy() - np.float32(mean)) * np.float32(scale)
-        with stage("network", nbytes=images.nbytes):
-            self._bound(batch.shape)
-            try:
-                outputs: list[Any] = self._session.run(None, {self._input: batch})  # pyright: ignore[reportAssignmentType]
-            except Exception as error:  # onnxruntime's exceptions share no other base
-                if is_out_of_memory(error):
-                    raise
-                raise ModelFileError(f"{self._graph.path}: onnxruntime cannot run it: {str(error)[:300]}") from error
-            return _results([*map(torch.from_numpy, outputs)], reduce, self._graph.path, self.backend)
-
-    def _bound(self, shape: tuple[int, ...]) -> None:
-        """Check memory and time of a run by one of our own module without data, if that knows all operators.
-
-        Raises:
-            ModelFileError: see :func:`first_run`.
-        """
-        if shape not in self._has_run and self._shapes:
-            first_run(self._shapes, self._graph, torch.empty(shape, device="meta"))
-        self._has_run.add(shape)
-
-    @cached_property
-    def _shapes(self) -> fx.GraphModule | None:
-        return None if unknown_operators(self._graph) else to_module(self._graph).to("meta")
-
-
-def check_weights(graph: Graph) -> None:
-    """Refuse NaN and infinity with a ModelFileError: infinity may vanish in a ReLU, and NaN in a comparison."""
-    for name, weight in graph.initializers.items():
-        if weight.dtype.kind == "f" and not np.isfinite(weight).all():
-            raise ModelFileError(f"{graph.path}: its tensor {name!r} holds NaN or infinity; download it again")
-
-
-def _results(outputs: Sequence[torch.Tensor], reduce: Reduction | None, path: Path, backend: str) -> list[np.ndarray]:
-    """The outputs, or what is made of them, in one copy to the host; a ModelFileError if an output is not finite."""
-    outputs = [output.float() for output in outputs]
-    results = outputs if reduce is None else reduce(outputs)
-    zero = torch.cat([output.reshape(-1) for output in outputs]).mul_(0).sum()  # NaN times 0, and infinity, are NaN
-    numbers = torch.cat([zero.view(1), *(result.reshape(-1) for result in results)]).cpu().numpy()
-    if numbers[0] != 0:
-        raise ModelFileError(
-            f"{path}: its results hold NaN or infinity on {backend}: download it again, or compute in float32"
-        )
-    parts = np.split(numbers[1:], np.cumsum([result.numel() for result in results])[:-1])
-    return [part.reshape(result.shape) for part, result in zip(parts, results, strict=True)]
+            return results_of(outputs, reduce, self._graph.path, self.backend)
 
 
 Network: TypeAlias = TorchNetwork | OnnxRuntimeNetwork
-Reduction: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 _precision_lock = fork_safe_lock()
 
@@ -284,49 +187,3 @@ def _precision_settings() -> list[tuple[Any, str, Any]]:
     if hasattr(matmul, "fp32_precision"):
         return [(matmul, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
     return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-
-
-def _session(
-    graph: Graph, provider: str, settings: dict[str, int], check: Callable[[], None]
-) -> onnxruntime.InferenceSession:
-    """A session that runs any batch size, after a check; an error where onnxruntime would fall back to the CPU."""
-    no_telemetry()
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(
-            f"face backend 'onnxruntime' needs the package {error.name!r}: pip install onnx onnxruntime (or the "
-            f"build of onnxruntime for your GPU, and only that), or use torch, which needs neither"
-        ) from error
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise BackendError(
-            f"{provider} is not in this onnxruntime {onnxruntime.__version__}, which has {', '.join(available)}: "
-            f"install the onnxruntime package made for it (and only that one), or use torch"
-        )
-    check()  # a session computes at once what is constant
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Each session has its own threads. If the detector's kept spinning after a run, they would take cores from the
-    # recogniser; "python -m benchmarks faces" measures the cost for insightface.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = bytes(graph.content)
-    try:
-        model: Any = onnx.load_model_from_string(source)
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-        if batch.dim_value == 1:
-            # SCRFD was exported with a batch of 1, though nothing in the graph depends on it.
-            batch.dim_param = "batch"
-            source = model.SerializeToString()
-        del model
-        session = onnxruntime.InferenceSession(source, options, providers=[(provider, settings)])
-    except Exception as error:  # the exceptions of onnx and onnxruntime share no other base
-        raise ModelFileError(f"{graph.path}: onnxruntime cannot load it: {str(error)[:300]}") from error
-    if session.get_providers()[0] != provider:
-        raise BackendError(
-            f"{provider} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: its libraries could "
-            f"not be loaded; see the onnxruntime message above, or use torch"
-        )
-    return session

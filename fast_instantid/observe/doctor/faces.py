@@ -9,7 +9,7 @@ import torch
 
 from ...errors import BackendError
 from ...faces.onnx.graph import read_graph
-from ...faces.onnx.network import PROVIDERS, OnnxRuntimeNetwork
+from ...faces.onnx.runtime import PROVIDERS, OnnxRuntimeNetwork
 from ...miniature import files
 from ...placement import Placement
 from ..report import Finding
