@@ -1,9 +1,10 @@
 """``batch embed`` and ``batch generate`` on the miniature: pictures in a second by workers and batch size, and memory.
 
-Portraits are drawn by ``batch generate``, small and in few steps, each of them is tinted and moved until there are
-enough, and ``batch embed`` finds and recognises them with its defaults. Each run is a command in a process of its own; workers have one thread each. "steady" is the rate between
-the first and the last file: without imports, Ray's start and loading. Memory is the resident set of all processes of
-the command that work on pictures, at its largest in the second and in the last quarter of the run.
+Portraits are drawn by ``batch generate``, small and in few steps. Each is tinted and moved until there are enough, and
+``batch embed`` finds and recognises them with its defaults. Each run is a command in a process of its own; workers have
+one thread each. "steady" is the rate between the first and the last file: without imports, Ray's start and loading.
+Memory is the resident set of all processes of the command that work on pictures, at its largest in the second and in
+the last quarter of the run.
 """
 
 from __future__ import annotations
