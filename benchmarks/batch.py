@@ -9,6 +9,7 @@ the last quarter of the run.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -44,29 +45,16 @@ def run(pictures: int, workers: Sequence[int], batch_sizes: Sequence[int], json_
         _compare(rows[1:])
     rows += _around()
     about = metadata(["torch", "diffusers", "numpy", "ray", "pyarrow"]) | {"notes": notes(__doc__)}
-    save(
-        json_path, {"suite": "batch", "about": about | {"networks": "the miniature, fp32 on the CPU"}, "results": rows}
-    )
+    about["networks"] = "the miniature, fp32 on the CPU"
+    save(json_path, {"suite": "batch", "about": about, "results": rows})
 
 
 def _drawn(out: Path, workers: int) -> dict[str, Any]:
     people = [str(path) for path in miniature.files().portraits]
-    options = ["--base", "miniature", "--steps", "2", "--size", "64x64", "--batch-size", "8", "--device", "cpu"]
-    command = [
-        "generate",
-        "--person",
-        *people,
-        "--prompt",
-        "flat portrait",
-        "--seed",
-        *map(str, range(_SEEDS)),
-        *options,
-    ]
-    return {
-        "name": f"generate, {workers} workers",
-        "pictures": len(people) * _SEEDS,
-        **_watched(command, out, workers, "*.png", 1),
-    }
+    options = shlex.split("--prompt portrait --base miniature --device cpu --steps 2 --size 64x64 --batch-size 8")
+    command = ["generate", "--person", *people, "--seed", *map(str, range(_SEEDS)), *options]
+    row = _watched(command, out, workers, "*.png", 1)
+    return {"name": f"generate, {workers} workers", "pictures": len(people) * _SEEDS, **row}
 
 
 def _varied(drawn: Sequence[Path], folder: Path, count: int) -> list[Path]:
@@ -91,11 +79,7 @@ def _around() -> list[dict[str, Any]]:
     random, buffer = np.random.default_rng(0), BytesIO()
     portrait = Image.open(miniature.files().portraits[0]).convert("RGB")
     photo, picture = (
-        Image.fromarray(
-            (np.asarray(portrait.resize(size), int) + random.integers(-6, 7, (*size[::-1], 3)))
-            .clip(0, 255)
-            .astype(np.uint8)
-        )
+        Image.fromarray(np.asarray(portrait.resize(size)) // 2 + random.integers(0, 9, (*size[::-1], 3), np.uint8))
         for size in ((4000, 3000), (1024, 1024))
     )
     photo.save(buffer, "JPEG", quality=90)
