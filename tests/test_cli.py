@@ -51,6 +51,7 @@ COMMANDS = (
     "keypoints",
     "person",
     "generate",
+    "batch",
     "detail",
     "download",
     "convert",

@@ -52,6 +52,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> Path:
     group.paste(ada, (0, 0))
     group.paste(bob, (128, 0))
     group.save(tmp_path / "group.jpg")
+    (tmp_path / "photos").mkdir()
+    group.save(tmp_path / "photos" / "group.jpg")
     (tmp_path / "jobs.csv").write_text("person,prompt,seed\nanna.jpg,a portrait,1\nbob.jpg,film noir,\n")
     for scene in blocks(page, "json") if page.stem == "scenes" else ():
         (tmp_path / "bar.json").write_text(small(scene))
@@ -60,6 +62,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> Path:
     monkeypatch.setitem(instantid.DEFAULTS, "num_inference_steps", steps_for(page))
     monkeypatch.setattr(miniature, "STEPS", STEPS)
     monkeypatch.setattr("fast_instantid.faces.keypoints.sdxl_size", lambda photo, side=128: (128, 128))
+    if page.stem == "scale":
+        cli.main(["batch", "embed", "photos", "-o", "embeddings"])
     return tmp_path
 
 
