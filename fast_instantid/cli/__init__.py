@@ -1,5 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | faces | keypoints | person | generate | detail | download | convert
-| doctor | watch | profile``."""
+"""The command line: ``fast-instantid demo | embed | faces | keypoints | person | generate | detail | serve | download
+| convert | doctor | watch | profile``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileErro
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
-from . import convert, demo, detail, doctor, generate, person, profile, watch
+from . import convert, demo, detail, doctor, generate, person, profile, serve, watch
 from .models import face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
@@ -65,6 +65,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "person": person.run,
         "generate": partial(generate.run, size=picture_size),
         "detail": detail.run,
+        "serve": serve.run,
         "download": _download,
         "convert": convert.run,
         "doctor": doctor.run,

@@ -1,0 +1,1 @@
+"""Batches and a service, for what one process does not hold."""
