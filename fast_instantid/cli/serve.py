@@ -53,20 +53,25 @@ def run(options: argparse.Namespace) -> int:
         from ..scale.serve.limits import is_loopback
     if not key and not is_loopback(options.host):
         raise FastInstantIDError(
-            f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that clients "
-            "send, or listen at 127.0.0.1"
+            f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
+            "clients send, or listen at 127.0.0.1"
         )
+    if not 0 <= options.port < 65536:
+        raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
     shown = f"[{options.host}]" if ":" in options.host else options.host
-    say(f"http://{shown}:{options.port} has the page; interrupt to end")
+    said = f"http://{shown}:{options.port} has the page, and /readyz says when it is warm; interrupt to end"
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
         given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+        say(said)
         run_on_ray(lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas)
     else:
         from ..scale.serve.server import server
 
-        server(app_of(options, key), options.host, options.port).run()
+        app = app_of(options, key)
+        say(said)
+        server(app, options.host, options.port).run()
     return 0
 
 
@@ -95,8 +100,6 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         defaults={"num_inference_steps": models.steps, "guidance_scale": models.guidance},
     )
     Profile.of(options.profile or None).load(instantid.pipe)
-    if options.persons:
-        options.persons.mkdir(mode=0o700, parents=True, exist_ok=True)
     bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
     engine = Engine(instantid, Limits(**bounds), models.size, options.profile)
     return make_app(engine, key, options.persons)

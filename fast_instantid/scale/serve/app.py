@@ -30,6 +30,7 @@ from .metrics import Metrics
 
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
+_Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
 _PULSE = 15.0  # seconds between signs of life in a stream
 _WRONG = {
     401: "no key, or a wrong one",
@@ -56,6 +57,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         persons: the folder that keeps named persons; None keeps none.
     """
     limits = engine.limits
+    if persons is not None:
+        persons.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -118,7 +121,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             gone.cancel()
 
     async def finished(request: Request, job: Job, start: float) -> Any:
-        return [fact async for name, fact in events(request, job, start) if name == "result"][0]
+        return [fact async for _, fact in events(request, job, start)][-1]
 
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
         def count() -> int:
@@ -183,15 +186,13 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Names of the persons that are kept here."""
         return doc.PersonsAnswer(persons=sorted(path.stem for path in persons.glob("*.safetensors")) if persons else [])
 
-    kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
-
     @app.get("/v1/persons/{name}", response_class=Response, responses={200: {"content": {_FILE: {}}}})
-    async def get_person(name: kept) -> Response:
+    async def get_person(name: _Kept) -> Response:
         """The file of a person that is kept here."""
         return FileResponse(file_of(name), media_type=_FILE)
 
     @app.delete("/v1/persons/{name}", status_code=204)
-    async def delete_person(name: kept) -> None:
+    async def delete_person(name: _Kept) -> None:
         """Delete a person that is kept here."""
         file_of(name).unlink(missing_ok=True)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from ...errors import FastInstantIDError
+
 logger = logging.getLogger("fast_instantid")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -52,6 +54,11 @@ class Limits:
     """Pictures that are drawn at once."""
     face_batch: int = 16
     """Photographs that are searched at once."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise FastInstantIDError(f"limit {name} {value}: expected more than 0")
 
 
 def is_loopback(host: str) -> bool:
