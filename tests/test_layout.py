@@ -49,7 +49,20 @@ ALLOWED = {
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "miniature"},
-    "cli": {"", "download", "faces", "identity", "attention", "people", "pipelines", "observe", "demo", "miniature"},
+    "cli": {
+        "",
+        "download",
+        "faces",
+        "identity",
+        "attention",
+        "people",
+        "pipelines",
+        "observe",
+        "demo",
+        "miniature",
+        "scale",
+    },
+    "scale": {"", "faces", "people", "pipelines", "miniature"},
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {
@@ -59,6 +72,9 @@ ONLY_IMPORTER = {
     "diffusers": "pipelines",
     "triton": "fused",
     "pynvml": "observe",
+    "ray": "scale",
+    "fastapi": "scale",
+    "uvicorn": "scale",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}
 

@@ -30,7 +30,7 @@ class Previews:
             return ""
         pixels = (_columns(latents) @ self._map).clamp(0, 255).to(torch.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(pixels.reshape(*latents.shape[1:], 3).numpy()).save(buffer, "JPEG", quality=80)
+        Image.fromarray(pixels.reshape(*latents.shape[1:], 3).numpy()).save(buffer, "JPEG", quality=85, subsampling=0)
         return base64.b64encode(buffer.getvalue()).decode()
 
 
