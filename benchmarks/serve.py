@@ -1,5 +1,5 @@
-"""The service on loopback, on the miniature. For 16 clients at once, "reference" is without batching. For the requests of
-a new process, "reference" is the first one, and "ours" the tenth. Clients and service share the machine."""
+"""The service on loopback, on the miniature. For 16 clients at once, "reference" is without batching. For the requests
+of a new process, "reference" is the first one, and "ours" the tenth. Clients and service share the machine."""
 
 from __future__ import annotations
 
