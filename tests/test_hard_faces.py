@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import numpy as np
 import pytest

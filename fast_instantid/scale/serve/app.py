@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -23,11 +25,14 @@ from ...errors import BackendError, FastInstantIDError, ModelFileError, NotFinit
 from ...people import Person, merge, ordered
 from ...people.search import no_face
 from . import documents as doc
-from .batches import Busy, Job
+from .batches import Batches, Busy, Job
 from .engine import Engine, opened
 from .limits import Guard
 from .metrics import Metrics
 
+logger = logging.getLogger("fast_instantid")
+
+_Told: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
 _Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
@@ -78,6 +83,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def refused(_: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"error": doc.said(error)}, 422)
+
     @app.exception_handler(FastInstantIDError)
     async def failed(_: Request, error: FastInstantIDError) -> Response:
         headers = {"Retry-After": str(error.seconds)} if isinstance(error, Busy) else None
@@ -88,10 +97,9 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
             raise HTTPException(503, why, {"Retry-After": "5"})
 
-    async def events(request: Request, job: Job, start: float) -> AsyncIterator[tuple[str, Any]]:
-        """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
-        told: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
-        loop, until = asyncio.get_running_loop(), start + limits.seconds
+    def queued(queue: Batches, job: Job) -> _Told:
+        """Queue a job, and return what it tells. Raises Busy."""
+        told, loop = asyncio.Queue[tuple[str, Any]](), asyncio.get_running_loop()
 
         def tell(name: str, fact: Any) -> None:
             with suppress(RuntimeError):  # the loop has ended
@@ -99,6 +107,12 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
         job.tell = tell
         job.future.add_done_callback(lambda _: tell("done", None))
+        queue.put(job)
+        return told
+
+    async def events(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[tuple[str, Any]]:
+        """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
+        until = start + limits.seconds
         gone = asyncio.ensure_future(_gone(request))
         gone.add_done_callback(lambda _: told.put_nowait(("gone", None)))
         try:
@@ -110,6 +124,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
                     name, fact = await asyncio.wait_for(told.get(), min(_PULSE, max(left, 0.01)))
                 if name == "gone":
                     raise HTTPException(499, "the client left")  # nginx's status
+                if job.future.cancelled():
+                    raise HTTPException(503, "the service ends")
                 if name == "done":
                     yield "result", job.future.result()
                     return
@@ -120,8 +136,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             job.future.cancel()
             gone.cancel()
 
-    async def finished(request: Request, job: Job, start: float) -> Any:
-        return [fact async for _, fact in events(request, job, start)][-1]
+    async def finished(request: Request, job: Job, told: _Told, start: float) -> Any:
+        return [fact async for _, fact in events(request, job, told, start)][-1]
 
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
         def count() -> int:
@@ -133,7 +149,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         if len(photos) > limits.photos:
             raise HTTPException(422, f"photos: {len(photos)} of them: at most {limits.photos}")
         engine.faces.check()
-        return await finished(request, engine.search(photos, keep, await run_in_threadpool(count)), start)
+        job = engine.search(photos, keep, await run_in_threadpool(count))
+        return await finished(request, job, queued(engine.faces, job), start)
 
     async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
         rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
@@ -216,19 +233,19 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
         except (ValueError, ArithmeticError) as error:  # a person's file may hold any numbers
             raise HTTPException(422, f"these persons cannot be placed: {error}") from error
-        engine.drawing.put(job)
+        told = queued(engine.drawing, job)
         if "text/event-stream" in accept:
-            return StreamingResponse(stream(request, job, start), media_type="text/event-stream")
-        drawn = await finished(request, job, start)
+            return StreamingResponse(stream(request, job, told, start), media_type="text/event-stream")
+        drawn = await finished(request, job, told, start)
         metrics.pictures.inc()
         if "application/json" in accept:
             return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed))
-        told = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
-        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=told)
+        alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
+        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
 
-    async def stream(request: Request, job: Job, start: float) -> AsyncIterator[str]:
+    async def stream(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[str]:
         try:
-            async for name, fact in events(request, job, start):
+            async for name, fact in events(request, job, told, start):
                 if name == "result":
                     metrics.pictures.inc()
                     name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, job.work.asked.seed)
@@ -237,6 +254,9 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             yield doc.event("error", {"error": error.detail, "status": error.status_code})
         except FastInstantIDError as error:
             yield doc.event("error", {"error": str(error), "status": _status(error)})
+        except Exception:
+            logger.exception("a picture failed")
+            yield doc.event("error", {"error": "the service failed: its log says why", "status": 500})
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.exceptions import HTTPException
@@ -195,7 +196,7 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
         parser.spool_max_size = limits.body + 1
         form = await parser.parse()
     except ValidationError as error:
-        raise HTTPException(422, _said(error)) from error
+        raise HTTPException(422, said(error)) from error
     except MultiPartException as error:
         raise HTTPException(422, f"the form: {error.message}") from error
     given: dict[str, Any] = {}
@@ -206,9 +207,10 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise HTTPException(422, _said(error)) from error
+        raise HTTPException(422, said(error)) from error
 
 
-def _said(error: ValidationError) -> str:
-    rows = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in rows[:5])
+def said(error: ValidationError | RequestValidationError) -> str:
+    """What is wrong with a request, without what it holds."""
+    rows = error.errors()[:5]
+    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in rows)

@@ -133,9 +133,9 @@ class Engine:
         self._draw([self.picture(PictureRequest(prompt="a colourful portrait", num_inference_steps=2), [person])])
 
     def search(self, photos: Sequence[bytes], keep: Callable[[list[Face]], list[Face]], pixels: int) -> Job:
-        """Queue photographs of so many pixels. The result is faces and kept persons of each, or an error."""
+        """A job for photographs of so many pixels. Its result is photo, faces and kept persons of each."""
         cost = max(pixels / self.limits.pixels, len(photos) / self.limits.face_batch)
-        return self.faces.put(Job(Search(photos, keep), cost=cost))
+        return Job(Search(photos, keep), cost=cost)
 
     def _search(self, jobs: list[Job]) -> list[Any]:
         results: list[Any] = []

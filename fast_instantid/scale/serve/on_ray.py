@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ def application(build: Callable[[], Any], **options: Any) -> Any:
 
 def run_on_ray(build: Callable[[], Any], host: str, port: int, replicas: int) -> None:
     """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted."""
-    ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    alone: Any = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+    ray.init(address, log_to_driver=False, configure_logging=False, **alone)
     there = ray.cluster_resources()
     # A processor's networks want all cores; Ray gives a replica as many threads as it has cores.
     needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
