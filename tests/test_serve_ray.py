@@ -31,7 +31,7 @@ def test_the_same_app_under_ray_serve(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "fast_instantid", "serve", "--base", "miniature", "--ray", "--port", str(port)]
-    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path)[:60]}
+    environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path)[:60]}
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray import serve
+
+from ..cluster import ray_cluster
 
 
 def application(build: Callable[[], Any], **options: Any) -> Any:
@@ -18,12 +19,15 @@ def application(build: Callable[[], Any], **options: Any) -> Any:
 
 
 def run_on_ray(build: Callable[[], Any], host: str, port: int, replicas: int) -> None:
-    """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted."""
-    address = os.environ.get("RAY_ADDRESS", "local")
-    alone: Any = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-    ray.init(address, log_to_driver=False, configure_logging=False, **alone)
-    there = ray.cluster_resources()
-    # A processor's networks want all cores; Ray gives a replica as many threads as it has cores.
-    needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
-    serve.start(http_options={"host": host, "port": port})
-    serve.run(application(build, num_replicas=replicas, ray_actor_options=needs), name="fast-instantid", blocking=True)
+    """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted.
+
+    Raises:
+        BackendError: the cluster cannot be reached, or it fails.
+    """
+    with ray_cluster(os.environ.pop("RAY_ADDRESS", ""), os.cpu_count() or 1) as ray:
+        there = ray.cluster_resources()
+        # Ray gives a replica as many threads as it has cores, and networks on a processor want all of them.
+        needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
+        replicated = application(build, num_replicas=replicas, ray_actor_options=needs)
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(replicated, name="fast-instantid", blocking=True)
