@@ -21,7 +21,7 @@ _BOUNDS = {
     "people": "persons in a picture",
     "steps": "sampling steps of a picture",
     "area": "pixels of a picture that is drawn",
-    "pixels": "pixels of a photograph",
+    "pixels": "pixels of the photographs of a request, together",
     "body": "bytes of a request",
     "seconds": "from a request to its answer; later, it is given up",
 }

@@ -142,8 +142,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
         def count() -> int:
             pixels = [math.prod(opened(data, f"photo {number}").size) for number, data in enumerate(photos, 1)]
-            if max(pixels) > limits.pixels:
-                raise HTTPException(413, f"a photo of {max(pixels)} pixels: at most {limits.pixels}; scale it down")
+            if sum(pixels) > limits.pixels:
+                raise HTTPException(413, f"photos of {sum(pixels)} pixels: at most {limits.pixels}; scale them down")
             return sum(pixels)
 
         if len(photos) > limits.photos:

@@ -35,8 +35,8 @@ class Limits:
     """Bytes of a request; all requests that are being read hold eight times as many at most."""
     body_seconds: float = 60.0
     """For sending a request, or for taking a part of the answer."""
-    pixels: int = 40_000_000
-    """Of a photograph, before it is decoded."""
+    pixels: int = 100_000_000
+    """Of all photographs of a request, as their headers say, before they are decoded."""
     photos: int = 8
     """Photographs of a request."""
     people: int = 4
