@@ -41,7 +41,7 @@ def serving(key: str = "", persons: Path | None = None, **bounds: Any) -> Iterat
         assert engine.is_ready, engine.failure
         port = run.servers[0].sockets[0].getsockname()[1]
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, headers=headers) as client:
             client.engine, client.port = engine, port
             yield client
     finally:
@@ -55,7 +55,7 @@ def photo(number: int = 0) -> tuple[str, Any]:
     return "photos", (f"{number}.png", PORTRAITS[number].read_bytes(), "image/png")
 
 
-def eventually(true: Any, seconds: float = 20.0) -> None:
+def eventually(true: Any, seconds: float = 60.0) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not true():

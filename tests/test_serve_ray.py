@@ -35,7 +35,7 @@ def test_the_same_app_under_ray_serve(tmp_path):
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
         try:
 
             def ready() -> bool:
@@ -45,7 +45,7 @@ def test_the_same_app_under_ray_serve(tmp_path):
                 except httpx.TransportError:
                     return False
 
-            eventually(ready, 180)
+            eventually(ready, 300)
             faces = client.post("/v1/faces", files=[photo()]).json()["photos"][0]["faces"]
             assert len(faces) == 1
             fields = {"prompt": PROMPT, "num_inference_steps": "3"}
@@ -55,7 +55,7 @@ def test_the_same_app_under_ray_serve(tmp_path):
             assert client.post("/v1/faces", json={"photos": ["http://127.0.0.1/"]}).status_code == 422
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            process.wait(120)
 
 
 def options_of(words: list[str]):

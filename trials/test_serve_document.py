@@ -7,4 +7,4 @@ from tests.test_serve_document import schemathesis
 
 def test_the_document_holds(trials, tmp_path):
     for source in trials:
-        assert schemathesis(100, tmp_path, source.number) == ""
+        assert schemathesis(100, tmp_path, "coverage,fuzzing", source.number) == ""
