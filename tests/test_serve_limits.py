@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import select
 import socket
 import struct
 import subprocess
@@ -90,26 +91,18 @@ def test_a_hundred_megabytes_are_refused_with_and_without_a_length(client):
 
 def test_many_large_requests_at_once_are_refused():
     """Eight times the bytes of one are held at most."""
-    answers, wait = [], threading.Event()
-
-    def part():
-        yield bytes(MB - 1)
-        wait.wait(60)
-
-    def post() -> None:
-        headers = {"Content-Type": "application/json"}
-        answers.append(client.post("/v1/faces", content=part(), headers=headers).status_code)
-
     with serving(body=MB) as client:
-        threads = [threading.Thread(target=post) for _ in range(9)]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: answers)
-        assert answers == [429]
-        wait.set()
-        for thread in threads:
-            thread.join()
-        assert answers == [429] + [422] * 8, "no JSON, and all of it read"
+        held = [raw(client, head(MB), bytes(MB - 1)) for _ in range(8)]
+        one_more = raw(client, head(MB), bytes(MB - 1))
+        [refused], *_ = select.select([*held, one_more], [], [], 60)
+        answer = refused.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in answer
+        for connection in {*held, one_more} - {refused}:
+            connection.sendall(b"0")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 422 "), "no JSON, and all of it read"
+        for connection in (*held, one_more):
+            connection.close()
         assert client.post("/v1/faces", files=[photo()]).status_code == 200
 
 

@@ -101,7 +101,7 @@ class Guard:
             if not request.status:
                 await request.refuse(500, "the service failed at this request: its log says why")
         finally:
-            self._held -= request.received
+            request.release()
             self.seen(scope, request.status, time.monotonic() - start)
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
@@ -122,9 +122,9 @@ class Guard:
         return 413, f"more than {self.limits.body} bytes: send fewer or smaller photographs"
 
     def hold(self, size: int) -> None:
-        """Count bytes of requests. Raises _Refused where all together are too many."""
+        """Count bytes of requests; fewer than 0 are released. Raises _Refused where all together are too many."""
         self._held += size
-        if self._held > 8 * self.limits.body:
+        if size > 0 and self._held > 8 * self.limits.body:
             raise _Refused(429, "many large requests are being read: ask again in a second")
 
 
@@ -154,6 +154,11 @@ class _Request:
         self._is_read = not message.get("more_body", False)
         return message
 
+    def release(self) -> None:
+        """Count the bytes of this request no more."""
+        self._guard.hold(-self.received)
+        self.received = 0
+
     async def send(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -164,6 +169,7 @@ class _Request:
 
     async def refuse(self, status: int, text: str) -> None:
         """Answer, and read on for a while: many clients look for an answer only after they have sent everything."""
+        self.release()
         body = json.dumps({"error": text}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         more = {401: (b"www-authenticate", b"Bearer"), 429: (b"retry-after", b"1")}
