@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -35,20 +34,27 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
-    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray tells of each dead worker there
         before = proxies()
         try:
             os.environ |= before if address else _NO_PROXY
             with _silent():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            os.environ |= before
-            yield ray
-        except (RayError, ConnectionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"Ray: {reason}; what is done stays, and the same command goes on from there") from error
+        except Exception as error:  # they share no base
+            raise BackendError(f"Ray does not start, or cannot be reached: {_first_line(error)}") from error
         finally:
             os.environ |= before
+        try:
+            yield ray
+        except RayError as error:
+            said = f"Ray: {_first_line(error)}; what is done stays, and the same command goes on from there"
+            raise BackendError(said) from error
+        finally:
             ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def proxies() -> dict[str, str]:
