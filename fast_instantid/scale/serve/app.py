@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -66,7 +66,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         persons.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         engine.start()
         yield
         engine.stop()

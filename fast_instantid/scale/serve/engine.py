@@ -130,7 +130,8 @@ class Engine:
         self._search([Job(Search([photo], lambda faces: faces))])
         face = Face(np.array([24, 8, 104, 120], np.float32), _FACE, 1.0)
         person = people_in(self.analyzer, [one_photo(Image.open(io.BytesIO(photo)))], [[face]])[0][0]
-        self._draw([self.picture(PictureRequest(prompt="a colourful portrait", num_inference_steps=2), [person])])
+        asked = PictureRequest.model_validate({"prompt": "a colourful portrait", "num_inference_steps": 2})
+        self._draw([self.picture(asked, [person])])
 
     def search(self, photos: Sequence[bytes], keep: Callable[[list[Face]], list[Face]], pixels: int) -> Job:
         """A job for photographs of so many pixels. Its result is photo, faces and kept persons of each."""

@@ -14,7 +14,7 @@ from ..cluster import ray_cluster
 def application(build: Callable[[], Any], **options: Any) -> Any:
     """A Ray Serve application whose replicas each build the app; ``options`` are those of a deployment."""
     # Our own queues refuse before Ray's.
-    deployment = serve.deployment(serve.ingress(build)(), name="service", max_ongoing_requests=256, **options)
+    deployment: Any = serve.deployment(serve.ingress(build)(), name="service", max_ongoing_requests=256, **options)
     return deployment.bind()
 
 
