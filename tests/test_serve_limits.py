@@ -340,6 +340,7 @@ def test_the_command_serves_and_ends(tmp_path):
     try:
 
         def ready() -> bool:
+            time.sleep(0.5)
             try:
                 return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
             except httpx.TransportError:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_the_same_app_under_ray_serve(tmp_path):
         try:
 
             def ready() -> bool:
+                time.sleep(0.5)
                 assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
                 try:
                     return client.get("/readyz").status_code == 200
