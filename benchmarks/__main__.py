@@ -22,6 +22,7 @@ MODULES = {
     "people": "people",
     "gpu": "gpu.suite",
     "batch": "batch",
+    "serve": "serve",
     "plot": "report.plot",
     "page": "report.page",
 }
@@ -114,6 +115,8 @@ def main() -> None:
     made.add_argument("--pictures", type=int, default=2000, metavar="N", help="portraits to embed")
     made.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of one thread each")
     made.add_argument("--batch-sizes", type=int, nargs="*", default=[8], metavar="N", help="of embed")
+    made = suite("serve", "the service: batching for 16 clients, and the first request", runs=5)
+    made.add_argument("--steps", type=int, default=8, help="of a picture")
     made = suites.add_parser("plot", help="a picture of a result of headline, startup or growth")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="of the suite headline, startup or growth")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")

@@ -94,8 +94,13 @@ def test_the_shell_examples(page: Path, folder: Path):
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("*.jpg", "anna.jpg bob.jpg")
     for line in text.splitlines():
         command, *arguments = shlex.split(line, comments=True) or [""]
-        if command != "fast-instantid" or arguments[0] == "watch" or "--show" in arguments or "--comfyui" in arguments:
-            continue  # watch needs a GPU; the others need a file or a ComfyUI of the reader's
+        if (
+            command != "fast-instantid"
+            or arguments[0] in ("watch", "serve")
+            or "--show" in arguments
+            or "--comfyui" in arguments
+        ):
+            continue  # watch needs a GPU, serve does not end; the others need a file or a ComfyUI of the reader's
         less = ["--steps", "1"] if "generate" in arguments or "demo" in arguments else []
         size = ["--size", "128x128"] if "generate" in arguments else []
         if arguments[0] == "detail":

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from examples.service import service
 from fast_instantid import Cache, FaceAnalyzer, InstantID, keypoint_picture, miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, FastInstantIDError, ImageError, NoFaceError
@@ -235,32 +229,3 @@ class TestNumbered:
         assert "threshold 0.999): use a picture" in capsys.readouterr()[1]
         assert main(["faces", str(group), "--face-threshold", "1.5", *options]) == 1
         assert "detection threshold 1.5" in capsys.readouterr()[1]
-
-
-def test_the_example_service_draws_each_person_in_its_own_thread(instantid, analyzer, tmp_path, monkeypatch):
-    monkeypatch.setitem(instantid.defaults, "num_inference_steps", 1)
-    people = [find_person(analyzer, portrait) for portrait in PORTRAITS[:3]]
-    bodies = []
-    for number, person in enumerate(people):
-        person.with_identity(instantid.identity(person)).save(tmp_path / f"{number}.safetensors")
-        bodies.append((tmp_path / f"{number}.safetensors").read_bytes())
-    server = service(InstantID(instantid.pipe, identity_net=0, defaults=instantid.defaults), port=0)
-    address = f"http://127.0.0.1:{server.server_address[1]}/"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(lambda body: urlopen(f"{address}?prompt=a+portrait&seed=5", body).read(), bodies))
-        for body, query, said in (
-            (bodies[0], "", "prompt"),
-            (b"x", "?prompt=a", "person.safetensors"),
-            (b"", "", "0 bytes"),
-        ):
-            with pytest.raises(HTTPError) as refused:
-                urlopen(address + query, body)
-            assert refused.value.code == 400
-            assert said in refused.value.read().decode()
-    finally:
-        server.shutdown()
-        server.server_close()
-    for person, answer in zip(people, answers, strict=True):
-        assert np.array_equal(Image.open(BytesIO(answer)), instantid("a portrait", person, seed=5).images[0])

@@ -49,7 +49,6 @@ ALLOWED = {
     "miniature": set(),
     "demo": {"faces", "identity", "people", "pipelines", "miniature"},
     "observe": {"", "faces", "identity", "miniature"},
-    "scale": {"", "faces", "people"},
     "cli": {
         "",
         "download",
@@ -63,6 +62,7 @@ ALLOWED = {
         "miniature",
         "scale",
     },
+    "scale": {"", "faces", "people", "pipelines", "miniature"},
     "__main__": {"cli"},
 }
 ONLY_IMPORTER = {
@@ -73,6 +73,8 @@ ONLY_IMPORTER = {
     "triton": "fused",
     "pynvml": "observe",
     "ray": "scale",
+    "fastapi": "scale",
+    "uvicorn": "scale",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}
 

@@ -1,5 +1,5 @@
-"""The command line: ``fast-instantid demo | embed | faces | keypoints | person | generate | batch | detail | download
-| convert | doctor | watch | profile``."""
+"""The command line: ``fast-instantid demo | embed | faces | keypoints | person | generate | batch | detail | serve |
+download | convert | doctor | watch | profile``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileErro
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
-from . import convert, demo, detail, doctor, generate, person, profile, scale, watch
+from . import convert, demo, detail, doctor, generate, person, profile, scale, serve, watch
 from .models import face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
@@ -66,6 +66,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "generate": partial(generate.run, size=picture_size),
         "batch": partial(scale.run, size=picture_size),
         "detail": detail.run,
+        "serve": serve.run,
         "download": _download,
         "convert": convert.run,
         "doctor": doctor.run,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
-from . import convert, demo, detail, doctor, person, profile, scale, watch
+from . import convert, demo, detail, doctor, person, profile, scale, serve, watch
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import printable_lines
 from .scale import positive
@@ -27,6 +27,7 @@ _EPILOG = """examples:
   fast-instantid person make anna1.jpg anna2.jpg -o anna.safetensors
   fast-instantid generate --photo anna.jpg --prompt "a watercolour portrait" -o anna.png
   fast-instantid detail group.png --person anna.safetensors --prompt "people in a bar" -o better.png
+  fast-instantid serve                      # all of it over HTTP, and a page for a browser
   fast-instantid doctor                     # if something does not work
 """
 _APPROXIMATIONS = "off by default; docs/approximations.md gives the cost of each in likeness"
@@ -55,12 +56,13 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         text = "folder that keeps faces and identities between runs, also set by $FAST_INSTANTID_CACHE"
         added.add_argument("--cache", type=_cache, metavar="DIR", help=text)
 
-    def face_options(added: argparse.ArgumentParser) -> None:
+    def face_options(added: argparse.ArgumentParser, cached: bool = True) -> None:
         text = f"folder of the face models, or {MINIATURE} (default: {shown['antelopev2']})"
         added.add_argument("--pack", metavar="DIR", help=text)
         added.add_argument("--backend", choices=("torch", "onnxruntime"), default="torch", help="runs the face models")
         added.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
-        cache_option(added)
+        if cached:
+            cache_option(added)
         text = "score from which a face counts, above 0 and below 1; a lower one finds more, false ones too"
         added.add_argument("--face-threshold", type=float, default=0.5, metavar="X", help=text)
         less = added.add_argument_group("less work for another result", _APPROXIMATIONS)
@@ -68,13 +70,17 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         text = "sides to search at, in turn until a face is found, such as 320 640 (default: 640, 576 ... 192)"
         less.add_argument("--face-sizes", type=int, nargs="+", metavar="PX", help=text)
 
-    def drawing_options(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--negative-prompt", default="", help="what not to draw")
+    def model_options(added: argparse.ArgumentParser) -> None:
         text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then "
         text += f"of --pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
         added.add_argument("--base", metavar="PATH", help=text)
         text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
         added.add_argument("--instantid", metavar="PATH", help=text)
+        added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
+
+    def drawing_options(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--negative-prompt", default="", help="what not to draw")
+        model_options(added)
         for options, default, text in (
             (("--scale", "--weight"), 0.8, "scale of the identity branch, 0 to 5"),
             (("--controlnet-conditioning-scale", "--controlnet-strength"), 0.8, "scale of the IdentityNet, 0 to 10"),
@@ -91,7 +97,6 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         added.add_argument("--lora", nargs="+", action="append", metavar=("PATH", "SCALE"), help=text)
         text = "diffusers' name of another scheduler, such as EulerDiscreteScheduler; a wrong one lists what there is"
         added.add_argument("--scheduler", default="", metavar="NAME", help=text)
-        added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on CUDA, else float32)")
         added.add_argument("--json", action="store_true", help="print output and times as one JSON document")
         face_options(added)
         less = added.add_argument_group("less work for another picture", _APPROXIMATIONS)
@@ -194,6 +199,11 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     )
     detail.add_arguments(details)
     drawing_options(details)
+
+    served = command("serve", "answer requests for faces, persons and pictures over HTTP", "--base miniature")
+    model_options(served)
+    face_options(served, cached=False)
+    serve.add_arguments(served)
 
     fetch = command("download", "download the model files; no other command uses the network", "antelopev2 instantid")
     fetch.add_argument("models", nargs="*", type=_model, metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")

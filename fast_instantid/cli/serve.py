@@ -1,0 +1,120 @@
+"""The command ``fast-instantid serve``: the service, in this process or on Ray."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import FastInstantIDError
+from ..recorder import stage
+from .models import Models, face_analyzer
+from .output import say
+
+KEY = "FAST_INSTANTID_KEY"
+_BOUNDS = {
+    "queue": "requests that wait for the pipeline, or for the face networks; more get the status 429",
+    "batch": "pictures drawn at once at most",
+    "photos": "photographs of a request",
+    "people": "persons in a picture",
+    "steps": "sampling steps of a picture",
+    "area": "pixels of a picture that is drawn",
+    "pixels": "pixels of the photographs of a request, together",
+    "body": "bytes of a request",
+    "seconds": "from a request to its answer; later, it is given up",
+}
+"""Limit -> help of its option."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help=f"address to listen at; beyond this machine, ${KEY} is needed"
+    )
+    parser.add_argument("--port", type=int, default=8189, help="port to listen at")
+    parser.add_argument("--persons", type=Path, metavar="DIR", help="folder that keeps named persons; none by default")
+    text = "folder that keeps the faces of clients between requests; nothing is kept without it"
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
+    parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="with --ray: processes, each with a pipeline"
+    )
+    bounds = parser.add_argument_group("limits", "a request beyond one is refused")
+    for name, text in _BOUNDS.items():
+        bounds.add_argument(f"--max-{name}", type=int, metavar="N", help=text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    key = os.environ.get(KEY, "")
+    with stage("import"):
+        from ..scale.serve.limits import is_loopback
+    if not key and not is_loopback(options.host):
+        raise FastInstantIDError(
+            f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
+            "clients send, or listen at 127.0.0.1"
+        )
+    if not 0 <= options.port < 65536:
+        raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    said = f"http://{shown}:{options.port} has the page, and /readyz says when it is warm; interrupt to end"
+    if options.ray:
+        from ..scale.serve.on_ray import run_on_ray
+
+        given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+        say(said)
+        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas)
+    else:
+        from ..scale.serve.server import server
+
+        app = app_of(options, key)
+        say(said)
+        server(app, options.host, options.port).run()
+    return 0
+
+
+def app_of(options: argparse.Namespace, key: str) -> Any:
+    """Load the models, and make the app."""
+    with stage("import"):
+        from ..cache import Cache
+        from ..identity import Adapter
+        from ..pipelines import InstantID, InstantIDFiles, load_pipeline
+        from ..pipelines.profiles import Profile
+        from ..placement import Placement
+        from ..scale.serve.app import make_app
+        from ..scale.serve.engine import Engine
+        from ..scale.serve.limits import Limits
+
+    models = Models.of(options)
+    place = Placement.resolve(options.device, options.dtype)
+    # Of no bytes: it still lets requests of one photograph share a computation.
+    options.cache = Cache(max_bytes=0) if options.cache is None else Cache(directory=options.cache)
+    adapter = InstantIDFiles.find(models.instantid, place.dtype).adapter
+    instantid = InstantID(
+        load_pipeline(models.base, models.instantid, place.device, place.dtype),
+        identity_net=0,
+        adapter=Adapter.load(adapter, place.device, place.dtype, options.cache),
+        faces=face_analyzer(options, models.pack),
+        defaults={"num_inference_steps": models.steps, "guidance_scale": models.guidance},
+    )
+    Profile.of(options.profile or None).load(instantid.pipe)
+    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
+    engine = Engine(instantid, Limits(**bounds), models.size, options.profile)
+    return make_app(engine, key, options.persons)
+
+
+def on_ray(given: dict[str, Any]) -> Any:
+    """The Ray Serve application for a RayService or ``serve run``: options of the command by name, without dashes."""
+    from ..scale.serve.on_ray import application
+    from .parser import make_parser
+
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+    def build() -> Any:
+        if not (key := os.environ.get(KEY, "")):
+            raise FastInstantIDError(f"a cluster reaches beyond a machine: set ${KEY} to a secret that clients send")
+        return app_of(make_parser(defaultdict(lambda: run)).parse_args(["serve", *arguments]), key)
+
+    return application(build)

@@ -1,0 +1,1 @@
+"""The service: faces, persons and pictures over HTTP, under uvicorn or Ray Serve."""

@@ -1,0 +1,309 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from fastapi import FastAPI, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from ... import __version__
+from ...errors import BackendError, FastInstantIDError, ModelFileError, NotFiniteError
+from ...people import Person, merge, ordered
+from ...people.search import no_face
+from . import documents as doc
+from .batches import Batches, Busy, Job
+from .engine import Engine, opened
+from .limits import Guard
+from .metrics import Metrics
+
+logger = logging.getLogger("fast_instantid")
+
+_Told: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
+_PAGE = Path(__file__).parent / "page"
+_FILE = "application/octet-stream"
+_Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
+_PULSE = 15.0  # seconds between signs of life in a stream
+_WRONG = {
+    401: "no key, or a wrong one",
+    403: "a page of another host",
+    404: "not here",
+    408: "sent too slowly",
+    409: "the name is taken",
+    413: "too large",
+    415: "another content type",
+    421: "another host",
+    422: "wrong input: the text says what",
+    429: "the queue is full: Retry-After says how long",
+    500: "the service failed",
+    503: "not ready",
+    504: "not done in time",
+}
+
+
+def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> FastAPI:
+    """The service as an ASGI app. It starts and stops the engine.
+
+    Args:
+        key: that clients send as ``Authorization: Bearer KEY``; "" for none.
+        persons: the folder that keeps named persons; None keeps none.
+    """
+    limits = engine.limits
+    if persons is not None:
+        persons.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        engine.start()
+        yield
+        engine.stop()
+
+    wrong: Any = {status: {"model": doc.Error, "description": text} for status, text in _WRONG.items()}
+    # Both pages of FastAPI load scripts from other hosts.
+    app = FastAPI(
+        title="Fast InstantID", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=wrong
+    )
+    metrics = Metrics(engine)
+    app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"error": doc.said(error)}, 422)
+
+    @app.exception_handler(FastInstantIDError)
+    async def failed(_: Request, error: FastInstantIDError) -> Response:
+        headers = {"Retry-After": str(error.seconds)} if isinstance(error, Busy) else None
+        return JSONResponse({"error": str(error)}, _status(error), headers=headers)
+
+    def check_ready() -> None:
+        if not engine.is_ready:
+            why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
+            raise HTTPException(503, why, {"Retry-After": "5"})
+
+    def queued(queue: Batches, job: Job) -> _Told:
+        """Queue a job, and return what it tells. Raises Busy."""
+        told, loop = asyncio.Queue[tuple[str, Any]](), asyncio.get_running_loop()
+
+        def tell(name: str, fact: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(told.put_nowait, (name, fact))
+
+        job.tell = tell
+        job.future.add_done_callback(lambda _: tell("done", None))
+        queue.put(job)
+        return told
+
+    async def events(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[tuple[str, Any]]:
+        """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
+        until = start + limits.seconds
+        gone = asyncio.ensure_future(_gone(request))
+        gone.add_done_callback(lambda _: told.put_nowait(("gone", None)))
+        try:
+            yield "queued", {"waiting": engine.drawing.waiting}
+            while True:
+                name, fact = "pulse", None
+                with suppress(asyncio.TimeoutError):
+                    left = until - time.monotonic()
+                    name, fact = await asyncio.wait_for(told.get(), min(_PULSE, max(left, 0.01)))
+                if name == "gone":
+                    raise HTTPException(499, "the client left")  # nginx's status
+                if job.future.cancelled():
+                    raise HTTPException(503, "the service ends")
+                if name == "done":
+                    yield "result", job.future.result()
+                    return
+                if time.monotonic() > until:
+                    raise HTTPException(504, f"not done in {limits.seconds:g} s")
+                yield name, fact
+        finally:
+            job.future.cancel()
+            gone.cancel()
+
+    async def finished(request: Request, job: Job, told: _Told, start: float) -> Any:
+        return [fact async for _, fact in events(request, job, told, start)][-1]
+
+    async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
+        def count() -> int:
+            pixels = [math.prod(opened(data, f"photo {number}").size) for number, data in enumerate(photos, 1)]
+            if sum(pixels) > limits.pixels:
+                raise HTTPException(413, f"photos of {sum(pixels)} pixels: at most {limits.pixels}; scale them down")
+            return sum(pixels)
+
+        if len(photos) > limits.photos:
+            raise HTTPException(422, f"photos: {len(photos)} of them: at most {limits.photos}")
+        engine.faces.check()
+        job = engine.search(photos, keep, await run_in_threadpool(count))
+        return await finished(request, job, queued(engine.faces, job), start)
+
+    async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
+        rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
+        if empty := [photo.name for photo, faces, _ in rows if not faces]:
+            raise no_face(engine.analyzer, empty)
+        return merge([people[0] for _, _, people in rows], name)
+
+    def file_of(name: str, must_exist: bool = True) -> Path:
+        if persons is None:
+            raise HTTPException(404, "this service keeps no persons: send photos or person_files")
+        path = persons / f"{name}.safetensors"
+        if must_exist and not path.is_file():
+            raise HTTPException(404, f"no person {name!r} here")
+        return path
+
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest))
+    async def find_faces(request: Request) -> doc.FacesAnswer:
+        """Find faces in photographs."""
+        start = time.monotonic()
+        check_ready()
+        asked = await doc.read(request, doc.FacesRequest, limits)
+        rows = await searched(request, asked.photos, engine.largest if asked.embeddings else lambda _: [], start)
+        return doc.faces_answer(rows)
+
+    @app.post(
+        "/v1/persons",
+        responses={
+            200: {"content": {_FILE: {}}, "description": "a .safetensors file"},
+            201: {"model": doc.PersonAnswer},
+        },
+        response_class=Response,
+        openapi_extra=doc.body_of(doc.PersonRequest),
+    )
+    async def make_person(request: Request) -> Response:
+        """Make a person of photographs; with a name, it is kept here."""
+        start = time.monotonic()
+        check_ready()
+        asked = await doc.read(request, doc.PersonRequest, limits)
+        path = file_of(asked.name, must_exist=False) if asked.name else None
+        person = await person_of(request, asked.photos, asked.name or "person", start)
+        if path is None:
+            return Response(await run_in_threadpool(_as_bytes, person), media_type=_FILE)
+        if path.exists():
+            raise HTTPException(409, f"there is a person {asked.name!r}: delete it first, or choose another name")
+        await run_in_threadpool(person.save, path)
+        return JSONResponse(doc.person_answer(person), 201)
+
+    @app.get("/v1/persons")
+    async def list_persons() -> doc.PersonsAnswer:
+        """Names of the persons that are kept here."""
+        return doc.PersonsAnswer(persons=sorted(path.stem for path in persons.glob("*.safetensors")) if persons else [])
+
+    @app.get("/v1/persons/{name}", response_class=Response, responses={200: {"content": {_FILE: {}}}})
+    async def get_person(name: _Kept) -> Response:
+        """The file of a person that is kept here."""
+        return FileResponse(file_of(name), media_type=_FILE)
+
+    @app.delete("/v1/persons/{name}", status_code=204)
+    async def delete_person(name: _Kept) -> None:
+        """Delete a person that is kept here."""
+        file_of(name).unlink(missing_ok=True)
+
+    @app.post(
+        "/v1/pictures",
+        response_model=doc.PictureAnswer,
+        responses={200: {"content": {"image/png": {}, "text/event-stream": {}}, "description": "as Accept asks"}},
+        openapi_extra=doc.body_of(doc.PictureRequest),
+    )
+    async def draw(request: Request) -> Response:
+        """Draw persons. The answer is a PNG, or JSON, or events: each step, previews, and the picture."""
+        start = time.monotonic()
+        check_ready()
+        asked = await doc.read(request, doc.PictureRequest, limits)
+        engine.drawing.check()
+        accept = request.headers.get("accept", "")
+        people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
+        people += [await run_in_threadpool(Person.load, file_of(name)) for name in asked.persons]
+        people += [await run_in_threadpool(_from_bytes, data) for data in asked.person_files]
+        try:
+            job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
+        except (ValueError, ArithmeticError) as error:  # a person's file may hold any numbers
+            raise HTTPException(422, f"these persons cannot be placed: {error}") from error
+        told = queued(engine.drawing, job)
+        if "text/event-stream" in accept:
+            return StreamingResponse(stream(request, job, told, start), media_type="text/event-stream")
+        drawn = await finished(request, job, told, start)
+        metrics.pictures.inc()
+        if "application/json" in accept:
+            return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed))
+        alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
+        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
+
+    async def stream(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[str]:
+        try:
+            async for name, fact in events(request, job, told, start):
+                if name == "result":
+                    metrics.pictures.inc()
+                    name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, job.work.asked.seed)
+                yield doc.event(name, fact)
+        except HTTPException as error:
+            yield doc.event("error", {"error": error.detail, "status": error.status_code})
+        except FastInstantIDError as error:
+            yield doc.event("error", {"error": str(error), "status": _status(error)})
+        except Exception:
+            logger.exception("a picture failed")
+            yield doc.event("error", {"error": "the service failed: its log says why", "status": 500})
+
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        """Whether requests are taken: after the warm-up."""
+        check_ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def tell_metrics() -> Response:
+        """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def page(path: str, file: Path) -> None:
+        @app.get(path, include_in_schema=False)
+        async def send() -> FileResponse:
+            return FileResponse(file)
+
+    page("/", _PAGE / "index.html")
+    page("/page.js", _PAGE / "page.js")
+    page("/page.css", _PAGE / "page.css")
+    return app
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _status(error: FastInstantIDError) -> int:
+    return 429 if isinstance(error, Busy) else 500 if isinstance(error, (BackendError, NotFiniteError)) else 422
+
+
+def _as_bytes(person: Person) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:  # which only its owner can read
+        person.save(Path(folder, "person.safetensors"))
+        return Path(folder, "person.safetensors").read_bytes()
+
+
+def _from_bytes(data: bytes) -> Person:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "person.safetensors").write_bytes(data)
+        try:
+            return Person.load(Path(folder, "person.safetensors"))
+        except ModelFileError as error:
+            raise ModelFileError(str(error).replace(f"{folder}/", "")) from error

@@ -1,0 +1,131 @@
+"""A bounded queue of jobs, which one thread runs in batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import FastInstantIDError
+
+logger = logging.getLogger("fast_instantid")
+
+
+class Busy(FastInstantIDError):
+    """The queue is full. ``seconds`` estimates when there is room."""
+
+    def __init__(self, waiting: int, seconds: float) -> None:
+        self.seconds = max(1, math.ceil(seconds))
+        super().__init__(f"{waiting} requests are waiting, as many as may: ask again in about {self.seconds} s")
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's work. Whoever waits for it cancels the future to give it up."""
+
+    work: Any
+    kind: Hashable = None
+    """Jobs of equal kinds may run in one batch."""
+    cost: float = 1.0
+    tell: Callable[[str, dict[str, Any]], None] = lambda name, fact: None
+    """Called from the worker's thread with the name of an event and what it says."""
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Batches:
+    """Jobs of many threads, run by one thread. What waits when it is free runs together: no request waits for others.
+
+    Args:
+        run: runs the jobs of a batch, and returns a result or an exception for each.
+        length: jobs that may wait; one more is refused.
+        capacity: of a batch, for the sum of the jobs' costs. A job of a larger cost runs alone.
+    """
+
+    seen: Callable[[int], object] = staticmethod(lambda size: None)
+    """Called with the size of each batch."""
+
+    def __init__(self, run: Callable[[list[Job]], Sequence[Any]], length: int, capacity: float) -> None:
+        self._run, self._length, self._capacity = run, length, capacity
+        self._jobs: list[Job] = []
+        self._running: list[Job] = []
+        self._changed = threading.Condition()
+        self._seconds = 1.0  # of a job
+        self._is_open = True
+
+    def start(self) -> None:
+        threading.Thread(target=self._work, daemon=True, name="fast-instantid batches").start()
+
+    def stop(self) -> None:
+        """End the thread after the batch that runs. What waits is cancelled."""
+        with self._changed:
+            self._is_open = False
+            waiting = [*self._jobs]
+            self._changed.notify_all()
+        for job in waiting:
+            job.future.cancel()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._jobs)
+
+    def check(self) -> None:
+        """Raise Busy if a job would be refused now."""
+        if len(self._jobs) >= self._length:
+            raise Busy(len(self._jobs), self._seconds * (len(self._jobs) + len(self._running)))
+
+    def put(self, job: Job) -> Job:
+        """Queue a job, and return it. Raises Busy if the queue is full."""
+        with self._changed:
+            self.check()
+            self._jobs.append(job)
+            self._changed.notify_all()
+        job.future.add_done_callback(lambda _: self._forget(job))
+        return job
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _next(self) -> list[Job]:
+        """The oldest job, and all that may run with it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or not self._is_open)
+            batch: list[Job] = []
+            room = self._capacity
+            for job in self._jobs:
+                if not batch or (job.kind == batch[0].kind and job.cost <= room):
+                    batch.append(job)
+                    room -= job.cost
+            self._jobs = [job for job in self._jobs if job not in batch]
+            self._running = batch
+            return batch
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self.seen(len(batch))
+            start = time.monotonic()
+            self.finish(batch)
+            self._seconds = 0.7 * self._seconds + 0.3 * (time.monotonic() - start) / len(batch)
+            self._running = batch = []  # and the faces in it
+
+    def finish(self, batch: list[Job]) -> None:
+        """Run a batch; where that fails, each of its jobs alone. Jobs that were given up meanwhile get no result."""
+        try:
+            results = self._run(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                for job in batch:
+                    if not job.future.done():
+                        self.finish([job])
+                return
+            results = [error]
+        for job, result in zip(batch, results, strict=True):
+            with suppress(InvalidStateError):
+                job.future.set_exception(result) if isinstance(result, Exception) else job.future.set_result(result)

@@ -1,0 +1,216 @@
+"""What requests and answers hold, and how a request is read: JSON, or a form with files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from ...faces import Face
+from ...images import Photo
+from ...people import Person, likeness_word, ordered
+from .limits import Limits
+
+Asked = TypeVar("Asked", bound=BaseModel)
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected a file, or in JSON its bytes in base64")
+    if re.match(r"\s*[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
+        raise ValueError("a URL: this service fetches nothing; send the file itself")
+    try:
+        return base64.b64decode(re.sub(r"^data:[\w/+.-]*;base64,", "", value), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not base64: send the bytes of a file in it, or a form with the file") from None
+
+
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_BINARY = {"type": "string", "format": "binary"}
+File = Annotated[bytes, BeforeValidator(_bytes), WithJsonSchema(_BASE64)]
+Files = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Names = Annotated[list[Name], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+Text = Annotated[str, Field(max_length=2000)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class FacesRequest(_Request):
+    photos: Files = Field(min_length=1, description="JPEG, PNG or WebP")
+    embeddings: bool = Field(False, description="recognise the faces too; an embedding is biometric data")
+
+
+class PersonRequest(_Request):
+    photos: Files = Field(min_length=1, description="of one person; the largest face of each counts")
+    name: Name | None = Field(None, description="keep the person here under this name, in place of sending it")
+
+
+class PictureRequest(_Request):
+    prompt: Text
+    negative_prompt: Text = ""
+    photos: Files = Field([], description="of one person; the first gives the pose")
+    persons: Names = Field([], description="names of persons that the service keeps")
+    person_files: Files = Field([], description=".safetensors files of persons; several persons stand side by side")
+    seed: int = Field(0, ge=0, lt=2**63)
+    scale: float = Field(0.8, ge=0, le=5, description="of the identity branch")
+    num_inference_steps: int | None = Field(None, ge=2, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    controlnet_conditioning_scale: float | None = Field(None, ge=0, le=10, description="of the IdentityNet")
+    width: int | None = Field(None, ge=64, le=4096, multiple_of=8)
+    height: int | None = Field(None, ge=64, le=4096, multiple_of=8)
+    likeness: bool = Field(True, description="of the picture's faces to the persons")
+
+
+class Error(BaseModel):
+    error: str
+
+
+class FoundFace(BaseModel):
+    box: list[float] = Field(description="left, top, right, bottom in pixels")
+    keypoints: list[list[float]] = Field(description="eyes, nose, corners of the mouth: x and y in pixels")
+    score: float
+    embedding: list[float] | None = Field(None, description="512 numbers, not normalised")
+
+
+class FoundFaces(BaseModel):
+    width: int
+    height: int
+    faces: list[FoundFace] = Field(description="from left to right")
+
+
+class FacesAnswer(BaseModel):
+    photos: list[FoundFaces]
+
+
+class PersonAnswer(BaseModel):
+    name: str
+    photographs: int
+    outliers: list[int] = Field(description="photographs that hardly show this person, from 0")
+
+
+class PersonsAnswer(BaseModel):
+    persons: list[str]
+
+
+class Likeness(BaseModel):
+    cosine: float | None = Field(description="-1 to 1; null without a face")
+    word: str
+
+
+class PictureAnswer(BaseModel):
+    png: str = Field(description="the picture, in base64")
+    width: int
+    height: int
+    seed: int
+    likeness: list[Likeness] | None = Field(description="of each person")
+
+
+def faces_answer(rows: Iterable[tuple[Photo, list[Face], list[Person]]]) -> FacesAnswer:
+    """Photographs, their faces, and the persons of those that were recognised."""
+    photos: list[FoundFaces] = []
+    for photo, faces, people in rows:
+        known = {id(person.face): person.embedding.tolist() for person in people}
+        found = [
+            FoundFace(
+                box=face.bbox.tolist(),
+                keypoints=face.kps.tolist(),
+                score=face.det_score,
+                embedding=known.get(id(face)),
+            )
+            for face in ordered(faces, "left to right")
+        ]
+        photos.append(FoundFaces(width=photo.width, height=photo.height, faces=found))
+    return FacesAnswer(photos=photos)
+
+
+def person_answer(person: Person) -> dict[str, Any]:
+    """A person that was kept."""
+    return {"name": person.name, "photographs": len(person.embeddings), "outliers": person.outliers()}
+
+
+def picture_answer(drawn: Any, seed: int) -> dict[str, Any]:
+    """A picture with its likeness, as JSON."""
+    told = None
+    if drawn.likeness is not None:
+        pairs = [(None if math.isnan(x) else round(x, 4), likeness_word(x)) for x in drawn.likeness]
+        told = [{"cosine": cosine, "word": word} for cosine, word in pairs]
+    width, height = drawn.image.size
+    picture = base64.b64encode(png(drawn.image)).decode()
+    return {"png": picture, "width": width, "height": height, "seed": seed, "likeness": told}
+
+
+def png(image: Image.Image) -> bytes:
+    """The file of a picture, with nothing about its person in it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def event(name: str, fact: Any) -> str:
+    """A Server-Sent Event; without a fact, a comment that keeps the connection open."""
+    return f": {name}\n\n" if fact is None else f"event: {name}\ndata: {json.dumps(fact)}\n\n"
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The request body for OpenAPI, in both forms."""
+    schema = model.model_json_schema()
+    form = {**schema, "properties": dict(schema["properties"])}
+    for name, each in schema["properties"].items():
+        if each.get("items") == _BASE64:
+            form["properties"][name] = {**each, "items": _BINARY}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
+    """Read a request in memory: no file of a client reaches a disk.
+
+    Raises:
+        HTTPException: 415 for another type, 422 for another content; says what is wrong.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            return model.model_validate_json(await request.body())
+        if kind != "multipart/form-data":
+            raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data")
+        parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
+        parser.spool_max_size = limits.body + 1
+        form = await parser.parse()
+    except ValidationError as error:
+        raise HTTPException(422, said(error)) from error
+    except MultiPartException as error:
+        raise HTTPException(422, f"the form: {error.message}") from error
+    given: dict[str, Any] = {}
+    for name in form.keys():
+        values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
+        given[name] = values if len(values) > 1 else values[0]
+    await form.close()
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise HTTPException(422, said(error)) from error
+
+
+def said(error: ValidationError | RequestValidationError) -> str:
+    """What is wrong with a request, without what it holds."""
+    rows = error.errors()[:5]
+    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in rows)

@@ -1,0 +1,33 @@
+"""The service under Ray Serve: replicas of the same app, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ray import serve
+
+from ..cluster import ray_cluster
+
+
+def application(build: Callable[[], Any], **options: Any) -> Any:
+    """A Ray Serve application whose replicas each build the app; ``options`` are those of a deployment."""
+    # Our own queues refuse before Ray's.
+    deployment: Any = serve.deployment(serve.ingress(build)(), name="service", max_ongoing_requests=256, **options)
+    return deployment.bind()
+
+
+def run_on_ray(build: Callable[[], Any], host: str, port: int, replicas: int) -> None:
+    """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted.
+
+    Raises:
+        BackendError: the cluster cannot be reached, or it fails.
+    """
+    with ray_cluster(os.environ.pop("RAY_ADDRESS", ""), os.cpu_count() or 1) as ray:
+        there = ray.cluster_resources()
+        # Ray gives a replica as many threads as it has cores, and networks on a processor want all of them.
+        needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
+        replicated = application(build, num_replicas=replicas, ray_actor_options=needs)
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(replicated, name="fast-instantid", blocking=True)

@@ -1,0 +1,63 @@
+"""The service on loopback, with the miniature's networks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fast_instantid import Cache, InstantID, miniature
+from fast_instantid.scale.serve.app import make_app
+from fast_instantid.scale.serve.engine import Engine
+from fast_instantid.scale.serve.limits import Limits
+from fast_instantid.scale.serve.server import server
+
+PORTRAITS = miniature.files().portraits
+PROMPT = "soft portrait, red jacket"
+
+
+@cache
+def instantid() -> InstantID:
+    return InstantID.from_pretrained("miniature", device="cpu", cache=Cache(max_bytes=0))
+
+
+@contextmanager
+def serving(key: str = "", persons: Path | None = None, **bounds: Any) -> Iterator[httpx.Client]:
+    """A client of the service. It has ``engine``, and ``port``."""
+    engine = Engine(instantid(), Limits(**bounds), miniature.SIZE)
+    run = server(make_app(engine, key, persons), "127.0.0.1", 0)
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    try:
+        while not (run.started and (engine.is_ready or engine.failure)):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        assert engine.is_ready, engine.failure
+        port = run.servers[0].sockets[0].getsockname()[1]
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, headers=headers) as client:
+            client.engine, client.port = engine, port
+            yield client
+    finally:
+        run.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def photo(number: int = 0) -> tuple[str, Any]:
+    """A field of a form with the portrait of a person."""
+    return "photos", (f"{number}.png", PORTRAITS[number].read_bytes(), "image/png")
+
+
+def eventually(true: Any, seconds: float = 60.0) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)

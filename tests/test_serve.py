@@ -1,0 +1,212 @@
+"""The service: faces, persons and pictures over HTTP, with the miniature on loopback."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import json
+import math
+import stat
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fast_instantid import Person
+from fast_instantid.cache import shared_cache
+from fast_instantid.people import find_person, likeness_in
+
+from .serving import PORTRAITS, PROMPT, eventually, instantid, photo, serving
+
+FEW = {"prompt": PROMPT, "num_inference_steps": "2"}
+JSON = {"Accept": "application/json"}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory):
+    return tmp_path_factory.mktemp("service") / "persons"
+
+
+@pytest.fixture(scope="module")
+def client(persons):
+    with serving(persons=persons) as client:
+        yield client
+
+
+def in_json(number: int) -> list[str]:
+    return [base64.b64encode(PORTRAITS[number].read_bytes()).decode()]
+
+
+def events_of(text: str) -> list[tuple[str, dict]]:
+    blocks = [block.split("\n") for block in text.split("\n\n") if block.startswith("event")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+
+
+def test_faces_are_those_of_the_library_in_both_forms(client):
+    form = client.post("/v1/faces", files=[photo(0), photo(1)], data={"embeddings": "true"})
+    document = client.post("/v1/faces", json={"photos": in_json(0) + in_json(1), "embeddings": True})
+    assert form.json() == document.json()
+    for number, told in enumerate(form.json()["photos"]):
+        person = find_person(instantid().faces, PORTRAITS[number])
+        [face] = told["faces"]
+        assert (told["width"], told["height"]) == (128, 128)
+        np.testing.assert_array_equal(np.float32(face["embedding"]), person.embedding)
+        np.testing.assert_array_equal(np.float32(face["keypoints"]), person.keypoints)
+    [face] = client.post("/v1/faces", files=[photo()]).json()["photos"][0]["faces"]
+    assert face["embedding"] is None
+    assert 0.5 < face["score"] <= 1
+
+
+def test_a_picture_is_that_of_the_library(client):
+    answer = client.post("/v1/pictures", files=[photo()], data={**FEW, "seed": "5", "scale": "0.7"})
+    assert answer.headers["content-type"] == "image/png"
+    person = find_person(instantid().faces, PORTRAITS[0])
+    drawn = instantid()(PROMPT, person, seed=5, scale=0.7, num_inference_steps=2, width=128, height=128).images[0]
+    assert np.array_equal(Image.open(io.BytesIO(answer.content)), drawn)
+    cosine = float(likeness_in(instantid().faces, drawn, [person])[0, 0])
+    assert answer.headers["x-likeness"] == f"{cosine:.4f}"
+    document = {"prompt": PROMPT, "num_inference_steps": 2, "photos": in_json(0), "seed": 5, "scale": 0.7}
+    told = client.post("/v1/pictures", json=document, headers=JSON).json()
+    assert base64.b64decode(told["png"]) == answer.content
+    assert (told["width"], told["height"], told["seed"]) == (128, 128, 5)
+    assert told["likeness"][0]["cosine"] == (None if math.isnan(cosine) else round(cosine, 4))
+
+
+def test_a_wide_picture_without_likeness(client):
+    more = {"width": "192", "height": "128", "likeness": "false", "num_inference_steps": "2"}
+    answer = client.post("/v1/pictures", files=[photo()], data={**FEW, **more}, headers=JSON).json()
+    assert (answer["width"], answer["likeness"]) == (192, None)
+
+
+def test_a_person_is_sent_or_kept_and_drawn(client, persons):
+    sent = client.post("/v1/persons", files=[photo(0), photo(0)])
+    assert sent.status_code == 200
+    assert client.get("/v1/persons").json() == {"persons": []}
+    kept = client.post("/v1/persons", files=[photo(0), photo(0)], data={"name": "anna"})
+    assert (kept.status_code, kept.json()) == (201, {"name": "anna", "photographs": 2, "outliers": []})
+    assert client.post("/v1/persons", files=[photo(1)], data={"name": "anna"}).status_code == 409
+    assert client.get("/v1/persons").json() == {"persons": ["anna"]}
+    assert stat.S_IMODE((persons / "anna.safetensors").stat().st_mode) == 0o600
+    file = client.get("/v1/persons/anna").content
+    person = Person.load(persons / "anna.safetensors")
+    np.testing.assert_array_equal(person.embeddings[1], find_person(instantid().faces, PORTRAITS[0]).embedding)
+    by_name = client.post("/v1/pictures", json={**FEW, "persons": "anna"})
+    for data in (sent.content, file):
+        by_file = client.post("/v1/pictures", data=FEW, files={"person_files": ("anna.safetensors", data)})
+        assert by_file.content == by_name.content
+    both = client.post("/v1/pictures", data={**FEW, "persons": "anna"}, files=[photo(4)], headers=JSON).json()
+    assert len(both["likeness"]) == 2
+    assert client.delete("/v1/persons/anna").status_code == 204
+    for answer in (client.delete("/v1/persons/anna"), client.get("/v1/persons/anna")):
+        assert (answer.status_code, answer.json()) == (404, {"error": "no person 'anna' here"})
+    assert client.post("/v1/pictures", json={**FEW, "persons": ["anna"]}).status_code == 404
+
+
+def test_a_service_without_a_folder_keeps_no_persons():
+    with serving() as client:
+        answer = client.post("/v1/persons", files=[photo()], data={"name": "anna"})
+        assert answer.status_code == 404
+        assert "keeps no persons" in answer.json()["error"]
+        assert client.get("/v1/persons").json() == {"persons": []}
+
+
+def test_events_tell_steps_previews_and_the_picture(client):
+    steps = {"prompt": PROMPT, "num_inference_steps": "16"}
+    events = events_of(client.post("/v1/pictures", files=[photo()], data=steps, headers=EVENTS).text)
+    assert events[0][0] == "queued"
+    assert [fact["step"] for name, fact in events if name == "step"] == [*range(1, 17)]
+    name, picture = events[-1]
+    assert name == "picture"
+    drawn = Image.open(io.BytesIO(base64.b64decode(picture["png"])))
+    previews = [fact["jpeg"] for name, fact in events if name == "preview"]
+    assert 4 <= len(previews) <= 8
+    like = []
+    for preview in previews:
+        small = Image.open(io.BytesIO(base64.b64decode(preview))).convert("RGB")
+        whole = drawn.resize(small.size, Image.Resampling.BOX)
+        like.append(np.corrcoef(np.float64(small).ravel(), np.float64(whole).ravel())[0, 1])
+    assert like[-1] > 0.75, f"the last preview shows the picture: {like}"
+    assert like[0] > 0.5, f"and the first one its large shapes, in place of noise: {like}"
+
+
+def test_people_who_ask_at_once_get_their_own_faces_from_one_pipeline(client):
+    def drawn(number: int) -> dict:
+        more = {"num_inference_steps": "10", "seed": str(number)}
+        return client.post("/v1/pictures", files=[photo(number)], data={**FEW, **more}, headers=JSON).json()
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [*pool.map(drawn, range(3))]
+    people = [find_person(instantid().faces, PORTRAITS[number]) for number in range(3)]
+    for number, answer in enumerate(answers):
+        picture = Image.open(io.BytesIO(base64.b64decode(answer["png"])))
+        alike = [float(likeness_in(instantid().faces, picture, [person])[0, 0]) for person in people]
+        assert alike.index(max(alike)) == number, alike
+        assert alike[number] > 0.5
+        assert answer["likeness"][0]["cosine"] == pytest.approx(alike[number], abs=1e-4)
+    sizes = {sample.labels["le"]: sample.value for sample in samples(client, "fast_instantid_batch_size_bucket")}
+    assert sizes["+Inf"] > sizes["1.0"], "some pictures were drawn together"
+
+
+def samples(client, name: str) -> list:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = client.get("/metrics").text
+    found = [one for family in text_string_to_metric_families(text) for one in family.samples if one.name == name]
+    return [one for one in found if one.labels.get("queue") != "faces"]
+
+
+def test_metrics_count_requests_pictures_and_errors(client):
+    def counted(status: str) -> float:
+        rows = samples(client, "fast_instantid_requests_total")
+        return sum(one.value for one in rows if one.labels == {"route": "/v1/pictures", "status": status})
+
+    before, pictures = [counted(status) for status in ("200", "422")], samples(client, "fast_instantid_pictures_total")
+    client.post("/v1/pictures", files=[photo()], data=FEW)
+    client.post("/v1/pictures", json=FEW)
+    assert [counted(status) for status in ("200", "422")] == [before[0] + 1, before[1] + 1]
+    assert samples(client, "fast_instantid_pictures_total")[0].value == pictures[0].value + 1
+    assert samples(client, "fast_instantid_waiting")[0].value == 0
+    client.get("/no/such/path")
+    assert {one.labels["route"] for one in samples(client, "fast_instantid_requests_total")} >= {"none", "/v1/pictures"}
+
+
+def test_health_and_the_document(client):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    document = client.get("/openapi.json").json()
+    assert {"/v1/faces", "/v1/persons", "/v1/pictures", "/healthz", "/readyz", "/metrics"} <= document["paths"].keys()
+    body = document["paths"]["/v1/pictures"]["post"]["requestBody"]["content"]
+    assert body["multipart/form-data"]["schema"]["properties"]["photos"]["items"]["format"] == "binary"
+    assert body["application/json"]["schema"]["properties"]["photos"]["items"]["contentEncoding"] == "base64"
+    assert (client.get("/docs").status_code, client.get("/redoc").status_code) == (404, 404)
+
+
+def persons_held() -> int:
+    gc.collect()
+    return sum(type(one) is Person for one in gc.get_objects())
+
+
+def test_nothing_of_a_request_is_kept(client, monkeypatch, tmp_path):
+    """Neither in a cache, nor on a disk, nor as an object, also where the request fails."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    written = []
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: written.append(path) or write(path, data))
+    before, held = shared_cache().stats, persons_held()
+    person = client.post("/v1/persons", files=[photo(2)]).content
+    client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", person))], data=FEW)
+    failed = client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", b"no person"))], data=FEW)
+    assert failed.status_code == 422
+    assert str(tmp_path) not in failed.json()["error"]
+    assert len(written) >= 2
+    assert [*tmp_path.rglob("*")] == []
+    client.post("/v1/pictures", files=[photo(3)], data={**FEW, "num_inference_steps": "9999"})
+    after = shared_cache().stats
+    assert (after.entries, after.misses) == (before.entries, before.misses)
+    assert instantid().faces.networks.cache.stats.entries == 0
+    eventually(lambda: persons_held() <= held)

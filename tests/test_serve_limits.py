@@ -1,0 +1,381 @@
+"""The service against hostile, slow and leaving clients: answered as documented, alive, and its memory flat."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from fast_instantid import Face, Person
+from fast_instantid.cli import main
+from fast_instantid.scale.serve import server as serve_server
+from fast_instantid.scale.serve.batches import Batches, Busy, Job
+from fast_instantid.scale.serve.limits import Guard, Limits
+
+from .serving import PORTRAITS, PROMPT, eventually, photo, serving
+
+ROOT = Path(__file__).resolve().parent.parent
+MB = 1 << 20
+KEY = "a secret of the tests"
+LONG = {"prompt": PROMPT, "num_inference_steps": "60", "likeness": "false"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(serve_server._Protocol, "seconds", 1.5)
+    with serving(body=4 * MB, body_seconds=1.5, queue=2, batch=1, photos=3, people=2, faces=2) as client:
+        yield client
+    monkeypatch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _alive_and_flat(client):
+    memory = psutil.Process().memory_info().rss
+    yield
+    eventually(lambda: client.engine.drawing.waiting == client.engine.faces.waiting == 0)
+    answer = client.post("/v1/faces", files=[photo()])
+    assert (answer.status_code, len(answer.json()["photos"][0]["faces"])) == (200, 1)
+    assert psutil.Process().memory_info().rss < memory + 150 * MB
+
+
+def error(answer: httpx.Response) -> str:
+    assert answer.json().keys() == {"error"}
+    assert "Traceback" not in answer.text
+    return answer.json()["error"]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred KB that says it has so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(30 * MB), 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
+    for status, *photos in ((413, bomb(12000, 9000)), (413, *[bomb(8000, 8000)] * 2), (422, bomb(30000, 30000))):
+        answer = client.post("/v1/faces", files=[("photos", data) for data in photos])
+        assert (answer.status_code, "pixels" in error(answer)) == (status, True), answer.text
+
+
+def test_a_hundred_megabytes_are_refused_with_and_without_a_length(client):
+    def stream():
+        for _ in range(100):
+            yield bytes(MB)
+
+    for content in (bytes(100 * MB), stream()):
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v1/faces", content=content, headers=headers)
+        assert answer.status_code == 413
+        assert f"more than {4 * MB} bytes" in error(answer)
+
+
+def test_many_large_requests_at_once_are_refused():
+    """Eight times the bytes of one are held at most."""
+    with serving(body=MB) as client:
+        held = [raw(client, head(MB), bytes(MB - 1)) for _ in range(8)]
+        one_more = raw(client, head(MB), bytes(MB - 1))
+        [refused], *_ = select.select([*held, one_more], [], [], 60)
+        answer = refused.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in answer
+        for connection in {*held, one_more} - {refused}:
+            connection.sendall(b"0")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 422 "), "no JSON, and all of it read"
+        for connection in (*held, one_more):
+            connection.close()
+        assert client.post("/v1/faces", files=[photo()]).status_code == 200
+
+
+def test_urls_are_refused_and_nothing_is_fetched(client):
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.2)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/anna.png"
+        for given in (url, "file:///etc/passwd", "HTTPS://example.org/a.png", " ftp://example.org/a.png"):
+            answer = client.post("/v1/faces", json={"photos": [given]})
+            assert answer.status_code == 422
+            assert "fetches nothing" in error(answer)
+            field = client.post("/v1/pictures", data={"prompt": "a", "photos": given}, files={"x": b""})
+            assert field.status_code == 422
+        assert client.post("/v1/faces", files=[("photos", url.encode())]).status_code == 422
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+GOOD = base64.b64encode(PORTRAITS[0].read_bytes()).decode()
+WRONG = {
+    "no photos": ({"photos": []}, "photos"),
+    "no base64": ({"photos": ["%%%"]}, "base64"),
+    "no picture": ({"photos": ["aaaa"]}, "photo 1: not a JPEG, PNG or WebP"),
+    "too many": ({"photos": [GOOD] * 4}, "at most 3"),
+    "a number": ({"photos": [1]}, "expected a file"),
+    "an unknown field": ({"photos": [GOOD], "photo": "x"}, "photo: Extra"),
+    "truncated": ({"photos": [base64.b64encode(PORTRAITS[0].read_bytes()[:2000]).decode()]}, "truncated"),
+}
+WRONG_PICTURES = {
+    "nobody": ({}, "0 persons: give 1 to 2"),
+    "NaN": ({"scale": "NaN"}, "scale"),
+    "too strong": ({"scale": 6}, "scale"),
+    "too many steps": ({"num_inference_steps": 61}, "60 steps"),
+    "too large": ({"width": 4096, "height": 4096}, "pixels"),
+    "an odd size": ({"width": 100}, "multiple of 8"),
+    "a long prompt": ({"prompt": "x" * 2001}, "2000"),
+    "a negative seed": ({"seed": -1}, "seed"),
+    "a huge seed": ({"seed": 2**63}, "seed"),
+    "a path for a name": ({"persons": ["../../etc/passwd"]}, "persons"),
+    "no person file": ({"person_files": ["aaaa"]}, "person.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_photographs_are_named(client, name):
+    document, said = WRONG[name]
+    answer = client.post("/v1/faces", json=document)
+    assert (answer.status_code, said in error(answer)) == (422, True), answer.text
+
+
+@pytest.mark.parametrize("name", WRONG_PICTURES)
+def test_wrong_pictures_are_named(client, name):
+    document, said = WRONG_PICTURES[name]
+    document = {"prompt": PROMPT, **({} if name == "nobody" else {"photos": [GOOD]}), **document}
+    answer = client.post("/v1/pictures", content=json.dumps(document), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, said in error(answer)) == (422, True), answer.text
+
+
+def test_other_bodies_are_refused(client):
+    def post(content: bytes, kind: str) -> httpx.Response:
+        return client.post("/v1/faces", content=content, headers={"Content-Type": kind})
+
+    assert post(b"{", "application/json").status_code == 422
+    assert post(b'{"photos": ["\\ud800"]}', "application/json").status_code == 422
+    assert post(b"photos=1", "application/x-www-form-urlencoded").status_code == 415
+    assert post(b"", "").status_code == 415
+    assert post(b"x", "multipart/form-data").status_code == 422
+    assert post(b"x", "multipart/form-data; boundary=y").status_code == 422
+    many = client.post("/v1/faces", files=[photo()] * 40)
+    assert (many.status_code, "Too many files" in error(many)) == (422, True)
+    blank = io.BytesIO()
+    from PIL import Image
+
+    Image.new("RGB", (128, 128)).save(blank, "PNG")
+    for route, more in (("persons", {}), ("pictures", {"prompt": "a"})):
+        answer = client.post(f"/v1/{route}", files=[("photos", blank.getvalue())], data=more)
+        assert (answer.status_code, "no face found in photo 1" in error(answer)) == (422, True)
+    assert (client.get("/nothing").status_code, client.get("/v1/faces").status_code) == (404, 405)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (1, 10**9), (-5, 3), (10**30, 10**30)])
+def test_a_person_of_absurd_numbers_is_refused(client, tmp_path, size):
+    face = Face(np.array([0, 0, 1e30, 1e30], np.float32), np.full((5, 2), 1e30, np.float32), 1.0)
+    Person(np.full((1, 512), 3e38), face, size).save(tmp_path / "p.safetensors")
+    data = (tmp_path / "p.safetensors").read_bytes()
+    answer = client.post(
+        "/v1/pictures", data={"prompt": "a", "num_inference_steps": "2"}, files={"person_files": ("p", data)}
+    )
+    assert answer.status_code in (422, 500), answer.text
+    assert error(answer)
+
+
+def test_the_queue_is_bounded_and_says_when_to_come_again(client):
+    def post(_: int) -> httpx.Response:
+        some = {**LONG, "num_inference_steps": "10"}
+        return httpx.post(f"{client.base_url}/v1/pictures", files=[photo()], data=some, timeout=300)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(post, range(8))]
+    codes = [answer.status_code for answer in answers]
+    assert codes.count(200) >= 3, "one is drawn, and two wait"
+    assert codes.count(429) >= 1
+    assert set(codes) == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "ask again in about" in error(answer)
+
+
+def raw(client, *parts: bytes, wait: float = 0.0) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+    for part in parts:
+        connection.sendall(part)
+        time.sleep(wait)
+    return connection
+
+
+def head(length: int, kind: str = "application/json", accept: str = "*/*") -> bytes:
+    return (
+        f"POST /v1/pictures HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nAccept: {accept}\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def test_a_client_that_dribbles_is_cut_off(client):
+    begun = time.monotonic()
+    with raw(client, b"GET /healthz HTTP/1.1\r\n") as slow_head, raw(client, head(1000), b"{") as slow_body:
+        while True:  # a byte now and then does not prolong it
+            time.sleep(0.2)
+            try:
+                slow_head.sendall(b"x")
+            except OSError:
+                break
+            assert time.monotonic() - begun < 8
+        assert slow_body.recv(1000).startswith(b"HTTP/1.1 408 ")
+    with raw(client) as silent:
+        assert silent.recv(10) == b""
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+def test_a_client_that_leaves_ends_its_picture(client, accept):
+    body = json.dumps({**LONG, "photos": [GOOD]}).encode()
+    with raw(client, head(len(body), accept=accept), body) as connection:
+        eventually(lambda: client.engine.drawing._running)
+        [job] = client.engine.drawing._running
+        connection.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: job.future.cancelled())
+    eventually(lambda: not client.engine.drawing._running, 3)  # 60 steps take longer
+
+
+def test_a_client_that_leaves_the_queue_makes_room(client):
+    body = json.dumps({**LONG, "photos": [GOOD]}).encode()
+    connections = [raw(client, head(len(body)), body, wait=0.1) for _ in range(3)]
+    eventually(lambda: client.engine.drawing.waiting == 2)
+    for connection in connections:
+        connection.close()
+    eventually(lambda: client.engine.drawing.waiting == 0, 5)
+
+
+def test_a_picture_that_takes_too_long_is_given_up():
+    with serving(seconds=0.4, batch=1) as client:
+        answer = client.post("/v1/pictures", files=[photo()], data=LONG)
+        assert (answer.status_code, error(answer)) == (504, "not done in 0.4 s")
+        told = client.post("/v1/pictures", files=[photo()], data=LONG, headers={"Accept": "text/event-stream"}).text
+        assert "event: error" in told or "not done in 0.4 s" in told
+        eventually(lambda: not client.engine.drawing._running, 5)
+
+
+def test_a_reader_that_takes_nothing_is_cut_off():
+    """An answer of 100 MB does not fit into the buffers of a socket."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": bytes(MB), "more_body": True})
+
+    guard = Guard(app, Limits(body_seconds=0.5), "", lambda *answer: seen.append(answer))
+    run = serve_server.server(guard, "127.0.0.1", 0)
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    eventually(lambda: run.started)
+    with socket.create_connection(run.servers[0].sockets[0].getsockname()) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        eventually(lambda: seen, 10)
+    run.should_exit = True
+    thread.join(10)
+    assert 0.4 < seen[0][2] < 5
+
+
+def test_a_key_is_asked_for():
+    with serving(key=KEY) as client:
+        assert client.post("/v1/faces", files=[photo()]).status_code == 200
+        for given in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"):
+            headers = {"Authorization": given.encode("latin-1")}
+            for path in ("/v1/persons", "/metrics", "/v1/../v1/persons", "//v1/persons", "/nothing"):
+                answer = httpx.get(f"http://127.0.0.1:{client.port}{path}", headers=headers)
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), path
+        for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"):
+            assert httpx.get(f"http://127.0.0.1:{client.port}{path}").status_code == 200
+        assert client.get("/v1/persons", headers={"Host": "service.example"}).status_code == 200
+
+
+def test_pages_of_other_hosts_are_refused(client):
+    for headers, status in (
+        ({"Host": "evil.example"}, 421),  # a name that its owner has pointed at this machine
+        ({"Host": "127.0.0.1.evil.example:80"}, 421),
+        ({"Host": "[::1]:9"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": f"http://127.0.0.1:{client.port}"}, 200),
+    ):
+        answer = client.get("/v1/persons", headers=headers)
+        assert answer.status_code == status, headers
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert client.options("/v1/faces", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_it_does_not_listen_beyond_this_machine_without_a_key(monkeypatch, capsys):
+    monkeypatch.delenv("FAST_INSTANTID_KEY", raising=False)
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org", ""):
+        assert main(["serve", "--base", "miniature", "--host", host]) == 1
+        assert "there is no key: set $FAST_INSTANTID_KEY" in capsys.readouterr()[1]
+    assert main(["serve", "--base", "miniature", "--port", "70000"]) == 1
+    assert main(["serve", "--base", "miniature", "--max-steps", "-1"]) == 1
+    assert "limit steps -1" in capsys.readouterr()[1]
+
+
+def test_the_command_serves_and_ends(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "fast_instantid", "serve", "--base", "miniature", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+
+        def ready() -> bool:
+            time.sleep(0.5)
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            except httpx.TransportError:
+                assert process.poll() is None
+                return False
+
+        eventually(ready, 120)
+        assert "Fast InstantID" in httpx.get(f"http://127.0.0.1:{port}/").text
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=30)[1]
+    assert f"http://127.0.0.1:{port} has the page" in said
+    assert "Traceback" not in said
+
+
+def test_jobs_of_one_kind_run_together_and_a_failure_is_of_its_job_alone():
+    seen, free = [], threading.Event()
+
+    def run(jobs):
+        free.wait(10)
+        seen.append([job.work for job in jobs])
+        if any(job.work == "bad" for job in jobs):
+            raise ValueError("bad")
+        return [job.work.upper() for job in jobs]
+
+    queue = Batches(run, 6, 3.0)
+    jobs = [queue.put(Job(*given)) for given in (("a", 1), ("b", 2), ("c", 1), ("bad", 2), ("d", 1, 9.0))]
+    gone = queue.put(Job("gone", 2))
+    with pytest.raises(Busy, match="6 requests are waiting"):
+        queue.put(Job("z"))
+    gone.future.cancel()
+    assert queue.waiting == 5
+    queue.start()
+    free.set()
+    for job in jobs:
+        assert job.future.exception(10) is None if job.work != "bad" else job.future.exception(10).args == ("bad",)
+    assert seen == [["a", "c"], ["b", "bad"], ["b"], ["bad"], ["d"]]
+    queue.stop()

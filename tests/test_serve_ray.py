@@ -1,0 +1,110 @@
+"""The service under Ray Serve on this machine, and the files of its deployment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from fast_instantid.cli.parser import make_parser
+from fast_instantid.cli.serve import KEY, on_ray
+
+from .serving import PROMPT, eventually, photo
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+@pytest.mark.slow
+def test_the_same_app_under_ray_serve(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "fast_instantid", "serve", "--base", "miniature", "--ray", "--port", str(port)]
+    environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path)[:60]}
+    environment["RAY_USAGE_STATS_ENABLED"] = "0"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+        try:
+
+            def ready() -> bool:
+                time.sleep(0.5)
+                assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+                try:
+                    return client.get("/readyz").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            eventually(ready, 300)
+            faces = client.post("/v1/faces", files=[photo()]).json()["photos"][0]["faces"]
+            assert len(faces) == 1
+            fields = {"prompt": PROMPT, "num_inference_steps": "3"}
+            events = client.post("/v1/pictures", files=[photo()], data=fields, headers={"Accept": "text/event-stream"})
+            told = re.findall("event: (\\w+)", events.text)
+            assert (told[0], told.count("step"), told[-1]) == ("queued", 3, "picture"), events.text[-500:]
+            assert client.get("/v1/persons", headers={"Host": "evil.example"}).status_code == 421
+            assert client.post("/v1/faces", json={"photos": ["http://127.0.0.1/"]}).status_code == 422
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
+
+
+def options_of(words: list[str]):
+    return make_parser(defaultdict(lambda: None)).parse_args(words)
+
+
+def test_the_commands_of_the_deployment_are_ours():
+    unit = (DEPLOY / "fast-instantid.service").read_text()
+    [start] = re.findall(r"^ExecStart=(.+)$", unit, re.MULTILINE)
+    program, *words = shlex.split(start)
+    assert program.endswith("/fast-instantid")
+    assert options_of(words).persons == Path("/var/lib/fast-instantid/persons")
+    [entry] = re.findall(r"^ENTRYPOINT (\[.+\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert options_of(yaml.safe_load(entry)[1:]).host == "0.0.0.0"
+    copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((ROOT / name).exists() for names in copied for name in names.split())
+    for text in ((DEPLOY / name).read_text() for name in ("Dockerfile", "fast-instantid.service", "rayservice.yaml")):
+        assert KEY in text
+
+
+def test_the_rayservice_is_what_ray_reads():
+    from ray.serve.schema import ServeDeploySchema
+
+    document = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())
+    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", "RayService")
+    served = ServeDeploySchema(**yaml.safe_load(document["spec"]["serveConfigV2"]))
+    [application] = served.applications
+    module, _, name = application.import_path.partition(":")
+    assert (module, name) == (on_ray.__module__, on_ray.__name__)
+    options = options_of(
+        ["serve", *(word for key, value in application.args.items() for word in (f"--{key}", str(value)))]
+    )
+    assert (options.base, options.max_batch) == ("/models/base", 4)
+    assert on_ray(application.args)._bound_deployment.name == application.deployments[0].name
+    [group] = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [worker] = group["template"]["spec"]["containers"]
+    mounted = {mount["name"] for mount in worker["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here: the unit was not checked"
+)
+def test_the_unit_is_what_systemd_reads(tmp_path):
+    unit = (DEPLOY / "fast-instantid.service").read_text()
+    path = tmp_path / "fast-instantid.service"
+    path.write_text(re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", unit, flags=re.MULTILINE))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
