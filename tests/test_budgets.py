@@ -30,13 +30,14 @@ def lines(path: Path) -> int:
 
 
 BOUNDS = {
-    "cli": 2_100,
+    "cli": 2_500,
     "comfyui": 4_150,
-    "faces": 3_000,
-    "identity": 1_050,
+    "faces": 3_160,
+    "identity": 1_080,
     "observe": 1_800,
     "people": 1_700,
     "pipelines": 2_750,
+    "scale": 2_000,
 }
 
 
@@ -46,16 +47,16 @@ def test_a_part_stays_within_its_bound(part):
     assert sum(map(lines, written(PACKAGE, f"{part}/**/*"))) <= BOUNDS[part]
 
 
-def test_the_package_is_at_most_19300_lines():
-    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 19_300
+def test_the_package_is_at_most_22000_lines():
+    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 22_000
 
 
 def test_observation_is_at_most_3000_lines():
     assert sum(map(lines, written(PACKAGE, *OBSERVATION))) <= 3_000
 
 
-def test_benchmarks_are_at_most_3500_lines():
-    assert sum(map(lines, (ROOT / "benchmarks").rglob("*.py"))) <= 3_500
+def test_benchmarks_are_at_most_4900_lines():
+    assert sum(map(lines, (ROOT / "benchmarks").rglob("*.py"))) <= 4_900
 
 
 def test_no_file_of_the_package_is_longer_than_320_lines():
