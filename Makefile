@@ -10,10 +10,13 @@ GPU_WHEELS := diffusers insightface==2.1 importlib_metadata zipp torchsde trampo
 GPU_WHEELS += jsonschema==4.17.3 pyrsistent  # the last that need no compiled package
 PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-tools trials test-comfyui lint docs bench bench-comfyui gpu-bundle clean
+.PHONY: demo serve test test-tools trials test-comfyui lint docs bench bench-comfyui gpu-bundle clean
 
 demo: $(VENV)/with-diffusers
 	$(RUN) -m fast_instantid demo
+
+serve: $(VENV)/with-diffusers,serve
+	$(RUN) -m fast_instantid serve --base miniature
 
 test: $(VENV)/with-dev
 	$(RUN) $(PYTEST) $(TOOLS:%=--ignore=%)
