@@ -10,9 +10,10 @@ _COMPILED = f"{_STEP} --compile --batches 1 --variants"
 _HEADLINE = "benchmarks headline {packs} {work} --device {device} --size full --side 1024 --runs 1"
 _TINY_HEADLINE = "--size small --side 128 --steps 1"
 _PIPELINES = "benchmarks pipelines --device {device} --sizes full --steps 30 --runs 3"
+_TINY_BEST = "--size tiny --steps 4 --runs 1"
 _TESTS = (
     "pytest -v -p no:cacheprovider tests/test_fused.py tests/test_fused_switch.py tests/test_pixels.py "
-    "tests/test_recorder.py tests/test_placement.py tests/comfyui/test_fused.py"
+    "tests/test_faces_on_a_device.py tests/test_recorder.py tests/test_placement.py tests/comfyui/test_fused.py"
 )
 
 
@@ -48,5 +49,6 @@ ROWS = (
     Row("memory", "benchmarks memory {packs} {work} --device {device}", 1.5),
     Row("two processes on one card", f"{_STEP} --batches 1 --variants plain 'ours, caches'", 2, _TINY_STEP, 2),
     Row("pipelines", _PIPELINES, 2.5, "--sizes tiny --steps 1 --runs 1"),
+    Row("what can be combined", "benchmarks best {packs} --device {device} --size full --runs 2", 3, _TINY_BEST),
     Row("headline with its timeline", f"{_HEADLINE} --steps 30", 8, _TINY_HEADLINE),
 )
