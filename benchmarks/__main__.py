@@ -78,8 +78,8 @@ def main() -> None:
         "--people", type=int, default=600, metavar="N", help="for choices and pairs; references: a quarter"
     )
     made.add_argument("--drawn", type=int, default=24, metavar="N", help="people who are drawn, four pictures of each")
-    made = suite("serve", "the service: batching for 16 clients, and the first request", runs=5)
-    made.add_argument("--steps", type=int, default=8, help="of a picture")
+    made = suite("serve", "the service: batching for 16 clients, and the first request", runs=3)
+    made.add_argument("--steps", type=int, default=4, help="of a picture")
     made = suites.add_parser("plot", help="the timeline of a headline result as a picture")
     made.add_argument("result", type=Path, metavar="RESULT.json", help="the result of the suite headline")
     made.add_argument("-o", "--output", type=Path, required=True, metavar="PICTURE.png")
