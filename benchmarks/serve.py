@@ -76,7 +76,7 @@ def run(runs: int, steps: int, json_path: Path | None) -> None:
     start_process, results = multiprocessing.get_context("spawn").Process, multiprocessing.get_context("spawn").Queue()
     for warm in (False, True):
         pairs: list[tuple[float, float]] = []
-        for _ in range(min(runs, 3)):
+        for _ in range(min(runs, 2)):
             process = start_process(target=first_and_tenth, args=(warm, results))
             process.start()
             pairs.append(results.get())
