@@ -80,7 +80,7 @@ def test_the_metadata_say_what_pyproject_and_the_package_do(metadata: Message, w
     assert metadata["Version"] == fast_instantid.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = ["diffusers", "onnxruntime", "download", "xxhash", "observe", "docs", "dev"]
+    extras = ["diffusers", "onnxruntime", "download", "xxhash", "observe", "batch", "serve", "ray", "docs", "dev"]
     assert metadata.get_all("Provides-Extra") == extras
     assert metadata["Description-Content-Type"] == "text/markdown"
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
