@@ -38,7 +38,7 @@ _PACKAGE = """
 import json, time
 import numpy, torch
 start = time.perf_counter()
-from fast_instantid import *
+from fast_instantid import Adapter, FaceAnalyzer
 from fast_instantid import miniature
 from fast_instantid.images import load_image
 imported = time.perf_counter()
