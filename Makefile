@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RESULTS ?= benchmarks/results/here
 MINUTES ?= 3
-# Tests of what makes the miniature and the benchmarks, not of the package.
-TOOLS := $(wildcard tests/test_training*.py tests/test_benchmarks*.py)
+# Tests of what makes the miniature and the benchmarks, and those that start clusters.
+TOOLS := $(wildcard tests/test_training*.py tests/test_benchmarks*.py tests/test_*_ray.py)
 GPU_WHEELS := diffusers insightface==2.1 importlib_metadata zipp torchsde trampoline comfy-kitchen comfy-aimdo
 GPU_WHEELS += jsonschema==4.17.3 pyrsistent  # the last that need no compiled package
 PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal

@@ -35,12 +35,12 @@ def write_portraits(folder: Path, count: int) -> list[Path]:
 
 
 def contents(folder: Path, suffix: str = ".parquet") -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob(f"*{suffix}"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob(f"[!.]*{suffix}"))}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of all parts, in order."""
-    return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in parquet.read_table(path).to_pylist()]
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -76,7 +76,7 @@ def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(cluster, library, 
     def kill_one():
         wait_until(lambda: len(workers_below(os.getpid())) == 2 and len(contents(out)) in range(2, 9))
         killed.append(workers_below(os.getpid())[0])
-        killed.append({path: path.stat().st_mtime_ns for path in out.glob("*.parquet")})
+        killed.append({path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")})
         kill(killed[0])
 
     killer = threading.Thread(target=kill_one)
@@ -153,7 +153,7 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     assert stdout == ""
     said = [line for line in stderr.splitlines() if "--threads take more" not in line]
     assert said == ([] if sent == signal.SIGKILL else ["interrupted"])
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     assert 0 < len(before) < 12
     assert main(["batch", "embed", str(library), "-o", str(out), "--batch-size", "1", *FACES]) == 0
     assert contents(out, "") == contents(whole, "")

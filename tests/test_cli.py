@@ -53,6 +53,7 @@ COMMANDS = (
     "generate",
     "batch",
     "detail",
+    "serve",
     "download",
     "convert",
     "doctor",

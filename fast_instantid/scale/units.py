@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,13 +83,36 @@ def run_units(
             compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
             **share,
         )
-        for row in results.iter_rows():
-            result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
-            if error is not None:
-                raise error
-            if tries > 1:
-                logger.warning("a worker died, by a crash or for lack of memory; another one did its unit")
-            done(result)
+        with _interrupts() as interrupted:
+            for row in results.iter_rows():
+                result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
+                if interrupted():
+                    raise KeyboardInterrupt
+                if error is not None:
+                    raise error
+                if tries > 1:
+                    logger.warning("a worker died, by a crash or for lack of memory; another one did its unit")
+                done(result)
+
+
+@contextmanager
+def _interrupts() -> Generator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed during the block: where Ray's code runs, a KeyboardInterrupt may be swallowed."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Worker:
