@@ -51,6 +51,11 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
     import pyarrow
     from pyarrow import parquet
 
+    path = folder / unit.file_name
+    if path.exists():  # by a worker that died before it could say so
+        there = parquet.read_table(path, columns=["error"])
+        errors = there.num_rows - there["error"].null_count
+        return {"pictures": len(unit.paths), "faces": there.num_rows - errors, "errors": errors}
     rows = [row for batch in _batches(unit.paths, batch_size) for row in _rows(analyzer, batch)]
     point = pyarrow.list_(pyarrow.float32(), 2)
     schema = pyarrow.schema(
@@ -65,7 +70,7 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
         },
         {"fast_instantid": __version__, "recognizer": analyzer.networks.recognizer_fingerprint},
     )
-    with atomic_write(folder / unit.file_name, private=True) as temporary:
+    with atomic_write(path, private=True) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
     errors = sum(row.get("error") is not None for row in rows)
     return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}

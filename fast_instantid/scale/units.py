@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -67,7 +67,7 @@ def run_units(
         from ray import data
 
         data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here
         kind, need = ("GPU", 1) if workers.gpu else ("CPU", threads)
         there = int(ray.cluster_resources().get(kind, 0))
         if there < need:
@@ -120,6 +120,8 @@ class _Worker:
 
     def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str]) -> None:
         os.environ |= proxies
+        with suppress(ValueError):  # of another thread than the main one
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; the driver ends them
         self.load, self.threads, self.home, self.folder = load, threads, home, folder
         self.work: Callable[[Any], Any] | None = None
 
