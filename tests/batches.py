@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def start(*arguments: object) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
     command = [sys.executable, "-m", "fast_instantid", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a shell ignore Ctrl-C
+    return subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hears)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> Any:

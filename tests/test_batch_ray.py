@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,8 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path):
+def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     worker = _Worker(lambda: str, 1, os.getcwd(), tmp_path, {})
     tried = tmp_path / f".fast-instantid-{7:016x}"
     for tries in (0, 2):
