@@ -159,7 +159,7 @@ class Book:
         """Lines that its processes printed when they last ran, after the line with their command."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         _, mark, printed = text.rpartition(_mark(row))
-        return [line for line in printed.partition("\n====")[0].splitlines() if mark and line.strip()]
+        return [line for line in printed.partition("\n####")[0].splitlines() if mark and line.strip()]
 
     def _gather(self, row: Row, is_done: bool = False) -> None:
         """Take the documents that the row's processes wrote, or else the rows in what they printed.
@@ -184,7 +184,7 @@ def _end(*_: object) -> None:
 
 
 def _mark(row: Row) -> str:
-    return f"==== {row.name} ==== "
+    return f"#### {row.name} #### "  # no line of pytest begins so
 
 
 def _row_in(line: str) -> dict[str, Any] | None:
