@@ -154,7 +154,7 @@ def test_a_call_that_is_killed_loses_nothing(tmp_path, monkeypatch, number, row)
     assert found["status"] == "partial"
     assert ("measured" in found) == (number == signal.SIGTERM)
     with open(log, "a") as other:
-        other.write('\n==== other ==== \n{"name": "not a row of slow"}\n')
+        other.write('\n#### other #### \n{"name": "not a row of slow"}\n')
     monkeypatch.setenv("QUICK", "1")
     taken_up = measure(tmp_path, (FAILS, row), rows=["fails"])["slow"]["measured"][0]["results"]
     assert taken_up[0]["name"] == "turn 0"

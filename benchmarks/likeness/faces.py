@@ -37,7 +37,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 def run(people: int, json_path: Path | None) -> None:
     """Measure the rows of this module alone, print, and save where asked."""
     about = metadata(["torch", "numpy"]) | {"people": people, "notes": notes(__doc__)}
-    document = {"suite": "likeness", "about": about, "results": face_rows(people)}
+    document = {"suite": "precision", "about": about, "results": face_rows(people)}
     print("\n\n".join(table(document, [kind]) for kind in ("recogniser", "detector")))
     save(json_path, document)
 

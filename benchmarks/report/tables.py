@@ -13,12 +13,12 @@ _MOST_STAGES = 5
 
 
 def table(document: Mapping[str, Any], wanted: Collection[str] = ()) -> str:
-    """Rows of a result: those that are wanted, or all; of the suite "likeness" those of the wanted kind.
+    """Rows of a result: those that are wanted, or all; of "likeness" and "precision" those of the wanted kind.
 
     The first head says how much of SDXL was run.
     """
     suite, rows = document["suite"], shown_rows(document, wanted)
-    if suite == "likeness":
+    if suite in ("likeness", "precision"):
         [kind] = wanted
         head, lines = likeness.cells(document, kind)
     elif suite == "growth":
