@@ -11,7 +11,7 @@ from benchmarks.common import Comparison
 from benchmarks.report import page, tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "approximations", "scale"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "approximations", "scale", "growth"))]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -57,7 +57,10 @@ def draw_growth(document: Mapping[str, Any]) -> Any:
 
     rows = [row for row in document["results"] if row["unit"]]
     figure = Figure(figsize=(11, 10), layout="constrained")
-    for axes, row in zip(figure.subplots(-(-len(rows) // 4), 4).flat, rows, strict=False):
+    panels = figure.subplots(-(-len(rows) // 4), 4).flat
+    for spare in [*panels][len(rows) :]:
+        spare.remove()
+    for axes, row in zip(panels.base.flat, rows, strict=False):
         scale = 1e-6 if row["unit"] == "bytes" else 1
         at = np.linspace(min(row["n"]), max(row["n"]), 100)
         fit = np.polyval(row["coefficients"][::-1], LAWS[row["law"]][0](at))
