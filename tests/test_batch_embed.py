@@ -54,9 +54,9 @@ class TestRows:
     def test_each_face_is_a_row_with_the_numbers_of_the_analyzer(self, embed, library):
         embed(library, "-o", "out", "--batch-size", 1)
         assert [path.name for path in sorted(Path("out").iterdir())] == [
+            "_run.json",
             "part-00000.parquet",
             "part-00001.parquet",
-            "run.json",
         ]
         found = rows(Path("out"))
         assert [Path(row["path"]).name for row in found] == [f"{number:05}.png" for number in range(12)]
@@ -266,7 +266,7 @@ class TestResume:
         assert "face_threshold was 0.5 and is 0.4" in said
         assert "pictures was 12 and is 4, inputs was " in embed(library / "more", "-o", "out", code=1)
         assert contents(Path("out"), "") == before
-        Path("out/run.json").write_text("[]")
+        Path("out/_run.json").write_text("[]")
         assert "holds results of another run" in embed(library, "-o", "out", code=1)
         assert "is a folder" in embed(library, "-o", "out.parquet", code=1)
         assert "create it first" in embed(library, "-o", "no/out", code=1)

@@ -15,7 +15,7 @@ from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
 from ..scale.units import Load, Workers, run_units
 from .jobs import Drawn, Job
-from .output import Remaining, progress, save_picture, say, text_in
+from .output import Remaining, print_json, progress, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
@@ -28,7 +28,12 @@ _COLUMNS = ("output", "status", "error", "note", "likeness", "word", "kept_seed"
 
 
 def run(
-    jobs: Sequence[Job | dict[str, str]], folder: Path, batch_size: int, load: Load, workers: Workers = _HERE
+    jobs: Sequence[Job | dict[str, str]],
+    folder: Path,
+    batch_size: int,
+    load: Load,
+    workers: Workers = _HERE,
+    json: bool = False,
 ) -> int:
     """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
 
@@ -37,6 +42,7 @@ def run(
 
     Args:
         load: returns a :func:`drawer`.
+        json: print one JSON document in place of the last line.
 
     Returns:
         the exit code: 0 if all pictures are there but those of photographs to skip, else 1.
@@ -72,10 +78,8 @@ def run(
             _write_report(folder, rows)
             due = time.monotonic() + 20 * (time.monotonic() - start)
 
-    if workers.count == 1 or workers.address:
-        kept, todo = [], kept + todo
-    run_units(kept, load, replace(workers, count=1), done)  # mostly without networks
-    run_units(todo, load, workers, done, folder)
+    # Workers load the pipeline. Where none is needed, this process reads the report.
+    run_units(kept + todo, load, workers if todo else replace(workers, count=1), done, folder)
     _write_report(folder, rows)
     progress("")
     states = ("drawn", "kept", "failed", "skipped")
@@ -83,6 +87,9 @@ def run(
     for row in rows.values():
         if row["status"] in states[2:]:
             say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {row.get('person', '')}: {row['error']}")
+    if json:
+        print_json({"output": str(folder), **count})
+        return 1 if count["failed"] else 0
     say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
     return 1 if count["failed"] else 0
 

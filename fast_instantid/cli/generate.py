@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     check_parent(folder)
     studio = open_studio(options, models, default)
     folder.mkdir(exist_ok=True)
-    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder))
+    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), json=options.json)
 
 
 def jobs_of(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> tuple[list[Any], Models, Job]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import FastInstantIDError
 from . import batch
 from .generate import jobs_of, open_studio
@@ -92,21 +93,21 @@ def positive(text: str) -> int:
 
 
 def _embed(options: argparse.Namespace, size: object) -> int:
-    from ..faces.pack import find_pack
+    from ..faces.pack import checksum_of, find_pack
     from ..scale.embed import open_embedder, units_of
     from ..scale.inputs import listed
     from ..scale.run_folder import run_folder
     from ..scale.units import run_units
     from ..sources import local_path
-    from ..weights import checksum
 
     pack, folder, workers = face_pack(options), options.output, _workers(options)
     paths = listed(options.inputs, options.column)
-    found = find_pack(local_path(pack, "a face model pack"))
+    found = find_pack(local_path(pack, "a face model pack"), options.cache, warns=False)  # the workers do
     settings: dict[str, Any] = {"run": "embed", "pictures": len(paths)}
     settings["inputs"] = hashlib.sha256("\n".join(paths).encode(errors="surrogatepass")).hexdigest()
-    settings |= {"detector": checksum(found.detector.path), "recognizer": checksum(found.recognizer.path)}
-    with run_folder(folder, settings | _settings(options, workers, _FACE_SETTINGS)):
+    for name, network in (("detector", found.detector), ("recognizer", found.recognizer)):
+        settings[name] = checksum_of(network.path, options.cache)
+    with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):
         units = units_of(paths, options.batch_size)
         todo = [unit for unit in units if not (folder / unit.file_name).exists()]
         count = {"pictures": 0, "faces": 0, "errors": 0}
@@ -126,18 +127,20 @@ def _embed(options: argparse.Namespace, size: object) -> int:
         print_json({"output": str(folder), **count, "kept": kept, "seconds": round(seconds, 3)})
         return 0
     counts = ", ".join(f"{value} {name}" for name, value in count.items())
-    say(f"{folder}: {counts} ({count['pictures'] / seconds:.1f} pictures/s); {kept} pictures were there")
+    say(f"{folder}: {counts} ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s); {kept} pictures were there")
     return 0
 
 
 def _generate(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
     from ..scale.run_folder import run_folder
 
+    if not (options.jobs or options.person or options.settings):
+        raise FastInstantIDError("nobody to draw: give JOBS.csv, --person or --from")
     workers, (wanted, models, default) = _workers(options), jobs_of(options, size)
-    settings = {"run": "generate", **_settings(options, workers, _SETTINGS)}
+    settings = {"run": "generate", **_settings(options, _SETTINGS)}
     with run_folder(options.output, settings):
         load = partial(_drawer, _portable(options), models, default, options.output)
-        return batch.run(wanted, options.output, options.batch_size, load, workers)
+        return batch.run(wanted, options.output, options.batch_size, load, workers, options.json)
 
 
 def _analyzer(options: argparse.Namespace, pack: Any) -> FaceAnalyzer:
@@ -158,8 +161,20 @@ def _portable(options: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run", "act")})
 
 
-def _settings(options: argparse.Namespace, workers: Workers, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names} | {"device": "gpu" if workers.gpu else "cpu"}
+def _settings(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names} | {"device": _device(options)[0], "version": __version__}
+
+
+def _device(options: argparse.Namespace) -> tuple[str, str]:
+    """Kind and index of the device that computes, such as "cuda" and ""."""
+    from ..placement import Placement
+
+    device = options.device or ("cpu" if options.backend == "onnxruntime" else "")
+    if options.backend == "torch" and not (device and options.ray_address):  # this machine says whether it is there
+        kind = Placement.resolve(device or None).device.type
+        return kind, device.partition(":")[2]
+    kind, _, index = device.partition(":")
+    return kind, index
 
 
 def _workers(options: argparse.Namespace) -> Workers:
@@ -169,12 +184,12 @@ def _workers(options: argparse.Namespace) -> Workers:
 
     if options.ray_address and not options.workers:
         raise FastInstantIDError(f"Ray at {options.ray_address}: give --workers too, the number of them in the cluster")
-    kind, _, index = (options.device or ("cuda" if gpu_count() else "cpu")).partition(":")
-    has_gpu = kind == "cuda"
-    count = options.workers or (gpu_count() if has_gpu and not index else 1)
+    kind, index = _device(options)
+    has_gpu = kind in ("cuda", "tensorrt")
+    count = options.workers or (max(1, gpu_count()) if has_gpu and not index else 1)
     if index and count > 1:
         raise FastInstantIDError(f"--device {options.device} is one GPU: with {count} workers, give --device {kind}")
     used, cores = count * options.threads, os.cpu_count() or 1
-    if not has_gpu and not options.ray_address and used < cores:
+    if kind == "cpu" and not options.ray_address and used < cores:
         say(f"{count} worker(s) with {options.threads} thread(s) on {cores} cores; --workers and --threads take more")
     return Workers(count, options.threads, has_gpu, options.ray_address)

@@ -59,7 +59,7 @@ class Pack:
             logger.warning("face model pack %s is used, in spite of %s", self.folder, "; ".join(self.damaged))
 
 
-def find_pack(folder: str | os.PathLike[str], cache: Cache | None = None) -> Pack:
+def find_pack(folder: str | os.PathLike[str], cache: Cache | None = None, warns: bool = True) -> Pack:
     """Find a model pack in ``folder`` or below it, and warn of problems; see :func:`look_for_pack`.
 
     Raises:
@@ -68,7 +68,8 @@ def find_pack(folder: str | os.PathLike[str], cache: Cache | None = None) -> Pac
     found = look_for_pack(folder, cache)
     if isinstance(found, str):
         raise ModelFileError(f"{found}. Needed are {NEEDED}: 'fast-instantid download antelopev2' gets it")
-    found.warn(cache)
+    if warns:
+        found.warn(cache)
     return found
 
 

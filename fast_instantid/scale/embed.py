@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..errors import FastInstantIDError
+from ..errors import FastInstantIDError, ImageError
 from ..faces import FaceAnalyzer
 from ..faces.recognizer import EMBEDDING_DIM
 from ..files import atomic_write
@@ -70,22 +70,29 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
         },
         {"fast_instantid": __version__, "recognizer": analyzer.networks.recognizer_fingerprint},
     )
+    for row in rows:  # names of files may hold any bytes
+        row |= {name: _shown(row[name]) for name in ("path", "error") if row.get(name)}
     with atomic_write(path, private=True) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
     errors = sum(row.get("error") is not None for row in rows)
     return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}
 
 
-def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | FastInstantIDError]]]:
+def _shown(text: str) -> str:
+    """A text with escapes for what UTF-8 cannot hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | ImageError]]]:
     """Read pictures, and yield at most ``size`` of them, and not many more pixels than memory should hold."""
-    batch: list[tuple[str, Photo | FastInstantIDError]] = []
+    batch: list[tuple[str, Photo | ImageError]] = []
     pixels = 0
     for path in paths:
         try:
             photo = photo_at(path)
             pixels += photo.width * photo.height
             batch.append((path, photo))
-        except FastInstantIDError as error:
+        except ImageError as error:
             batch.append((path, error))
         if len(batch) == size or pixels >= _PIXELS:
             yield batch
@@ -93,7 +100,7 @@ def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo 
     yield batch
 
 
-def _rows(analyzer: FaceAnalyzer, batch: Sequence[tuple[str, Photo | FastInstantIDError]]) -> list[dict[str, Any]]:
+def _rows(analyzer: FaceAnalyzer, batch: Sequence[tuple[str, Photo | ImageError]]) -> list[dict[str, Any]]:
     """A row for each face, from left to right, and one for each picture without a face."""
     photos = [photo for _, photo in batch if isinstance(photo, Photo)]
     try:

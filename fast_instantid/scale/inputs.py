@@ -40,8 +40,8 @@ def listed(sources: Sequence[str], column: str | None = None) -> list[str]:
         if not paths:
             raise FastInstantIDError(f"{source}: no pictures there; they end in {', '.join(SUFFIXES)}")
         found += paths
-    for protocol in sorted({path.partition("://")[0] for path in found if "://" in path}):
-        located(f"{protocol}://x")
+    for path in {path.partition("://")[0]: path for path in found if "://" in path}.values():  # one of each protocol
+        located(path)
     return found
 
 
@@ -49,7 +49,8 @@ def photo_at(path: str) -> Photo:
     """Read one picture.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it is missing, forbidden or no picture.
+        FastInstantIDError: its storage fails, which says nothing of the picture.
     """
     if not path:
         raise ImageError("no path in this row of the table")
@@ -57,7 +58,15 @@ def photo_at(path: str) -> Photo:
         return photos(path)[0]
     import fsspec
 
-    return read_photo(fsspec.open(path, "rb"), path)
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ImageError(f"{path}: cannot be read ({error})") from error
+    except Exception as error:  # the errors of storages share no base
+        why = f"{type(error).__name__}: {error}"
+        raise FastInstantIDError(f"{path}: the storage fails ({why}); the same command goes on from here") from error
+    return read_photo(io.BytesIO(content), path)
 
 
 def located(path: str) -> tuple[Any, str]:
@@ -70,7 +79,7 @@ def located(path: str) -> tuple[Any, str]:
 
     try:
         return url_to_fs(path)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise FastInstantIDError(f"{path}: fsspec cannot open such paths here: {error}") from error
 
 
@@ -84,14 +93,19 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
         if system.isdir(inner):
             names = [name for name in system.find(inner) if _is_picture(os.path.relpath(name, inner))]
         elif "*" in source or "?" in source or "[" in source:
-            names = [name for name in system.glob(inner) if not posixpath.basename(name).startswith(".")]
+            there: dict[str, Any] = system.glob(inner, detail=True)
+            hidden = {name for name in there if posixpath.basename(name).startswith(".")}
+            names = [name for name, facts in there.items() if facts["type"] == "file" and name not in hidden]
         else:
             raise FastInstantIDError(f"{source}: no such file or folder")
     except (OSError, ValueError) as error:
         raise FastInstantIDError(f"{source}: cannot be read: {error}") from error
     if is_url:
-        chained = source.partition("::")[1:]
-        return sorted(system.unstrip_protocol(name) + "".join(chained) for name in names)
+        links = source.split("::")  # of a chain, such as zip://photos::s3://bucket/a.zip
+        place = next(number for number, link in enumerate(links) if "://" in link)
+        protocol = links[place].partition("://")[0]
+        urls = [name if "://" in name else f"{protocol}://{name}" for name in names]
+        return sorted("::".join([*links[:place], url, *links[place + 1 :]]) for url in urls)
     return sorted(names if os.path.isabs(source) else map(os.path.relpath, names))
 
 
@@ -126,7 +140,10 @@ def _parquet(source: str, file: Any, column: str | None) -> Iterator[str | None]
     from pyarrow import parquet
 
     table = parquet.ParquetFile(file)
-    name = _column(source, table.schema_arrow.names, column)
+    schema = table.schema_arrow
+    name = _column(source, schema.names, column)
+    if str(kind := schema.field(name).type) not in ("string", "large_string", "string_view"):
+        raise FastInstantIDError(f"{source}: column {name!r} holds {kind}, and no paths; name another with --column")
     for batch in table.iter_batches(columns=[name]):
         yield from batch.column(0).to_pylist()
 

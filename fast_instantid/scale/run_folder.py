@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import FastInstantIDError
 from ..files import atomic_write, check_parent, sweep
 
-_FILE = "run.json"
+_FILE = "_run.json"  # readers of Parquet folders pass over such a name
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
     """Create or resume a folder during the block, and remove the temporary files that a killed run left there.
 
     Args:
-        settings: what the results depend on, as JSON values. They are kept in ``run.json``.
+        settings: what the results depend on, as JSON values. They are kept in ``_run.json``.
 
     Raises:
         FastInstantIDError: the folder cannot be written, is in use by another run, or holds results of other settings.
@@ -31,18 +31,18 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     try:
-        if descriptor is not None:
-            _lock(descriptor, folder)
+        is_alone = descriptor is not None and _lock(descriptor, folder)
         _same_run(folder / _FILE, json.loads(json.dumps(settings)))
-        sweep(folder, age=0)
+        if is_alone:
+            sweep(folder, age=0)
         yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
-    """Lock a folder until its descriptor is closed, or the process ends."""
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Lock a folder until its descriptor is closed, or the process ends. Some network file systems have no locks."""
     import fcntl
 
     try:
@@ -51,8 +51,9 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise FastInstantIDError(
             f"{folder}: another run writes there now; wait for it, or name another folder"
         ) from error
-    except OSError:  # a network file system without locks of folders
-        pass
+    except OSError:
+        return False
+    return True
 
 
 def _same_run(path: Path, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..errors import BackendError, FastInstantIDError
+from ..errors import BackendError
 from .cluster import proxies, ray_cluster
 
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
@@ -52,7 +52,7 @@ def run_units(
 
     Raises:
         BackendError: several workers without Ray, a cluster that cannot be reached, or a unit that ends each worker.
-        FastInstantIDError: what ``load`` or a unit raised.
+        Exception: what ``load`` or a unit raised, as one process would.
     """
     if not units:
         return
@@ -129,21 +129,30 @@ class _Worker:
         number, unit = pickle.loads(row["unit"])  # noqa: S301
         result, error, count = None, None, 0
         try:
-            if self.work is None:
-                os.chdir(self.home)  # relative paths mean the same everywhere
-                _pin_threads(self.threads)
-                self.work = self.load()
+            os.chdir(self.home)  # relative paths mean the same everywhere
             tries = self.folder / f".fast-instantid-{number:016x}"  # removed like the temporary files of a killed run
             with tries.open("ab") as file:
                 file.write(b".")
                 count = file.tell()
                 if count > _TRIES:
                     raise BackendError(f"unit {number} ended {_TRIES} workers: by a crash, or for lack of memory")
+            if self.work is None:  # loading may end a worker too
+                _pin_threads(self.threads)
+                self.work = self.load()
             result = self.work(unit)
             tries.unlink(missing_ok=True)
-        except (FastInstantIDError, OSError, MemoryError) as raised:
-            error = raised  # as it is: Ray would wrap it
+        except Exception as raised:  # Ray would wrap it
+            error = _portable(raised)
         return {"result": pickle.dumps((result, error, count))}
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as it is, or its text where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _pin_threads(threads: int) -> None:
