@@ -1,7 +1,7 @@
 """``batch embed`` and ``batch generate`` on the miniature: pictures in a second by workers and batch size, and memory.
 
-Portraits are drawn by ``batch generate``, small and in few steps. Each is tinted and moved until there are enough, and
-``batch embed`` finds and recognises them with its defaults. Each run is a command in a process of its own; workers have
+The portraits are drawn by ``batch generate``, small and in two steps. ``batch embed`` finds and recognises them with
+its defaults. Each run is a command in a process of its own; workers have
 one thread each. "steady" is the rate between the first and the last file: without imports, Ray's start and loading.
 Memory is the resident set of all processes of the command that work on pictures, at its largest in the second and in
 the last quarter of the run.
@@ -28,7 +28,6 @@ from benchmarks.common import ROOT, metadata, notes, save, spread
 from fast_instantid import miniature
 from fast_instantid.images import one_photo
 
-_SEEDS = 16  # portraits of each person
 _PAUSE = 0.25  # seconds between looks at the memory
 
 
@@ -36,12 +35,9 @@ def run(pictures: int, workers: Sequence[int], batch_sizes: Sequence[int], json_
     """Draw the portraits, measure, print, and save where asked."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [_drawn(folder / "drawn", max(workers))]
-        portraits = _varied([*(folder / "drawn").glob("*.png")], folder / "portraits", pictures)
-        (folder / "portraits.csv").write_text("path\n" + "".join(f"{path.resolve()}\n" for path in portraits))
+        rows = [_drawn(folder / "drawn", pictures, max(workers))]
         for size, count in product(batch_sizes, workers):
-            out = folder / f"{size}-{count}"
-            rows.append(_embedded(folder / "portraits.csv", out, len(portraits), count, size))
+            rows.append(_embedded(folder / "drawn", folder / f"{size}-{count}", pictures, count, size))
         _compare(rows[1:])
     rows += _around()
     about = metadata(["torch", "diffusers", "numpy", "ray", "pyarrow"]) | {"notes": notes(__doc__)}
@@ -49,27 +45,18 @@ def run(pictures: int, workers: Sequence[int], batch_sizes: Sequence[int], json_
     save(json_path, {"suite": "batch", "about": about, "results": rows})
 
 
-def _drawn(out: Path, workers: int) -> dict[str, Any]:
+def _drawn(out: Path, pictures: int, workers: int) -> dict[str, Any]:
     people = [str(path) for path in miniature.files().portraits]
+    if pictures % len(people):
+        raise SystemExit(f"--pictures {pictures}: expected a multiple of {len(people)}, the persons of the miniature")
     options = shlex.split("--prompt portrait --base miniature --device cpu --steps 2 --size 64x64 --batch-size 8")
-    command = ["generate", "--person", *people, "--seed", *map(str, range(_SEEDS)), *options]
-    row = _watched(command, out, workers, "*.png", 1)
-    return {"name": f"generate, {workers} workers", "pictures": len(people) * _SEEDS, **row}
+    command = ["generate", "--person", *people, "--seed", *map(str, range(pictures // len(people))), *options]
+    return {"name": f"generate, {workers} workers", "pictures": pictures, **_watched(command, out, workers, "*.png", 1)}
 
 
-def _varied(drawn: Sequence[Path], folder: Path, count: int) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    random, paths = np.random.default_rng(0), [folder / f"{number:05}.png" for number in range(count)]
-    for number, path in enumerate(paths):
-        pixels = np.asarray(Image.open(sorted(drawn)[number % len(drawn)]).convert("RGB"), int)
-        tinted = (pixels + random.integers(-12, 13, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(np.roll(tinted, tuple(random.integers(-2, 3, 2)), (0, 1))).save(path)
-    return paths
-
-
-def _embedded(table: Path, out: Path, pictures: int, workers: int, size: int) -> dict[str, Any]:
+def _embedded(portraits: Path, out: Path, pictures: int, workers: int, size: int) -> dict[str, Any]:
     options = ["--pack", "miniature", "--device", "cpu", "--batch-size", str(size)]
-    row = _watched(["embed", str(table), *options], out, workers, "*.parquet", 8 * size)
+    row = _watched(["embed", str(portraits), *options], out, workers, "*.parquet", 8 * size)
     name = f"embed, {workers} worker{'s' * (workers > 1)}, batches of {size}"
     return {"name": name, "workers": workers, "batch_size": size, "pictures": pictures, **row}
 

@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -16,12 +17,12 @@ import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
-from fast_instantid import FaceAnalyzer, miniature
+from fast_instantid import FaceAnalyzer, __version__, miniature
 from fast_instantid.cli import main
-from fast_instantid.errors import FastInstantIDError
-from fast_instantid.scale.inputs import listed
+from fast_instantid.errors import FastInstantIDError, ImageError
+from fast_instantid.scale.inputs import listed, photo_at
 from tests.batches import FACES, contents, kill, rows, start, wait_until, write_portraits
 from tests.fresh import fresh_python
 
@@ -76,6 +77,7 @@ class TestRows:
         finally:
             os.umask(old)
         schema = parquet.read_schema("out/part-00000.parquet")
+        assert dataset.dataset("out", format="parquet").to_table().num_rows == 12, "Arrow passes over _run.json"
         assert schema.field("embedding").type == pyarrow.list_(pyarrow.float32(), 512)
         assert schema.field("box").type == pyarrow.list_(pyarrow.float32(), 4)
         assert schema.field("keypoints").type == pyarrow.list_(pyarrow.list_(pyarrow.float32(), 2), 5)
@@ -136,6 +138,15 @@ class TestRows:
         for row, alone in zip(clean, rows(Path("clean")), strict=True):
             np.testing.assert_allclose(row["embedding"], alone["embedding"], rtol=1e-4, atol=1e-5)
 
+    def test_names_may_hold_any_bytes(self, embed, library):
+        name = os.fsdecode(b"\xff\xe4.png")
+        Path(name).write_bytes((library / "00000.png").read_bytes())
+        Path(os.fsdecode(b"bad\xff.png")).touch()
+        embed("*.png", "-o", "out")
+        bad, good = rows(Path("out"))
+        assert (bad["path"], good["path"], good["error"]) == ("bad\\udcff.png", "\\udcff\\udce4.png", None)
+        assert bad["error"].startswith("bad\\udcff.png: not a picture")
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_an_unreadable_picture_is_a_row(self, embed, library):
         Path("secret.png").write_bytes((library / "00000.png").read_bytes())
@@ -165,6 +176,7 @@ class TestInputs:
 
     def test_a_pattern_a_file_and_several_of_them(self, library, monkeypatch):
         monkeypatch.chdir(library.parent)
+        (library / "folder.png").mkdir(exist_ok=True)
         assert listed([f"{library.name}/*.png"]) == [f"{library.name}/{number:05}.png" for number in range(8)]
         assert self.names(library / "**" / "*.png") == [f"{number:05}.png" for number in range(12)]
         assert self.names(library / "00003.png", library / "more") == ["00003.png", "00008.png", *self.more()]
@@ -194,6 +206,7 @@ class TestInputs:
         (tmp_path / "d.csv").write_bytes(b"path\n\xff\xfe\n")
         (tmp_path / "e.parquet").write_text("PAR1")
         (tmp_path / "f").mkdir()
+        parquet.write_table(pyarrow.table({"path": [1, 2]}), tmp_path / "h.parquet")
         for source, said in {
             "a.csv": "no column with paths; name it: --column takes one of x, y",
             "b.csv": "an empty table",
@@ -202,6 +215,7 @@ class TestInputs:
             "e.parquet": "cannot be read as a table",
             "f": "no pictures there; they end in .png",
             "g": "no such file or folder",
+            "h.parquet": "column 'path' holds int64, and no paths; name another with --column",
             "*.jpg": "no pictures there",
         }.items():
             with pytest.raises(FastInstantIDError, match=rf"(?s){source.replace('*', '.')}: {said}"):
@@ -222,6 +236,51 @@ class TestInputs:
         ]
         assert listed([f"file://{library}/*.png"])[0] == f"file://{library}/00000.png"
         memory.rm("/photos", recursive=True)
+
+    def test_an_archive(self, embed, library):
+        with zipfile.ZipFile("a.zip", "w") as archive:
+            for number in range(3):
+                archive.write(library / f"0000{number}.png", f"photos/{number}.png")
+        assert listed(["zip://photos::a.zip"]) == [f"zip://photos/{number}.png::a.zip" for number in range(3)]
+        assert listed(["zip://photos/*.png::a.zip"]) == listed(["zip://photos::a.zip"])
+        content = bytearray(Path("a.zip").read_bytes())
+        content[content.index(b"photos/1.png") + 200] ^= 255
+        Path("a.zip").write_bytes(content)
+        embed("zip://photos::a.zip", "-o", "out")
+        errors = [row["error"] for row in rows(Path("out"))]
+        assert (errors[0], errors[2]) == (None, None)
+        assert "zip://photos/1.png::a.zip: cannot be read (Bad CRC-32" in errors[1]
+
+    def test_a_storage_that_fails_ends_the_run_which_goes_on_later(self, embed, library):
+        class Broken(type(fsspec.filesystem("memory"))):
+            protocol = ("broken",)
+            fails = True
+
+            @classmethod
+            def _strip_protocol(cls, path):
+                return super()._strip_protocol(path.removeprefix("broken://"))
+
+            def _open(self, path, *args, **kwargs):
+                if self.fails and path.endswith("00009.png"):
+                    raise ConnectionResetError("reset by peer")
+                return super()._open(path, *args, **kwargs)
+
+        fsspec.register_implementation("broken", Broken, clobber=True)
+        fsspec.filesystem("memory").put(str(library), "/photos", recursive=True)
+        Path("table.csv").write_text("path\n" + "".join(f"{path}\n" for path in listed(["broken://photos"])))
+        said = embed("table.csv", "-o", "out", "--batch-size", 1, code=1)
+        assert "00009.png: the storage fails (ConnectionResetError: reset by peer)" in said
+        assert "the same command goes on from here" in said
+        assert [*contents(Path("out"))] == ["part-00000.parquet"]
+        Broken.fails = False
+        assert "4 pictures, 4 faces, 0 errors" in embed("table.csv", "-o", "out", "--batch-size", 1)
+        fsspec.filesystem("memory").rm("/photos", recursive=True)
+
+    def test_a_storage_that_is_not_there_is_named(self):
+        for read in (lambda path: listed([path]), photo_at):
+            with pytest.raises(FastInstantIDError, match=r"^ftp://127.0.0.1:1/a.png: .*Connection refused") as caught:
+                read("ftp://127.0.0.1:1/a.png")
+            assert not isinstance(caught.value, ImageError), "it would be a row"
 
     @pytest.mark.parametrize(
         ("path", "said"),
@@ -266,6 +325,11 @@ class TestResume:
         assert "face_threshold was 0.5 and is 0.4" in said
         assert "pictures was 12 and is 4, inputs was " in embed(library / "more", "-o", "out", code=1)
         assert contents(Path("out"), "") == before
+        kept = json.loads(Path("out/_run.json").read_text())
+        assert (kept["device"], kept["version"]) == ("cpu", __version__)
+        Path("out/_run.json").write_text(json.dumps({**kept, "device": "cuda", "version": "0.1"}))
+        said = embed(library, "-o", "out", code=1)
+        assert f"device was cuda and is cpu, version was 0.1 and is {__version__}" in said
         Path("out/_run.json").write_text("[]")
         assert "holds results of another run" in embed(library, "-o", "out", code=1)
         assert "is a folder" in embed(library, "-o", "out.parquet", code=1)

@@ -18,7 +18,7 @@ pytest.importorskip("ray")
 
 from fast_instantid import miniature
 from fast_instantid.cli import main
-from fast_instantid.errors import BackendError
+from fast_instantid.errors import BackendError, ImageError
 from fast_instantid.scale.units import _Worker
 from tests.batches import (
     FACES,
@@ -133,6 +133,45 @@ def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):
     _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
     assert isinstance(error, BackendError)
     assert "unit 7 ended 3 workers" in str(error)
+
+
+def test_a_worker_that_ends_while_it_loads_counts_as_a_try(tmp_path, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    tried = tmp_path / f".fast-instantid-{7:016x}"
+    seen = []
+
+    def load():
+        seen.append(tried.read_bytes())
+        return str
+
+    assert pickle.loads(_Worker(load, 1, os.getcwd(), tmp_path, {})({"unit": pickle.dumps((7, 5))})["result"])[0] == "5"
+    assert seen == [b"."]
+
+
+class TwoArguments(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        (KeyError("x"), KeyError, "'x'"),
+        (ImageError("a.png: damaged"), ImageError, "a.png: damaged"),
+        (TwoArguments("x", "y"), RuntimeError, "TwoArguments: x: y"),
+    ],
+)
+def test_what_a_unit_raises_reaches_the_command(tmp_path, request, raised, kind, text):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+
+    def work(unit):
+        raise raised
+
+    worker = _Worker(lambda: work, 1, os.getcwd(), tmp_path, {})
+    _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
+    assert (type(error), str(error)) == (kind, text)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

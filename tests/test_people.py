@@ -434,6 +434,17 @@ class TestJobs:
         assert "0 drawn, 12 kept, 0 failed" in err
         assert {path: path.stat().st_mtime_ns for path in Path("out").glob("*.png")} == before
 
+    def test_json_has_the_counts(self, run, capsys):
+        for command, counts in (("generate",), (2, 0, 0)), (("generate",), (0, 2, 0)), (("batch", "generate"), (2, 0, 0)):
+            options = ("--person", "ada.safetensors", "--prompt", "a", "--seed", "1", "2", "--json", *self.OPTIONS[:-1])
+            assert main([*command, *options, "_".join(command)]) == 0
+            document = json.loads(capsys.readouterr().out)
+            assert (document["drawn"], document["kept"], document["failed"]) == counts
+
+    def test_a_batch_of_nobody_is_refused(self, run, capsys):
+        assert main(["batch", "generate", *self.OPTIONS]) == 1
+        assert "nobody to draw: give JOBS.csv, --person or --from" in capsys.readouterr().err
+
     def test_a_file_of_jobs_and_its_bad_rows(self, run):
         Path("jobs.csv").write_text(
             "person,prompt,seed,scale,size\nada.safetensors,a,3,,\nbela.safetensors,b,,0.5,64x64\n"

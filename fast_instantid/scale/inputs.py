@@ -6,9 +6,11 @@ import csv
 import io
 import os
 import posixpath
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
+from zipfile import BadZipFile
 
 from ..errors import BackendError, FastInstantIDError, ImageError
 from ..images import Photo, photos, read_photo
@@ -61,7 +63,7 @@ def photo_at(path: str) -> Photo:
     try:
         with fsspec.open(path, "rb") as file:
             content: bytes = file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, BadZipFile, zlib.error, EOFError) as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
     except Exception as error:  # the errors of storages share no base
         why = f"{type(error).__name__}: {error}"
