@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,17 @@ def numeric_settings() -> list[str]:
         except (AttributeError, RuntimeError):  # not of this version, or its other name is in use
             values.append("")
     return values
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether CPU and torch have oneDNN's operators of torch's compiler for a dtype. They are tried on x86 only."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    operators: Any = torch.ops.mkldnn
+    names = "_convolution_pointwise", "_linear_pointwise"
+    if not hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") or not all(hasattr(operators, name) for name in names):  # pyright: ignore
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported())
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -23,9 +23,9 @@ from fast_instantid import Adapter, Cache, FaceAnalyzer, cli, miniature
 from fast_instantid.errors import BackendError, FastInstantIDError, NoFaceError
 from fast_instantid.faces import find_pack
 from fast_instantid.faces.onnx.network import TorchNetwork, load_network
-from fast_instantid.faces.onnx.onednn import has_onednn
 from fast_instantid.pipelines import Approximations, InstantID, Sampling, Subject, generate
 from fast_instantid.pipelines.cross_attention import CrossAttention
+from fast_instantid.placement import has_onednn
 
 KEYPOINTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 STEPS = 5

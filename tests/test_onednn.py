@@ -14,7 +14,8 @@ from examples.tiny_faces import write_iresnet, write_scrfd
 from fast_instantid.faces.onnx.graph import Graph, read_graph
 from fast_instantid.faces.onnx.module import to_module
 from fast_instantid.faces.onnx.network import TorchNetwork, load_network
-from fast_instantid.faces.onnx.onednn import OneDNNConv2d, has_onednn, use_onednn
+from fast_instantid.faces.onnx.onednn import OneDNNConv2d, use_onednn
+from fast_instantid.placement import has_onednn
 
 needs_onednn = pytest.mark.skipif(not has_onednn(torch.float32), reason="needs torch with oneDNN on an x86 CPU")
 

@@ -435,7 +435,11 @@ class TestJobs:
         assert {path: path.stat().st_mtime_ns for path in Path("out").glob("*.png")} == before
 
     def test_json_has_the_counts(self, run, capsys):
-        for command, counts in (("generate",), (2, 0, 0)), (("generate",), (0, 2, 0)), (("batch", "generate"), (2, 0, 0)):
+        for command, counts in (
+            (("generate",), (2, 0, 0)),
+            (("generate",), (0, 2, 0)),
+            (("batch", "generate"), (2, 0, 0)),
+        ):
             options = ("--person", "ada.safetensors", "--prompt", "a", "--seed", "1", "2", "--json", *self.OPTIONS[:-1])
             assert main([*command, *options, "_".join(command)]) == 0
             document = json.loads(capsys.readouterr().out)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCK = 640 << 10  # weights that are converted at a time: 2.6 MB in fp32, which a core's cache keeps for the product
+from ..placement import has_onednn
+
+_BLOCK = 1280 << 10  # weights that are converted at a time: 5 MB in fp32, which the cores' cache keeps for the product
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` on the device and in the dtype of ``inputs``, with weights from anywhere, of any dtype.
 
-    On the CPU in fp32, converted weights are never in memory as a whole, and the result is the same to the bit as with
+    On the CPU in fp32, 5 MB of converted weights are in memory at a time, and the result is the same to the bit as with
     weights that were converted before.
 
     Args:
@@ -25,12 +29,23 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     bias = None if bias is None else bias.to(inputs)
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
         return F.linear(inputs, weight.to(inputs), bias)
-    # For 32 rows, MKL takes up to twice as long with the weights as the second operand.
-    columns = inputs.flatten(0, -2).T
+    product = _onednn if has_onednn(torch.float32) else _weights_first
+    rows = inputs.flatten(0, -2)
     size = len(weight) if weight.dtype == inputs.dtype else max(1, _BLOCK // weight.shape[1])
-    products = [(block.to(inputs) @ columns).T for block in weight.split(size)]
-    out = torch.cat(products, dim=1).unflatten(0, inputs.shape[:-1])
+    out = torch.cat([product(rows, block.to(inputs)) for block in weight.split(size)], dim=1)
+    out = out.unflatten(0, inputs.shape[:-1])
     return out if bias is None else out + bias
+
+
+def _onednn(rows: Tensor, weight: Tensor) -> Tensor:
+    """The product by oneDNN, as torch's compiler calls it. For 32 rows it is twice as fast as MKL's."""
+    product: Any = torch.ops.mkldnn._linear_pointwise
+    return product(rows, weight, None, "none", [], "")
+
+
+def _weights_first(rows: Tensor, weight: Tensor) -> Tensor:
+    """The product by torch. For 32 rows, MKL takes up to twice as long with the weights as the second operand."""
+    return (weight @ rows.T).T
 
 
 class Linear(nn.Linear):

@@ -13,14 +13,14 @@ from torch import fx
 
 from ...errors import BackendError, ModelFileError
 from ...locks import fork_safe_lock
-from ...placement import Placement, thread_defaults
+from ...placement import Placement, has_onednn, thread_defaults
 from ...recorder import stage
 from ...weights import Known
 from .first_run import first_run
 from .graph import Graph
 from .module import check_operators, to_module
 from .numbers import Reduction, check_weights, results_of
-from .onednn import has_onednn, use_onednn
+from .onednn import use_onednn
 from .runtime import OnnxRuntimeNetwork
 
 

@@ -2,12 +2,12 @@
 
 torch's own layer reorders its weights at every call. Here a network with a fixed input size reorders them once, and a
 following ReLU is fused. The operators, and the rule that needs a fixed size, are those of torch's compiler
-(torch/_inductor/fx_passes/mkldnn_fusion.py). They are not public: without them, the layers stay torch's own.
+(torch/_inductor/fx_passes/mkldnn_fusion.py). They are not public: without them
+(:func:`fast_instantid.placement.has_onednn`), the layers stay torch's own.
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
@@ -18,15 +18,6 @@ from .builder import Conv2d
 
 _OPERATORS: Any = torch.ops.mkldnn
 _REORDER: Any = getattr(getattr(torch._C, "_nn", None), "mkldnn_reorder_conv2d_weight", None)  # pyright: ignore[reportPrivateUsage]
-
-
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this CPU and build of torch have the operators for a dtype; tried on x86 only."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return False
-    if _REORDER is None or not hasattr(_OPERATORS, "_convolution_pointwise"):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and _OPERATORS._is_mkldnn_bf16_supported())
 
 
 def use_onednn(module: fx.GraphModule, fixed_size: bool) -> fx.GraphModule:
