@@ -142,10 +142,16 @@ def test_an_empty_seed_is_another_one_each_time(page, client):
 
 @needs_chromium
 def test_a_replaced_request_touches_neither_the_status_nor_the_button_of_the_next(page, client):
+    page.evaluate("""() => {
+        const place = document.getElementById("status");
+        window.said = [];
+        new MutationObserver(() => window.said.push(place.textContent)).observe(place, { childList: true });
+    }""")
     with held(client.engine):
         for _ in range(2):
             draw(page)
             status(page).to_have_text("Waiting: this one is next.")
+        assert page.evaluate("window.said") == ["Sending.", "Waiting: this one is next."] * 2
         expect(page.locator("#stop")).to_be_enabled()
         page.click("#stop")
         status(page).to_have_text("Stopped.")
