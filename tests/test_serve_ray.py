@@ -78,6 +78,9 @@ def test_the_commands_of_the_deployment_are_ours():
     assert options_of(yaml.safe_load(entry)[1:]).host == "0.0.0.0"
     copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert all((ROOT / name).exists() for names in copied for name in names.split())
+    packages = re.findall(r"apt-get install((?: --\S+)*) ([^&\n]+) &&", (DEPLOY / "Dockerfile").read_text())
+    assert "wget" in packages[0][1].split(), "KubeRay's probes call it"
+    assert re.search(r"^ENV .*\bRAY_USAGE_STATS_ENABLED=0\b", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     for text in ((DEPLOY / name).read_text() for name in ("Dockerfile", "fast-instantid.service", "rayservice.yaml")):
         assert KEY in text
 
@@ -96,7 +99,13 @@ def test_the_rayservice_is_what_ray_reads():
     )
     assert (options.base, options.max_batch) == ("/models/base", 4)
     assert on_ray(application.args)._bound_deployment.name == application.deployments[0].name
-    [group] = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    cluster = document["spec"]["rayClusterConfig"]
+    assert cluster["enableInTreeAutoscaling"] is True, "or no pods come for more replicas"
+    [group] = cluster["workerGroupSpecs"]
+    deployment = application.deployments[0]
+    scaling, needs = deployment.autoscaling_config, deployment.ray_actor_options
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (group["minReplicas"], group["maxReplicas"])
+    assert needs.num_cpus == int(group["rayStartParams"]["num-cpus"]), "a replica fills a pod"
     [worker] = group["template"]["spec"]["containers"]
     mounted = {mount["name"] for mount in worker["volumeMounts"]}
     assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
