@@ -93,8 +93,8 @@ def atomic_write(path: str | os.PathLike[str], private: bool = False, *, durable
                 _sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            error.filename = os.fspath(path)  # the caller's name, not the temporary one
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)  # the caller's name, not the temporary one; a full disk gives none
         raise
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shutil
 import stat
 import struct
 import sys
@@ -23,6 +25,7 @@ from fast_instantid import FaceAnalyzer, __version__, miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import FastInstantIDError, ImageError
 from fast_instantid.scale.inputs import listed, photo_at
+from tests.adversity import full_disk, needs_posix
 from tests.batches import FACES, contents, kill, rows, start, wait_until, write_portraits
 from tests.fresh import fresh_python
 
@@ -221,6 +224,9 @@ class TestInputs:
             with pytest.raises(FastInstantIDError, match=rf"(?s){source.replace('*', '.')}: {said}"):
                 listed([str(tmp_path / source)])
 
+    def test_no_name_is_not_this_folder(self, embed):
+        assert "an empty name in place of pictures" in embed("", "-o", "out", code=1)
+
     def test_any_file_system_of_fsspec(self, embed, library):
         memory = fsspec.filesystem("memory")
         memory.put(str(library), "/photos", recursive=True)
@@ -316,6 +322,18 @@ class TestResume:
         assert "8 pictures, 8 faces, 0 errors" in embed(library, "-o", "out", "--batch-size", 1)
         assert contents(Path("out")) == before
         assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
+
+    @needs_posix
+    def test_a_full_disk_is_said_and_the_same_command_goes_on(self, embed, library):
+        embed(library, "-o", "whole")
+        Path("out").mkdir()
+        shutil.copy("whole/_run.json", "out")
+        with full_disk():
+            said = embed(library, "-o", "out", code=1)
+        assert re.search(r"error: out/part-00000.parquet: .*(No space left|File too large)", said)
+        assert [path.name for path in Path("out").iterdir()] == ["_run.json"]
+        embed(library, "-o", "out")
+        assert contents(Path("out"), "") == contents(Path("whole"), "")
 
     def test_another_run_in_the_same_folder_is_refused(self, embed, library):
         embed(library, "-o", "out")

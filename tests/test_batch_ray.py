@@ -174,7 +174,7 @@ def test_what_a_unit_raises_reaches_the_command(tmp_path, request, raised, kind,
     assert (type(error), str(error)) == (kind, text)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, whole, tmp_path):
     """On a cluster of its own, which says nothing."""
     out = tmp_path / "out"
@@ -183,7 +183,7 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
         wait_until(lambda: process.poll() or (contents(out) and len(workers_below(process.pid)) == 2), 240)
         workers = workers_below(process.pid)
         used = addresses(below(process.pid))
-        (os.kill if sent == signal.SIGKILL else os.killpg)(process.pid, sent)  # as a terminal sends Ctrl-C
+        (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)  # as a terminal sends Ctrl-C
         wait_until(lambda: not any(map(is_running, workers)))
         stdout, stderr = process.communicate(timeout=60)
     finally:
@@ -193,7 +193,8 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     assert used <= {*LOOPBACK}, "Ray's ports let everyone who reaches them run code"
     assert stdout == ""
     said = [line for line in stderr.splitlines() if "--threads take more" not in line]
-    assert said == ([] if sent == signal.SIGKILL else ["interrupted"])
+    assert said == (["interrupted"] if sent == signal.SIGINT else [])
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     before = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     assert 0 < len(before) < 12
     assert main(["batch", "embed", str(library), "-o", str(out), "--batch-size", "1", *FACES]) == 0

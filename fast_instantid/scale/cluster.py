@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -35,7 +37,7 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
     if not address:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray tells of each dead worker there
-        before = proxies()
+        before, ends = proxies(), signal.getsignal(signal.SIGTERM)
         try:
             os.environ |= before if address else _NO_PROXY
             with _silent():
@@ -44,6 +46,8 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
             raise BackendError(f"Ray does not start, or cannot be reached: {_first_line(error)}") from error
         finally:
             os.environ |= before
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ends)  # Ray's own prints a trace
         try:
             yield ray
         except RayError as error:

@@ -86,6 +86,8 @@ def located(path: str) -> tuple[Any, str]:
 
 
 def _of_source(source: str, column: str | None) -> Iterable[str]:
+    if not source:
+        raise FastInstantIDError("an empty name in place of pictures: '.' is this folder")
     system, inner = located(source)
     is_url = "://" in source
     try:
