@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    key = os.environ.get(KEY, "")
+    key = _key()
     with stage("import"):
         from ..scale.serve.limits import is_loopback
+        from ..scale.serve.server import bound, server
     if not key and not is_loopback(options.host):
         raise FastInstantIDError(
             f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
@@ -58,21 +60,43 @@ def run(options: argparse.Namespace) -> int:
         )
     if not 0 <= options.port < 65536:
         raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    said = f"http://{shown}:{options.port} has the page, and /readyz says when it is warm; interrupt to end"
+    bounds_of(options)
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
         given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-        say(said)
-        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas)
-    else:
-        from ..scale.serve.server import server
-
+        run_on_ray(
+            lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas, _say_where
+        )
+        return 0
+    with bound(options.host, options.port) as listening:
         app = app_of(options, key)
-        say(said)
-        server(app, options.host, options.port).run()
+        _say_where(options.host, listening.getsockname()[1])
+        server(app, engine=app.state.engine).run([listening])
+    if (failure := app.state.engine.failure) is not None:
+        raise FastInstantIDError(f"the warm-up failed: {type(failure).__name__}: {failure}") from failure
     return 0
+
+
+def _say_where(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    say(f"http://{shown}:{port} has the page, and /readyz says when it is warm; interrupt to end")
+
+
+def bounds_of(options: argparse.Namespace) -> dict[str, int]:
+    """The limits that are given. A FastInstantIDError names the option that is wrong."""
+    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
+    for name, value in bounds.items():
+        if value < 1:
+            raise FastInstantIDError(f"--max-{name} {value}: expected 1 or more")
+    return bounds
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "")
+    if key and not re.fullmatch("[!-~]{16,}", key):
+        raise FastInstantIDError(f"${KEY}: expected 16 or more letters, digits and signs of ASCII, without spaces")
+    return key
 
 
 def app_of(options: argparse.Namespace, key: str) -> Any:
@@ -87,7 +111,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         from ..scale.serve.engine import Engine
         from ..scale.serve.limits import Limits
 
-    models = Models.of(options)
+    limits, models = Limits(**bounds_of(options)), Models.of(options)
     place = Placement.resolve(options.device, options.dtype)
     # Of no bytes: it still lets requests of one photograph share a computation.
     options.cache = Cache(max_bytes=0) if options.cache is None else Cache(directory=options.cache)
@@ -100,9 +124,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         defaults={"num_inference_steps": models.steps, "guidance_scale": models.guidance},
     )
     Profile.of(options.profile or None).load(instantid.pipe)
-    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
-    engine = Engine(instantid, Limits(**bounds), models.size, options.profile)
-    return make_app(engine, key, options.persons)
+    return make_app(Engine(instantid, limits, models.size, options.profile), key, options.persons)
 
 
 def on_ray(given: dict[str, Any]) -> Any:
@@ -113,7 +135,7 @@ def on_ray(given: dict[str, Any]) -> Any:
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
     def build() -> Any:
-        if not (key := os.environ.get(KEY, "")):
+        if not (key := _key()):
             raise FastInstantIDError(f"a cluster reaches beyond a machine: set ${KEY} to a secret that clients send")
         return app_of(make_parser(defaultdict(lambda: run)).parse_args(["serve", *arguments]), key)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -28,15 +27,13 @@ from .documents import PictureRequest
 from .limits import Limits
 from .previews import Previews, expected
 
-logger = logging.getLogger("fast_instantid")
-
 _FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's run programs
 _PREVIEWS = 8  # of a picture at most
 _FACE = np.array([[44, 50], [84, 50], [64, 72], [48, 94], [80, 94]], np.float32)  # of a 128 x 128 portrait
 
 
 class Left(Exception):
-    """No client waits for the batch any more."""
+    """No client waits for the batch any more, or the service ends."""
 
 
 @dataclass(eq=False)
@@ -101,28 +98,42 @@ class Engine:
         self.size, self.profile = size, profile
         self.faces = Batches(self._search, limits.queue, 1.0)
         self.drawing = Batches(self._draw, limits.queue, limits.batch)
-        self.is_ready, self.failure = False, ""
+        self.failure: Exception | None = None
+        """Of the warm-up. The service is of no use then."""
+        self._is_warm, self._ends = False, threading.Event()
+        self._thread = threading.Thread(target=self._begin, name="fast-instantid warm-up")
         self._previews, self._decoders = Previews(), ThreadPoolExecutor(4)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_warm and not self._ends.is_set()
 
     def start(self) -> None:
         """Warm up in a thread, then take jobs."""
-        threading.Thread(target=self._begin, daemon=True, name="fast-instantid warm-up").start()
+        self._thread.start()
 
     def stop(self) -> None:
-        self.is_ready = False
+        """Cancel all jobs and the warm-up: what runs ends at its next step."""
+        self._ends.set()
         self.faces.stop()
         self.drawing.stop()
+
+    def join(self) -> None:
+        """Wait until all threads have ended: a process that ends before torch's threads is aborted."""
+        self._thread.join()
+        self.faces.join()
+        self.drawing.join()
+        self._decoders.shutdown()
 
     def _begin(self) -> None:
         try:
             self._warm_up()
-        except Exception as error:  # said by /readyz
-            logger.exception("the warm-up failed")
-            self.failure = str(error)
+        except Exception as error:
+            self.failure = None if self._ends.is_set() else error
             return
         self.faces.start()
         self.drawing.start()
-        self.is_ready = True
+        self._is_warm = True
 
     def _warm_up(self) -> None:
         """Run every network once, at the usual sizes, on a drawn portrait."""
@@ -157,6 +168,15 @@ class Engine:
         """The faces that are recognised where all are asked for, from left to right."""
         return ordered(ordered(faces)[: self.limits.faces], "left to right")
 
+    def check_number(self, people: int, photographs: int = 1) -> None:
+        """Raise a FastInstantIDError for nobody, or for too many persons in a picture or photographs of one."""
+        limits = self.limits
+        if not 0 < people <= limits.people or photographs > limits.photos:
+            raise FastInstantIDError(
+                f"{people} persons: give 1 to {limits.people}, of {limits.photos} photographs each at most, as "
+                "photos, persons or person_files"
+            )
+
     def picture(self, asked: PictureRequest, people: list[Person], previews: bool = False) -> Job:
         """A job for one person in the photograph's pose, or for several side by side. It is not queued yet.
 
@@ -164,11 +184,7 @@ class Engine:
             FastInstantIDError: nobody, too many, a person of another recogniser, or a number beyond a limit.
         """
         limits = self.limits
-        if not 0 < len(people) <= limits.people or any(len(one.embeddings) > limits.photos for one in people):
-            raise FastInstantIDError(
-                f"{len(people)} persons: give 1 to {limits.people}, of {limits.photos} photographs each at most, as "
-                "photos, persons or person_files"
-            )
+        self.check_number(len(people), max((len(one.embeddings) for one in people), default=0))
         check_same_recognizer(people, self.analyzer.networks.recognizer_fingerprint)
         size = self.size or sdxl_size(people[0].photo_size)
         size = asked.width or size[0], asked.height or size[1]
@@ -192,7 +208,7 @@ class Engine:
 
         def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal latents
-            if all(job.future.done() for job in jobs):
+            if self._ends.is_set() or all(job.future.done() for job in jobs):
                 raise Left
             before, latents = latents, tensors["latents"]
             steps = pipe.num_timesteps
@@ -216,7 +232,7 @@ class Engine:
             callback_on_step_end=after,
             **pictures[0].options,
         ).images
-        if not self.is_ready:
+        if not self._is_warm:
             self._previews.fit(latents[:1], images[0])
         return [Drawn(image, self._likeness(picture, image)) for picture, image in zip(pictures, images, strict=True)]
 

@@ -96,6 +96,9 @@ class Guard:
         except _Refused as error:
             if not request.status:
                 await request.refuse(*error.args)
+        except asyncio.CancelledError:  # the server ends, and has waited for its requests
+            if not request.status:
+                await request.refuse(503, "the service ends", 0.0)
         except Exception:  # also a client that takes nothing of an answer: the server closes the connection
             logger.warning("%s %s failed", scope["method"], scope["path"], exc_info=not request.status)
             if not request.status:
@@ -167,7 +170,7 @@ class _Request:
             message = {**message, "headers": [*message["headers"], *added]}
         await asyncio.wait_for(self._send(message), self._guard.limits.body_seconds)
 
-    async def refuse(self, status: int, text: str) -> None:
+    async def refuse(self, status: int, text: str, seconds: float = 5.0) -> None:
         """Answer, and read on for a while: many clients look for an answer only after they have sent everything."""
         self.release()
         body = json.dumps({"error": text}).encode()
@@ -176,7 +179,7 @@ class _Request:
         headers += [(b"connection", b"close"), *([more[status]] if status in more else [])]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
-        until = asyncio.get_running_loop().time() + min(5.0, self._guard.limits.body_seconds)
+        until = asyncio.get_running_loop().time() + min(seconds, self._guard.limits.body_seconds)
         while not self._is_read and (left := until - asyncio.get_running_loop().time()) > 0:
             try:
                 message = await asyncio.wait_for(self._receive(), left)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...errors import FastInstantIDError
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 _CONNECTIONS = 256  # at once; more get the status 503
 
@@ -39,9 +45,35 @@ class _Protocol(H11Protocol):
             self._timer = None
 
 
-def server(app: Any, host: str, port: int) -> uvicorn.Server:
-    """A server for an app; ``run()`` returns when it was interrupted."""
-    return uvicorn.Server(
+class _Server(uvicorn.Server):
+    engine: Engine | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        is_over = await super().on_tick(counter)
+        return is_over or (self.engine is not None and self.engine.failure is not None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.engine is not None:
+            self.engine.stop()  # or uvicorn would wait for all that is drawn
+        await super().shutdown(sockets)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        FastInstantIDError: the port is taken, or it is no address of this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FastInstantIDError(f"cannot listen at --host {host}, --port {port}: {why}; choose others") from error
+
+
+def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None) -> uvicorn.Server:
+    """A server for an app; ``run()`` returns when it was interrupted, or when the engine's warm-up failed."""
+    made = _Server(
         uvicorn.Config(
             app,
             host,
@@ -55,3 +87,5 @@ def server(app: Any, host: str, port: int) -> uvicorn.Server:
             timeout_graceful_shutdown=5,
         )
     )
+    made.engine = engine
+    return made

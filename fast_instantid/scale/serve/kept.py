@@ -1,0 +1,91 @@
+"""The persons that a service keeps, and persons as bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+
+from ...errors import ModelFileError
+from ...people import Person
+from .documents import NAME
+
+
+class Kept:
+    """Persons in a folder, each under its name. What is not there, or not allowed, is an HTTPException.
+
+    Args:
+        folder: it is made if it is not there; None keeps none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        files = self.folder.glob("*.safetensors") if self.folder else ()
+        return sorted(path.stem for path in files if re.fullmatch(NAME, path.stem))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._file(name).read_bytes()
+        except FileNotFoundError:
+            raise _missing(name) from None
+
+    def person(self, name: str) -> Person:
+        return from_bytes(self.read(name), name)
+
+    def delete(self, name: str) -> None:
+        try:
+            self._file(name).unlink()
+        except FileNotFoundError:
+            raise _missing(name) from None
+
+    def check_free(self, name: str) -> None:
+        if self._file(name).exists():
+            raise _taken(name)
+
+    def keep(self, person: Person) -> None:
+        """Keep a person under its name: whole, or not at all."""
+        path = self._file(person.name)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            person.save(Path(folder, path.name))
+            try:
+                os.link(Path(folder, path.name), path)
+            except FileExistsError:
+                raise _taken(person.name) from None
+
+    def _file(self, name: str) -> Path:
+        if self.folder is None:
+            raise HTTPException(404, "this service keeps no persons: send photos or person_files")
+        return self.folder / f"{name}.safetensors"
+
+
+def _missing(name: str) -> HTTPException:
+    return HTTPException(404, f"no person {name!r} here")
+
+
+def _taken(name: str) -> HTTPException:
+    return HTTPException(409, f"there is a person {name!r}: delete it first, or choose another name")
+
+
+def as_bytes(person: Person) -> bytes:
+    """The file of a person."""
+    with tempfile.TemporaryDirectory() as folder:  # which only its owner can read
+        person.save(Path(folder, "person.safetensors"))
+        return Path(folder, "person.safetensors").read_bytes()
+
+
+def from_bytes(data: bytes, name: str = "person") -> Person:
+    """A person from its file, whose name in errors is ``name``. A ModelFileError if it is damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.safetensors")
+        path.write_bytes(data)
+        try:
+            return Person.load(path)
+        except ModelFileError as error:
+            raise ModelFileError(str(error).replace(f"{folder}/", "")) from None
