@@ -154,9 +154,7 @@ def test_a_wrong_limit_names_its_option_before_the_models_load(limit, capsys):
         assert capsys.readouterr()[1] == f"error: --max-{limit} {value}: expected 1 or more\n"
 
 
-@pytest.mark.parametrize(
-    "key", ["short", "fifteen letters", "a secret with spaces", "sixteen-lettérs-", "x" * 16 + "\n"]
-)
+@pytest.mark.parametrize("key", ["short", "x" * 15, "a secret with spaces", "sixteen-lettérs-", "x" * 16 + "\n"])
 def test_a_key_that_is_short_or_no_header_is_refused(key, monkeypatch, capsys):
     monkeypatch.setenv(KEY, key)
     for more in ((), ("--host", "0.0.0.0"), ("--ray",)):

@@ -127,11 +127,12 @@ class Batches:
         for job, result in zip(batch, self._results(batch), strict=True):
             with suppress(InvalidStateError):
                 job.future.set_exception(result) if isinstance(result, Exception) else job.future.set_result(result)
+            del result  # the traceback of an error holds this frame
 
     def _results(self, batch: list[Job]) -> Sequence[Any]:
         try:
             return self._run(batch)
-        except Exception as error:  # in no local variable: its traceback holds this frame, and that the photographs
+        except Exception as error:
             if len(batch) == 1:
                 return [error]
         return [self._results([job])[0] if not job.future.done() else None for job in batch]

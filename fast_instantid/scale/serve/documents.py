@@ -47,6 +47,11 @@ Files = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Names = Annotated[list[Name], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 Text = Annotated[str, Field(max_length=2000)]
+# No other parameters: starlette decodes by any codec of Python that is named here.
+_KINDS = re.compile(
+    r"(application/json|multipart/form-data)(?: *; *(?:charset=\"?utf-?8\"?|boundary=\"?[\w'()+,./:=? -]{1,70}\"?))*",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class _Request(BaseModel):
@@ -186,12 +191,12 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     Raises:
         HTTPException: 415 for another type, 422 for another content; says what is wrong.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "")
+    if not (known := _KINDS.fullmatch(kind)):
+        raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data, in UTF-8")
     try:
-        if kind == "application/json":
+        if known[1].lower() == "application/json":
             return model.model_validate_json(await request.body())
-        if kind != "multipart/form-data":
-            raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data")
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
         form = await parser.parse()

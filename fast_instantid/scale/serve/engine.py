@@ -16,12 +16,13 @@ from PIL import Image
 
 from ...errors import BackendError, FastInstantIDError, ImageError
 from ...faces import Face, keypoint_picture, sdxl_size
-from ...images import Photo, one_photo
+from ...images import Photo, one_photo, read_photo
 from ...miniature import files
 from ...people import Person, Scene, Subject, find_faces, likeness_in, ordered
 from ...people.find import people_in
 from ...people.person import check_same_recognizer
 from ...pipelines import InstantID
+from ...pipelines.profiles import Profile
 from .batches import Batches, Job
 from .documents import PictureRequest
 from .limits import Limits
@@ -96,6 +97,8 @@ class Engine:
             raise BackendError("a service needs a face analyzer and an adapter: give both to InstantID")
         self.instantid, self.analyzer, self.limits = instantid, instantid.faces, limits
         self.size, self.profile = size, profile
+        usual = instantid.defaults | Profile.of(profile or None).options
+        self._steps = min(usual["num_inference_steps"], limits.steps)
         self.faces = Batches(self._search, limits.queue, 1.0)
         self.drawing = Batches(self._draw, limits.queue, limits.batch)
         self.failure: Exception | None = None
@@ -186,12 +189,15 @@ class Engine:
         limits = self.limits
         self.check_number(len(people), max((len(one.embeddings) for one in people), default=0))
         check_same_recognizer(people, self.analyzer.networks.recognizer_fingerprint)
-        size = self.size or sdxl_size(people[0].photo_size)
-        size = asked.width or size[0], asked.height or size[1]
-        if math.prod(size) > limits.area or (asked.num_inference_steps or 0) > limits.steps:
+        asked = asked.model_copy(update={"num_inference_steps": asked.num_inference_steps or self._steps})
+        size, steps = self.size or sdxl_size(people[0].photo_size), asked.num_inference_steps or 0
+        scale = min(1.0, math.sqrt(limits.area / math.prod(size)))  # what is usual stays within the limits
+        width, height = (max(64, int(side * scale) // 8 * 8) for side in size)
+        size = asked.width or width, asked.height or height
+        if math.prod(size) > limits.area or steps > limits.steps:
             raise FastInstantIDError(
-                f"{size[0]} x {size[1]} pixels in {asked.num_inference_steps or 'the usual'} steps: at most "
-                f"{limits.area} pixels and {limits.steps} steps are drawn here"
+                f"{size[0]} x {size[1]} pixels in {steps} steps: at most {limits.area} pixels and {limits.steps} steps "
+                "are drawn here"
             )
         if len(people) == 1:
             subjects = [Subject(people[0], asked.scale)]
@@ -251,7 +257,4 @@ def opened(data: bytes, name: str) -> Image.Image:
 
 
 def _decoded(data: bytes, number: int) -> Photo:
-    name = f"photo {number + 1}"
-    photo = one_photo(opened(data, name))
-    photo.name = name
-    return photo
+    return read_photo(io.BytesIO(data), f"photo {number + 1}", _FORMATS)

@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from starlette.exceptions import HTTPException
 
 from ...errors import ModelFileError
@@ -81,11 +82,22 @@ def as_bytes(person: Person) -> bytes:
 
 
 def from_bytes(data: bytes, name: str = "person") -> Person:
-    """A person from its file, whose name in errors is ``name``. A ModelFileError if it is damaged."""
+    """A person from its file, whose name in errors is ``name``.
+
+    Raises:
+        ModelFileError: damaged, or with numbers that overflow in the networks or place a face nowhere.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.safetensors")
         path.write_bytes(data)
         try:
-            return Person.load(path)
+            person = Person.load(path)
         except ModelFileError as error:
             raise ModelFileError(str(error).replace(f"{folder}/", "")) from None
+    with np.errstate(all="ignore"):
+        rows, points = [person.embeddings, person.rows], [person.keypoints, person.face.bbox, person.photo_size]
+        # Recognisers give about 10, and photographs have sides of 32,766 pixels at most.
+        usual = all(np.abs(array).max() <= most for most, arrays in ((1e3, rows), (1e5, points)) for array in arrays)
+        if not usual or min(person.photo_size) < 1:
+            raise ModelFileError(f"{path.name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
+    return person
