@@ -149,9 +149,10 @@ def test_a_taken_port_is_said_before_the_models_load(capsys, monkeypatch):
 
 @pytest.mark.parametrize("limit", ["queue", "batch", "photos", "people", "steps", "area", "pixels", "body", "seconds"])
 def test_a_wrong_limit_names_its_option_before_the_models_load(limit, capsys):
-    for value in ("0", "-1"):
-        assert main(["serve", "--base", "/nowhere", f"--max-{limit}", value]) == 1
-        assert capsys.readouterr()[1] == f"error: --max-{limit} {value}: expected 1 or more\n"
+    for value in ("0", "-1", "1.5"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", "--base", "/nowhere", f"--max-{limit}", value])
+        assert f"argument --max-{limit}: {value}: expected a whole number, 1 or more" in capsys.readouterr()[1]
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 15, "a secret with spaces", "sixteen-lettérs-", "x" * 16 + "\n"])

@@ -39,12 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
     parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
     parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
-    parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="with --ray: processes, each with a pipeline"
-    )
+    text = "with --ray: processes, each with a pipeline"
+    parser.add_argument("--replicas", type=_bound, default=1, metavar="N", help=text)
     bounds = parser.add_argument_group("limits", "a request beyond one is refused")
     for name, text in _BOUNDS.items():
-        bounds.add_argument(f"--max-{name}", type=int, metavar="N", help=text)
+        bounds.add_argument(f"--max-{name}", type=_bound, metavar="N", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,14 +59,12 @@ def run(options: argparse.Namespace) -> int:
         )
     if not 0 <= options.port < 65536:
         raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
-    bounds_of(options)
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
         given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-        run_on_ray(
-            lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas, _say_where
-        )
+        where = options.host, options.port
+        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas, _say_where)
         return 0
     with bound(options.host, options.port) as listening:
         app = app_of(options, key)
@@ -83,13 +80,10 @@ def _say_where(host: str, port: int) -> None:
     say(f"http://{shown}:{port} has the page, and /readyz says when it is warm; interrupt to end")
 
 
-def bounds_of(options: argparse.Namespace) -> dict[str, int]:
-    """The limits that are given. A FastInstantIDError names the option that is wrong."""
-    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
-    for name, value in bounds.items():
-        if value < 1:
-            raise FastInstantIDError(f"--max-{name} {value}: expected 1 or more")
-    return bounds
+def _bound(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,11}", text):
+        raise argparse.ArgumentTypeError(f"{text[:80]}: expected a whole number, 1 or more")
+    return int(text)
 
 
 def _key() -> str:
@@ -111,7 +105,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         from ..scale.serve.engine import Engine
         from ..scale.serve.limits import Limits
 
-    limits, models = Limits(**bounds_of(options)), Models.of(options)
+    models = Models.of(options)
     place = Placement.resolve(options.device, options.dtype)
     # Of no bytes: it still lets requests of one photograph share a computation.
     options.cache = Cache(max_bytes=0) if options.cache is None else Cache(directory=options.cache)
@@ -124,7 +118,8 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         defaults={"num_inference_steps": models.steps, "guidance_scale": models.guidance},
     )
     Profile.of(options.profile or None).load(instantid.pipe)
-    return make_app(Engine(instantid, limits, models.size, options.profile), key, options.persons)
+    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
+    return make_app(Engine(instantid, Limits(**bounds), models.size, options.profile), key, options.persons)
 
 
 def on_ray(given: dict[str, Any]) -> Any:

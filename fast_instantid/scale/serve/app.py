@@ -33,7 +33,7 @@ from .metrics import Metrics
 
 logger = logging.getLogger("fast_instantid")
 
-_Told: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
+_Queue: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
 _Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
@@ -65,25 +65,19 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     app.state.engine, metrics = engine, Metrics(engine)
     app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
 
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+    async def refused(_: Request, error: Exception) -> Response:
+        status, text = _told(error)
+        return JSONResponse({"error": text}, status, headers=getattr(error, "headers", None))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return JSONResponse({"error": doc.said(error)}, 422)
-
-    @app.exception_handler(FastInstantIDError)
-    async def failed(_: Request, error: FastInstantIDError) -> Response:
-        headers = {"Retry-After": str(error.seconds)} if isinstance(error, Busy) else None
-        return JSONResponse({"error": _said(error)}, _status(error), headers=headers)
+    for kind in (HTTPException, RequestValidationError, FastInstantIDError):
+        app.add_exception_handler(kind, refused)
 
     def check_ready() -> None:
         if not engine.is_ready:
             why = "the warm-up failed: the log says why" if engine.failure else "warming up, or at its end"
             raise HTTPException(503, why, {"Retry-After": "5"})
 
-    def queued(queue: Batches, job: Job) -> _Told:
+    def queued(queue: Batches, job: Job) -> _Queue:
         """Queue a job, and return what it tells. Raises Busy."""
         told, loop = asyncio.Queue[tuple[str, Any]](), asyncio.get_running_loop()
 
@@ -96,7 +90,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         queue.put(job)
         return told
 
-    async def events(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[tuple[str, Any]]:
+    async def events(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[tuple[str, Any]]:
         """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
         until = start + limits.seconds
         gone = asyncio.ensure_future(_gone(request))
@@ -123,7 +117,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             if not job.future.cancel():  # it may hold an error, whose traceback holds this frame, and this the job
                 job.future = Future()
 
-    async def finished(request: Request, job: Job, told: _Told, start: float) -> Any:
+    async def finished(request: Request, job: Job, told: _Queue, start: float) -> Any:
         return [fact async for _, fact in events(request, job, told, start)][-1]
 
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
@@ -156,10 +150,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     @app.post(
         "/v1/persons",
-        responses={
-            200: {"content": {_FILE: {}}, "description": "a .safetensors file"},
-            201: {"model": doc.PersonAnswer},
-        },
+        responses={200: {"content": {_FILE: {}}}, 201: {"model": doc.PersonAnswer}},
         response_class=Response,
         openapi_extra=doc.body_of(doc.PersonRequest),
     )
@@ -206,14 +197,9 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         engine.drawing.check()
         accept = request.headers.get("accept", "")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
-        people += [
-            await run_in_threadpool(lambda name=name: from_bytes(kept.read(name), name)) for name in asked.persons
-        ]
+        people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
         people += [await run_in_threadpool(from_bytes, data) for data in asked.person_files]
-        try:
-            job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
-        except (ValueError, ArithmeticError) as error:  # a person's file may hold any numbers
-            raise HTTPException(422, f"these persons cannot be placed: {error}") from error
+        job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
         told = queued(engine.drawing, job)
         if "text/event-stream" in accept:
             return StreamingResponse(stream(request, job, told, start), media_type="text/event-stream")
@@ -224,20 +210,16 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
         return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
 
-    async def stream(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[str]:
+    async def stream(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[str]:
         try:
             async for name, fact in events(request, job, told, start):
                 if name == "result":
                     metrics.pictures.inc()
                     name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, job.work.asked.seed)
                 yield doc.event(name, fact)
-        except HTTPException as error:
-            yield doc.event("error", {"error": error.detail, "status": error.status_code})
-        except FastInstantIDError as error:
-            yield doc.event("error", {"error": _said(error), "status": _status(error)})
-        except Exception:
-            logger.exception("a picture failed")
-            yield doc.event("error", {"error": "the service failed: its log says why", "status": 500})
+        except Exception as error:
+            status, text = _told(error)
+            yield doc.event("error", {"error": text, "status": status})
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:
@@ -255,14 +237,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def page(path: str, file: Path) -> None:
-        @app.get(path, include_in_schema=False)
-        async def send() -> FileResponse:
-            return FileResponse(file)
-
-    page("/", _PAGE / "index.html")
-    page("/page.js", _PAGE / "page.js")
-    page("/page.css", _PAGE / "page.css")
+    for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
+        app.add_route(path, lambda _, file=_PAGE / name: FileResponse(file))
     return app
 
 
@@ -271,13 +247,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _status(error: FastInstantIDError) -> int:
-    return 429 if isinstance(error, Busy) else 500 if isinstance(error, (BackendError, NotFiniteError)) else 422
-
-
-def _said(error: FastInstantIDError) -> str:
-    """What a client is told. Errors of our own side may name files."""
-    if _status(error) != 500:
-        return str(error)
+def _told(error: Exception) -> tuple[int, str]:
+    """Status and text of an answer. Of our own errors, which may name files, only the log tells."""
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail)
+    if isinstance(error, RequestValidationError):
+        return 422, doc.said(error)
+    if isinstance(error, FastInstantIDError) and not isinstance(error, (BackendError, NotFiniteError)):
+        return 429 if isinstance(error, Busy) else 422, str(error)
     logger.error("a request failed", exc_info=error)
-    return "the service failed: its log says why"
+    return 500, "the service failed at this request: its log says why"

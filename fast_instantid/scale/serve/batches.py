@@ -21,8 +21,9 @@ class Busy(FastInstantIDError):
     """The queue is full. ``seconds`` estimates when there is room."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
-        self.seconds = max(1, math.ceil(seconds))
-        super().__init__(f"{waiting} requests are waiting, as many as may: ask again in about {self.seconds} s")
+        seconds = max(1, math.ceil(seconds))
+        self.headers = {"Retry-After": str(seconds)}
+        super().__init__(f"{waiting} requests are waiting, as many as may: ask again in about {seconds} s")
 
 
 @dataclass(eq=False)

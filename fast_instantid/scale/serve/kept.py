@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,7 @@ from .documents import NAME
 
 
 class Kept:
-    """Persons in a folder, each under its name. What is not there, or not allowed, is an HTTPException.
-
-    Args:
-        folder: it is made if it is not there; None keeps none.
-    """
+    """Persons in a folder, each under its name; None keeps none. Raises an HTTPException for what cannot be."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -32,46 +30,38 @@ class Kept:
         return sorted(path.stem for path in files if re.fullmatch(NAME, path.stem))
 
     def read(self, name: str) -> bytes:
-        try:
-            return self._file(name).read_bytes()
-        except FileNotFoundError:
-            raise _missing(name) from None
+        with self._file(name) as path:
+            return path.read_bytes()
 
     def person(self, name: str) -> Person:
         return from_bytes(self.read(name), name)
 
     def delete(self, name: str) -> None:
-        try:
-            self._file(name).unlink()
-        except FileNotFoundError:
-            raise _missing(name) from None
+        with self._file(name) as path:
+            path.unlink()
 
     def check_free(self, name: str) -> None:
-        if self._file(name).exists():
-            raise _taken(name)
+        with self._file(name) as path:
+            if path.exists():
+                raise FileExistsError
 
     def keep(self, person: Person) -> None:
         """Keep a person under its name: whole, or not at all."""
-        path = self._file(person.name)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with self._file(person.name) as path, tempfile.TemporaryDirectory(dir=path.parent) as folder:
             person.save(Path(folder, path.name))
-            try:
-                os.link(Path(folder, path.name), path)
-            except FileExistsError:
-                raise _taken(person.name) from None
+            os.link(Path(folder, path.name), path)
 
-    def _file(self, name: str) -> Path:
+    @contextmanager
+    def _file(self, name: str) -> Generator[Path]:
         if self.folder is None:
             raise HTTPException(404, "this service keeps no persons: send photos or person_files")
-        return self.folder / f"{name}.safetensors"
-
-
-def _missing(name: str) -> HTTPException:
-    return HTTPException(404, f"no person {name!r} here")
-
-
-def _taken(name: str) -> HTTPException:
-    return HTTPException(409, f"there is a person {name!r}: delete it first, or choose another name")
+        try:
+            yield self.folder / f"{name}.safetensors"
+        except FileNotFoundError:
+            raise HTTPException(404, f"no person {name!r} here") from None
+        except FileExistsError:
+            said = f"there is a person {name!r}: delete it first, or choose another name"
+            raise HTTPException(409, said) from None
 
 
 def as_bytes(person: Person) -> bytes:
@@ -82,11 +72,7 @@ def as_bytes(person: Person) -> bytes:
 
 
 def from_bytes(data: bytes, name: str = "person") -> Person:
-    """A person from its file, whose name in errors is ``name``.
-
-    Raises:
-        ModelFileError: damaged, or with numbers that overflow in the networks or place a face nowhere.
-    """
+    """A person from its file. A ModelFileError about ``name`` if it is damaged, or if its numbers would overflow."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.safetensors")
         path.write_bytes(data)

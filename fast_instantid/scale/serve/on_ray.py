@@ -25,11 +25,9 @@ class _Service:
 
 def application(build: Callable[[], Any], **options: Any) -> Any:
     """A Ray Serve application whose replicas each build the app; ``options`` are those of a deployment."""
+    made: Any = serve.ingress(build)(_Service)
     # Our own queues refuse before Ray's.
-    deployment: Any = serve.deployment(
-        serve.ingress(build)(_Service), name="service", max_ongoing_requests=256, **options
-    )
-    return deployment.bind()
+    return serve.deployment(made, name="service", max_ongoing_requests=256, **options).bind()
 
 
 def run_on_ray(
@@ -37,10 +35,7 @@ def run_on_ray(
 ) -> None:
     """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted.
 
-    ``say`` is told host and port.
-
-    Raises:
-        FastInstantIDError: the port is taken, the cluster cannot be reached, or it fails.
+    ``say`` is told where. A FastInstantIDError if the port is taken, or if the cluster is not reached or fails.
     """
     address = os.environ.pop("RAY_ADDRESS", "")
     if not address:

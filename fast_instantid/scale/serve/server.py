@@ -59,11 +59,7 @@ class _Server(uvicorn.Server):
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        FastInstantIDError: the port is taken, or it is no address of this machine.
-    """
+    """A socket that listens. A FastInstantIDError if the port is taken, or the host is not this machine."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
@@ -73,19 +69,8 @@ def bound(host: str, port: int) -> socket.socket:
 
 def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None) -> uvicorn.Server:
     """A server for an app; ``run()`` returns when it was interrupted, or when the engine's warm-up failed."""
-    made = _Server(
-        uvicorn.Config(
-            app,
-            host,
-            port,
-            http=_Protocol,
-            ws="none",
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    bounds: Any = {"limit_concurrency": _CONNECTIONS, "timeout_graceful_shutdown": 5}
+    quiet: Any = {"log_level": "warning", "server_header": False, "proxy_headers": False}
+    made = _Server(uvicorn.Config(app, host, port, http=_Protocol, ws="none", **bounds, **quiet))
     made.engine = engine
     return made
