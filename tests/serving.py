@@ -31,7 +31,7 @@ def instantid() -> InstantID:
 def serving(key: str = "", persons: Path | None = None, **bounds: Any) -> Iterator[httpx.Client]:
     """A client of the service. It has ``engine``, and ``port``."""
     engine = Engine(instantid(), Limits(**bounds), miniature.SIZE)
-    run = server(make_app(engine, key, persons), "127.0.0.1", 0, engine)
+    run = server(make_app(engine, key, persons), "127.0.0.1", 0)
     thread = threading.Thread(target=run.run)
     thread.start()
     try:

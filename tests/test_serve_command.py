@@ -18,8 +18,12 @@ import pytest
 
 from fast_instantid.cli import main
 from fast_instantid.cli.serve import KEY
+from fast_instantid.errors import BackendError
+from fast_instantid.scale.serve.app import make_app
+from fast_instantid.scale.serve.engine import Engine
+from fast_instantid.scale.serve.limits import Limits
 
-from .serving import PROMPT, eventually, photo
+from .serving import PROMPT, eventually, instantid, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = "neither a file nor a folder"
@@ -152,7 +156,7 @@ def test_a_wrong_limit_names_its_option_before_the_models_load(limit, capsys):
     for value in ("0", "-1", "1.5"):
         with pytest.raises(SystemExit, match="2"):
             main(["serve", "--base", "/nowhere", f"--max-{limit}", value])
-        assert f"argument --max-{limit}: {value}: expected a whole number, 1 or more" in capsys.readouterr()[1]
+        assert f"argument --max-{limit}: {value!r}: expected a whole number from 1 to" in capsys.readouterr()[1]
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 15, "a secret with spaces", "sixteen-lettérs-", "x" * 16 + "\n"])
@@ -164,3 +168,18 @@ def test_a_key_that_is_short_or_no_header_is_refused(key, monkeypatch, capsys):
     monkeypatch.setenv(KEY, "x" * 16)
     assert main(["serve", "--base", "/nowhere", "--port", "0"]) == 1
     assert MISSING in capsys.readouterr()[1]
+
+
+def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
+    from fast_instantid.scale.serve import on_ray
+
+    engine = Engine(instantid(), Limits())
+    monkeypatch.setattr(engine, "_warm_up", lambda: 1 / 0)
+    replica = on_ray._Service()
+    replica.app = make_app(engine)
+    replica.check_health()
+    engine.start()
+    engine.join()
+    with pytest.raises(BackendError, match="the warm-up failed") as raised:
+        replica.check_health()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)

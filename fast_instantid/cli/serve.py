@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from ..errors import FastInstantIDError
 from ..recorder import stage
 from .models import Models, face_analyzer
 from .output import say
+from .scale import positive
 
 KEY = "FAST_INSTANTID_KEY"
-_BOUNDS = {
+_BOUNDS = {  # limit -> help of its option
     "queue": "requests that wait for the pipeline, or for the face networks; more get the status 429",
     "batch": "pictures drawn at once at most",
     "photos": "photographs of a request",
@@ -26,7 +28,6 @@ _BOUNDS = {
     "body": "bytes of a request",
     "seconds": "from a request to its answer; later, it is given up",
 }
-"""Limit -> help of its option."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,25 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
     parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
     text = "with --ray: processes, each with a pipeline"
-    parser.add_argument("--replicas", type=_bound, default=1, metavar="N", help=text)
+    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help=text)
     bounds = parser.add_argument_group("limits", "a request beyond one is refused")
     for name, text in _BOUNDS.items():
-        bounds.add_argument(f"--max-{name}", type=_bound, metavar="N", help=text)
+        bounds.add_argument(f"--max-{name}", type=partial(positive, digits=12), metavar="N", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     key = _key()
     with stage("import"):
-        from ..scale.serve.limits import is_loopback
-        from ..scale.serve.server import bound, server
-    if not key and not is_loopback(options.host):
+        from ..scale.serve import limits, server
+    if not key and not limits.is_loopback(options.host):
         raise FastInstantIDError(
             f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
             "clients send, or listen at 127.0.0.1"
         )
-    if not 0 <= options.port < 65536:
-        raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
@@ -66,10 +64,10 @@ def run(options: argparse.Namespace) -> int:
         where = options.host, options.port
         run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas, _say_where)
         return 0
-    with bound(options.host, options.port) as listening:
+    with server.bound(options.host, options.port) as listening:
         app = app_of(options, key)
         _say_where(options.host, listening.getsockname()[1])
-        server(app, engine=app.state.engine).run([listening])
+        server.server(app, engine=app.state.engine).run([listening])
     if (failure := app.state.engine.failure) is not None:
         raise FastInstantIDError(f"the warm-up failed: {type(failure).__name__}: {failure}") from failure
     return 0
@@ -78,12 +76,6 @@ def run(options: argparse.Namespace) -> int:
 def _say_where(host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
     say(f"http://{shown}:{port} has the page, and /readyz says when it is warm; interrupt to end")
-
-
-def _bound(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,11}", text):
-        raise argparse.ArgumentTypeError(f"{text[:80]}: expected a whole number, 1 or more")
-    return int(text)
 
 
 def _key() -> str:
@@ -101,9 +93,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         from ..pipelines import InstantID, InstantIDFiles, load_pipeline
         from ..pipelines.profiles import Profile
         from ..placement import Placement
-        from ..scale.serve.app import make_app
-        from ..scale.serve.engine import Engine
-        from ..scale.serve.limits import Limits
+        from ..scale.serve import app, engine, limits
 
     models = Models.of(options)
     place = Placement.resolve(options.device, options.dtype)
@@ -119,7 +109,8 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
     )
     Profile.of(options.profile or None).load(instantid.pipe)
     bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
-    return make_app(Engine(instantid, Limits(**bounds), models.size, options.profile), key, options.persons)
+    made = engine.Engine(instantid, limits.Limits(**bounds), models.size, options.profile)
+    return app.make_app(made, key, options.persons)
 
 
 def on_ray(given: dict[str, Any]) -> Any:

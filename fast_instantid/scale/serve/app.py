@@ -74,7 +74,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     def check_ready() -> None:
         if not engine.is_ready:
-            why = "the warm-up failed: the log says why" if engine.failure else "warming up, or at its end"
+            why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
             raise HTTPException(503, why, {"Retry-After": "5"})
 
     def queued(queue: Batches, job: Job) -> _Queue:
@@ -237,8 +237,13 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    def page(path: str, file: Path) -> None:
+        @app.get(path, include_in_schema=False)
+        async def send() -> FileResponse:
+            return FileResponse(file)
+
     for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
-        app.add_route(path, lambda _, file=_PAGE / name: FileResponse(file))
+        page(path, _PAGE / name)
     return app
 
 

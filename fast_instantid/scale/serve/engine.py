@@ -89,14 +89,10 @@ class Engine:
         self._steps = min(usual["num_inference_steps"], limits.steps)
         self.faces = Batches(self._search, limits.queue, 1.0)
         self.drawing = Batches(self._draw, limits.queue, limits.batch)
+        self.is_ready, self._ends = False, threading.Event()
         self.failure: Exception | None = None  # of the warm-up
-        self._is_warm, self._ends = False, threading.Event()
         self._thread = threading.Thread(target=self._begin, name="fast-instantid warm-up")
         self._previews, self._decoders = Previews(), ThreadPoolExecutor(4)
-
-    @property
-    def is_ready(self) -> bool:
-        return self._is_warm and not self._ends.is_set()
 
     def start(self) -> None:
         """Warm up in a thread, then take jobs."""
@@ -105,6 +101,7 @@ class Engine:
     def stop(self) -> None:
         """Cancel all jobs and the warm-up: what runs ends at its next step."""
         self._ends.set()
+        self.is_ready = False
         self.faces.stop()
         self.drawing.stop()
 
@@ -123,7 +120,7 @@ class Engine:
             return
         self.faces.start()
         self.drawing.start()
-        self._is_warm = True
+        self.is_ready = not self._ends.is_set()
 
     def _warm_up(self) -> None:
         """Run every network once, at the usual sizes, on a drawn portrait."""
@@ -148,7 +145,7 @@ class Engine:
             try:
                 results.append([*self._decoders.map(_decoded, job.work[0], range(len(job.work[0])))])
             except ImageError as error:
-                results.append(error)
+                results.append(error.with_traceback(None))  # which would hold these results
         good = [number for number, photos in enumerate(results) if isinstance(photos, list)]
         photos = [photo for number in good for photo in results[number]]
         found = find_faces(self.analyzer, photos) if photos else []
@@ -228,7 +225,7 @@ class Engine:
             callback_on_step_end=after,
             **pictures[0].options,
         ).images
-        if not self._is_warm:
+        if not self.is_ready:
             self._previews.fit(latents[:1], images[0])
         return [Drawn(image, self._likeness(picture, image)) for picture, image in zip(pictures, images, strict=True)]
 

@@ -25,9 +25,9 @@ class _Service:
 
 def application(build: Callable[[], Any], **options: Any) -> Any:
     """A Ray Serve application whose replicas each build the app; ``options`` are those of a deployment."""
-    made: Any = serve.ingress(build)(_Service)
     # Our own queues refuse before Ray's.
-    return serve.deployment(made, name="service", max_ongoing_requests=256, **options).bind()
+    made: Any = serve.deployment(serve.ingress(build)(_Service), name="service", max_ongoing_requests=256, **options)
+    return made.bind()
 
 
 def run_on_ray(

@@ -62,7 +62,7 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket that listens. A FastInstantIDError if the port is taken, or the host is not this machine."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise FastInstantIDError(f"cannot listen at --host {host}, --port {port}: {why}; choose others") from error
 
