@@ -109,6 +109,8 @@ def test_a_signal_during_a_picture_ends_the_command_and_tells_the_client(sent, a
         waiting = 'fast_instantid_waiting{queue="pictures"} 1.0'
         eventually(lambda: waiting in httpx.get(f"{url}/metrics").text)
         process.send_signal(sent)
+        eventually(lambda: not answers(url))
+        process.send_signal(sent)  # an impatient second one
         for client in clients:
             client.join()
         assert ["the service ends" in text for text in told] == [True, True], told

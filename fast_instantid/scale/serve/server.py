@@ -48,6 +48,10 @@ class _Protocol(H11Protocol):
 class _Server(uvicorn.Server):
     engine: Engine | None = None
 
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if not self.should_exit:  # all ends within seconds; a second Ctrl-C would leave the engine's threads behind
+            super().handle_exit(sig, frame)
+
     async def on_tick(self, counter: int) -> bool:
         is_over = await super().on_tick(counter)
         return is_over or (self.engine is not None and self.engine.failure is not None)
