@@ -72,6 +72,11 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     for kind in (HTTPException, RequestValidationError, FastInstantIDError):
         app.add_exception_handler(kind, refused)
 
+    async def read(request: Request, model: type[doc.Asked]) -> tuple[float, doc.Asked]:
+        start = time.monotonic()
+        check_ready()
+        return start, await doc.read(request, model, limits)
+
     def check_ready() -> None:
         if not engine.is_ready:
             why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
@@ -142,9 +147,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest))
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.FacesRequest, limits)
+        start, asked = await read(request, doc.FacesRequest)
         rows = await searched(request, asked.photos, engine.largest if asked.embeddings else lambda _: [], start)
         return doc.faces_answer(rows)
 
@@ -156,9 +159,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     )
     async def make_person(request: Request) -> Response:
         """Make a person of photographs; with a name, it is kept here."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.PersonRequest, limits)
+        start, asked = await read(request, doc.PersonRequest)
         if asked.name:
             kept.check_free(asked.name)
         person = await person_of(request, asked.photos, asked.name or "person", start)
@@ -190,9 +191,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     )
     async def draw(request: Request) -> Response:
         """Draw persons. The answer is a PNG, or JSON, or events: each step, previews, and the picture."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.PictureRequest, limits)
+        start, asked = await read(request, doc.PictureRequest)
         engine.check_number(bool(asked.photos) + len(asked.persons) + len(asked.person_files))
         engine.drawing.check()
         accept = request.headers.get("accept", "")
