@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
     parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
     parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
-    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="with --ray: processes of one pipeline")
+    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="with --ray: how many pipelines")
     bounds = parser.add_argument_group("limits", "a request beyond one is refused")
     for name, text in _BOUNDS.items():
         bounds.add_argument(f"--max-{name}", type=partial(positive, digits=12), metavar="N", help=text)
