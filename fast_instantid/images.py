@@ -124,13 +124,12 @@ def one_photo(image: OneImage) -> Photo:
     return pictures[0]
 
 
-def read_photo(file: AbstractContextManager[Any], name: str) -> Photo:
+def read_photo(file: AbstractContextManager[Any], name: str, formats: tuple[str, ...] | None = None) -> Photo:
     """Read the picture of a file that the block of ``file`` opens, such as a remote one of fsspec.
 
-    Raises:
-        ImageError: as :func:`load_image`.
+    ``formats`` are Pillow's names of those that are read; all by default. An ImageError as of :func:`load_image`.
     """
-    with _pillow_errors(name), file as stream, stage("decode"), Image.open(stream) as opened:
+    with _pillow_errors(name), file as stream, stage("decode"), Image.open(stream, formats=formats) as opened:
         return Photo(_rgb_pixels(opened, name), name)
 
 

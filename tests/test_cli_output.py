@@ -95,13 +95,17 @@ def test_an_error_or_a_warning_starts_a_line_of_its_own(monkeypatch, folder):
     def fail(options):
         report_step(1, 30)
         logging.getLogger("fast_instantid").warning("something")
+        try:
+            raise KeyError("a name")
+        except KeyError:
+            logging.getLogger("fast_instantid").exception("it failed")
         report_step(2, 30)
         raise FastInstantIDError("bad")
 
     monkeypatch.setattr(cli.doctor, "run", fail)
     assert main(["doctor"]) == 1
     lines = [line.rpartition("\r\x1b[K")[2] for line in err.text().split("\n")]
-    assert lines[:2] == ["warning: something", "error: bad"]
+    assert lines[:3] == ["warning: something", "error: it failed: KeyError: 'a name'", "error: bad"]
     monkeypatch.setattr(cli.doctor, "run", lambda options: timed("a", {}).__enter__() or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])

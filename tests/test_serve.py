@@ -6,6 +6,7 @@ import base64
 import gc
 import io
 import json
+import logging
 import math
 import stat
 import tempfile
@@ -15,10 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from fast_instantid import Person
 from fast_instantid.cache import shared_cache
+from fast_instantid.errors import BackendError
+from fast_instantid.images import Photo
 from fast_instantid.people import find_person, likeness_in
+from fast_instantid.scale.serve.batches import Job
+from fast_instantid.scale.serve.documents import PictureRequest
+from fast_instantid.scale.serve.engine import Drawn, Picture
+from fast_instantid.scale.serve.kept import Kept
 
 from .serving import PORTRAITS, PROMPT, eventually, instantid, photo, serving
 
@@ -168,11 +178,12 @@ def test_metrics_count_requests_pictures_and_errors(client):
     before, pictures = [counted(status) for status in ("200", "422")], samples(client, "fast_instantid_pictures_total")
     client.post("/v1/pictures", files=[photo()], data=FEW)
     client.post("/v1/pictures", json=FEW)
-    assert [counted(status) for status in ("200", "422")] == [before[0] + 1, before[1] + 1]
+    eventually(lambda: [counted(status) for status in ("200", "422")] == [before[0] + 1, before[1] + 1], 10)
     assert samples(client, "fast_instantid_pictures_total")[0].value == pictures[0].value + 1
     assert samples(client, "fast_instantid_waiting")[0].value == 0
     client.get("/no/such/path")
-    assert {one.labels["route"] for one in samples(client, "fast_instantid_requests_total")} >= {"none", "/v1/pictures"}
+    routes = {"none", "/v1/pictures"}  # an answer is counted when it has been sent
+    eventually(lambda: {one.labels["route"] for one in samples(client, "fast_instantid_requests_total")} >= routes)
 
 
 def test_health_and_the_document(client):
@@ -186,9 +197,12 @@ def test_health_and_the_document(client):
     assert (client.get("/docs").status_code, client.get("/redoc").status_code) == (404, 404)
 
 
-def persons_held() -> int:
-    gc.collect()
-    return sum(type(one) is Person for one in gc.get_objects())
+OF_A_REQUEST = (Person, Photo, Image.Image, Job, Picture, Drawn, PictureRequest, Request, UploadFile)
+
+
+def held() -> list[str]:
+    """What is alive of requests, of any."""
+    return sorted(type(one).__name__ for one in gc.get_objects() if isinstance(one, OF_A_REQUEST))
 
 
 def test_nothing_of_a_request_is_kept(client, monkeypatch, tmp_path):
@@ -197,16 +211,104 @@ def test_nothing_of_a_request_is_kept(client, monkeypatch, tmp_path):
     written = []
     write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: written.append(path) or write(path, data))
-    before, held = shared_cache().stats, persons_held()
     person = client.post("/v1/persons", files=[photo(2)]).content
-    client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", person))], data=FEW)
-    failed = client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", b"no person"))], data=FEW)
-    assert failed.status_code == 422
-    assert str(tmp_path) not in failed.json()["error"]
-    assert len(written) >= 2
-    assert [*tmp_path.rglob("*")] == []
-    client.post("/v1/pictures", files=[photo(3)], data={**FEW, "num_inference_steps": "9999"})
+    gc.collect()
+    gc.disable()  # nothing waits for the collector
+    try:
+        before, alive = shared_cache().stats, held()
+        client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", person))], data=FEW)
+        client.post("/v1/pictures", json={**FEW, "photos": in_json(2)}, headers=EVENTS)
+        failed = client.post("/v1/pictures", files=[photo(2), ("person_files", ("x", b"no person"))], data=FEW)
+        assert failed.status_code == 422
+        assert str(tmp_path) not in failed.json()["error"]
+        assert len(written) >= 2
+        assert [*tmp_path.rglob("*")] == []
+        client.post("/v1/pictures", files=[photo(3)], data={**FEW, "num_inference_steps": "9999"})
+        client.post("/v1/faces", files=[photo(3), ("photos", PORTRAITS[3].read_bytes()[:2000])])
+        with monkeypatch.context() as broken:
+            broken.setattr(logging.getLogger("fast_instantid"), "disabled", True)  # pytest keeps what is logged
+            broken.setattr(client.engine, "_likeness", lambda picture, image: 1 / 0)
+            assert client.post("/v1/pictures", files=[photo(3)], data=FEW).status_code == 500
+            assert "the service failed" in client.post("/v1/pictures", files=[photo()], data=FEW, headers=EVENTS).text
+        eventually(lambda: held() == alive, 10)
+    finally:
+        gc.enable()
     after = shared_cache().stats
     assert (after.entries, after.misses) == (before.entries, before.misses)
     assert instantid().faces.networks.cache.stats.entries == 0
-    eventually(lambda: persons_held() <= held)
+
+
+def test_no_upload_reaches_a_disk(client, monkeypatch):
+    rolled = []
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda file: rolled.append(file))
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)).save(noise, "PNG")
+    assert noise.tell() > 4 << 20
+    answer = client.post("/v1/faces", files=[photo(), ("photos", noise.getvalue())])
+    assert (answer.status_code, len(answer.json()["photos"])) == (200, 2)
+    assert rolled == []
+
+
+def test_one_of_many_who_take_a_name_gets_it(client, persons):
+    def post(number: int) -> int:
+        return client.post("/v1/persons", files=[photo(number)], data={"name": "carol"}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(post, range(4))) == [201, 409, 409, 409]
+    kept, [first, second] = Kept(persons), [find_person(instantid().faces, PORTRAITS[n], name="dave") for n in range(2)]
+    kept.check_free("dave")
+    kept.keep(first)  # of two requests that both saw that the name is free
+    with pytest.raises(HTTPException, match="409"):
+        kept.keep(second)
+    np.testing.assert_array_equal(kept.person("dave").embedding, first.embedding)
+    assert sorted(path.name for path in persons.iterdir()) == ["carol.safetensors", "dave.safetensors"]
+    assert stat.S_IMODE((persons / "dave.safetensors").stat().st_mode) == 0o600
+    unread = client.post("/v1/persons", files=[("photos", b"no picture")], data={"name": "carol"})
+    assert unread.status_code == 409, "said before the photographs are searched"
+    for name in ("carol", "dave"):
+        assert client.delete(f"/v1/persons/{name}").status_code == 204
+
+
+def test_a_person_who_is_deleted_meanwhile_is_not_there(client, monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # when it was asked for
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    for answer in (
+        client.get("/v1/persons/eve"),
+        client.delete("/v1/persons/eve"),
+        client.post("/v1/pictures", json={**FEW, "persons": "eve"}),
+    ):
+        assert (answer.status_code, answer.json()) == (404, {"error": "no person 'eve' here"})
+
+
+def test_a_damaged_person_is_named_without_its_folder(client, persons):
+    for name in ("bad.safetensors", "no name.safetensors", ".safetensors"):
+        (persons / name).write_bytes(b"damaged")
+    assert client.get("/v1/persons").json() == {"persons": ["bad"]}
+    answer = client.post("/v1/pictures", json={**FEW, "persons": "bad"})
+    assert (answer.status_code, answer.json()["error"].startswith("bad.safetensors: ")) == (422, True)
+    assert "/" not in answer.json()["error"]
+    for path in persons.iterdir():
+        path.unlink()
+
+
+def test_errors_of_the_service_itself_name_no_files(client, monkeypatch):
+    def fail(*_):
+        raise ModelsGone(f"{Path.home()}/models/base: gone")
+
+    class ModelsGone(BackendError):
+        pass
+
+    monkeypatch.setattr(client.engine, "_likeness", fail)
+    for headers in (JSON, EVENTS):
+        answer = client.post("/v1/pictures", files=[photo()], data=FEW, headers=headers)
+        assert "the service failed at this request: its log says why" in answer.text
+        assert "models" not in answer.text
+
+
+def test_usual_steps_and_sizes_stay_within_the_limits():
+    with serving(steps=4, area=100 * 100) as client:
+        events = events_of(client.post("/v1/pictures", files=[photo()], data={"prompt": PROMPT}, headers=EVENTS).text)
+        assert [fact["steps"] for name, fact in events if name == "step"] == [4] * 4
+        assert (events[-1][1]["width"], events[-1][1]["height"]) == (96, 96)
+        answer = client.post("/v1/pictures", files=[photo()], data={**FEW, "num_inference_steps": "5"})
+        assert (answer.status_code, "4 steps are drawn here" in answer.text) == (422, True)

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"warning: {record.getMessage()}")
+        kind, error, _ = record.exc_info or (None, None, None)
+        say(f"{record.levelname.lower()}: {record.getMessage()}{f': {kind.__name__}: {error}' if kind else ''}")
 
 
 def run_command(arguments: Sequence[str] | None) -> int:

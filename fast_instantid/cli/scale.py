@@ -85,10 +85,10 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     return options.act(options, size)
 
 
-def positive(text: str) -> int:
-    """Convert a whole number from 1 to 9999."""
-    if not re.fullmatch("[0-9]{1,4}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to 9999")
+def positive(text: str, digits: int = 4) -> int:
+    """Convert a whole number of 1 or more, of so many digits at most."""
+    if not re.fullmatch(f"[0-9]{{1,{digits}}}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to {10**digits - 1}")
     return int(text)
 
 

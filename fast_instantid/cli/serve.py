@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from ..errors import FastInstantIDError
 from ..recorder import stage
 from .models import Models, face_analyzer
 from .output import say
+from .scale import positive
 
 KEY = "FAST_INSTANTID_KEY"
-_BOUNDS = {
+_BOUNDS = {  # limit -> help of its option
     "queue": "requests that wait for the pipeline, or for the face networks; more get the status 429",
     "batch": "pictures drawn at once at most",
     "photos": "photographs of a request",
@@ -25,7 +28,6 @@ _BOUNDS = {
     "body": "bytes of a request",
     "seconds": "from a request to its answer; later, it is given up",
 }
-"""Limit -> help of its option."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,41 +40,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
     parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
     parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
-    parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="with --ray: processes, each with a pipeline"
-    )
+    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="with --ray: how many pipelines")
     bounds = parser.add_argument_group("limits", "a request beyond one is refused")
     for name, text in _BOUNDS.items():
-        bounds.add_argument(f"--max-{name}", type=int, metavar="N", help=text)
+        bounds.add_argument(f"--max-{name}", type=partial(positive, digits=12), metavar="N", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    key = os.environ.get(KEY, "")
+    key = _key()
     with stage("import"):
-        from ..scale.serve.limits import is_loopback
-    if not key and not is_loopback(options.host):
+        from ..scale.serve import limits, server
+    if not key and not limits.is_loopback(options.host):
         raise FastInstantIDError(
             f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
             "clients send, or listen at 127.0.0.1"
         )
-    if not 0 <= options.port < 65536:
-        raise FastInstantIDError(f"--port {options.port}: expected 0 to 65535")
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    said = f"http://{shown}:{options.port} has the page, and /readyz says when it is warm; interrupt to end"
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
         given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-        say(said)
-        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), options.host, options.port, options.replicas)
-    else:
-        from ..scale.serve.server import server
-
+        where = options.host, options.port
+        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas, _say_where)
+        return 0
+    with server.bound(options.host, options.port) as listening:
         app = app_of(options, key)
-        say(said)
-        server(app, options.host, options.port).run()
+        _say_where(options.host, listening.getsockname()[1])
+        server.server(app, engine=app.state.engine).run([listening])
+    if (failure := app.state.engine.failure) is not None:
+        raise FastInstantIDError(f"the warm-up failed: {type(failure).__name__}: {failure}") from failure
     return 0
+
+
+def _say_where(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    say(f"http://{shown}:{port} has the page, and /readyz says when it is warm; interrupt to end")
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "")
+    if key and not re.fullmatch("[!-~]{16,}", key):
+        raise FastInstantIDError(f"${KEY}: expected 16 or more letters, digits and signs of ASCII, without spaces")
+    return key
 
 
 def app_of(options: argparse.Namespace, key: str) -> Any:
@@ -83,9 +92,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         from ..pipelines import InstantID, InstantIDFiles, load_pipeline
         from ..pipelines.profiles import Profile
         from ..placement import Placement
-        from ..scale.serve.app import make_app
-        from ..scale.serve.engine import Engine
-        from ..scale.serve.limits import Limits
+        from ..scale.serve import app, engine, limits
 
     models = Models.of(options)
     place = Placement.resolve(options.device, options.dtype)
@@ -101,8 +108,8 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
     )
     Profile.of(options.profile or None).load(instantid.pipe)
     bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
-    engine = Engine(instantid, Limits(**bounds), models.size, options.profile)
-    return make_app(engine, key, options.persons)
+    made = engine.Engine(instantid, limits.Limits(**bounds), models.size, options.profile)
+    return app.make_app(made, key, options.persons)
 
 
 def on_ray(given: dict[str, Any]) -> Any:
@@ -113,7 +120,7 @@ def on_ray(given: dict[str, Any]) -> Any:
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
     def build() -> Any:
-        if not (key := os.environ.get(KEY, "")):
+        if not (key := _key()):
             raise FastInstantIDError(f"a cluster reaches beyond a machine: set ${KEY} to a secret that clients send")
         return app_of(make_parser(defaultdict(lambda: run)).parse_args(["serve", *arguments]), key)
 

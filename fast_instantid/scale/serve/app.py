@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -21,37 +21,24 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ... import __version__
-from ...errors import BackendError, FastInstantIDError, ModelFileError, NotFiniteError
+from ...errors import BackendError, FastInstantIDError, NotFiniteError
 from ...people import Person, merge, ordered
 from ...people.search import no_face
 from . import documents as doc
 from .batches import Batches, Busy, Job
 from .engine import Engine, opened
+from .kept import Kept, as_bytes, from_bytes
 from .limits import Guard
 from .metrics import Metrics
 
 logger = logging.getLogger("fast_instantid")
 
-_Told: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
+_Queue: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
 _Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
 _PULSE = 15.0  # seconds between signs of life in a stream
-_WRONG = {
-    401: "no key, or a wrong one",
-    403: "a page of another host",
-    404: "not here",
-    408: "sent too slowly",
-    409: "the name is taken",
-    413: "too large",
-    415: "another content type",
-    421: "another host",
-    422: "wrong input: the text says what",
-    429: "the queue is full: Retry-After says how long",
-    500: "the service failed",
-    503: "not ready",
-    504: "not done in time",
-}
+_WRONG = (401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
 def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> FastAPI:
@@ -61,43 +48,41 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         key: that clients send as ``Authorization: Bearer KEY``; "" for none.
         persons: the folder that keeps named persons; None keeps none.
     """
-    limits = engine.limits
-    if persons is not None:
-        persons.mkdir(mode=0o700, parents=True, exist_ok=True)
+    limits, kept = engine.limits, Kept(persons)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         engine.start()
         yield
         engine.stop()
+        await run_in_threadpool(engine.join)
 
-    wrong: Any = {status: {"model": doc.Error, "description": text} for status, text in _WRONG.items()}
+    wrong: Any = {status: {"model": doc.Error} for status in _WRONG}
     # Both pages of FastAPI load scripts from other hosts.
     app = FastAPI(
         title="Fast InstantID", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=wrong
     )
-    metrics = Metrics(engine)
+    app.state.engine, metrics = engine, Metrics(engine)
     app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
 
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+    async def refused(_: Request, error: Exception) -> Response:
+        status, text = _told(error)
+        return JSONResponse({"error": text}, status, headers=getattr(error, "headers", None))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return JSONResponse({"error": doc.said(error)}, 422)
+    for kind in (HTTPException, RequestValidationError, FastInstantIDError):
+        app.add_exception_handler(kind, refused)
 
-    @app.exception_handler(FastInstantIDError)
-    async def failed(_: Request, error: FastInstantIDError) -> Response:
-        headers = {"Retry-After": str(error.seconds)} if isinstance(error, Busy) else None
-        return JSONResponse({"error": str(error)}, _status(error), headers=headers)
+    async def read(request: Request, model: type[doc.Asked]) -> tuple[float, doc.Asked]:
+        start = time.monotonic()
+        check_ready()
+        return start, await doc.read(request, model, limits)
 
     def check_ready() -> None:
         if not engine.is_ready:
             why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
             raise HTTPException(503, why, {"Retry-After": "5"})
 
-    def queued(queue: Batches, job: Job) -> _Told:
+    def queued(queue: Batches, job: Job) -> _Queue:
         """Queue a job, and return what it tells. Raises Busy."""
         told, loop = asyncio.Queue[tuple[str, Any]](), asyncio.get_running_loop()
 
@@ -110,7 +95,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         queue.put(job)
         return told
 
-    async def events(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[tuple[str, Any]]:
+    async def events(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[tuple[str, Any]]:
         """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
         until = start + limits.seconds
         gone = asyncio.ensure_future(_gone(request))
@@ -133,10 +118,11 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
                     raise HTTPException(504, f"not done in {limits.seconds:g} s")
                 yield name, fact
         finally:
-            job.future.cancel()
             gone.cancel()
+            if not job.future.cancel():  # it may hold an error, whose traceback holds this frame, and this the job
+                job.future = Future()
 
-    async def finished(request: Request, job: Job, told: _Told, start: float) -> Any:
+    async def finished(request: Request, job: Job, told: _Queue, start: float) -> Any:
         return [fact async for _, fact in events(request, job, told, start)][-1]
 
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
@@ -158,60 +144,44 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise no_face(engine.analyzer, empty)
         return merge([people[0] for _, _, people in rows], name)
 
-    def file_of(name: str, must_exist: bool = True) -> Path:
-        if persons is None:
-            raise HTTPException(404, "this service keeps no persons: send photos or person_files")
-        path = persons / f"{name}.safetensors"
-        if must_exist and not path.is_file():
-            raise HTTPException(404, f"no person {name!r} here")
-        return path
-
     @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest))
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.FacesRequest, limits)
+        start, asked = await read(request, doc.FacesRequest)
         rows = await searched(request, asked.photos, engine.largest if asked.embeddings else lambda _: [], start)
         return doc.faces_answer(rows)
 
     @app.post(
         "/v1/persons",
-        responses={
-            200: {"content": {_FILE: {}}, "description": "a .safetensors file"},
-            201: {"model": doc.PersonAnswer},
-        },
+        responses={200: {"content": {_FILE: {}}}, 201: {"model": doc.PersonAnswer}},
         response_class=Response,
         openapi_extra=doc.body_of(doc.PersonRequest),
     )
     async def make_person(request: Request) -> Response:
         """Make a person of photographs; with a name, it is kept here."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.PersonRequest, limits)
-        path = file_of(asked.name, must_exist=False) if asked.name else None
+        start, asked = await read(request, doc.PersonRequest)
+        if asked.name:
+            kept.check_free(asked.name)
         person = await person_of(request, asked.photos, asked.name or "person", start)
-        if path is None:
-            return Response(await run_in_threadpool(_as_bytes, person), media_type=_FILE)
-        if path.exists():
-            raise HTTPException(409, f"there is a person {asked.name!r}: delete it first, or choose another name")
-        await run_in_threadpool(person.save, path)
+        if not asked.name:
+            return Response(await run_in_threadpool(as_bytes, person), media_type=_FILE)
+        await run_in_threadpool(kept.keep, person)
         return JSONResponse(doc.person_answer(person), 201)
 
     @app.get("/v1/persons")
     async def list_persons() -> doc.PersonsAnswer:
         """Names of the persons that are kept here."""
-        return doc.PersonsAnswer(persons=sorted(path.stem for path in persons.glob("*.safetensors")) if persons else [])
+        return doc.PersonsAnswer(persons=await run_in_threadpool(kept.names))
 
     @app.get("/v1/persons/{name}", response_class=Response, responses={200: {"content": {_FILE: {}}}})
     async def get_person(name: _Kept) -> Response:
         """The file of a person that is kept here."""
-        return FileResponse(file_of(name), media_type=_FILE)
+        return Response(await run_in_threadpool(kept.read, name), media_type=_FILE)
 
     @app.delete("/v1/persons/{name}", status_code=204)
     async def delete_person(name: _Kept) -> None:
         """Delete a person that is kept here."""
-        file_of(name).unlink(missing_ok=True)
+        await run_in_threadpool(kept.delete, name)
 
     @app.post(
         "/v1/pictures",
@@ -221,18 +191,14 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     )
     async def draw(request: Request) -> Response:
         """Draw persons. The answer is a PNG, or JSON, or events: each step, previews, and the picture."""
-        start = time.monotonic()
-        check_ready()
-        asked = await doc.read(request, doc.PictureRequest, limits)
+        start, asked = await read(request, doc.PictureRequest)
+        engine.check_number(bool(asked.photos) + len(asked.persons) + len(asked.person_files))
         engine.drawing.check()
         accept = request.headers.get("accept", "")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
-        people += [await run_in_threadpool(Person.load, file_of(name)) for name in asked.persons]
-        people += [await run_in_threadpool(_from_bytes, data) for data in asked.person_files]
-        try:
-            job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
-        except (ValueError, ArithmeticError) as error:  # a person's file may hold any numbers
-            raise HTTPException(422, f"these persons cannot be placed: {error}") from error
+        people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
+        people += [await run_in_threadpool(from_bytes, data) for data in asked.person_files]
+        job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
         told = queued(engine.drawing, job)
         if "text/event-stream" in accept:
             return StreamingResponse(stream(request, job, told, start), media_type="text/event-stream")
@@ -243,20 +209,16 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
         return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
 
-    async def stream(request: Request, job: Job, told: _Told, start: float) -> AsyncIterator[str]:
+    async def stream(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[str]:
         try:
             async for name, fact in events(request, job, told, start):
                 if name == "result":
                     metrics.pictures.inc()
                     name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, job.work.asked.seed)
                 yield doc.event(name, fact)
-        except HTTPException as error:
-            yield doc.event("error", {"error": error.detail, "status": error.status_code})
-        except FastInstantIDError as error:
-            yield doc.event("error", {"error": str(error), "status": _status(error)})
-        except Exception:
-            logger.exception("a picture failed")
-            yield doc.event("error", {"error": "the service failed: its log says why", "status": 500})
+        except Exception as error:
+            status, text = _told(error)
+            yield doc.event("error", {"error": text, "status": status})
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:
@@ -279,9 +241,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         async def send() -> FileResponse:
             return FileResponse(file)
 
-    page("/", _PAGE / "index.html")
-    page("/page.js", _PAGE / "page.js")
-    page("/page.css", _PAGE / "page.css")
+    for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
+        page(path, _PAGE / name)
     return app
 
 
@@ -290,20 +251,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _status(error: FastInstantIDError) -> int:
-    return 429 if isinstance(error, Busy) else 500 if isinstance(error, (BackendError, NotFiniteError)) else 422
-
-
-def _as_bytes(person: Person) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:  # which only its owner can read
-        person.save(Path(folder, "person.safetensors"))
-        return Path(folder, "person.safetensors").read_bytes()
-
-
-def _from_bytes(data: bytes) -> Person:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "person.safetensors").write_bytes(data)
-        try:
-            return Person.load(Path(folder, "person.safetensors"))
-        except ModelFileError as error:
-            raise ModelFileError(str(error).replace(f"{folder}/", "")) from error
+def _told(error: Exception) -> tuple[int, str]:
+    """Status and text of an answer. Of our own errors, which may name files, only the log tells."""
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail)
+    if isinstance(error, RequestValidationError):
+        return 422, doc.said(error)
+    if isinstance(error, FastInstantIDError) and not isinstance(error, (BackendError, NotFiniteError)):
+        return 429 if isinstance(error, Busy) else 422, str(error)
+    logger.error("a request failed", exc_info=error)
+    return 500, "the service failed at this request: its log says why"

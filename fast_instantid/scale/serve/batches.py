@@ -21,8 +21,9 @@ class Busy(FastInstantIDError):
     """The queue is full. ``seconds`` estimates when there is room."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
-        self.seconds = max(1, math.ceil(seconds))
-        super().__init__(f"{waiting} requests are waiting, as many as may: ask again in about {self.seconds} s")
+        seconds = max(1, math.ceil(seconds))
+        self.headers = {"Retry-After": str(seconds)}
+        super().__init__(f"{waiting} requests are waiting, as many as may: ask again in about {seconds} s")
 
 
 @dataclass(eq=False)
@@ -57,18 +58,24 @@ class Batches:
         self._changed = threading.Condition()
         self._seconds = 1.0  # of a job
         self._is_open = True
+        self._thread = threading.Thread(target=self._work, name="fast-instantid batches")
 
     def start(self) -> None:
-        threading.Thread(target=self._work, daemon=True, name="fast-instantid batches").start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the batch that runs. What waits is cancelled."""
+        """Cancel all jobs, also those to come. The thread ends after the batch that runs."""
         with self._changed:
             self._is_open = False
-            waiting = [*self._jobs]
+            jobs = self._jobs + self._running
             self._changed.notify_all()
-        for job in waiting:
+        for job in jobs:
             job.future.cancel()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if self._thread.ident:
+            self._thread.join()
 
     @property
     def waiting(self) -> int:
@@ -85,13 +92,14 @@ class Batches:
             self.check()
             self._jobs.append(job)
             self._changed.notify_all()
-        job.future.add_done_callback(lambda _: self._forget(job))
+        job.future.add_done_callback(self._forget)  # which does not hold the job: it would be held until a collection
+        if not self._is_open:
+            job.future.cancel()
         return job
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, _: object) -> None:
         with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
+            self._jobs = [job for job in self._jobs if not job.future.done()]
 
     def _next(self) -> list[Job]:
         """The oldest job, and all that may run with it."""
@@ -117,15 +125,15 @@ class Batches:
 
     def finish(self, batch: list[Job]) -> None:
         """Run a batch; where that fails, each of its jobs alone. Jobs that were given up meanwhile get no result."""
-        try:
-            results = self._run(batch)
-        except Exception as error:
-            if len(batch) > 1:
-                for job in batch:
-                    if not job.future.done():
-                        self.finish([job])
-                return
-            results = [error]
-        for job, result in zip(batch, results, strict=True):
+        for job, result in zip(batch, self._results(batch), strict=True):
             with suppress(InvalidStateError):
                 job.future.set_exception(result) if isinstance(result, Exception) else job.future.set_result(result)
+            del result  # the traceback of an error holds this frame
+
+    def _results(self, batch: list[Job]) -> Sequence[Any]:
+        try:
+            return self._run(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+        return [self._results([job])[0] if not job.future.done() else None for job in batch]

@@ -47,6 +47,11 @@ Files = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Names = Annotated[list[Name], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 Text = Annotated[str, Field(max_length=2000)]
+# No other parameters: starlette decodes by any codec of Python that is named here.
+_KINDS = re.compile(
+    r"(application/json|multipart/form-data)(?: *; *(?:charset=\"?utf-?8\"?|boundary=\"?[\w'()+,./:=? -]{1,70}\"?))*",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class _Request(BaseModel):
@@ -128,15 +133,9 @@ def faces_answer(rows: Iterable[tuple[Photo, list[Face], list[Person]]]) -> Face
     photos: list[FoundFaces] = []
     for photo, faces, people in rows:
         known = {id(person.face): person.embedding.tolist() for person in people}
-        found = [
-            FoundFace(
-                box=face.bbox.tolist(),
-                keypoints=face.kps.tolist(),
-                score=face.det_score,
-                embedding=known.get(id(face)),
-            )
-            for face in ordered(faces, "left to right")
-        ]
+        from_left = ordered(faces, "left to right")
+        told = [(one.bbox.tolist(), one.kps.tolist(), one.det_score, known.get(id(one))) for one in from_left]
+        found = [FoundFace(box=box, keypoints=points, score=score, embedding=row) for box, points, score, row in told]
         photos.append(FoundFaces(width=photo.width, height=photo.height, faces=found))
     return FacesAnswer(photos=photos)
 
@@ -181,33 +180,26 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
-    """Read a request in memory: no file of a client reaches a disk.
-
-    Raises:
-        HTTPException: 415 for another type, 422 for another content; says what is wrong.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Read a request in memory: no file of a client reaches a disk. An HTTPException says what is wrong."""
+    kind = request.headers.get("content-type", "")
+    if not (known := _KINDS.fullmatch(kind)):
+        raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data, in UTF-8")
     try:
-        if kind == "application/json":
+        if known[1].lower() == "application/json":
             return model.model_validate_json(await request.body())
-        if kind != "multipart/form-data":
-            raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data")
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
         form = await parser.parse()
+        given: dict[str, Any] = {}
+        for name in form.keys():
+            values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
+            given[name] = values if len(values) > 1 else values[0]
+        await form.close()
+        return model.model_validate(given)
     except ValidationError as error:
         raise HTTPException(422, said(error)) from error
     except MultiPartException as error:
         raise HTTPException(422, f"the form: {error.message}") from error
-    given: dict[str, Any] = {}
-    for name in form.keys():
-        values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
-        given[name] = values if len(values) > 1 else values[0]
-    await form.close()
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise HTTPException(422, said(error)) from error
 
 
 def said(error: ValidationError | RequestValidationError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -17,18 +16,17 @@ from PIL import Image
 
 from ...errors import BackendError, FastInstantIDError, ImageError
 from ...faces import Face, keypoint_picture, sdxl_size
-from ...images import Photo, one_photo
+from ...images import Photo, one_photo, read_photo
 from ...miniature import files
 from ...people import Person, Scene, Subject, find_faces, likeness_in, ordered
 from ...people.find import people_in
 from ...people.person import check_same_recognizer
 from ...pipelines import InstantID
+from ...pipelines.profiles import Profile
 from .batches import Batches, Job
 from .documents import PictureRequest
 from .limits import Limits
 from .previews import Previews, expected
-
-logger = logging.getLogger("fast_instantid")
 
 _FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's run programs
 _PREVIEWS = 8  # of a picture at most
@@ -36,15 +34,7 @@ _FACE = np.array([[44, 50], [84, 50], [64, 72], [48, 94], [80, 94]], np.float32)
 
 
 class Left(Exception):
-    """No client waits for the batch any more."""
-
-
-@dataclass(eq=False)
-class Search:
-    """Photographs to search for faces; ``keep`` chooses those of each that are recognised."""
-
-    photos: Sequence[bytes]
-    keep: Callable[[list[Face]], list[Face]]
+    """No client waits for the batch any more, or the service ends."""
 
 
 @dataclass(eq=False)
@@ -89,66 +79,77 @@ class Engine:
     """
 
     def __init__(
-        self,
-        instantid: InstantID,
-        limits: Limits,
-        size: tuple[int, int] | None = None,
-        profile: str = "",
+        self, instantid: InstantID, limits: Limits, size: tuple[int, int] | None = None, profile: str = ""
     ) -> None:
         if instantid.faces is None or instantid.adapter is None:
             raise BackendError("a service needs a face analyzer and an adapter: give both to InstantID")
         self.instantid, self.analyzer, self.limits = instantid, instantid.faces, limits
         self.size, self.profile = size, profile
+        usual = instantid.defaults | Profile.of(profile or None).options
+        self._steps = min(usual["num_inference_steps"], limits.steps)
         self.faces = Batches(self._search, limits.queue, 1.0)
         self.drawing = Batches(self._draw, limits.queue, limits.batch)
-        self.is_ready, self.failure = False, ""
+        self.is_ready, self._ends = False, threading.Event()
+        self.failure: Exception | None = None  # of the warm-up
+        self._thread = threading.Thread(target=self._begin, name="fast-instantid warm-up")
         self._previews, self._decoders = Previews(), ThreadPoolExecutor(4)
 
     def start(self) -> None:
         """Warm up in a thread, then take jobs."""
-        threading.Thread(target=self._begin, daemon=True, name="fast-instantid warm-up").start()
+        self._thread.start()
 
     def stop(self) -> None:
+        """Cancel all jobs and the warm-up: what runs ends at its next step."""
+        self._ends.set()
         self.is_ready = False
         self.faces.stop()
         self.drawing.stop()
 
+    def join(self) -> None:
+        """Wait until all threads have ended: a process that ends before torch's threads is aborted."""
+        self._thread.join()
+        self.faces.join()
+        self.drawing.join()
+        self._decoders.shutdown()
+
     def _begin(self) -> None:
         try:
             self._warm_up()
-        except Exception as error:  # said by /readyz
-            logger.exception("the warm-up failed")
-            self.failure = str(error)
+        except Exception as error:
+            self.failure = None if self._ends.is_set() else error
             return
         self.faces.start()
         self.drawing.start()
-        self.is_ready = True
+        self.is_ready = not self._ends.is_set()
 
     def _warm_up(self) -> None:
         """Run every network once, at the usual sizes, on a drawn portrait."""
         photo = files().portraits[0].read_bytes()
-        self._search([Job(Search([photo], lambda faces: faces))])
+        self._search([Job(([photo], lambda faces: faces))])
         face = Face(np.array([24, 8, 104, 120], np.float32), _FACE, 1.0)
         person = people_in(self.analyzer, [one_photo(Image.open(io.BytesIO(photo)))], [[face]])[0][0]
         asked = PictureRequest.model_validate({"prompt": "a colourful portrait", "num_inference_steps": 2})
         self._draw([self.picture(asked, [person])])
 
     def search(self, photos: Sequence[bytes], keep: Callable[[list[Face]], list[Face]], pixels: int) -> Job:
-        """A job for photographs of so many pixels. Its result is photo, faces and kept persons of each."""
+        """A job for photographs of so many pixels; ``keep`` chooses the faces of each that are recognised.
+
+        Its result is photo, faces and kept persons of each.
+        """
         cost = max(pixels / self.limits.pixels, len(photos) / self.limits.face_batch)
-        return Job(Search(photos, keep), cost=cost)
+        return Job((photos, keep), cost=cost)
 
     def _search(self, jobs: list[Job]) -> list[Any]:
         results: list[Any] = []
         for job in jobs:
             try:
-                results.append([*self._decoders.map(_decoded, job.work.photos, range(len(job.work.photos)))])
+                results.append([*self._decoders.map(_decoded, job.work[0], range(len(job.work[0])))])
             except ImageError as error:
-                results.append(error)
+                results.append(error.with_traceback(None))  # which would hold these results
         good = [number for number, photos in enumerate(results) if isinstance(photos, list)]
         photos = [photo for number in good for photo in results[number]]
         found = find_faces(self.analyzer, photos) if photos else []
-        keeps = [jobs[number].work.keep for number in good for _ in results[number]]
+        keeps = [jobs[number].work[1] for number in good for _ in results[number]]
         kept = [keep(faces) if faces else [] for keep, faces in zip(keeps, found, strict=True)]
         rows = iter(zip(photos, found, people_in(self.analyzer, photos, kept), strict=True))
         return [[next(rows) for _ in photos] if isinstance(photos, list) else photos for photos in results]
@@ -157,6 +158,15 @@ class Engine:
         """The faces that are recognised where all are asked for, from left to right."""
         return ordered(ordered(faces)[: self.limits.faces], "left to right")
 
+    def check_number(self, people: int, photographs: int = 1) -> None:
+        """Raise a FastInstantIDError for nobody, or for too many persons in a picture or photographs of one."""
+        limits = self.limits
+        if not 0 < people <= limits.people or photographs > limits.photos:
+            raise FastInstantIDError(
+                f"{people} persons: give 1 to {limits.people}, of {limits.photos} photographs each at most, as "
+                "photos, persons or person_files"
+            )
+
     def picture(self, asked: PictureRequest, people: list[Person], previews: bool = False) -> Job:
         """A job for one person in the photograph's pose, or for several side by side. It is not queued yet.
 
@@ -164,18 +174,17 @@ class Engine:
             FastInstantIDError: nobody, too many, a person of another recogniser, or a number beyond a limit.
         """
         limits = self.limits
-        if not 0 < len(people) <= limits.people or any(len(one.embeddings) > limits.photos for one in people):
-            raise FastInstantIDError(
-                f"{len(people)} persons: give 1 to {limits.people}, of {limits.photos} photographs each at most, as "
-                "photos, persons or person_files"
-            )
+        self.check_number(len(people), max((len(one.embeddings) for one in people), default=0))
         check_same_recognizer(people, self.analyzer.networks.recognizer_fingerprint)
-        size = self.size or sdxl_size(people[0].photo_size)
-        size = asked.width or size[0], asked.height or size[1]
-        if math.prod(size) > limits.area or (asked.num_inference_steps or 0) > limits.steps:
+        asked = asked.model_copy(update={"num_inference_steps": asked.num_inference_steps or self._steps})
+        size, steps = self.size or sdxl_size(people[0].photo_size), asked.num_inference_steps or 0
+        scale = min(1.0, math.sqrt(limits.area / math.prod(size)))  # what is usual stays within the limits
+        width, height = (max(64, int(side * scale) // 8 * 8) for side in size)
+        size = asked.width or width, asked.height or height
+        if math.prod(size) > limits.area or steps > limits.steps:
             raise FastInstantIDError(
-                f"{size[0]} x {size[1]} pixels in {asked.num_inference_steps or 'the usual'} steps: at most "
-                f"{limits.area} pixels and {limits.steps} steps are drawn here"
+                f"{size[0]} x {size[1]} pixels in {steps} steps: at most {limits.area} pixels and {limits.steps} steps "
+                "are drawn here"
             )
         if len(people) == 1:
             subjects = [Subject(people[0], asked.scale)]
@@ -192,7 +201,7 @@ class Engine:
 
         def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal latents
-            if all(job.future.done() for job in jobs):
+            if self._ends.is_set() or all(job.future.done() for job in jobs):
                 raise Left
             before, latents = latents, tensors["latents"]
             steps = pipe.num_timesteps
@@ -235,7 +244,4 @@ def opened(data: bytes, name: str) -> Image.Image:
 
 
 def _decoded(data: bytes, number: int) -> Photo:
-    name = f"photo {number + 1}"
-    photo = one_photo(opened(data, name))
-    photo.name = name
-    return photo
+    return read_photo(io.BytesIO(data), f"photo {number + 1}", _FORMATS)

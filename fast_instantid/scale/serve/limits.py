@@ -13,8 +13,6 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from ...errors import FastInstantIDError
-
 logger = logging.getLogger("fast_instantid")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -31,34 +29,18 @@ _HEADERS = {
 class Limits:
     """Bounds of the service. A request beyond one gets an answer that names it."""
 
-    body: int = 32 << 20
-    """Bytes of a request; all requests that are being read hold eight times as many at most."""
-    body_seconds: float = 60.0
-    """For sending a request, or for taking a part of the answer."""
-    pixels: int = 100_000_000
-    """Of all photographs of a request, as their headers say, before they are decoded."""
-    photos: int = 8
-    """Photographs of a request."""
-    people: int = 4
-    """Persons in a picture."""
-    faces: int = 64
-    """Faces of a photograph that are recognised: the largest ones."""
-    area: int = 1536 * 1536
-    """Pixels of a picture that is drawn."""
+    body: int = 32 << 20  # bytes of a request; all requests that are being read hold eight times as many at most
+    body_seconds: float = 60.0  # for sending a request, or for taking a part of the answer
+    pixels: int = 100_000_000  # of all photographs of a request, as their headers say, before they are decoded
+    photos: int = 8  # of a request
+    people: int = 4  # in a picture
+    faces: int = 64  # of a photograph that are recognised: the largest ones
+    area: int = 1536 * 1536  # pixels of a picture that is drawn
     steps: int = 60
-    seconds: float = 300.0
-    """From the request's arrival to its answer."""
-    queue: int = 32
-    """Requests that wait for the face networks, and as many for the pipeline."""
-    batch: int = 4
-    """Pictures that are drawn at once."""
-    face_batch: int = 16
-    """Photographs that are searched at once."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise FastInstantIDError(f"limit {name} {value}: expected more than 0")
+    seconds: float = 300.0  # from the request's arrival to its answer
+    queue: int = 32  # requests that wait for the face networks, and as many for the pipeline
+    batch: int = 4  # pictures that are drawn at once
+    face_batch: int = 16  # photographs that are searched at once
 
 
 def is_loopback(host: str) -> bool:
@@ -69,12 +51,8 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Raw ASGI middleware: key, host and origin, bytes and time of a request, and the headers of every answer.
 
-    Args:
-        app: what is guarded.
-        limits: the bounds.
-        key: that a client must send; "" for none, and then only names of the loopback are answered: a page of another
-            host may have pointed its own name at this machine (DNS rebinding).
-        seen: called with scope, status and seconds of each answer.
+    Without a ``key``, only names of the loopback are answered: a page of another host may have pointed its own name at
+    this machine (DNS rebinding). ``seen`` is called with scope, status and seconds of each answer.
     """
 
     def __init__(
@@ -96,6 +74,9 @@ class Guard:
         except _Refused as error:
             if not request.status:
                 await request.refuse(*error.args)
+        except asyncio.CancelledError:  # the server ends, and has waited for its requests
+            if not request.status:
+                await request.refuse(503, "the service ends", 0.0)
         except Exception:  # also a client that takes nothing of an answer: the server closes the connection
             logger.warning("%s %s failed", scope["method"], scope["path"], exc_info=not request.status)
             if not request.status:
@@ -167,7 +148,7 @@ class _Request:
             message = {**message, "headers": [*message["headers"], *added]}
         await asyncio.wait_for(self._send(message), self._guard.limits.body_seconds)
 
-    async def refuse(self, status: int, text: str) -> None:
+    async def refuse(self, status: int, text: str, seconds: float = 5.0) -> None:
         """Answer, and read on for a while: many clients look for an answer only after they have sent everything."""
         self.release()
         body = json.dumps({"error": text}).encode()
@@ -176,7 +157,7 @@ class _Request:
         headers += [(b"connection", b"close"), *([more[status]] if status in more else [])]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
-        until = asyncio.get_running_loop().time() + min(5.0, self._guard.limits.body_seconds)
+        until = asyncio.get_running_loop().time() + min(seconds, self._guard.limits.body_seconds)
         while not self._is_read and (left := until - asyncio.get_running_loop().time()) > 0:
             try:
                 message = await asyncio.wait_for(self._receive(), left)

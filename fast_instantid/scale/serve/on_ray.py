@@ -8,26 +8,44 @@ from typing import Any
 
 from ray import serve
 
+from ...errors import BackendError
 from ..cluster import ray_cluster
+from .server import bound
+
+
+class _Service:
+    """What Ray asks of a replica beside the app, which is ``app`` here."""
+
+    app: Any
+
+    def check_health(self) -> None:
+        if (failure := self.app.state.engine.failure) is not None:
+            raise BackendError("the warm-up failed") from failure  # Ray starts another replica
 
 
 def application(build: Callable[[], Any], **options: Any) -> Any:
     """A Ray Serve application whose replicas each build the app; ``options`` are those of a deployment."""
     # Our own queues refuse before Ray's.
-    deployment: Any = serve.deployment(serve.ingress(build)(), name="service", max_ongoing_requests=256, **options)
-    return deployment.bind()
+    made: Any = serve.deployment(serve.ingress(build)(_Service), name="service", max_ongoing_requests=256, **options)
+    return made.bind()
 
 
-def run_on_ray(build: Callable[[], Any], host: str, port: int, replicas: int) -> None:
+def run_on_ray(
+    build: Callable[[], Any], host: str, port: int, replicas: int, say: Callable[[str, int], object]
+) -> None:
     """Run replicas in the cluster of ``$RAY_ADDRESS``, or in one that is started here, until interrupted.
 
-    Raises:
-        BackendError: the cluster cannot be reached, or it fails.
+    ``say`` is told where. A FastInstantIDError if the port is taken, or if the cluster is not reached or fails.
     """
-    with ray_cluster(os.environ.pop("RAY_ADDRESS", ""), os.cpu_count() or 1) as ray:
+    address = os.environ.pop("RAY_ADDRESS", "")
+    if not address:
+        with bound(host, port) as tried:
+            port = tried.getsockname()[1]
+    with ray_cluster(address, os.cpu_count() or 1) as ray:
         there = ray.cluster_resources()
         # Ray gives a replica as many threads as it has cores, and networks on a processor want all of them.
         needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
         replicated = application(build, num_replicas=replicas, ray_actor_options=needs)
         serve.start(http_options={"host": host, "port": port})
+        say(host, port)
         serve.run(replicated, name="fast-instantid", blocking=True)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import socket
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...errors import FastInstantIDError
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 _CONNECTIONS = 256  # at once; more get the status 503
 
@@ -39,19 +45,36 @@ class _Protocol(H11Protocol):
             self._timer = None
 
 
-def server(app: Any, host: str, port: int) -> uvicorn.Server:
-    """A server for an app; ``run()`` returns when it was interrupted."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host,
-            port,
-            http=_Protocol,
-            ws="none",
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=5,
-        )
-    )
+class _Server(uvicorn.Server):
+    engine: Engine | None = None
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if not self.should_exit:  # all ends within seconds; a second Ctrl-C would leave the engine's threads behind
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        is_over = await super().on_tick(counter)
+        return is_over or (self.engine is not None and self.engine.failure is not None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.engine is not None:
+            self.engine.stop()  # or uvicorn would wait for all that is drawn
+        await super().shutdown(sockets)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens. A FastInstantIDError if the port is taken, or the host is not this machine."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, UnicodeError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FastInstantIDError(f"cannot listen at --host {host}, --port {port}: {why}; choose others") from error
+
+
+def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None) -> uvicorn.Server:
+    """A server for an app; ``run()`` returns when it was interrupted, or when the engine's warm-up failed."""
+    bounds: Any = {"limit_concurrency": _CONNECTIONS, "timeout_graceful_shutdown": 5}
+    quiet: Any = {"log_level": "warning", "server_header": False, "proxy_headers": False}
+    made = _Server(uvicorn.Config(app, host, port, http=_Protocol, ws="none", **bounds, **quiet))
+    made.engine = engine
+    return made

@@ -1,0 +1,89 @@
+"""The persons that a service keeps, and persons as bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from starlette.exceptions import HTTPException
+
+from ...errors import ModelFileError
+from ...people import Person
+from .documents import NAME
+
+
+class Kept:
+    """Persons in a folder, each under its name; None keeps none. Raises an HTTPException for what cannot be."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        files = self.folder.glob("*.safetensors") if self.folder else ()
+        return sorted(path.stem for path in files if re.fullmatch(NAME, path.stem))
+
+    def read(self, name: str) -> bytes:
+        with self._file(name) as path:
+            return path.read_bytes()
+
+    def person(self, name: str) -> Person:
+        return from_bytes(self.read(name), name)
+
+    def delete(self, name: str) -> None:
+        with self._file(name) as path:
+            path.unlink()
+
+    def check_free(self, name: str) -> None:
+        with self._file(name) as path:
+            if path.exists():
+                raise FileExistsError
+
+    def keep(self, person: Person) -> None:
+        """Keep a person under its name: whole, or not at all."""
+        with self._file(person.name) as path, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            person.save(Path(folder, path.name))
+            os.link(Path(folder, path.name), path)
+
+    @contextmanager
+    def _file(self, name: str) -> Generator[Path]:
+        if self.folder is None:
+            raise HTTPException(404, "this service keeps no persons: send photos or person_files")
+        try:
+            yield self.folder / f"{name}.safetensors"
+        except FileNotFoundError:
+            raise HTTPException(404, f"no person {name!r} here") from None
+        except FileExistsError:
+            said = f"there is a person {name!r}: delete it first, or choose another name"
+            raise HTTPException(409, said) from None
+
+
+def as_bytes(person: Person) -> bytes:
+    """The file of a person."""
+    with tempfile.TemporaryDirectory() as folder:  # which only its owner can read
+        person.save(Path(folder, "person.safetensors"))
+        return Path(folder, "person.safetensors").read_bytes()
+
+
+def from_bytes(data: bytes, name: str = "person") -> Person:
+    """A person from its file. A ModelFileError about ``name`` if it is damaged, or if its numbers would overflow."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.safetensors")
+        path.write_bytes(data)
+        try:
+            person = Person.load(path)
+        except ModelFileError as error:
+            raise ModelFileError(str(error).replace(f"{folder}/", "")) from None
+    with np.errstate(all="ignore"):
+        rows, points = [person.embeddings, person.rows], [person.keypoints, person.face.bbox, person.photo_size]
+        # Recognisers give about 10, and photographs have sides of 32,766 pixels at most.
+        usual = all(np.abs(array).max() <= most for most, arrays in ((1e3, rows), (1e5, points)) for array in arrays)
+        if not usual or min(person.photo_size) < 1:
+            raise ModelFileError(f"{path.name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
+    return person

@@ -1,0 +1,187 @@
+"""The command that serves: its port, its errors, and its ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from fast_instantid.cli import main
+from fast_instantid.cli.serve import KEY
+from fast_instantid.errors import BackendError
+from fast_instantid.scale.serve.app import make_app
+from fast_instantid.scale.serve.engine import Engine
+from fast_instantid.scale.serve.limits import Limits
+
+from .serving import PROMPT, eventually, instantid, photo
+
+ROOT = Path(__file__).resolve().parent.parent
+MISSING = "neither a file nor a folder"
+FAULT = """
+import sys
+from fast_instantid.cli import main
+from fast_instantid.scale.serve.engine import Engine
+
+def fail(self):
+    raise RuntimeError("no kernel image")
+
+Engine._warm_up = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@contextmanager
+def command(*more: str, program: tuple[str, ...] = ("-m", "fast_instantid")) -> Iterator[subprocess.Popen[str]]:
+    """The command as a terminal starts it, with the miniature and at a free port."""
+    words = [sys.executable, *program, "serve", "--base", "miniature", "--port", "0", *more]
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Where it serves, as soon as it says so."""
+    line = process.stderr.readline()
+    return re.match(r"(http://127\.0\.0\.1:[1-9]\d*) has the page", line)[1]
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def ends_quietly(process: subprocess.Popen[str], sent: signal.Signals) -> None:
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[sent], said
+    assert said == ("interrupted\n" if sent == signal.SIGINT else "")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_warm_up_ends_the_command(sent):
+    with command() as process:
+        url = address(process)
+        eventually(lambda: not is_ready(url) and answers(url))
+        process.send_signal(sent)
+        ends_quietly(process, sent)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize(("sent", "accept"), [(signal.SIGINT, "text/event-stream"), (signal.SIGTERM, "image/png")])
+def test_a_signal_during_a_picture_ends_the_command_and_tells_the_client(sent, accept):
+    with command("--max-steps", "1000", "--max-batch", "1") as process:
+        url = address(process)
+        eventually(lambda: is_ready(url))
+        told: list[str] = []
+
+        def draw() -> None:
+            fields = {"prompt": PROMPT, "num_inference_steps": "1000"}
+            headers = {"Accept": accept}
+            with httpx.stream(
+                "POST", f"{url}/v1/pictures", files=[photo()], data=fields, headers=headers, timeout=60
+            ) as answer:
+                told.append("".join(answer.iter_text()))
+
+        clients = [Thread(target=draw) for _ in range(2)]  # one is drawn, one waits
+        for client in clients:
+            client.start()
+        waiting = 'fast_instantid_waiting{queue="pictures"} 1.0'
+        eventually(lambda: waiting in httpx.get(f"{url}/metrics").text)
+        process.send_signal(sent)
+        eventually(lambda: not answers(url))
+        process.send_signal(sent)  # an impatient second one
+        for client in clients:
+            client.join()
+        assert ["the service ends" in text for text in told] == [True, True], told
+        ends_quietly(process, sent)
+
+
+def test_requests_that_are_half_sent_do_not_hold_the_command():
+    with command() as process:
+        url = address(process)
+        eventually(lambda: is_ready(url))
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as half:
+            half.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            half.sendall(b"Content-Length: 1000\r\n\r\n{")
+            eventually(lambda: is_ready(url))
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=20)[1]
+            assert half.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert "Traceback" not in said
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_failed_warm_up_ends_the_command():
+    with command(program=("-c", FAULT)) as process:
+        said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 1
+    assert said[-1] == "error: the warm-up failed: RuntimeError: no kernel image"
+    assert len(said) == 2, "and where it serves"
+
+
+def test_a_taken_port_is_said_before_the_models_load(capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["serve", "--base", "/nowhere", "--port", str(port)]
+        assert main(words) == 1
+        assert f"--host 127.0.0.1, --port {port}: Address already in use" in capsys.readouterr()[1]
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert main([*words, "--ray"]) == 1
+        assert f"--port {port}: Address already in use" in capsys.readouterr()[1]
+    assert main(words) == 1
+    assert MISSING in capsys.readouterr()[1]
+
+
+@pytest.mark.parametrize("limit", ["queue", "batch", "photos", "people", "steps", "area", "pixels", "body", "seconds"])
+def test_a_wrong_limit_names_its_option_before_the_models_load(limit, capsys):
+    for value in ("0", "-1", "1.5"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", "--base", "/nowhere", f"--max-{limit}", value])
+        assert f"argument --max-{limit}: {value!r}: expected a whole number from 1 to" in capsys.readouterr()[1]
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 15, "a secret with spaces", "sixteen-lettérs-", "x" * 16 + "\n"])
+def test_a_key_that_is_short_or_no_header_is_refused(key, monkeypatch, capsys):
+    monkeypatch.setenv(KEY, key)
+    for more in ((), ("--host", "0.0.0.0"), ("--ray",)):
+        assert main(["serve", "--base", "/nowhere", *more]) == 1
+        assert f"${KEY}: expected 16 or more" in capsys.readouterr()[1]
+    monkeypatch.setenv(KEY, "x" * 16)
+    assert main(["serve", "--base", "/nowhere", "--port", "0"]) == 1
+    assert MISSING in capsys.readouterr()[1]
+
+
+def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
+    from fast_instantid.scale.serve import on_ray
+
+    engine = Engine(instantid(), Limits())
+    monkeypatch.setattr(engine, "_warm_up", lambda: 1 / 0)
+    replica = on_ray._Service()
+    replica.app = make_app(engine)
+    replica.check_health()
+    engine.start()
+    engine.join()
+    with pytest.raises(BackendError, match="the warm-up failed") as raised:
+        replica.check_health()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
