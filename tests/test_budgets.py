@@ -37,7 +37,7 @@ BOUNDS = {
     "observe": 1_800,
     "people": 1_700,
     "pipelines": 2_750,
-    "scale": 2_000,
+    "scale": 2_200,
 }
 
 

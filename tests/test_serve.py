@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gc
 import io
 import json
 import logging
 import math
+import os
 import stat
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -267,6 +270,39 @@ def test_one_of_many_who_take_a_name_gets_it(client, persons):
     assert unread.status_code == 409, "said before the photographs are searched"
     for name in ("carol", "dave"):
         assert client.delete(f"/v1/persons/{name}").status_code == 204
+
+
+def test_a_folder_without_links_keeps_persons_too(client, persons, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    for status in (201, 409):
+        assert client.post("/v1/persons", files=[photo()], data={"name": "fay"}).status_code == status
+    assert [path.name for path in persons.iterdir()] == ["fay.safetensors"]
+    assert Person.load(persons / "fay.safetensors").name == "fay"
+    assert client.delete("/v1/persons/fay").status_code == 204
+
+
+def test_a_pickle_is_no_person_of_a_client(client, tmp_path):
+    torch.save({"embeddings": torch.zeros(1, 512)}, tmp_path / "person.pt")
+    sent = {"person_files": (tmp_path / "person.pt").read_bytes()}
+    answer = client.post("/v1/pictures", data=FEW, files=sent)
+    assert (answer.status_code, answer.json()) == (422, {"error": "person.safetensors: not a .safetensors file of a person"})
+
+
+def test_base64_may_have_line_breaks(client):
+    lines = base64.encodebytes(PORTRAITS[0].read_bytes()).decode()
+    assert lines.count("\n") > 10
+    whole = client.post("/v1/faces", json={"photos": [in_json(0)[0]]})
+    assert client.post("/v1/faces", json={"photos": [lines]}).json() == whole.json()
+
+
+def test_head_is_answered_where_get_is(client):
+    for path in ("/", "/healthz", "/readyz", "/metrics"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", get.headers["content-type"])
+    assert (client.head("/nothing").status_code, client.head("/v1/faces").status_code) == (404, 405)
 
 
 def test_a_person_who_is_deleted_meanwhile_is_not_there(client, monkeypatch):

@@ -29,23 +29,19 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     bias = None if bias is None else bias.to(inputs)
     if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
         return F.linear(inputs, weight.to(inputs), bias)
-    product = _onednn if has_onednn(torch.float32) else _weights_first
     rows = inputs.flatten(0, -2)
     size = len(weight) if weight.dtype == inputs.dtype else max(1, _BLOCK // weight.shape[1])
-    out = torch.cat([product(rows, block.to(inputs)) for block in weight.split(size)], dim=1)
+    out = torch.cat([_product(rows, block.to(inputs)) for block in weight.split(size)], dim=1)
     out = out.unflatten(0, inputs.shape[:-1])
     return out if bias is None else out + bias
 
 
-def _onednn(rows: Tensor, weight: Tensor) -> Tensor:
-    """The product by oneDNN, as torch's compiler calls it. For 32 rows it is twice as fast as MKL's."""
-    product: Any = torch.ops.mkldnn._linear_pointwise
-    return product(rows, weight, None, "none", [], "")
-
-
-def _weights_first(rows: Tensor, weight: Tensor) -> Tensor:
-    """The product by torch. For 32 rows, MKL takes up to twice as long with the weights as the second operand."""
-    return (weight @ rows.T).T
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    if not has_onednn(torch.float32):
+        return (weight @ rows.T).T  # for 32 rows, MKL takes up to twice as long with the weights as the second operand
+    # As torch's compiler calls it. For 32 rows it is twice as fast as MKL.
+    onednn: Any = torch.ops.mkldnn
+    return onednn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
 class Linear(nn.Linear):

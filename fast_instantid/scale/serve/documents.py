@@ -35,7 +35,8 @@ def _bytes(value: Any) -> bytes:
     if re.match(r"\s*[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
         raise ValueError("a URL: this service fetches nothing; send the file itself")
     try:
-        return base64.b64decode(re.sub(r"^data:[\w/+.-]*;base64,", "", value), validate=True)
+        text = re.sub(r"^data:[\w/+.-]*;base64,", "", value)
+        return base64.b64decode("".join(text.split()), validate=True)  # the command base64 breaks lines
     except (binascii.Error, ValueError):
         raise ValueError("not base64: send the bytes of a file in it, or a form with the file") from None
 
@@ -133,9 +134,15 @@ def faces_answer(rows: Iterable[tuple[Photo, list[Face], list[Person]]]) -> Face
     photos: list[FoundFaces] = []
     for photo, faces, people in rows:
         known = {id(person.face): person.embedding.tolist() for person in people}
-        from_left = ordered(faces, "left to right")
-        told = [(one.bbox.tolist(), one.kps.tolist(), one.det_score, known.get(id(one))) for one in from_left]
-        found = [FoundFace(box=box, keypoints=points, score=score, embedding=row) for box, points, score, row in told]
+        found = [
+            FoundFace(
+                box=face.bbox.tolist(),
+                keypoints=face.kps.tolist(),
+                score=face.det_score,
+                embedding=known.get(id(face)),
+            )
+            for face in ordered(faces, "left to right")
+        ]
         photos.append(FoundFaces(width=photo.width, height=photo.height, faces=found))
     return FacesAnswer(photos=photos)
 

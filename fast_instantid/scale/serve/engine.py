@@ -38,6 +38,14 @@ class Left(Exception):
 
 
 @dataclass(eq=False)
+class Search:
+    """Photographs to search for faces; ``keep`` chooses those of each that are recognised."""
+
+    photos: Sequence[bytes]
+    keep: Callable[[list[Face]], list[Face]]
+
+
+@dataclass(eq=False)
 class Picture:
     """A picture to draw: what was asked, and where its persons are."""
 
@@ -125,31 +133,28 @@ class Engine:
     def _warm_up(self) -> None:
         """Run every network once, at the usual sizes, on a drawn portrait."""
         photo = files().portraits[0].read_bytes()
-        self._search([Job(([photo], lambda faces: faces))])
+        self._search([Job(Search([photo], lambda faces: faces))])
         face = Face(np.array([24, 8, 104, 120], np.float32), _FACE, 1.0)
         person = people_in(self.analyzer, [one_photo(Image.open(io.BytesIO(photo)))], [[face]])[0][0]
         asked = PictureRequest.model_validate({"prompt": "a colourful portrait", "num_inference_steps": 2})
         self._draw([self.picture(asked, [person])])
 
     def search(self, photos: Sequence[bytes], keep: Callable[[list[Face]], list[Face]], pixels: int) -> Job:
-        """A job for photographs of so many pixels; ``keep`` chooses the faces of each that are recognised.
-
-        Its result is photo, faces and kept persons of each.
-        """
+        """A job for photographs of so many pixels. Its result is photo, faces and kept persons of each."""
         cost = max(pixels / self.limits.pixels, len(photos) / self.limits.face_batch)
-        return Job((photos, keep), cost=cost)
+        return Job(Search(photos, keep), cost=cost)
 
     def _search(self, jobs: list[Job]) -> list[Any]:
         results: list[Any] = []
         for job in jobs:
             try:
-                results.append([*self._decoders.map(_decoded, job.work[0], range(len(job.work[0])))])
+                results.append([*self._decoders.map(_decoded, job.work.photos, range(len(job.work.photos)))])
             except ImageError as error:
                 results.append(error.with_traceback(None))  # which would hold these results
         good = [number for number, photos in enumerate(results) if isinstance(photos, list)]
         photos = [photo for number in good for photo in results[number]]
         found = find_faces(self.analyzer, photos) if photos else []
-        keeps = [jobs[number].work[1] for number in good for _ in results[number]]
+        keeps = [jobs[number].work.keep for number in good for _ in results[number]]
         kept = [keep(faces) if faces else [] for keep, faces in zip(keeps, found, strict=True)]
         rows = iter(zip(photos, found, people_in(self.analyzer, photos, kept), strict=True))
         return [[next(rows) for _ in photos] if isinstance(photos, list) else photos for photos in results]

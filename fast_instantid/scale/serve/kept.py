@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -47,9 +48,19 @@ class Kept:
 
     def keep(self, person: Person) -> None:
         """Keep a person under its name: whole, or not at all."""
-        with self._file(person.name) as path, tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            person.save(Path(folder, path.name))
-            os.link(Path(folder, path.name), path)
+        with self._file(person.name) as path:
+            # What a killed process leaves is removed like its other temporary files (files.sweep).
+            temporary = path.with_name(f".fast-instantid-{secrets.token_hex(8)}.safetensors")
+            try:
+                person.save(temporary)
+                os.link(temporary, path)  # which replaces nothing
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links, such as SMB
+                self.check_free(person.name)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _file(self, name: str) -> Generator[Path]:
@@ -73,6 +84,8 @@ def as_bytes(person: Person) -> bytes:
 
 def from_bytes(data: bytes, name: str = "person") -> Person:
     """A person from its file. A ModelFileError about ``name`` if it is damaged, or if its numbers would overflow."""
+    if data[8:9] != b"{":  # pickles are not for strangers
+        raise ModelFileError(f"{name}.safetensors: not a .safetensors file of a person")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.safetensors")
         path.write_bytes(data)

@@ -64,6 +64,8 @@ class Guard:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["method"] == "HEAD":  # the server sends no body then
+            scope = {**scope, "method": "GET"}
         start, request = time.monotonic(), _Request(self, receive, send)
         try:
             refused = self._refused(scope["path"], Headers(scope=scope))
