@@ -172,10 +172,14 @@ class TestInputs:
     def names(self, *sources, **options):
         return [Path(path).name for path in listed([*map(str, sources)], **options)]
 
-    def test_a_folder_is_searched_with_its_subfolders_and_without_hidden_files(self, library):
+    def test_a_folder_is_searched_with_its_subfolders_and_without_hidden_files(self, library, caplog):
         (library / ".hidden.png").touch()
         (library / "notes.txt").touch()
+        (library / "more" / "a.HEIC").touch()
         assert self.names(library) == [f"{number:05}.png" for number in range(12)]
+        assert "library0: left out are 1 .txt, 1 .heic: pictures of a folder end in .png" in caplog.text
+        for name in ("notes.txt", "more/a.HEIC"):
+            (library / name).unlink()
 
     def test_a_pattern_a_file_and_several_of_them(self, library, monkeypatch):
         monkeypatch.chdir(library.parent)
@@ -208,15 +212,19 @@ class TestInputs:
         (tmp_path / "c.csv").write_text("path\n")
         (tmp_path / "d.csv").write_bytes(b"path\n\xff\xfe\n")
         (tmp_path / "e.parquet").write_text("PAR1")
+        (tmp_path / "i.csv").write_text("id;path\n1;a.png\n")
+        (tmp_path / "j.csv").write_text("photos/a.png\nphotos/b.png\n")
         (tmp_path / "f").mkdir()
         parquet.write_table(pyarrow.table({"path": [1, 2]}), tmp_path / "h.parquet")
         for source, said in {
             "a.csv": "no column with paths; name it: --column takes one of x, y",
             "b.csv": "an empty table",
-            "c.csv": "no pictures there",
+            "c.csv": "no pictures there, or rows; pictures end in .png",
+            "i.csv": "'id;path' in the first line: expected names of columns, such as path, with commas in between",
+            "j.csv": "'photos/a.png' in the first line: expected names of columns",
             "d.csv": "cannot be read as a table",
             "e.parquet": "cannot be read as a table",
-            "f": "no pictures there; they end in .png",
+            "f": "no pictures there, or rows",
             "g": "no such file or folder",
             "h.parquet": "column 'path' holds int64, and no paths; name another with --column",
             "*.jpg": "no pictures there",
@@ -323,6 +331,20 @@ class TestResume:
         assert contents(Path("out")) == before
         assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
 
+    def test_a_refused_run_leaves_its_folder_to_the_next(self, embed, library):
+        embed(library, "-o", "out", "--face-threshold", 40, code=1)
+        assert "12 pictures" in embed(library, "-o", "out")
+
+    def test_a_damaged_file_is_made_again(self, embed, library):
+        embed(library, "-o", "out")
+        before = contents(Path("out"))
+        for damaged in (before["part-00000.parquet"][:1000], b""):
+            Path("out/part-00000.parquet").write_bytes(damaged)
+            said = embed(library, "-o", "out")
+            assert "out/part-00000.parquet is damaged, and made again" in said
+            assert "12 pictures" in said
+            assert contents(Path("out")) == before
+
     @needs_posix
     def test_a_full_disk_is_said_and_the_same_command_goes_on(self, embed, library):
         embed(library, "-o", "whole")
@@ -341,15 +363,24 @@ class TestResume:
         said = embed(library, "-o", "out", "--batch-size", 3, "--face-threshold", 0.4, code=1)
         assert "batch_size was 8 and is 3" in said
         assert "face_threshold was 0.5 and is 0.4" in said
-        assert "pictures was 12 and is 4, inputs was " in embed(library / "more", "-o", "out", code=1)
+        said = embed(library / "more", "-o", "out", code=1)
+        assert "holds results of other pictures, or in another order (pictures was 12 and is 4)" in said
+        assert "give a folder of its own to new pictures" in said
+        assert "other pictures, or in another order: " in embed(
+            library / "more", library / "*.png", "-o", "out", code=1
+        )
         assert contents(Path("out"), "") == before
         kept = json.loads(Path("out/_run.json").read_text())
         assert (kept["device"], kept["version"]) == ("cpu", __version__)
         Path("out/_run.json").write_text(json.dumps({**kept, "device": "cuda", "version": "0.1"}))
         said = embed(library, "-o", "out", code=1)
         assert f"device was cuda and is cpu, version was 0.1 and is {__version__}" in said
-        Path("out/_run.json").write_text("[]")
-        assert "holds results of another run" in embed(library, "-o", "out", code=1)
+        for content in ("[]", "{}", '{"run":', ""):
+            Path("out/_run.json").write_text(content)
+            assert "results in this folder are of an unknown run" in embed(library, "-o", "out", code=1)
+        Path("out/_run.json").unlink()
+        assert "results in this folder are of an unknown run" in embed(library, "-o", "out", code=1)
+        assert contents(Path("out")) == {name: content for name, content in before.items() if name != "_run.json"}
         assert "is a folder" in embed(library, "-o", "out.parquet", code=1)
         assert "create it first" in embed(library, "-o", "no/out", code=1)
 
@@ -394,6 +425,20 @@ print(seen[len(seen) // 3], seen[-1])
     printed = fresh_python(code, str(tmp_path / "many.csv"), "-o", str(tmp_path / "out"), *FACES).stdout
     third, end = map(int, printed.split())
     assert end - third < 24 << 20, "160 and 480 pictures differ by less than what 300 decoded ones hold"
+
+
+def test_a_run_without_any_face_fails(embed, library):
+    Path("bad.png").touch()
+    assert "1 pictures, 0 faces, 1 errors" in embed("bad.png", "-o", "out", code=1)
+    embed("bad.png", library / "00000.png", "-o", "both")
+
+
+@pytest.mark.parametrize("output", ["", "s3://bucket/out"])
+def test_an_output_that_is_no_folder_here_is_refused(output, library, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "embed", str(library), "-o", output, *FACES])
+    assert ended.value.code == 2
+    assert f"--output: {output!r}: expected a file or folder of this machine" in capsys.readouterr().err
 
 
 def test_json_has_the_counts(embed, library, capsys):

@@ -445,6 +445,16 @@ class TestJobs:
             document = json.loads(capsys.readouterr().out)
             assert (document["drawn"], document["kept"], document["failed"]) == counts
 
+    def test_the_report_keeps_the_pictures_of_earlier_jobs(self, run):
+        for seeds, gone in ((("1", "2"), ""), (("3",), ""), (("1",), ""), (("4",), "2")):
+            if gone:
+                next(Path("out").glob("*-s2*.png"), next(path for path in Path("out").glob("*.png"))).unlink()
+            _, _, rows = run("--person", "ada.safetensors", "--prompt", "a", "--seed", *seeds, "--likeness")
+            there = {path.name for path in Path("out").glob("*.png")}
+            assert {row["output"] for row in rows} == there
+            assert len(rows) == len(there)
+            assert all(row["likeness"] and row["seed"] for row in rows)
+
     def test_a_batch_of_nobody_is_refused(self, run, capsys):
         assert main(["batch", "generate", *self.OPTIONS]) == 1
         assert "nobody to draw: give JOBS.csv, --person or --from" in capsys.readouterr().err

@@ -288,7 +288,10 @@ def test_a_pickle_is_no_person_of_a_client(client, tmp_path):
     torch.save({"embeddings": torch.zeros(1, 512)}, tmp_path / "person.pt")
     sent = {"person_files": (tmp_path / "person.pt").read_bytes()}
     answer = client.post("/v1/pictures", data=FEW, files=sent)
-    assert (answer.status_code, answer.json()) == (422, {"error": "person.safetensors: not a .safetensors file of a person"})
+    assert (answer.status_code, answer.json()) == (
+        422,
+        {"error": "person.safetensors: not a .safetensors file of a person"},
+    )
 
 
 def test_base64_may_have_line_breaks(client):

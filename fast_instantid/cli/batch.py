@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from itertools import groupby
@@ -60,6 +61,7 @@ def run(
         else:
             alone.append((number, job))
         known.add(job.file_name)
+    earlier = _other_rows(folder, known)
     units = list(_batches(alone, batch_size))
     there = [all((folder / job.file_name).exists() for _, job in unit) for unit in units]
     kept = [unit for unit, done in zip(units, there, strict=True) if done]
@@ -75,18 +77,19 @@ def run(
             remaining.add(len(drawn))
         start = time.monotonic()
         if start >= due:  # writing a long report takes a small part of the time
-            _write_report(folder, rows)
+            _write_report(folder, earlier, rows)
             due = time.monotonic() + 20 * (time.monotonic() - start)
 
     # Workers load the pipeline. Where none is needed, this process reads the report.
     run_units(kept + todo, load, workers if todo else replace(workers, count=1), done, folder)
-    _write_report(folder, rows)
+    _write_report(folder, earlier, rows)
     progress("")
     states = ("drawn", "kept", "failed", "skipped")
     count = {status: sum(row["status"] == status for row in rows.values()) for status in states}
     for row in rows.values():
         if row["status"] in states[2:]:
-            say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {row.get('person', '')}: {row['error']}")
+            who = f"{row['person']}: " if row.get("person") and not row["error"].startswith(row["person"]) else ""
+            say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
     if json:
         print_json({"output": str(folder), **count})
         return 1 if count["failed"] else 0
@@ -162,9 +165,17 @@ def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _write_report(folder: Path, rows: dict[int, dict[str, Any]]) -> None:
+def _other_rows(folder: Path, outputs: set[str]) -> list[dict[str, Any]]:
+    """What the report says of the pictures of other jobs that are there."""
+    with suppress(OSError, ValueError, csv.Error), open(folder / _REPORT, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("output")]
+        return [row for row in rows if row["output"] not in outputs and (folder / row["output"]).exists()]
+    return []
+
+
+def _write_report(folder: Path, earlier: Sequence[dict[str, Any]], rows: dict[int, dict[str, Any]]) -> None:
     columns = [*_COLUMNS, *(field.name for field in fields(Job))]
     with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows[number] for number in sorted(rows))
+        writer.writerows([*earlier, *(rows[number] for number in sorted(rows))])

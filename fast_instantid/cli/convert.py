@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..recorder import stage
-from .output import check_output, print_json, progress, say
+from .output import check_output, output, print_json, progress, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "dtype of the converted weights; identities computed in it stay the same"
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help=text)
     text = "a new .safetensors file (default: NAME.fp16.safetensors beside the adapter)"
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument("-o", "--output", type=output, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print output and sizes as one JSON document")
 
 

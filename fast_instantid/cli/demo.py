@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import miniature
 from ..recorder import stage
-from .output import PICTURE_SUFFIXES, check_output, print_json, progress, report_step, save_picture, timed
+from .output import PICTURE_SUFFIXES, check_output, output, print_json, progress, report_step, save_picture, timed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps, text = miniature.STEPS, "number of sampling steps"
     parser.add_argument("--num-inference-steps", "--steps", type=int, default=steps, metavar="N", help=text)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best one there is)")
-    output = Path("fast-instantid-demo.png")
-    parser.add_argument("-o", "--output", type=Path, default=output, help="the picture to write")
+    default = Path("fast-instantid-demo.png")
+    parser.add_argument("-o", "--output", type=output, default=default, help="the picture to write")
     parser.add_argument("--json", action="store_true", help="print likeness and times as one JSON document")
 
 

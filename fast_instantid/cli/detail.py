@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
@@ -11,7 +10,7 @@ from ..recorder import stage
 from .generate import with_scale
 from .jobs import people_of
 from .models import Models
-from .output import PICTURE_SUFFIXES, check_output, print_json, reported, save_picture, timed
+from .output import PICTURE_SUFFIXES, check_output, output, print_json, reported, save_picture, timed
 from .studio import Studio
 
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding", type=float, default=2.0, metavar="X", help=text)
     text = "pixels of the square that is drawn, a multiple of 8 (default: what the model was trained at)"
     parser.add_argument("--side", type=int, metavar="PX", help=text)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    parser.add_argument("-o", "--output", type=output, required=True, help="the picture to write")
 
 
 def run(options: argparse.Namespace) -> int:

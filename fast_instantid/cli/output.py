@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -19,6 +21,13 @@ from ..recorder import stage
 
 _TEXT = "fast-instantid "  # before the keys of texts in PNG files
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def output(text: str) -> Path:
+    """Convert the name of a file or folder to write."""
+    if not text or re.match(r"\w{2,}://", text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a file or folder of this machine")
+    return Path(text)
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: Sequence[str | Path] = ()) -> None:

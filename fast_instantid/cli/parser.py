@@ -12,7 +12,7 @@ from .. import __version__, miniature
 from ..sources import MODELS, models_folder
 from . import convert, demo, detail, doctor, person, profile, scale, serve, watch
 from .models import GUIDANCE, MINIATURE, STEPS
-from .output import printable_lines
+from .output import output, printable_lines
 from .scale import positive
 
 if TYPE_CHECKING:
@@ -154,19 +154,21 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
         "embed", "print or save the embedding of the largest face of each photo", "*.jpg -o people.safetensors"
     )
     embed.add_argument("photos", nargs="+", metavar="PHOTO", help="picture files")
-    embed.add_argument("-o", "--output", type=Path, help="write embeddings, boxes and keypoints to a .safetensors file")
+    embed.add_argument(
+        "-o", "--output", type=output, help="write embeddings, boxes and keypoints to a .safetensors file"
+    )
     embed.add_argument("--json", action="store_true", help="print everything as one JSON document")
     face_options(embed)
 
     faces = command("faces", "list the faces of a photo, by the numbers of --index", "group.jpg -o numbered.png")
     faces.add_argument("photo", metavar="PHOTO", help="a picture file")
-    faces.add_argument("-o", "--output", type=Path, help="write the photo with a numbered box around each face")
+    faces.add_argument("-o", "--output", type=output, help="write the photo with a numbered box around each face")
     faces.add_argument("--json", action="store_true", help="print one JSON document")
     face_options(faces)
 
     keypoints = command("keypoints", "draw the keypoint picture of a photo", "anna.jpg -o hint.png")
     keypoints.add_argument("photo", metavar="PHOTO", help="a picture file")
-    keypoints.add_argument("-o", "--output", type=Path, required=True, help="the picture to write")
+    keypoints.add_argument("-o", "--output", type=output, required=True, help="the picture to write")
     keypoints.add_argument("--all", action="store_true", help="all faces, not only the largest")
     face_options(keypoints)
 
@@ -185,7 +187,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
     who.add_argument("--jobs", type=Path, metavar="CSV", help=text)
     generate_options(generate)
     text = "the picture to write; of several pictures, their folder"
-    generate.add_argument("-o", "--output", type=Path, required=True, help=text)
+    generate.add_argument("-o", "--output", type=output, required=True, help=text)
 
     batches = command(
         "batch", "work on many pictures, with several processes or machines", "embed photos -o embeddings"

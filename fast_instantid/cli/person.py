@@ -13,7 +13,7 @@ from ..errors import FastInstantIDError
 from ..observe.table import printable
 from ..recorder import stage
 from .models import face_analyzer, face_pack
-from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
+from .output import PICTURE_SUFFIXES, check_output, output, print_json, save_picture, say
 
 if TYPE_CHECKING:
     from ..people import Person
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
 
     make = action("make", _make, "find a person in photographs, and keep it in a file")
     make.add_argument("photos", nargs="+", metavar="PHOTO", help="picture files, all of one person")
-    make.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    make.add_argument("-o", "--output", type=output, required=True, help="the .safetensors file to write")
     make.add_argument("--name", help="of the person (default: the first photo's)")
     make.add_argument("--notes", default="", help="any text")
     make.add_argument("--weights", type=float, nargs="+", metavar="X", help="how much each photo counts, 0 or more")
@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
         added.add_argument("people", nargs="+", type=Path, metavar="FILE", help=f"files of 'person make'{text}")
     for added in (make, show, compare):
         added.add_argument("--json", action="store_true", help="print one JSON document")
-    merge.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    merge.add_argument("-o", "--output", type=output, required=True, help="the .safetensors file to write")
     export.add_argument("people", nargs=1, type=Path, metavar="FILE", help="a file of 'person make'")
     text = "a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps"
-    export.add_argument("-o", "--output", type=Path, required=True, help=text)
+    export.add_argument("-o", "--output", type=output, required=True, help=text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,14 +13,16 @@ from typing import TextIO
 
 from ..errors import FastInstantIDError
 from ..recorder import Recorder
-from .output import check_output, printable_lines
+from .output import check_output, output, printable_lines
 
 _COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``profile``."""
-    parser.add_argument("-o", "--output", type=Path, metavar="NAME.json", help="trace to write (default: by the time)")
+    parser.add_argument(
+        "-o", "--output", type=output, metavar="NAME.json", help="trace to write (default: by the time)"
+    )
     parser.add_argument("--show", type=Path, metavar="FILE.json", help="print the table of a trace that was written")
     what = f"one of {', '.join(_COMMANDS)}, with its arguments"
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help=what)

@@ -18,7 +18,7 @@ from . import batch
 from .generate import jobs_of, open_studio
 from .jobs import Job
 from .models import Models, face_analyzer, face_pack
-from .output import Remaining, print_json, progress, say
+from .output import Remaining, output, print_json, progress, say
 
 if TYPE_CHECKING:
     from ..faces import FaceAnalyzer
@@ -39,7 +39,7 @@ def add_arguments(
     def action(name: str, run: Callable[..., int], text: str, epilog: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=text, description=text, epilog=f"example:\n  fast-instantid {epilog}")
         added.set_defaults(act=run, parser=added)
-        added.add_argument("-o", "--output", type=Path, required=True, help="the folder to write, or to go on with")
+        added.add_argument("-o", "--output", type=output, required=True, help="the folder to write, or to go on with")
         pool = added.add_argument_group("workers", "several need Ray; the results are the same for any number")
         text = "processes that work at the same time (default: one for each GPU, or one)"
         pool.add_argument("--workers", type=positive, metavar="N", help=text)
@@ -94,7 +94,7 @@ def positive(text: str, digits: int = 4) -> int:
 
 def _embed(options: argparse.Namespace, size: object) -> int:
     from ..faces.pack import checksum_of, find_pack
-    from ..scale.embed import open_embedder, units_of
+    from ..scale.embed import is_done, open_embedder, units_of
     from ..scale.inputs import listed
     from ..scale.run_folder import run_folder
     from ..scale.units import run_units
@@ -109,7 +109,7 @@ def _embed(options: argparse.Namespace, size: object) -> int:
         settings[name] = checksum_of(network.path, options.cache)
     with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):
         units = units_of(paths, options.batch_size)
-        todo = [unit for unit in units if not (folder / unit.file_name).exists()]
+        todo = [unit for unit in units if not is_done(folder / unit.file_name)]
         count = {"pictures": 0, "faces": 0, "errors": 0}
         remaining, start = Remaining("pictures", sum(len(unit.paths) for unit in todo), workers.count), time.monotonic()
 
@@ -123,12 +123,14 @@ def _embed(options: argparse.Namespace, size: object) -> int:
     progress("")
     seconds = time.monotonic() - start
     kept = len(paths) - count["pictures"]
+    code = 1 if count["errors"] and not count["faces"] else 0
     if options.json:
         print_json({"output": str(folder), **count, "kept": kept, "seconds": round(seconds, 3)})
-        return 0
+        return code
     counts = ", ".join(f"{value} {name}" for name, value in count.items())
-    say(f"{folder}: {counts} ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s); {kept} pictures were there")
-    return 0
+    rate = f" ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s, with the start)" if count["pictures"] else ""
+    say(f"{folder}: {counts}{rate}; {kept} pictures were done before")
+    return code
 
 
 def _generate(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
@@ -190,6 +192,11 @@ def _workers(options: argparse.Namespace) -> Workers:
     if index and count > 1:
         raise FastInstantIDError(f"--device {options.device} is one GPU: with {count} workers, give --device {kind}")
     used, cores = count * options.threads, os.cpu_count() or 1
+    here = f"{count} worker(s) with {options.threads} thread(s) on {cores} cores"
     if kind == "cpu" and not options.ray_address and used < cores:
-        say(f"{count} worker(s) with {options.threads} thread(s) on {cores} cores; --workers and --threads take more")
+        say(f"{here}; --workers and, in a new folder, --threads take more")
+    elif kind == "cpu" and not options.ray_address and used > cores:
+        say(f"{here}: more than the cores is slower, and each worker needs memory of its own")
+    if count > 1:
+        say(f"{count} workers start with Ray: the first results take a while")
     return Workers(count, options.threads, has_gpu, options.ray_address)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..errors import FastInstantIDError
 from ..files import check_parent
-from .output import progress, say
+from .output import output, progress, say
 
 if TYPE_CHECKING:
     from ..observe.nvml import Gpu
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``watch``."""
     parser.add_argument("--interval", type=float, default=0.1, metavar="SECONDS", help="time between samples")
-    parser.add_argument("-o", "--output", type=Path, metavar="NAME.csv", help="samples to write (default: by the time)")
+    parser.add_argument(
+        "-o", "--output", type=output, metavar="NAME.csv", help="samples to write (default: by the time)"
+    )
     parser.add_argument("--replay", type=Path, metavar="FILE.csv", help="judge a recording again")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="watch until it ends (default: until Ctrl-C)"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
+from socket import create_connection
 from typing import Any
 
 from ..errors import BackendError
@@ -34,6 +36,11 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
     except ModuleNotFoundError as error:
         raise BackendError("several workers need Ray: pip install 'fast-instantid[ray]', or --workers 1") from error
     options: dict[str, Any] = {"address": address or "local"}
+    if direct := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):  # Ray itself tries for minutes
+        try:
+            create_connection((direct[1], int(direct[2])), 10).close()
+        except OSError as error:
+            raise BackendError(f"no cluster of Ray at {address}: {error}") from error
     if not address:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray tells of each dead worker there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,8 @@ from ..files import atomic_write
 from ..images import Photo
 from ..people import ordered
 from .inputs import photo_at
+
+logger = logging.getLogger("fast_instantid")
 
 BATCHES = 8
 """Batches of pictures in one file."""
@@ -38,6 +41,21 @@ def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
     """Cut the list of all pictures into units, which depend on nothing else."""
     size = BATCHES * batch_size
     return [Unit(i, [*paths[start : start + size]]) for i, start in enumerate(range(0, len(paths), size))]
+
+
+def is_done(path: Path) -> bool:
+    """Whether a unit's file is there. A damaged one is removed."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        parquet.read_metadata(path)
+    except FileNotFoundError:
+        return False
+    except (ArrowException, OSError):
+        logger.warning("%s is damaged, and made again", path)
+        path.unlink()
+        return False
+    return True
 
 
 def open_embedder(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import posixpath
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +16,8 @@ from zipfile import BadZipFile
 
 from ..errors import BackendError, FastInstantIDError, ImageError
 from ..images import Photo, photos, read_photo
+
+logger = logging.getLogger("fast_instantid")
 
 for _package in ("fsspec", "pyarrow"):
     if find_spec(_package) is None:
@@ -40,7 +44,7 @@ def listed(sources: Sequence[str], column: str | None = None) -> list[str]:
     for source in sources:
         paths = [*_of_source(source, column)]
         if not paths:
-            raise FastInstantIDError(f"{source}: no pictures there; they end in {', '.join(SUFFIXES)}")
+            raise FastInstantIDError(f"{source}: no pictures there, or rows; pictures end in {', '.join(SUFFIXES)}")
         found += paths
     for path in {path.partition("://")[0]: path for path in found if "://" in path}.values():  # one of each protocol
         located(path)
@@ -95,7 +99,7 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
             kind = os.path.splitext(inner)[1].lower()
             return _of_table(source, system, inner, column) if kind in (".csv", ".parquet") else [source]
         if system.isdir(inner):
-            names = [name for name in system.find(inner) if _is_picture(os.path.relpath(name, inner))]
+            names = _pictures(source, inner, system.find(inner))
         elif "*" in source or "?" in source or "[" in source:
             there: dict[str, Any] = system.glob(inner, detail=True)
             hidden = {name for name in there if posixpath.basename(name).startswith(".")}
@@ -113,9 +117,18 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
     return sorted(names if os.path.isabs(source) else map(os.path.relpath, names))
 
 
-def _is_picture(name: str) -> bool:
-    parts = name.replace(os.sep, "/").split("/")
-    return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in parts)
+def _pictures(source: str, folder: str, names: Sequence[str]) -> list[str]:
+    """The pictures in a folder. It is said what is left out, but for hidden files."""
+    shown = [
+        name
+        for name in names
+        if not any(part.startswith(".") for part in os.path.relpath(name, folder).replace(os.sep, "/").split("/"))
+    ]
+    suffixes = {name: posixpath.splitext(name)[1].lower() for name in shown}
+    if left := Counter(sorted(suffix for suffix in suffixes.values() if suffix not in SUFFIXES)):
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in left.most_common(5))
+        logger.warning("%s: left out are %s: pictures of a folder end in %s", source, kinds, ", ".join(SUFFIXES))
+    return [name for name, suffix in suffixes.items() if suffix in SUFFIXES]
 
 
 def _of_table(source: str, system: Any, inner: str, column: str | None) -> Iterator[str]:
@@ -155,6 +168,9 @@ def _parquet(source: str, file: Any, column: str | None) -> Iterator[str | None]
 def _column(source: str, names: Sequence[str], wanted: str | None) -> str:
     if not names:
         raise FastInstantIDError(f"{source}: an empty table: expected a column of paths")
+    if ";" in names[0] or "\t" in names[0] or names[0].lower().endswith(SUFFIXES):
+        found = f"{names[0][:80]!r} in the first line"
+        raise FastInstantIDError(f"{source}: {found}: expected names of columns, such as path, with commas in between")
     usual = [*(name for name in COLUMNS if name in names), *(names if len(names) == 1 else ())]
     if wanted in names or (wanted is None and usual):
         return wanted or usual[0]

@@ -57,17 +57,28 @@ def _lock(descriptor: int, folder: Path) -> bool:
 
 
 def _same_run(path: Path, settings: dict[str, Any]) -> None:
-    there: Any = None
+    names = [file.name for file in path.parent.iterdir() if not file.name.startswith((".", "_"))]
+    there: Any = {}
     with suppress(FileNotFoundError, ValueError):
         there = json.loads(path.read_text(encoding="utf-8"))
-    if there is None:
-        with atomic_write(path) as temporary:
+    known = there if isinstance(there, dict) else {}
+    if not names or not (known or path.exists() or any(name.endswith(".parquet") for name in names)):
+        with atomic_write(path, private=True) as temporary:  # also in place of that of a run without results
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
-    there = there if isinstance(there, dict) else {}
-    names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-    if names:
-        said = ", ".join(f"{name} was {there.get(name)} and is {settings.get(name)}" for name in names)
+    if not known:
         raise FastInstantIDError(
-            f"{path}: this folder holds results of another run: {said}; name another folder, or give the same options"
+            f"{path}: missing or damaged, so that the results in this folder are of an unknown run: name another folder"
+        )
+    changed = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
+    told = [f"{name} was {known.get(name)} and is {settings.get(name)}" for name in changed if name != "inputs"]
+    if {*changed} - {"inputs", "pictures"}:
+        raise FastInstantIDError(
+            f"{path}: this folder holds results of another run: {', '.join(told)}; name another folder, or give the "
+            "same options"
+        )
+    if changed:
+        raise FastInstantIDError(
+            f"{path}: this folder holds results of other pictures, or in another order"
+            f"{f' ({told[0]})' if told else ''}: give a folder of its own to new pictures"
         )
