@@ -177,7 +177,7 @@ class TestInputs:
         (library / "notes.txt").touch()
         (library / "more" / "a.HEIC").touch()
         assert self.names(library) == [f"{number:05}.png" for number in range(12)]
-        assert "library0: left out are 1 .txt, 1 .heic: pictures of a folder end in .png" in caplog.text
+        assert "library0: left out are 1 .heic, 1 .txt: pictures of a folder end in .png" in caplog.text
         for name in ("notes.txt", "more/a.HEIC"):
             (library / name).unlink()
 
