@@ -72,7 +72,9 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
 
     def model_options(added: argparse.ArgumentParser) -> None:
         text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then "
-        text += f"of --pack and --instantid too; a folder of that name is ./{MINIATURE} (default: {shown['base']})"
+        text += (
+            f"of --pack and --instantid too; for a folder of that name write ./{MINIATURE} (default: {shown['base']})"
+        )
         added.add_argument("--base", metavar="PATH", help=text)
         text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
         added.add_argument("--instantid", metavar="PATH", help=text)
@@ -257,7 +259,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Help with defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default is None or action.default is False or action.default in ("", [])
+        nothing = action.nargs == 0 or action.default is None or action.default in ("", [])  # nargs 0: a switch
         return action.help if nothing else super()._get_help_string(action)
 
 

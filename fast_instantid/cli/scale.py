@@ -71,9 +71,7 @@ def add_arguments(
         "batch generate jobs.csv -o pictures --likeness --workers 2",
     )
     who = draw.add_mutually_exclusive_group()
-    text = (
-        "a row for each picture, or for each pair of --prompt and --seed that it does not name; see 'generate --jobs'"
-    )
+    text = "a row for each picture; without a prompt, for each --prompt; without a seed, for each --seed"
     who.add_argument("jobs", nargs="?", type=Path, metavar="JOBS.csv", help=text)
     person_option(who)
     draw.set_defaults(photo=None)
