@@ -11,12 +11,11 @@ from .sampling import wrap
 
 
 class InstantIDApproximations:
-    """Leaves out work of InstantID in a model."""
+    """Less work for another picture. fast costs little likeness; custom takes the inputs below.
 
-    DESCRIPTION = (
-        "Less work for another picture. fast costs little likeness; custom takes the inputs below. Without this node "
-        "nothing is left out."
-    )
+    Without this node nothing is left out.
+    """
+
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "approximate"
     CATEGORY = "InstantID"

@@ -26,9 +26,8 @@ Crops: TypeAlias = "tuple[tuple[int, Crop], ...]"
 
 
 class InstantIDCropFace:
-    """Cuts faces out."""
+    """Cuts out a face and its surroundings, upright, at the resolution of the model, for Paste Face."""
 
-    DESCRIPTION = "Cuts out a face and its surroundings, upright, at the resolution of the model, for Paste Face."
     RETURN_TYPES = ("IMAGE", "MASK", "IMAGE", "FACE_CROP")
     RETURN_NAMES = ("image", "mask", "image_kps", "crop")
     FUNCTION = "crop"
@@ -64,9 +63,8 @@ class InstantIDCropFace:
 
 
 class InstantIDPasteFace:
-    """Puts faces back."""
+    """Blends what was drawn of Crop Face into the picture, without a seam. All else stays as it is."""
 
-    DESCRIPTION = "Blends what was drawn of Crop Face into the picture, without a seam. All else stays as it is."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "paste"
     CATEGORY = "InstantID/people"

@@ -19,9 +19,8 @@ logger = logging.getLogger("fast_instantid")
 
 
 class InstantIDModelLoader:
-    """Opens InstantID's adapter."""
+    """Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."""
 
-    DESCRIPTION = "Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
@@ -56,11 +55,8 @@ class InstantIDModelLoader:
 
 
 class InstantIDFaceAnalysis(Derivable):
-    """Loads the face detector and recogniser."""
+    """Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."""
 
-    DESCRIPTION = (
-        "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
-    )
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"

@@ -19,12 +19,11 @@ from .models import analyzer_of
 
 
 class InstantIDMiniature:
-    """Loads the miniature's models and one of its portraits."""
+    """Try InstantID without a download: all its models in a few megabytes, and a portrait.
 
-    DESCRIPTION = (
-        "Try InstantID without a download: all its models in a few megabytes, and a portrait. They only know drawn "
-        "portraits of 128 x 128 pixels."
-    )
+    They only know drawn portraits of 128 x 128 pixels.
+    """
+
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "CONTROL_NET", "INSTANTID", "FACEANALYSIS", "IMAGE")
     RETURN_NAMES = (*RETURN_TYPES[:-1], "portrait")
     FUNCTION = "load"

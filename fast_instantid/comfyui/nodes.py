@@ -61,9 +61,8 @@ FaceEmbeds = dict[str, Tensor]
 
 
 class FaceKeypointsPreprocessor:
-    """Draws the five keypoints of the largest face."""
+    """Draws the keypoints of the largest face, for the InstantID ControlNet."""
 
-    DESCRIPTION = "Draws the keypoints of the largest face, for the InstantID ControlNet."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
@@ -79,9 +78,8 @@ class FaceKeypointsPreprocessor:
 
 
 class ApplyInstantID(Derivable):
-    """Applies InstantID to a model and its conditionings."""
+    """Puts the person of a picture into the model (likeness) and the conditioning (pose)."""
 
-    DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
@@ -148,17 +146,14 @@ class ApplyInstantID(Derivable):
 
 
 class ApplyInstantIDAdvanced(ApplyInstantID):
-    """Applies InstantID with separate strengths, noise, and a choice of how to combine several pictures."""
-
-    DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
+    """Apply InstantID with separate weights for likeness and pose, noise, and several pictures."""
 
     INPUT_TYPES = staticmethod(sockets.apply_advanced)
 
 
 class InstantIDAttentionPatch(Derivable):
-    """Applies InstantID's attention half to a model."""
+    """Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."""
 
-    DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
@@ -188,11 +183,8 @@ class InstantIDAttentionPatch(Derivable):
 
 
 class ApplyInstantIDControlNet:
-    """Applies InstantID's ControlNet half to conditionings."""
+    """Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."""
 
-    DESCRIPTION = (
-        "Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."
-    )
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
@@ -244,7 +236,7 @@ def _identity(
     return identity, found
 
 
-_NODES: dict[str, type] = {
+_NODES: dict[str, Any] = {
     "Load InstantID Model": InstantIDModelLoader,
     "InstantID Face Analysis": InstantIDFaceAnalysis,
     "Apply InstantID": ApplyInstantID,
@@ -273,5 +265,7 @@ _NODES: dict[str, type] = {
     "InstantID Pose Editor": InstantIDPoseEditor,
     "InstantID Approximations": InstantIDApproximations,
 }
+for _node in _NODES.values():  # the page shows what a docstring says; python -OO removes those
+    _node.DESCRIPTION = vars(_node).get("DESCRIPTION") or " ".join((_node.__doc__ or "").split())
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for title, node in _NODES.items()}

@@ -31,9 +31,8 @@ class _PersonNode:
 
 
 class InstantIDPerson(_PersonNode):
-    """Finds persons in photographs."""
+    """Finds one person, or several, in photographs. Numbers in the preview are those of choose: index."""
 
-    DESCRIPTION = "Finds one person, or several, in photographs. Numbers in the preview are those of choose: index."
     RETURN_TYPES = ("PERSON", "IMAGE", "BOOLEAN", "STRING")
     RETURN_NAMES = ("person", "preview", "has_face", "report")
     FUNCTION = "find"
@@ -84,9 +83,8 @@ class InstantIDPerson(_PersonNode):
 
 
 class InstantIDLoadPerson(_PersonNode):
-    """Loads a person's file."""
+    """Loads a person from models/instantid/people. No face models are needed."""
 
-    DESCRIPTION = "Loads a person from models/instantid/people. No face models are needed."
     RETURN_TYPES = ("PERSON", "IMAGE")
     RETURN_NAMES = ("person", "picture")
     FUNCTION = "load"
@@ -111,9 +109,8 @@ class InstantIDLoadPerson(_PersonNode):
 
 
 class InstantIDSavePerson(_PersonNode):
-    """Keeps persons in files."""
+    """Keeps a person in models/instantid/people, for Load Person. The file is biometric data."""
 
-    DESCRIPTION = "Keeps a person in models/instantid/people, for Load Person. The file is biometric data."
     RETURN_TYPES = ("PERSON",)
     RETURN_NAMES = ("person",)
     FUNCTION = "save"
@@ -127,9 +124,8 @@ class InstantIDSavePerson(_PersonNode):
 
 
 class InstantIDJoinPeople(_PersonNode):
-    """Joins persons to a batch, or to one person."""
+    """Joins persons: a batch that draws one picture of each, or one person of all their photographs."""
 
-    DESCRIPTION = "Joins persons: a batch that draws one picture of each, or one person of all their photographs."
     RETURN_TYPES = ("PERSON",)
     RETURN_NAMES = ("person",)
     FUNCTION = "join"
@@ -142,9 +138,8 @@ class InstantIDJoinPeople(_PersonNode):
 
 
 class ApplyInstantIDPerson(_PersonNode):
-    """Applies persons to a model and its conditionings."""
+    """Puts a person into the model (likeness) and the conditioning (pose). A batch draws one picture each."""
 
-    DESCRIPTION = "Puts a person into the model (likeness) and the conditioning (pose). A batch draws one picture each."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply"
@@ -194,9 +189,8 @@ class ApplyInstantIDPerson(_PersonNode):
 
 
 class InstantIDLikeness(_PersonNode):
-    """Measures how much pictures or persons are alike."""
+    """How much pictures show a person: the cosine of face embeddings, and a word. The best picture first."""
 
-    DESCRIPTION = "How much pictures show a person: the cosine of face embeddings, and a word. The best picture first."
     RETURN_TYPES = ("IMAGE", "FLOAT", "BOOLEAN", "STRING")
     RETURN_NAMES = ("image", "likeness", "is_alike", "report")
     FUNCTION = "compare"
@@ -240,9 +234,8 @@ class InstantIDLikeness(_PersonNode):
 
 
 class InstantIDPrompts(_PersonNode):
-    """Encodes another prompt for each picture of a batch."""
+    """Encodes one prompt for each picture of a batch: a prompt in each line."""
 
-    DESCRIPTION = "Encodes one prompt for each picture of a batch: a prompt in each line."
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
     SEARCH_ALIASES = ("batch of prompts", "prompt list", "clip text encode")

@@ -23,9 +23,8 @@ _SHOWN_SIDE = 1024  # pixels, of the background in the node
 
 
 class InstantIDPoseEditor:
-    """Places and turns faces with the mouse or the keyboard."""
+    """Places and turns faces on a canvas, with the mouse or the keyboard. One face for each person."""
 
-    DESCRIPTION = "Places and turns faces on a canvas, with the mouse or the keyboard. One face for each person."
     RETURN_TYPES = ("POSE", "IMAGE")
     RETURN_NAMES = ("pose", "image_kps")
     FUNCTION = "edit"

@@ -26,9 +26,8 @@ _HEIGHT = 1.3  # of a face, in widths
 
 
 class InstantIDPoseFromImage(PoseNode):
-    """Takes the poses of the faces in a picture, or of one face in a video."""
+    """Takes the poses of the faces in a picture, moved, turned or mirrored; of a video, one in each frame."""
 
-    DESCRIPTION = "Takes the poses of the faces in a picture, moved, turned or mirrored; of a video, one in each frame."
     SEARCH_ALIASES = ("pose of a photo", "face landmarks", "mediapipe", "bounding box", "video pose", "mirror pose")
     INPUT_TYPES = staticmethod(scene_sockets.pose_from_image)
 
@@ -69,9 +68,8 @@ class InstantIDPoseFromImage(PoseNode):
 
 
 class InstantIDLoadPose(PoseNode):
-    """Loads a file of poses."""
+    """Loads poses from models/instantid/poses."""
 
-    DESCRIPTION = "Loads poses from models/instantid/poses."
     SEARCH_ALIASES = ("pose library", "saved pose", "pose preset")
 
     @classmethod
@@ -95,9 +93,8 @@ class InstantIDLoadPose(PoseNode):
 
 
 class InstantIDSavePose(PoseNode):
-    """Keeps poses in a file."""
+    """Keeps poses in models/instantid/poses, for Load Pose."""
 
-    DESCRIPTION = "Keeps poses in models/instantid/poses, for Load Pose."
     RETURN_TYPES = ("POSE",)
     RETURN_NAMES = ("pose",)
     FUNCTION = "save"
@@ -112,9 +109,8 @@ class InstantIDSavePose(PoseNode):
 
 
 class InstantIDPoseTrack(PoseNode):
-    """Moves a face from pose to pose, through the frames of an animation."""
+    """A keypoint picture for each frame of a batch: one face that moves smoothly from pose to pose."""
 
-    DESCRIPTION = "A keypoint picture for each frame of a batch: one face that moves smoothly from pose to pose."
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image_kps",)
     FUNCTION = "track"

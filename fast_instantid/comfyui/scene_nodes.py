@@ -34,9 +34,8 @@ class PoseNode:
 
 
 class InstantIDPose(PoseNode):
-    """Places a face without a photograph."""
+    """Places a face and turns it, without a photograph. Chain several for several persons."""
 
-    DESCRIPTION = "Places a face and turns it, without a photograph. Chain several for several persons."
     SEARCH_ALIASES = ("head angle", "face direction", "yaw pitch roll", "keypoints", "face position")
     INPUT_TYPES = staticmethod(scene_sockets.pose)
 
@@ -61,9 +60,8 @@ class InstantIDPose(PoseNode):
 
 
 class ApplyInstantIDScene:
-    """Puts several persons into one picture."""
+    """Puts several persons into one picture: one IdentityNet for all, and a region for each."""
 
-    DESCRIPTION = "Puts several persons into one picture: one IdentityNet for all, and a region for each."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING", "IMAGE")
     RETURN_NAMES = ("MODEL", "positive", "negative", "image_kps")
     FUNCTION = "apply"

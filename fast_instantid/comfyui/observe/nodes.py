@@ -20,12 +20,11 @@ logger = logging.getLogger("fast_instantid")
 
 
 class InstantIDDoctor:
-    """Runs ``fast-instantid doctor`` on this ComfyUI."""
+    """Checks this ComfyUI for InstantID: device, face analysis, model files, node packs, GPU memory.
 
-    DESCRIPTION = (
-        "Checks this ComfyUI for InstantID: device, face analysis, model files, node packs, GPU memory. Shows each "
-        "problem and its remedy."
-    )
+    Shows each problem and its remedy.
+    """
+
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
     FUNCTION = "examine"
