@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ..errors import FastInstantIDError
 from ..faces import Face, FaceAnalyzer, draw_keypoints
-from ..images import Photo, photos
-from ..people import Crop, find_faces, ordered
+from ..images import Photo
+from ..people import Crop, Order, ordered
 from ..people.choice import chosen
+from ..people.crop import PADDING
 from ..people.likeness import paired
 from ..people.person import check_same_recognizer
 from ..people.search import no_face
-from . import scene_sockets
-from .faces import batches
+from .faces import searched
 from .people import People
-from .settings import follow_settings
+from .sockets import FACE_ANALYSIS, INDEX, choice, decimal, entry, inputs
 
 Crops: TypeAlias = "tuple[tuple[int, Crop], ...]"
 """Crops, each with the number of its picture in the batch."""
@@ -33,7 +33,27 @@ class InstantIDCropFace:
     FUNCTION = "crop"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("face detailer", "small faces", "inpaint face", "adetailer", "face restore", "upscale face")
-    INPUT_TYPES = staticmethod(scene_sockets.crop_face)
+    INPUT_TYPES = inputs(
+        image=entry("IMAGE", "The picture with small faces."),
+        faceanalysis=FACE_ANALYSIS,
+        choose=choice(
+            [*get_args(Order), "index", "like", "all"],
+            "The face to cut out. index: number index from the left. like: the most like each person. all: each face.",
+        ),
+        padding=decimal(PADDING, 1.0, 10.0, "Side of the crop, in heights of the face.", step=0.1),
+        side=entry(
+            "INT",
+            "Width and height of the crop in pixels: what the model draws best.",
+            default=1024,
+            min=64,
+            max=4096,
+            step=8,
+        ),
+        optional={
+            "index": INDEX,
+            "like": entry("PERSON", "The persons for choose: like. A batch cuts out one face for each."),
+        },
+    )
 
     def crop(
         self,
@@ -45,9 +65,7 @@ class InstantIDCropFace:
         index: int = 0,
         like: People | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Crops]:
-        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        follow_settings()
-        found = [faces for batch in batches(pictures) for faces in find_faces(analyzer, batch)]
+        analyzer, pictures, found = searched(faceanalysis, image)
         if empty := [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]:
             raise no_face(analyzer, empty)
         crops: list[tuple[int, Crop]] = []
@@ -69,7 +87,12 @@ class InstantIDPasteFace:
     FUNCTION = "paste"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("composite", "uncrop", "blend face", "stitch")
-    INPUT_TYPES = staticmethod(scene_sockets.paste_face)
+    INPUT_TYPES = inputs(
+        image=entry("IMAGE", "The picture that was cropped, or the same one upscaled."),
+        drawn=entry("IMAGE", "The crop, drawn anew."),
+        crop=entry("FACE_CROP", "From InstantID Crop Face."),
+        optional={"mask": entry("MASK", "Which part of drawn is seen. Without it: the mask of Crop Face.")},
+    )
 
     def paste(self, image: Tensor, drawn: Tensor, crop: Crops, mask: Tensor | None = None) -> tuple[Tensor]:
         masks: list[Any] = [None] if mask is None else [*mask.reshape(-1, *mask.shape[-2:])]

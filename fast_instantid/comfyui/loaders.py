@@ -12,7 +12,7 @@ from ..identity import Adapter
 from . import sockets
 from .derived import Derivable
 from .memory import ManagedAdapter
-from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
+from .models import PROVIDERS, adapter_names, adapter_path, analyzer_of, find_face_pack
 from .settings import follow_settings
 
 logger = logging.getLogger("fast_instantid")
@@ -25,7 +25,11 @@ class InstantIDModelLoader:
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
-    INPUT_TYPES = staticmethod(sockets.model_loader)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
+        return {"required": {"instantid_file": sockets.entry(adapter_names(), tooltip)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, instantid_file: str | None = None) -> bool | str:
@@ -61,7 +65,7 @@ class InstantIDFaceAnalysis(Derivable):
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
-    INPUT_TYPES = staticmethod(sockets.face_analysis)
+    INPUT_TYPES = sockets.FACE_ANALYSIS_NODE
 
     @classmethod
     def VALIDATE_INPUTS(cls, provider: str | None = None) -> bool | str:

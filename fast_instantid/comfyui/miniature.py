@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ class InstantIDMiniature:
 
     @classmethod
     def INPUT_TYPES(cls) -> sockets.Inputs:
-        try:
-            return sockets.miniature(list(_people()))
-        except ModelFileError:  # VALIDATE_INPUTS reports it
-            return sockets.miniature([])
+        portraits: list[str] = []
+        with suppress(ModelFileError):  # VALIDATE_INPUTS reports it
+            portraits = [*_people()]
+        tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
+        return {"required": {"portrait": sockets.entry(portraits, tooltip)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, portrait: str | None) -> bool | str:

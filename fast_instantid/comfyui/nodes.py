@@ -38,7 +38,6 @@ from .miniature import InstantIDMiniature
 from .observe.nodes import InstantIDDoctor, InstantIDProfile
 from .people import People, identity_of, keypoints_of
 from .people_nodes import (
-    ApplyInstantIDPerson,
     InstantIDJoinPeople,
     InstantIDLikeness,
     InstantIDLoadPerson,
@@ -47,8 +46,14 @@ from .people_nodes import (
     InstantIDSavePerson,
 )
 from .pose_editor import InstantIDPoseEditor
-from .pose_nodes import InstantIDLoadPose, InstantIDPoseFromImage, InstantIDPoseTrack, InstantIDSavePose
-from .scene_nodes import ApplyInstantIDScene, InstantIDPose
+from .pose_nodes import (
+    InstantIDLoadPose,
+    InstantIDPose,
+    InstantIDPoseFromImage,
+    InstantIDPoseTrack,
+    InstantIDSavePose,
+)
+from .scene_nodes import ApplyInstantIDPerson, ApplyInstantIDScene
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -67,7 +72,7 @@ class FaceKeypointsPreprocessor:
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face pose", "face landmarks", "kps")
-    INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
+    INPUT_TYPES = sockets.KEYPOINTS_PREPROCESSOR
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
         keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
@@ -86,7 +91,7 @@ class ApplyInstantID(Derivable):
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
 
-    INPUT_TYPES: Any = staticmethod(sockets.apply)
+    INPUT_TYPES: Any = sockets.APPLY
 
     def apply_instantid(
         self,
@@ -148,7 +153,7 @@ class ApplyInstantID(Derivable):
 class ApplyInstantIDAdvanced(ApplyInstantID):
     """Apply InstantID with separate weights for likeness and pose, noise, and several pictures."""
 
-    INPUT_TYPES = staticmethod(sockets.apply_advanced)
+    INPUT_TYPES = sockets.APPLY_ADVANCED
 
 
 class InstantIDAttentionPatch(Derivable):
@@ -158,7 +163,7 @@ class InstantIDAttentionPatch(Derivable):
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face id", "same person", "likeness")
-    INPUT_TYPES = staticmethod(sockets.attention_patch)
+    INPUT_TYPES = sockets.ATTENTION_PATCH
 
     def patch_attention(
         self,
@@ -190,7 +195,7 @@ class ApplyInstantIDControlNet:
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face pose", "identitynet")
-    INPUT_TYPES = staticmethod(sockets.apply_control_net)
+    INPUT_TYPES = sockets.APPLY_CONTROL_NET
 
     def apply_controlnet(
         self,
