@@ -6,7 +6,6 @@ import logging
 from pathlib import PureWindowsPath
 from typing import Any
 
-from ..errors import ModelFileError
 from ..faces import FaceAnalyzer
 from ..identity import Adapter
 from . import sockets
@@ -33,14 +32,9 @@ class InstantIDModelLoader:
 
     @classmethod
     def VALIDATE_INPUTS(cls, instantid_file: str | None = None) -> bool | str:
-        # None is a link, whose value is not known yet. A node of another pack may look for its files elsewhere.
-        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
+        if cls.load_model is not InstantIDModelLoader.load_model:  # another pack's, which may have files elsewhere
             return True
-        try:
-            adapter_path(instantid_file)
-        except ModelFileError as error:
-            return str(error)
-        return True
+        return sockets.checked(adapter_path, instantid_file)
 
     @classmethod
     def IS_CHANGED(cls, instantid_file: str | None = None, **_: Any) -> str:
@@ -73,11 +67,7 @@ class InstantIDFaceAnalysis(Derivable):
             return True
         if provider is not None and provider not in PROVIDERS:
             return f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
-        try:
-            find_face_pack()
-        except ModelFileError as error:
-            return str(error)
-        return True
+        return sockets.checked(find_face_pack)
 
     def load_insight_face(
         self, provider: str, det_threshold: float = 0.5, det_size: str = sockets.DETECTION_SIZES[0]

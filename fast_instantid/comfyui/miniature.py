@@ -41,13 +41,9 @@ class InstantIDMiniature:
 
     @classmethod
     def VALIDATE_INPUTS(cls, portrait: str | None) -> bool | str:
-        try:
-            people = _people()
-        except ModelFileError as error:
-            return str(error)
-        if portrait is not None and portrait not in people:  # None: a link, whose value is not known yet
-            return f"there is no portrait {portrait!r}: choose one of {', '.join(people)}"
-        return True
+        if (problem := sockets.checked(_people)) is not True or portrait is None or portrait in _people():
+            return problem
+        return f"there is no portrait {portrait!r}: choose one of {', '.join(_people())}"
 
     @cached_property
     def _models(self) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from ..people import Pose
 from ..people.pose import ANGLES, FACE_HEIGHT, MODEL
 from .people import size_of
 from .pose_nodes import draw_poses
-from .sockets import entry, inputs
+from .sockets import checked, entry, inputs
 
 _EXPECTED = 'expected a list of faces, such as [{"x": 0.5, "y": 0.42, "size": 0.45, "yaw": 0, "pitch": 0, "roll": 0}]'
 _SHOWN_SIDE = 1024  # pixels, of the background in the node
@@ -51,12 +51,7 @@ class InstantIDPoseEditor:
 
     @classmethod
     def VALIDATE_INPUTS(cls, poses: str | None = None) -> bool | str:
-        try:
-            if poses is not None:  # None for a link
-                _poses(poses)
-        except FastInstantIDError as error:
-            return str(error)
-        return True
+        return checked(_poses, poses)
 
     def edit(self, latent: dict[str, Any], poses: str, background: Tensor | None = None) -> dict[str, Any]:
         placed, size = _poses(poses), size_of(latent)

@@ -6,10 +6,11 @@ store values by position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
+from ..errors import FastInstantIDError
 from .apply import LAYERS
 from .models import PROVIDERS
 
@@ -26,6 +27,19 @@ def inputs(*, optional: Any = None, hidden: Any = None, **required: Entry) -> An
     """
     sections = {"required": required, "optional": optional, "hidden": hidden}
     return staticmethod(lambda: deepcopy({name: given for name, given in sections.items() if given is not None}))
+
+
+def checked(check: Callable[..., object], *given: Any) -> bool | str:
+    """Return True, or what is wrong with given values, for a node's ``VALIDATE_INPUTS``.
+
+    None is a link, whose value is not known yet.
+    """
+    try:
+        if None not in given:
+            check(*given)
+    except FastInstantIDError as error:
+        return str(error)
+    return True
 
 
 def entry(kind: Any, tooltip: str, **options: Any) -> Entry:

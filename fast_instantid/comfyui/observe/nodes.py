@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import FastInstantIDError
 from ..models import PROVIDERS, backend_of
-from ..sockets import entry, inputs
+from ..sockets import checked, entry, inputs
 from . import prompt as prompts
 
 logger = logging.getLogger("fast_instantid")
@@ -96,12 +96,7 @@ class InstantIDProfile:
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None) -> bool | str:
-        try:
-            if filename_prefix is not None:  # None for a link
-                _check_prefix(filename_prefix)
-        except FastInstantIDError as error:
-            return str(error)
-        return True
+        return checked(_check_prefix, filename_prefix)
 
     @classmethod
     def IS_CHANGED(cls, enabled: bool | None, **_: Any) -> float | str:
