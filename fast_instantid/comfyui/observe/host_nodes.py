@@ -1,7 +1,4 @@
-"""Stages for ComfyUI's nodes.
-
-The import fails in ComfyUI before July 2025, which has no progress handlers (Comfy-Org/ComfyUI#8830).
-"""
+"""Stages for ComfyUI's nodes."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...recorder import Recorder
+from .host_nodes import HostNodes
 
 # There is one recorder per process, and ComfyUI runs one prompt at a time.
 _running: RecordedPrompt | None = None
@@ -31,15 +32,10 @@ class RecordedPrompt:
         self.recorder = Recorder()
         self.recorder.start()
         self._when_lost = when_lost
-        try:
-            from .host_nodes import HostNodes
-
-            self._nodes = HostNodes(without=node)
-        except ImportError:  # an older ComfyUI
-            self._nodes = None
+        self._nodes = HostNodes(without=node)
         try:
             task = asyncio.current_task()
-        except RuntimeError:  # a ComfyUI without asyncio here: the next recording ends this one
+        except RuntimeError:  # called outside of ComfyUI's loop: the next recording ends this one
             task = None
         if task is not None:
             task.add_done_callback(lambda _: self.lose())
@@ -48,8 +44,7 @@ class RecordedPrompt:
         """End the recording."""
         global _running
         _running = None
-        if self._nodes is not None:
-            self._nodes.stop()
+        self._nodes.stop()
         self.recorder.stop()
 
     def lose(self) -> None:
