@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -92,6 +93,26 @@ class Drawn(NamedTuple):
             return {"note": "no face: drawn without a person"} if self.nobody else {}
         value = None if math.isnan(self.likeness) else self.likeness
         return {"likeness": value, "word": likeness_word(self.likeness), "kept_seed": self.job.seed}
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Convert ``1024x768`` to ``(width, height)``."""
+    sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
+    if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
+        expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
+    return sides[0], sides[1]
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "float | None": float,
+    "bool": lambda given: json.loads(str(given).lower()),
+    "tuple[int, int] | None": picture_size,
+}
+CONVERT = {field.name: _READERS[field.type] for field in fields(Job) if field.type in _READERS}
+"""Text of a CSV file or a picture -> value of a field that is no text."""
 
 
 def people_of(sources: Iterable[str]) -> list[str]:
