@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..faces import Face, FaceAnalyzer, draw_keypoints
+from ..faces import Face, FaceAnalyzer
 from ..images import Photo
 from ..people import Crop, Order, ordered
 from ..people.choice import chosen
@@ -17,7 +17,7 @@ from ..people.crop import PADDING
 from ..people.likeness import paired
 from ..people.person import check_same_recognizer
 from ..people.search import no_face
-from .faces import searched
+from .faces import draw_frames, searched
 from .people import People
 from .sockets import FACE_ANALYSIS, INDEX, choice, decimal, entry, inputs
 
@@ -69,15 +69,15 @@ class InstantIDCropFace:
         if empty := [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]:
             raise no_face(analyzer, empty)
         crops: list[tuple[int, Crop]] = []
-        drawn: list[np.ndarray] = []
+        drawn: list[list[np.ndarray]] = []
         for number, (photo, faces) in enumerate(zip(pictures, found, strict=True)):
             for face in _chosen(analyzer, photo, faces, index if choose == "index" else choose, like):
                 crop = Crop.of(face, photo.size, side, padding)
                 crops.append((number, crop))
-                drawn.append(draw_keypoints(crop.size, crop.keypoints(face)))
+                drawn.append([crop.keypoints(face)])
         cut = [crop.cut(image[number, ..., :3]) for number, crop in crops]
-        keypoints = torch.from_numpy(np.stack(drawn)).float().div(255)
-        return torch.stack(cut), torch.stack([crop.mask for _, crop in crops]), keypoints, tuple(crops)
+        masks = torch.stack([crop.mask for _, crop in crops])
+        return torch.stack(cut), masks, draw_frames((side, side), drawn), tuple(crops)
 
 
 class InstantIDPasteFace:

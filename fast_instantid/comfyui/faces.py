@@ -99,8 +99,9 @@ def draw_frames(size: tuple[int, int], frames: Sequence[Sequence[np.ndarray]] | 
     """
     pictures = np.zeros((len(frames), size[1], size[0], 3), np.float32)
     for picture, faces in zip(pictures, frames, strict=True):
-        region = drawn_region(size, np.concatenate(faces))
-        np.divide(draw_keypoints(size, *faces)[region], 255, out=picture[region], dtype=np.float32)
+        if len(faces):
+            region = drawn_region(size, np.concatenate(faces))
+            np.divide(draw_keypoints(size, *faces)[region], 255, out=picture[region], dtype=np.float32)
     return torch.from_numpy(pictures)
 
 

@@ -73,7 +73,8 @@ class InstantIDPose(_PoseNode):
         jitter_seed: int = 0,
     ) -> tuple[Poses, Tensor]:
         named = Pose.of(angle)
-        pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
+        yaw, pitch = np.clip([named.yaw + yaw, named.pitch + pitch], -90.0, 90.0).tolist()
+        pose = Pose(x, y, size, yaw, pitch, named.roll + roll)
         poses = (*before, pose.jittered(jitter_seed, jitter) if jitter else pose)
         return poses, draw_poses(latent, poses)
 
@@ -205,11 +206,6 @@ def draw_poses(latent: dict[str, Any], poses: Poses) -> Tensor:
     """Return the keypoint picture with all poses, in the size of the pictures that a LATENT becomes."""
     size = size_of(latent)
     return draw_frames(size, [[pose.keypoints(size) for pose in poses]])
-
-
-def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, float, float]:
-    low, high = -90.0, 90.0
-    return min(max(named.yaw + yaw, low), high), min(max(named.pitch + pitch, low), high), named.roll + roll
 
 
 def _hosts_faces(landmarks: Any, boxes: Any, size: tuple[int, int]) -> tuple[list[list[Face]], tuple[int, int]]:
