@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import check_parent
 from . import batch, jobs
-from .jobs import CONVERT, Job
+from .jobs import Job
 from .models import Models
 from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
 from .studio import Studio, check, profile_of
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 def jobs_of(options: argparse.Namespace) -> tuple[list[Any], Models, Job]:
     """The jobs that the options name, the models that draw them, and the job of the options alone."""
     if options.settings:
-        for name, value in jobs.settings_of(options.settings, CONVERT).items():
+        for name, value in jobs.settings_of(options.settings).items():
             is_source = name == "person" and (options.photo or options.person or options.jobs)
             if getattr(options, name) == options.parser.get_default(name) and not is_source:
                 setattr(options, name, [value] if name in ("person", "prompt", "seed") else value)
@@ -62,7 +62,7 @@ def jobs_of(options: argparse.Namespace) -> tuple[list[Any], Models, Job]:
     if options.jobs:
         if options.prompt:
             default = replace(default, prompt=options.prompt[0])
-        wanted = jobs.from_csv(options.jobs, default, CONVERT, options.prompt or (), seeds)
+        wanted = jobs.from_csv(options.jobs, default, options.prompt or (), seeds)
     elif not (options.photo or options.person):
         raise FastInstantIDError("nobody to draw: give --photo, --person, --jobs or --from")
     elif not options.prompt:

@@ -111,7 +111,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     "bool": lambda given: json.loads(str(given).lower()),
     "tuple[int, int] | None": picture_size,
 }
-CONVERT = {field.name: _READERS[field.type] for field in fields(Job) if field.type in _READERS}
+_CONVERT = {field.name: _READERS[field.type] for field in fields(Job) if field.type in _READERS}
 """Text of a CSV file or a picture -> value of a field that is no text."""
 
 
@@ -143,18 +143,13 @@ def from_options(defaults: Job, people: Sequence[str], prompts: Sequence[str], s
 
 
 def from_csv(
-    path: Path,
-    defaults: Job,
-    convert: dict[str, Callable[[str], Any]],
-    prompts: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    path: Path, defaults: Job, prompts: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Job | dict[str, str]]:
     """The rows of a CSV file as jobs; a row that is no job as its report.
 
     Args:
         defaults: for columns that are missing or empty.
         prompts, seeds: of a row that names none: it becomes a job for each pair of them.
-        convert: functions from text for columns that are not text.
 
     Raises:
         FastInstantIDError: no such file, no CSV, no rows, or unknown columns; says which there are.
@@ -174,7 +169,7 @@ def from_csv(
         try:
             if row.get(""):
                 raise ValueError("it has more values than there are columns")
-            job = replace(defaults, **{name: convert.get(name, str)(text) for name, text in given.items()})
+            job = replace(defaults, **{name: _CONVERT.get(name, str)(text) for name, text in given.items()})
             if not job.person or not job.prompt:
                 raise ValueError("it names no person or no prompt")
             files = [name for name in ("person", "keypoints", "image") if name in given]  # beside the CSV file
@@ -190,7 +185,7 @@ def from_csv(
     return jobs
 
 
-def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
     """Read the settings that a picture of ``generate`` was drawn with.
 
     Raises:
@@ -203,7 +198,7 @@ def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[st
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
         return {
-            name: convert.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
+            name: _CONVERT.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
         }
     except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error

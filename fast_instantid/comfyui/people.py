@@ -13,7 +13,6 @@ from torch import Tensor
 from ..errors import FastInstantIDError
 from ..faces.keypoints import placed_keypoints
 from ..identity import Combine, Identity
-from ..identity.bank import IdentityBank
 from ..people import Person
 from ..people.face_box import face_box_in
 from ..people.subject import box_mask
@@ -56,14 +55,10 @@ def identity_of(people: People, instantid: Any, model: ModelPatcher, combine: Co
         return some
     if len({one.tokens.shape for one in identities if one is not None}) > 1:
         raise FastInstantIDError("people with identities of different numbers of tokens: draw them one by one")
-
-    def stacked(of: Any) -> Tensor:
-        return torch.stack([torch.zeros_like(of(some)) if one is None else of(one) for one in identities], dim=1)
-
-    layers = range(some.num_layers)
-    keys = tuple(stacked(lambda one, i=i: one.bank.keys[i]) for i in layers)
-    values = tuple(stacked(lambda one, i=i: one.bank.values[i]) for i in layers)
-    return Identity(stacked(lambda one: one.tokens).flatten(1, 2), IdentityBank(keys, values), len(people))
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in some.to_record().items()}
+    records = [zeros if one is None else one.to_record() for one in identities]
+    stacked = {name: torch.stack([record[name] for record in records], dim=1) for name in zeros}
+    return Identity.from_record(stacked | {"tokens": stacked["tokens"].flatten(2, 3)})
 
 
 def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
