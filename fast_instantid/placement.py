@@ -66,7 +66,7 @@ def best_device() -> torch.device:
     """The best device present: CUDA (which includes ROCm), else XPU, else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if _has_xpu():
+    if torch.xpu.is_available():
         return torch.device("xpu")
     if torch.backends.mps.is_available():
         return torch.device("mps")
@@ -157,10 +157,6 @@ def in_batches(count: int, at_once: int, run: Callable[[slice], Sequence[Result]
     return results
 
 
-def _has_xpu() -> bool:
-    return hasattr(torch, "xpu") and torch.xpu.is_available()  # the module came with torch 2.3
-
-
 def _checked(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
@@ -169,7 +165,11 @@ def _checked(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, ImportError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise BackendError(f"device {str(device)[:80]!r} is not known to torch, or cannot be used: {reason}") from error
-    available = {"cuda": torch.cuda.is_available(), "xpu": _has_xpu(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not available.get(resolved.type, True):
         raise BackendError(
             f"device {str(resolved)!r} was asked for, but this torch ({torch.__version__}) sees none: "

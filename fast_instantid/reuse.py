@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -166,6 +167,19 @@ class ReplacedForward:
         copied._before, copied._attribute = copy.deepcopy(self._before, memo), self._attribute
         copied._is_active, copied._replacement = False, None
         return copied
+
+
+@contextmanager
+def replaced(forwards: Iterable[ReplacedForward]) -> Generator[None]:
+    """Replace for a block of code, and restore after it in reverse."""
+    forwards = [*forwards]
+    try:
+        for forward in forwards:
+            forward.replace()
+        yield
+    finally:
+        for forward in reversed(forwards):
+            forward.restore()
 
 
 class _Unchanged:

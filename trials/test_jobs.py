@@ -12,7 +12,6 @@ from PIL import Image
 
 from fast_instantid import FaceAnalyzer, miniature, pipelines
 from fast_instantid.cli import jobs, main
-from fast_instantid.cli.generate import CONVERT
 from fast_instantid.people import find_person
 from tests.adversity import needs_posix
 from trials.forked import fork, kill_after
@@ -61,7 +60,7 @@ def test_a_batch_that_is_killed_ends_complete(thirty, trials, note):
         assert {row["output"] for row in rows} == {path.name for path in pictures()}
         assert len({row["output"] for row in rows}) == 30
         for row in rows:
-            settings = jobs.settings_of(Path("out", row["output"]), CONVERT | {"size": str})
+            settings = jobs.settings_of(Path("out", row["output"]))
             assert (settings["prompt"], settings["seed"]) == (row["prompt"], int(row["seed"]))
             assert np.asarray(Image.open(Path("out", row["output"]))).std() > 1
         for path in Path("out").iterdir():

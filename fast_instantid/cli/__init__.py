@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..download import download
@@ -29,7 +28,7 @@ from .output import (
     save_picture,
     say,
 )
-from .parser import make_parser, picture_size
+from .parser import make_parser
 
 if TYPE_CHECKING:
     from ..faces import Face, FaceAnalyzer
@@ -64,8 +63,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
         "faces": _faces,
         "keypoints": _keypoints,
         "person": person.run,
-        "generate": partial(generate.run, size=picture_size),
-        "batch": partial(scale.run, size=picture_size),
+        "generate": generate.run,
+        "batch": scale.run,
         "detail": detail.run,
         "serve": serve.run,
         "download": _download,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,10 @@ from .models import Models
 from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
 from .studio import Studio, check, profile_of
 
-CONVERT: dict[str, Callable[[str], Any]] = {
-    "seed": int,
-    "num_inference_steps": int,
-    "tries": int,
-    **dict.fromkeys(("scale", "controlnet_conditioning_scale", "guidance_scale", "noise", "strength"), float),
-    "at_least": float,
-    **dict.fromkeys(("enhance_non_face_region", "identity_net"), lambda given: json.loads(str(given).lower())),
-}
-"""Text of a CSV file -> value of an option."""
 
-
-def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
-    """Draw one picture into a file, or many into a folder. ``size`` converts the text of a size."""
-    wanted, models, default = jobs_of(options, size)
+def run(options: argparse.Namespace) -> int:
+    """Draw one picture into a file, or many into a folder."""
+    wanted, models, default = jobs_of(options)
     if len(wanted) == 1 and not options.jobs and options.output.suffix:
         return _one(options, models, wanted[0])
     if len(options.photo or ()) > 1:
@@ -46,11 +35,10 @@ def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> 
     return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), json=options.json)
 
 
-def jobs_of(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> tuple[list[Any], Models, Job]:
+def jobs_of(options: argparse.Namespace) -> tuple[list[Any], Models, Job]:
     """The jobs that the options name, the models that draw them, and the job of the options alone."""
-    convert = CONVERT | {"size": size}
     if options.settings:
-        for name, value in jobs.settings_of(options.settings, convert).items():
+        for name, value in jobs.settings_of(options.settings).items():
             is_source = name == "person" and (options.photo or options.person or options.jobs)
             if getattr(options, name) == options.parser.get_default(name) and not is_source:
                 setattr(options, name, [value] if name in ("person", "prompt", "seed") else value)
@@ -74,7 +62,7 @@ def jobs_of(options: argparse.Namespace, size: Callable[[str], tuple[int, int]])
     if options.jobs:
         if options.prompt:
             default = replace(default, prompt=options.prompt[0])
-        wanted = jobs.from_csv(options.jobs, default, convert, options.prompt or (), seeds)
+        wanted = jobs.from_csv(options.jobs, default, options.prompt or (), seeds)
     elif not (options.photo or options.person):
         raise FastInstantIDError("nobody to draw: give --photo, --person, --jobs or --from")
     elif not options.prompt:

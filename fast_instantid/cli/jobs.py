@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -94,6 +95,26 @@ class Drawn(NamedTuple):
         return {"likeness": value, "word": likeness_word(self.likeness), "kept_seed": self.job.seed}
 
 
+def picture_size(text: str) -> tuple[int, int]:
+    """Convert ``1024x768`` to ``(width, height)``."""
+    sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
+    if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
+        expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
+    return sides[0], sides[1]
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "float | None": float,
+    "bool": lambda given: json.loads(str(given).lower()),
+    "tuple[int, int] | None": picture_size,
+}
+_CONVERT = {field.name: _READERS[field.type] for field in fields(Job) if field.type in _READERS}
+"""Text of a CSV file or a picture -> value of a field that is no text."""
+
+
 def people_of(sources: Iterable[str]) -> list[str]:
     """Files of persons and scenes, and photographs, of files, folders and patterns with ``*``.
 
@@ -122,18 +143,13 @@ def from_options(defaults: Job, people: Sequence[str], prompts: Sequence[str], s
 
 
 def from_csv(
-    path: Path,
-    defaults: Job,
-    convert: dict[str, Callable[[str], Any]],
-    prompts: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    path: Path, defaults: Job, prompts: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Job | dict[str, str]]:
     """The rows of a CSV file as jobs; a row that is no job as its report.
 
     Args:
         defaults: for columns that are missing or empty.
         prompts, seeds: of a row that names none: it becomes a job for each pair of them.
-        convert: functions from text for columns that are not text.
 
     Raises:
         FastInstantIDError: no such file, no CSV, no rows, or unknown columns; says which there are.
@@ -153,7 +169,7 @@ def from_csv(
         try:
             if row.get(""):
                 raise ValueError("it has more values than there are columns")
-            job = replace(defaults, **{name: convert.get(name, str)(text) for name, text in given.items()})
+            job = replace(defaults, **{name: _CONVERT.get(name, str)(text) for name, text in given.items()})
             if not job.person or not job.prompt:
                 raise ValueError("it names no person or no prompt")
             files = [name for name in ("person", "keypoints", "image") if name in given]  # beside the CSV file
@@ -169,7 +185,7 @@ def from_csv(
     return jobs
 
 
-def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
     """Read the settings that a picture of ``generate`` was drawn with.
 
     Raises:
@@ -182,7 +198,7 @@ def settings_of(path: Path, convert: dict[str, Callable[[Any], Any]]) -> dict[st
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
         return {
-            name: convert.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
+            name: _CONVERT.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
         }
     except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import __version__, miniature
 from ..sources import MODELS, models_folder
 from . import convert, demo, detail, doctor, person, profile, scale, serve, watch
+from .jobs import picture_size
 from .models import GUIDANCE, MINIATURE, STEPS
 from .output import output, printable_lines
 from .scale import positive
@@ -261,15 +261,6 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing = action.nargs == 0 or action.default is None or action.default in ("", [])  # nargs 0: a switch
         return action.help if nothing else super()._get_help_string(action)
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """Convert ``1024x768`` to ``(width, height)``."""
-    sides = [int(side) if re.fullmatch("[0-9]{1,5}", side) else 0 for side in text.lower().split("x")]
-    if len(sides) != 2 or any(not 0 < side <= 16384 or side % 8 for side in sides):
-        expected = "expected WIDTHxHEIGHT in multiples of 8 up to 16384, such as 1024x1024"
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: {expected}")
-    return sides[0], sides[1]
 
 
 def _cache(folder: str) -> Cache:

@@ -78,9 +78,9 @@ def add_arguments(
     generate_options(draw)
 
 
-def run(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
-    """Run the action. ``size`` converts the text of a size."""
-    return options.act(options, size)
+def run(options: argparse.Namespace) -> int:
+    """Run the action."""
+    return options.act(options)
 
 
 def positive(text: str, digits: int = 4) -> int:
@@ -90,7 +90,7 @@ def positive(text: str, digits: int = 4) -> int:
     return int(text)
 
 
-def _embed(options: argparse.Namespace, size: object) -> int:
+def _embed(options: argparse.Namespace) -> int:
     from ..faces.pack import checksum_of, find_pack
     from ..scale.embed import is_done, open_embedder, units_of
     from ..scale.inputs import listed
@@ -131,12 +131,12 @@ def _embed(options: argparse.Namespace, size: object) -> int:
     return code
 
 
-def _generate(options: argparse.Namespace, size: Callable[[str], tuple[int, int]]) -> int:
+def _generate(options: argparse.Namespace) -> int:
     from ..scale.run_folder import run_folder
 
     if not (options.jobs or options.person or options.settings):
         raise FastInstantIDError("nobody to draw: give JOBS.csv, --person or --from")
-    workers, (wanted, models, default) = _workers(options), jobs_of(options, size)
+    workers, (wanted, models, default) = _workers(options), jobs_of(options)
     settings = {"run": "generate", **_settings(options, _SETTINGS)}
     with run_folder(options.output, settings):
         load = partial(_drawer, _portable(options), models, default, options.output)

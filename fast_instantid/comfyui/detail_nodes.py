@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..faces import Face, FaceAnalyzer, draw_keypoints
-from ..images import Photo, photos
-from ..people import Crop, find_faces, ordered
+from ..faces import Face, FaceAnalyzer
+from ..images import Photo
+from ..people import Crop, Order, ordered
 from ..people.choice import chosen
+from ..people.crop import PADDING
 from ..people.likeness import paired
 from ..people.person import check_same_recognizer
 from ..people.search import no_face
-from . import scene_sockets
-from .faces import batches
+from .faces import draw_frames, searched
 from .people import People
-from .settings import follow_settings
+from .sockets import FACE_ANALYSIS, INDEX, choice, decimal, entry, inputs
 
 Crops: TypeAlias = "tuple[tuple[int, Crop], ...]"
 """Crops, each with the number of its picture in the batch."""
 
 
 class InstantIDCropFace:
-    """Cuts faces out."""
+    """Cuts out a face and its surroundings, upright, at the resolution of the model, for Paste Face."""
 
-    DESCRIPTION = "Cuts out a face and its surroundings, upright, at the resolution of the model, for Paste Face."
     RETURN_TYPES = ("IMAGE", "MASK", "IMAGE", "FACE_CROP")
     RETURN_NAMES = ("image", "mask", "image_kps", "crop")
     FUNCTION = "crop"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("face detailer", "small faces", "inpaint face", "adetailer", "face restore", "upscale face")
-    INPUT_TYPES = staticmethod(scene_sockets.crop_face)
+    INPUT_TYPES = inputs(
+        image=entry("IMAGE", "The picture with small faces."),
+        faceanalysis=FACE_ANALYSIS,
+        choose=choice(
+            [*get_args(Order), "index", "like", "all"],
+            "The face to cut out. index: number index from the left. like: the most like each person. all: each face.",
+        ),
+        padding=decimal(PADDING, 1.0, 10.0, "Side of the crop, in heights of the face.", step=0.1),
+        side=entry(
+            "INT",
+            "Width and height of the crop in pixels: what the model draws best.",
+            default=1024,
+            min=64,
+            max=4096,
+            step=8,
+        ),
+        optional={
+            "index": INDEX,
+            "like": entry("PERSON", "The persons for choose: like. A batch cuts out one face for each."),
+        },
+    )
 
     def crop(
         self,
@@ -46,32 +65,34 @@ class InstantIDCropFace:
         index: int = 0,
         like: People | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Crops]:
-        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        follow_settings()
-        found = [faces for batch in batches(pictures) for faces in find_faces(analyzer, batch)]
+        analyzer, pictures, found = searched(faceanalysis, image)
         if empty := [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]:
             raise no_face(analyzer, empty)
         crops: list[tuple[int, Crop]] = []
-        drawn: list[np.ndarray] = []
+        drawn: list[list[np.ndarray]] = []
         for number, (photo, faces) in enumerate(zip(pictures, found, strict=True)):
             for face in _chosen(analyzer, photo, faces, index if choose == "index" else choose, like):
                 crop = Crop.of(face, photo.size, side, padding)
                 crops.append((number, crop))
-                drawn.append(draw_keypoints(crop.size, crop.keypoints(face)))
+                drawn.append([crop.keypoints(face)])
         cut = [crop.cut(image[number, ..., :3]) for number, crop in crops]
-        keypoints = torch.from_numpy(np.stack(drawn)).float().div(255)
-        return torch.stack(cut), torch.stack([crop.mask for _, crop in crops]), keypoints, tuple(crops)
+        masks = torch.stack([crop.mask for _, crop in crops])
+        return torch.stack(cut), masks, draw_frames((side, side), drawn), tuple(crops)
 
 
 class InstantIDPasteFace:
-    """Puts faces back."""
+    """Blends what was drawn of Crop Face into the picture, without a seam. All else stays as it is."""
 
-    DESCRIPTION = "Blends what was drawn of Crop Face into the picture, without a seam. All else stays as it is."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "paste"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("composite", "uncrop", "blend face", "stitch")
-    INPUT_TYPES = staticmethod(scene_sockets.paste_face)
+    INPUT_TYPES = inputs(
+        image=entry("IMAGE", "The picture that was cropped, or the same one upscaled."),
+        drawn=entry("IMAGE", "The crop, drawn anew."),
+        crop=entry("FACE_CROP", "From InstantID Crop Face."),
+        optional={"mask": entry("MASK", "Which part of drawn is seen. Without it: the mask of Crop Face.")},
+    )
 
     def paste(self, image: Tensor, drawn: Tensor, crop: Crops, mask: Tensor | None = None) -> tuple[Tensor]:
         masks: list[Any] = [None] if mask is None else [*mask.reshape(-1, *mask.shape[-2:])]

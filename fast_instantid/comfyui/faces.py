@@ -14,6 +14,7 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from PIL import Image
 from torch import Tensor
 
+from .. import people
 from ..faces import Face, FaceAnalyzer, draw_keypoints, largest
 from ..faces.face import keypoints_of
 from ..faces.keypoints import COLORS, drawn_region
@@ -48,6 +49,13 @@ def find_faces(insightface: Any, image: Tensor) -> list[Found]:
         pairs = zip(batch, networks.find(batch), strict=True)
         found += [Found(photo, largest(faces) if faces else None) for photo, faces in pairs]
     return found
+
+
+def searched(faceanalysis: Any, image: Tensor) -> tuple[FaceAnalyzer, list[Photo], list[list[Face]]]:
+    """Return the analyzer, the pictures, and all faces in each, hard ones too."""
+    analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
+    follow_settings()
+    return analyzer, pictures, [faces for batch in batches(pictures) for faces in people.find_faces(analyzer, batch)]
 
 
 def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps: bool = False) -> Tensor | None:
@@ -91,8 +99,9 @@ def draw_frames(size: tuple[int, int], frames: Sequence[Sequence[np.ndarray]] | 
     """
     pictures = np.zeros((len(frames), size[1], size[0], 3), np.float32)
     for picture, faces in zip(pictures, frames, strict=True):
-        region = drawn_region(size, np.concatenate(faces))
-        np.divide(draw_keypoints(size, *faces)[region], 255, out=picture[region], dtype=np.float32)
+        if len(faces):
+            region = drawn_region(size, np.concatenate(faces))
+            np.divide(draw_keypoints(size, *faces)[region], 255, out=picture[region], dtype=np.float32)
     return torch.from_numpy(pictures)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..reuse import ReplacedForward
+from ..reuse import ReplacedForward, replaced
 from .observe.networks import identity_nets_of
 
 KEY = "fast_instantid_approximations"
@@ -48,20 +48,17 @@ class HeldControl:
         self._outputs: dict[tuple[Any, ...], tuple[int, Any, dict[str, list[Tensor]]]] = {}
         """For each kind of call: the step, objects that keep their ids by that, and the output."""
 
-    @contextmanager
-    def active(self, less: Less, conds: Sequence[Sequence[Mapping[str, Any]] | None], sigma: float) -> Generator[None]:
+    def active(
+        self, less: Less, conds: Sequence[Sequence[Mapping[str, Any]] | None], sigma: float
+    ) -> AbstractContextManager[None]:
         """Replace the IdentityNets of these conditionings for one evaluation. Other ControlNets stay as they are."""
         if sigma != self._sigma:
             self._step, self._sigma = self._step + 1, sigma
             self._outputs = {kind: one for kind, one in self._outputs.items() if self._step - one[0] < less.every}
         acting = [entry for cond in conds for entry in cond or () if _acts(entry, sigma)]
         calls: list[nn.Module] = []
-        with ExitStack() as evaluation:
-            for net in identity_nets_of(conds):
-                forward = ReplacedForward(net, partial(self._call, net, less, acting, calls))
-                evaluation.callback(forward.restore)
-                forward.replace()
-            yield
+        nets = identity_nets_of(conds)
+        return replaced(ReplacedForward(net, partial(self._call, net, less, acting, calls)) for net in nets)
 
     def _call(
         self, net: nn.Module, less: Less, acting: list[Any], calls: list[nn.Module], run: Any, **inputs: Any

@@ -12,6 +12,7 @@ import folder_paths
 from ..errors import FastInstantIDError, ModelFileError
 from ..weights import file_version
 from .models import PEOPLE, POSES
+from .sockets import checked
 
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
@@ -40,10 +41,7 @@ class Library:
 
     def check(self, name: str | None) -> bool | str:
         """Return True, or what is wrong with a name; None is a link."""
-        try:
-            return name is None or bool(self.path(name))
-        except ModelFileError as error:
-            return str(error)
+        return checked(self.path, name)
 
     def version(self, name: str | None) -> str:
         return "" if name is None else str(file_version(self.path(name)))

@@ -6,38 +6,35 @@ import logging
 from pathlib import PureWindowsPath
 from typing import Any
 
-from ..errors import ModelFileError
 from ..faces import FaceAnalyzer
 from ..identity import Adapter
 from . import sockets
 from .derived import Derivable
 from .memory import ManagedAdapter
-from .models import PROVIDERS, adapter_path, analyzer_of, find_face_pack
+from .models import PROVIDERS, adapter_names, adapter_path, analyzer_of, find_face_pack
 from .settings import follow_settings
 
 logger = logging.getLogger("fast_instantid")
 
 
 class InstantIDModelLoader:
-    """Opens InstantID's adapter."""
+    """Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."""
 
-    DESCRIPTION = "Opens InstantID's adapter (ip-adapter.bin) from models/instantid. Nothing is moved to the GPU."
     RETURN_TYPES = ("INSTANTID",)
     FUNCTION = "load_model"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("instantid adapter", "ip-adapter.bin", "face id model")
-    INPUT_TYPES = staticmethod(sockets.model_loader)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> sockets.Inputs:
+        tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
+        return {"required": {"instantid_file": sockets.entry(adapter_names(), tooltip)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, instantid_file: str | None = None) -> bool | str:
-        # None is a link, whose value is not known yet. A node of another pack may look for its files elsewhere.
-        if instantid_file is None or cls.load_model is not InstantIDModelLoader.load_model:
+        if cls.load_model is not InstantIDModelLoader.load_model:  # another pack's, which may have files elsewhere
             return True
-        try:
-            adapter_path(instantid_file)
-        except ModelFileError as error:
-            return str(error)
-        return True
+        return sockets.checked(adapter_path, instantid_file)
 
     @classmethod
     def IS_CHANGED(cls, instantid_file: str | None = None, **_: Any) -> str:
@@ -56,16 +53,13 @@ class InstantIDModelLoader:
 
 
 class InstantIDFaceAnalysis(Derivable):
-    """Loads the face detector and recogniser."""
+    """Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."""
 
-    DESCRIPTION = (
-        "Loads the face detector and recogniser (antelopev2) from models/insightface. insightface is not needed."
-    )
     RETURN_TYPES = ("FACEANALYSIS",)
     FUNCTION = "load_insight_face"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("insightface", "antelopev2", "face detection", "face recognition", "arcface")
-    INPUT_TYPES = staticmethod(sockets.face_analysis)
+    INPUT_TYPES = sockets.FACE_ANALYSIS_NODE
 
     @classmethod
     def VALIDATE_INPUTS(cls, provider: str | None = None) -> bool | str:
@@ -73,11 +67,7 @@ class InstantIDFaceAnalysis(Derivable):
             return True
         if provider is not None and provider not in PROVIDERS:
             return f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
-        try:
-            find_face_pack()
-        except ModelFileError as error:
-            return str(error)
-        return True
+        return sockets.checked(find_face_pack)
 
     def load_insight_face(
         self, provider: str, det_threshold: float = 0.5, det_size: str = sockets.DETECTION_SIZES[0]

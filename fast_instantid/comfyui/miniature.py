@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from .models import analyzer_of
 
 
 class InstantIDMiniature:
-    """Loads the miniature's models and one of its portraits."""
+    """Try InstantID without a download: all its models in a few megabytes, and a portrait.
 
-    DESCRIPTION = (
-        "Try InstantID without a download: all its models in a few megabytes, and a portrait. They only know drawn "
-        "portraits of 128 x 128 pixels."
-    )
+    They only know drawn portraits of 128 x 128 pixels.
+    """
+
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "CONTROL_NET", "INSTANTID", "FACEANALYSIS", "IMAGE")
     RETURN_NAMES = (*RETURN_TYPES[:-1], "portrait")
     FUNCTION = "load"
@@ -33,20 +33,17 @@ class InstantIDMiniature:
 
     @classmethod
     def INPUT_TYPES(cls) -> sockets.Inputs:
-        try:
-            return sockets.miniature(list(_people()))
-        except ModelFileError:  # VALIDATE_INPUTS reports it
-            return sockets.miniature([])
+        portraits: list[str] = []
+        with suppress(ModelFileError):  # VALIDATE_INPUTS reports it
+            portraits = [*_people()]
+        tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
+        return {"required": {"portrait": sockets.entry(portraits, tooltip)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, portrait: str | None) -> bool | str:
-        try:
-            people = _people()
-        except ModelFileError as error:
-            return str(error)
-        if portrait is not None and portrait not in people:  # None: a link, whose value is not known yet
-            return f"there is no portrait {portrait!r}: choose one of {', '.join(people)}"
-        return True
+        if (problem := sockets.checked(_people)) is not True or portrait is None or portrait in _people():
+            return problem
+        return f"there is no portrait {portrait!r}: choose one of {', '.join(_people())}"
 
     @cached_property
     def _models(self) -> tuple[Any, ...]:

@@ -38,7 +38,6 @@ from .miniature import InstantIDMiniature
 from .observe.nodes import InstantIDDoctor, InstantIDProfile
 from .people import People, identity_of, keypoints_of
 from .people_nodes import (
-    ApplyInstantIDPerson,
     InstantIDJoinPeople,
     InstantIDLikeness,
     InstantIDLoadPerson,
@@ -47,8 +46,14 @@ from .people_nodes import (
     InstantIDSavePerson,
 )
 from .pose_editor import InstantIDPoseEditor
-from .pose_nodes import InstantIDLoadPose, InstantIDPoseFromImage, InstantIDPoseTrack, InstantIDSavePose
-from .scene_nodes import ApplyInstantIDScene, InstantIDPose
+from .pose_nodes import (
+    InstantIDLoadPose,
+    InstantIDPose,
+    InstantIDPoseFromImage,
+    InstantIDPoseTrack,
+    InstantIDSavePose,
+)
+from .scene_nodes import ApplyInstantIDPerson, ApplyInstantIDScene
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]
 
@@ -61,14 +66,13 @@ FaceEmbeds = dict[str, Tensor]
 
 
 class FaceKeypointsPreprocessor:
-    """Draws the five keypoints of the largest face."""
+    """Draws the keypoints of the largest face, for the InstantID ControlNet."""
 
-    DESCRIPTION = "Draws the keypoints of the largest face, for the InstantID ControlNet."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "preprocess_image"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face pose", "face landmarks", "kps")
-    INPUT_TYPES = staticmethod(sockets.keypoints_preprocessor)
+    INPUT_TYPES = sockets.KEYPOINTS_PREPROCESSOR
 
     def preprocess_image(self, faceanalysis: Any, image: Tensor) -> tuple[Tensor]:
         keypoints = extractFeatures(faceanalysis, image, extract_kps=True)
@@ -79,16 +83,15 @@ class FaceKeypointsPreprocessor:
 
 
 class ApplyInstantID(Derivable):
-    """Applies InstantID to a model and its conditionings."""
+    """Puts the person of a picture into the model (likeness) and the conditioning (pose)."""
 
-    DESCRIPTION = "Puts the person of a picture into the model (likeness) and the conditioning (pose)."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("MODEL", "positive", "negative")
     FUNCTION = "apply_instantid"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face id", "same person", "consistent face", "likeness", "identity", "face swap")
 
-    INPUT_TYPES: Any = staticmethod(sockets.apply)
+    INPUT_TYPES: Any = sockets.APPLY
 
     def apply_instantid(
         self,
@@ -148,22 +151,19 @@ class ApplyInstantID(Derivable):
 
 
 class ApplyInstantIDAdvanced(ApplyInstantID):
-    """Applies InstantID with separate strengths, noise, and a choice of how to combine several pictures."""
+    """Apply InstantID with separate weights for likeness and pose, noise, and several pictures."""
 
-    DESCRIPTION = "Apply InstantID with separate weights for likeness and pose, noise, and several pictures."
-
-    INPUT_TYPES = staticmethod(sockets.apply_advanced)
+    INPUT_TYPES = sockets.APPLY_ADVANCED
 
 
 class InstantIDAttentionPatch(Derivable):
-    """Applies InstantID's attention half to a model."""
+    """Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."""
 
-    DESCRIPTION = "Puts the person of a picture into the model only; its FACE_EMBEDS go to InstantID Apply ControlNet."
     RETURN_TYPES = ("MODEL", "FACE_EMBEDS")
     FUNCTION = "patch_attention"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face id", "same person", "likeness")
-    INPUT_TYPES = staticmethod(sockets.attention_patch)
+    INPUT_TYPES = sockets.ATTENTION_PATCH
 
     def patch_attention(
         self,
@@ -188,17 +188,14 @@ class InstantIDAttentionPatch(Derivable):
 
 
 class ApplyInstantIDControlNet:
-    """Applies InstantID's ControlNet half to conditionings."""
+    """Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."""
 
-    DESCRIPTION = (
-        "Steers the pose of a face with the InstantID ControlNet; the face comes from InstantID Patch Attention."
-    )
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
     FUNCTION = "apply_controlnet"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("face pose", "identitynet")
-    INPUT_TYPES = staticmethod(sockets.apply_control_net)
+    INPUT_TYPES = sockets.APPLY_CONTROL_NET
 
     def apply_controlnet(
         self,
@@ -244,7 +241,7 @@ def _identity(
     return identity, found
 
 
-_NODES: dict[str, type] = {
+_NODES: dict[str, Any] = {
     "Load InstantID Model": InstantIDModelLoader,
     "InstantID Face Analysis": InstantIDFaceAnalysis,
     "Apply InstantID": ApplyInstantID,
@@ -273,5 +270,7 @@ _NODES: dict[str, type] = {
     "InstantID Pose Editor": InstantIDPoseEditor,
     "InstantID Approximations": InstantIDApproximations,
 }
+for _node in _NODES.values():  # the page shows what a docstring says; python -OO removes those
+    _node.DESCRIPTION = vars(_node).get("DESCRIPTION") or " ".join((_node.__doc__ or "").split())
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for title, node in _NODES.items()}

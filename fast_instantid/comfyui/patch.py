@@ -17,11 +17,14 @@ from torch import Tensor
 
 from ..attention import IdentityEntry, identity_attention
 from ..fused import fused_attention, is_available
-from ..identity.layout import LayerFace
-from .rows import layout_of
+from ..identity.layout import COND, UNCOND, LayerFace, Layout
 
 ALWAYS = {"sigma_start": 999999999.9, "sigma_end": 0.0}
 """Results of the host's ``percent_to_sigma`` for 0 and 1."""
+
+ROLES = "fast_instantid_roles"
+"""Key in ``transformer_options``, set by :mod:`.sampling`: COND or UNCOND for each conditioning, in the guider's order.
+The last one applies to all further conditionings."""
 
 Callback = Callable[..., Tensor]
 ExtraOptions = Mapping[str, Any]
@@ -169,3 +172,21 @@ def add_identity(
 
 def _entry(face: LayerFace, q: Tensor, extra_options: ExtraOptions) -> IdentityEntry:
     return face.entry(q, extra_options["n_heads"], layout_of(extra_options))
+
+
+def layout_of(extra_options: ExtraOptions) -> Layout:
+    """Return the layout of the batch in one call of an attention patch."""
+    height, width = extra_options["original_shape"][-2:]
+    return Layout(tuple(chunks_of(extra_options)), (height, width), frames_of(extra_options))
+
+
+def chunks_of(extra_options: ExtraOptions) -> list[int]:
+    """Return COND or UNCOND for each chunk of the batch. The host numbers chunks by the guider's order."""
+    roles = extra_options.get(ROLES, (COND, UNCOND))
+    return [roles[min(index, len(roles) - 1)] for index in extra_options["cond_or_uncond"]]
+
+
+def frames_of(extra_options: ExtraOptions) -> tuple[int, ...] | None:
+    """Return the frames in AnimateDiff's sliding window; None without one."""
+    frames = (extra_options.get("ad_params") or {}).get("sub_idxs")
+    return None if frames is None else tuple(int(frame) for frame in frames)

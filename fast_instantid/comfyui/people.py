@@ -11,13 +11,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import FastInstantIDError
-from ..faces import keypoint_picture
+from ..faces.keypoints import placed_keypoints
 from ..identity import Combine, Identity
-from ..identity.bank import IdentityBank
 from ..people import Person
 from ..people.face_box import face_box_in
 from ..people.subject import box_mask
 from .apply import check_family, compute_dtype
+from .faces import draw_frames
 from .foreign import adapter_of
 from .library import PERSON_FILES
 
@@ -55,14 +55,10 @@ def identity_of(people: People, instantid: Any, model: ModelPatcher, combine: Co
         return some
     if len({one.tokens.shape for one in identities if one is not None}) > 1:
         raise FastInstantIDError("people with identities of different numbers of tokens: draw them one by one")
-
-    def stacked(of: Any) -> Tensor:
-        return torch.stack([torch.zeros_like(of(some)) if one is None else of(one) for one in identities], dim=1)
-
-    layers = range(some.num_layers)
-    keys = tuple(stacked(lambda one, i=i: one.bank.keys[i]) for i in layers)
-    values = tuple(stacked(lambda one, i=i: one.bank.values[i]) for i in layers)
-    return Identity(stacked(lambda one: one.tokens).flatten(1, 2), IdentityBank(keys, values), len(people))
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in some.to_record().items()}
+    records = [zeros if one is None else one.to_record() for one in identities]
+    stacked = {name: torch.stack([record[name] for record in records], dim=1) for name in zeros}
+    return Identity.from_record(stacked | {"tokens": stacked["tokens"].flatten(2, 3)})
 
 
 def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
@@ -72,13 +68,9 @@ def keypoints_of(people: People, size: tuple[int, int] | None = None) -> Tensor:
         size: ``(width, height)`` in pixels; the first person's photograph by default.
     """
     size = size or next(person.photo_size for person in people if person is not None)
-    drawn = [
-        np.zeros((size[1], size[0], 3), np.uint8)
-        if person is None
-        else np.array(keypoint_picture(person.face, person.photo_size, size))
-        for person in people
-    ]
-    return torch.from_numpy(np.stack(drawn)).float().div(255)
+    return draw_frames(
+        size, [[] if one is None else placed_keypoints(one.face, one.photo_size, size) for one in people]
+    )
 
 
 def face_masks(people: People, size: tuple[int, int] | None = None) -> Tensor:
@@ -106,17 +98,15 @@ def save(people: People, name: str, overwrite: bool) -> list[Path]:
             written then.
     """
     kept = [person for person in people if person is not None]
-    names = [name or person.name for person in kept] if len(kept) == 1 or not name else _numbered(name, len(kept))
+    names = [name or person.name for person in kept]
+    if name and len(kept) > 1:
+        names = [f"{name} {number}" for number in range(1, len(kept) + 1)]
     if not kept:
         raise FastInstantIDError("no person to save: no face was found")
     paths = PERSON_FILES.new_paths(names, overwrite)
     for path, person in zip(paths, kept, strict=True):
         person.save(path)
     return paths
-
-
-def _numbered(name: str, count: int) -> list[str]:
-    return [f"{name} {number}" for number in range(1, count + 1)]
 
 
 def said(people: People) -> str:

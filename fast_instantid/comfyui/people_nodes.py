@@ -1,29 +1,24 @@
-"""Nodes for persons: find, keep, join, apply and compare them."""
+"""Nodes for persons: find, keep, join and compare them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import FastInstantIDError
 from ..faces import FaceAnalyzer
-from ..identity import Combine
-from ..identity.layout import mask_batch
 from ..images import photos
-from ..people import Person, find_faces, find_people, find_person, likeness_in, likeness_word, merge, numbered
-from ..people.subject import within
-from . import people_sockets
-from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
-from .faces import batches
+from ..people import Order, Person, find_people, find_person, likeness_in, likeness_word, merge, numbered
+from .apply import Conditioning
+from .faces import searched
 from .library import PERSON_FILES
-from .people import People, face_masks, identity_of, keypoints_of, said, save, size_of
-from .settings import follow_settings
+from .people import People, said, save
+from .sockets import FACE_ANALYSIS, INDEX, OVERWRITE, PERSON, Inputs, choice, decimal, entry, inputs
 
 
 class _PersonNode:
@@ -31,14 +26,40 @@ class _PersonNode:
 
 
 class InstantIDPerson(_PersonNode):
-    """Finds persons in photographs."""
+    """Finds one person, or several, in photographs. Numbers in the preview are those of choose: index."""
 
-    DESCRIPTION = "Finds one person, or several, in photographs. Numbers in the preview are those of choose: index."
     RETURN_TYPES = ("PERSON", "IMAGE", "BOOLEAN", "STRING")
     RETURN_NAMES = ("person", "preview", "has_face", "report")
     FUNCTION = "find"
     SEARCH_ALIASES = ("choose face", "group photo", "face embedding", "which face", "no face")
-    INPUT_TYPES = staticmethod(people_sockets.person)
+    INPUT_TYPES = inputs(
+        faceanalysis=FACE_ANALYSIS,
+        image=entry("IMAGE", "Photographs."),
+        group=choice(
+            ("one person", "one person per photo", "all faces"),
+            "One person in all photographs, another person in each, or all faces, from left to right.",
+        ),
+        choose=choice(
+            [*get_args(Order), "index", "like"],
+            "The face of a photograph with several. index: number index from the left. like: the most like a person.",
+        ),
+        no_face=choice(
+            ["error", "skip", "none"],
+            "For photographs without a face. skip: leave them out. none: draw their pictures without a person.",
+        ),
+        doubtful=choice(
+            ["keep", "drop", "robust"],
+            "Photographs that hardly show the person: keep them, drop them, or count them less.",
+        ),
+        optional={
+            "name": entry("STRING", "Name of the person.", default=""),
+            "weights": entry(
+                "STRING", "How much each photograph counts, such as 1, 0.5. Empty: all alike.", default=""
+            ),
+            "index": INDEX,
+            "like": entry("PERSON", "The person for choose: like."),
+        },
+    )
 
     def find(
         self,
@@ -53,9 +74,7 @@ class InstantIDPerson(_PersonNode):
         index: int = 0,
         like: People | None = None,
     ) -> dict[str, Any]:
-        analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        follow_settings()
-        found = [faces for batch in batches(pictures) for faces in find_faces(analyzer, batch)]
+        analyzer, pictures, found = searched(faceanalysis, image)
         missing = [photo.name for photo, faces in zip(pictures, found, strict=True) if not faces]
         if choose == "like":
             choose = next((person for person in like or () if person is not None), None)
@@ -84,17 +103,16 @@ class InstantIDPerson(_PersonNode):
 
 
 class InstantIDLoadPerson(_PersonNode):
-    """Loads a person's file."""
+    """Loads a person from models/instantid/people. No face models are needed."""
 
-    DESCRIPTION = "Loads a person from models/instantid/people. No face models are needed."
     RETURN_TYPES = ("PERSON", "IMAGE")
     RETURN_NAMES = ("person", "picture")
     FUNCTION = "load"
     SEARCH_ALIASES = ("load face", "saved face", "character")
 
     @classmethod
-    def INPUT_TYPES(cls) -> people_sockets.Inputs:
-        return people_sockets.load_person(PERSON_FILES.names())
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"person": entry(PERSON_FILES.names(), "A file in models/instantid/people.")}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, person: str | None = None) -> bool | str:
@@ -111,15 +129,18 @@ class InstantIDLoadPerson(_PersonNode):
 
 
 class InstantIDSavePerson(_PersonNode):
-    """Keeps persons in files."""
+    """Keeps a person in models/instantid/people, for Load Person. The file is biometric data."""
 
-    DESCRIPTION = "Keeps a person in models/instantid/people, for Load Person. The file is biometric data."
     RETURN_TYPES = ("PERSON",)
     RETURN_NAMES = ("person",)
     FUNCTION = "save"
     OUTPUT_NODE = True
     SEARCH_ALIASES = ("save face", "face embeds", "character")
-    INPUT_TYPES = staticmethod(people_sockets.save_person)
+    INPUT_TYPES = inputs(
+        person=PERSON,
+        name=entry("STRING", "Name of the file. Empty: the person's name.", default=""),
+        overwrite=OVERWRITE,
+    )
 
     def save(self, person: People, name: str, overwrite: bool) -> dict[str, Any]:
         paths = save(person, name, overwrite)
@@ -127,81 +148,46 @@ class InstantIDSavePerson(_PersonNode):
 
 
 class InstantIDJoinPeople(_PersonNode):
-    """Joins persons to a batch, or to one person."""
+    """Joins persons: a batch that draws one picture of each, or one person of all their photographs."""
 
-    DESCRIPTION = "Joins persons: a batch that draws one picture of each, or one person of all their photographs."
     RETURN_TYPES = ("PERSON",)
     RETURN_NAMES = ("person",)
     FUNCTION = "join"
     SEARCH_ALIASES = ("batch of people", "merge faces", "many people")
-    INPUT_TYPES = staticmethod(people_sockets.join_people)
+    INPUT_TYPES = inputs(
+        first=PERSON,
+        second=PERSON,
+        how=choice(
+            ("one picture each", "one person"),
+            "A batch that draws one picture of each, or one person of all photographs.",
+        ),
+    )
 
     def join(self, first: People, second: People, how: str) -> tuple[People]:
         people = (*first, *second)
-        return (people if how == people_sockets.JOINS[0] else (merge([one for one in people if one is not None]),),)
-
-
-class ApplyInstantIDPerson(_PersonNode):
-    """Applies persons to a model and its conditionings."""
-
-    DESCRIPTION = "Puts a person into the model (likeness) and the conditioning (pose). A batch draws one picture each."
-    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
-    RETURN_NAMES = ("MODEL", "positive", "negative")
-    FUNCTION = "apply"
-    SEARCH_ALIASES = ("face id", "same person", "consistent face", "apply face")
-    INPUT_TYPES = staticmethod(people_sockets.apply_person)
-
-    def apply(
-        self,
-        person: People,
-        model: ModelPatcher,
-        positive: Conditioning,
-        negative: Conditioning,
-        ip_weight: float,
-        cn_strength: float,
-        start_at: float,
-        end_at: float,
-        noise: float,
-        combine_embeds: Combine,
-        control_net: Any = None,
-        instantid: Any = None,
-        image_kps: Tensor | None = None,
-        latent: dict[str, Any] | None = None,
-        mask: Tensor | None = None,
-        layers: Layers = "reference",
-        enhance_non_face_region: bool = False,
-    ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
-        size = None
-        if latent is not None:
-            person, size = person[: len(latent["samples"])], size_of(latent)
-        identity = identity_of(person, instantid, model, combine_embeds, noise)
-        if identity is None:
-            return model, positive, negative
-        keypoints = keypoints_of(person, size) if image_kps is None else checked_keypoints(image_kps)
-        seen, faces = mask, None
-        if enhance_non_face_region:
-            if image_kps is not None:
-                raise FastInstantIDError(
-                    "image_kps does not say where the face is: use Apply InstantID Scene and a pose"
-                )
-            faces = face_masks(person, size)
-            seen = within(None if mask is None else mask_batch(mask), faces)
-        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, seen, layers)
-        positive, negative = apply_to_conditioning(
-            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask, faces
-        )
-        return patched, positive, negative
+        return (people if how == "one picture each" else (merge([one for one in people if one is not None]),),)
 
 
 class InstantIDLikeness(_PersonNode):
-    """Measures how much pictures or persons are alike."""
+    """How much pictures show a person: the cosine of face embeddings, and a word. The best picture first."""
 
-    DESCRIPTION = "How much pictures show a person: the cosine of face embeddings, and a word. The best picture first."
     RETURN_TYPES = ("IMAGE", "FLOAT", "BOOLEAN", "STRING")
     RETURN_NAMES = ("image", "likeness", "is_alike", "report")
     FUNCTION = "compare"
     SEARCH_ALIASES = ("similarity", "same face", "face distance", "keep the best", "compare people")
-    INPUT_TYPES = staticmethod(people_sockets.likeness)
+    INPUT_TYPES = inputs(
+        person=PERSON,
+        shown=choice(
+            ("one person each", "all persons"),
+            "Each picture shows one person of a batch, or all persons of the batch.",
+        ),
+        at_least=decimal(0.3, -1.0, 1.0, "Likeness from which is_alike is true."),
+        optional={
+            "image": entry("IMAGE", "Pictures of the person."),
+            "faceanalysis": entry("FACEANALYSIS", "From InstantID Face Analysis, for image."),
+            "other": entry("PERSON", "A person to compare with, in place of pictures."),
+        },
+    )
 
     def compare(
         self,
@@ -224,7 +210,7 @@ class InstantIDLikeness(_PersonNode):
         if image is None or faceanalysis is None:
             raise FastInstantIDError("nothing to compare: connect image and faceanalysis, or a person to other")
         analyzer, pictures = FaceAnalyzer.wrap(faceanalysis), photos(image)
-        if shown == people_sockets.SHOWN[1] or len(person) == 1:
+        if shown == "all persons" or len(person) == 1:
             given, rows = [people] * len(pictures), likeness_in(analyzer, pictures, people)
         else:
             given = [[one] if (one := person[i % len(person)]) else [] for i in range(len(pictures))]
@@ -240,13 +226,15 @@ class InstantIDLikeness(_PersonNode):
 
 
 class InstantIDPrompts(_PersonNode):
-    """Encodes another prompt for each picture of a batch."""
+    """Encodes one prompt for each picture of a batch: a prompt in each line."""
 
-    DESCRIPTION = "Encodes one prompt for each picture of a batch: a prompt in each line."
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
     SEARCH_ALIASES = ("batch of prompts", "prompt list", "clip text encode")
-    INPUT_TYPES = staticmethod(people_sockets.prompts)
+    INPUT_TYPES = inputs(
+        clip=entry("CLIP", "The text encoders of the model."),
+        prompts=entry("STRING", "Prompts, one in each line, for the pictures of a batch.", multiline=True, default=""),
+    )
 
     def encode(self, clip: Any, prompts: str) -> tuple[Conditioning]:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]

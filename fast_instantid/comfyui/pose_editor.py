@@ -12,35 +12,46 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import FastInstantIDError
+from ..faces.keypoints import COLORS
 from ..images import photos
 from ..people import Pose
-from . import scene_sockets
+from ..people.pose import ANGLES, FACE_HEIGHT, MODEL
 from .people import size_of
-from .scene_nodes import draw_poses
+from .pose_nodes import draw_poses
+from .sockets import checked, entry, inputs
 
 _EXPECTED = 'expected a list of faces, such as [{"x": 0.5, "y": 0.42, "size": 0.45, "yaw": 0, "pitch": 0, "roll": 0}]'
 _SHOWN_SIDE = 1024  # pixels, of the background in the node
 
 
 class InstantIDPoseEditor:
-    """Places and turns faces with the mouse or the keyboard."""
+    """Places and turns faces on a canvas, with the mouse or the keyboard. One face for each person."""
 
-    DESCRIPTION = "Places and turns faces on a canvas, with the mouse or the keyboard. One face for each person."
     RETURN_TYPES = ("POSE", "IMAGE")
     RETURN_NAMES = ("pose", "image_kps")
     FUNCTION = "edit"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("keypoint editor", "face position", "head angle", "draw faces", "openpose editor")
-    INPUT_TYPES = staticmethod(scene_sockets.pose_editor)
+    INPUT_TYPES = inputs(
+        latent=entry("LATENT", "Gives the canvas and the keypoint picture their size."),
+        poses=entry(
+            "STRING",
+            "The faces, as JSON that the canvas edits: x, y and size in parts of the picture, angles in degrees.",
+            default=json.dumps([vars(Pose())]),
+            widgetType="INSTANTID_POSES",
+            canvas={
+                "angles": ANGLES,
+                "colors": COLORS,
+                "face": vars(Pose()),
+                "model": (MODEL / FACE_HEIGHT).tolist(),  # keypoints of a face of height 1
+            },
+        ),
+        optional={"background": entry("IMAGE", "A picture to see behind the faces.")},
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, poses: str | None = None) -> bool | str:
-        try:
-            if poses is not None:  # None for a link
-                _poses(poses)
-        except FastInstantIDError as error:
-            return str(error)
-        return True
+        return checked(_poses, poses)
 
     def edit(self, latent: dict[str, Any], poses: str, background: Tensor | None = None) -> dict[str, Any]:
         placed, size = _poses(poses), size_of(latent)

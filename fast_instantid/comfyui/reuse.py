@@ -7,8 +7,8 @@ and would convolve it at every step.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import comfy.cldm.cldm
 import comfy.ops
 from torch import Tensor, nn
 
-from ..reuse import MAX_BYTES, ReplacedForward, Reuse
+from ..reuse import MAX_BYTES, ReplacedForward, Reuse, replaced
 
 SWITCH = "FAST_INSTANTID_REUSE"
 """Environment variable, read at the start of each run: ``0`` computes everything at every step."""
@@ -46,24 +46,16 @@ class HintCache:
             reuse.clear()
         self._entries.clear()
 
-    @contextmanager
     def active(
         self, networks: Iterable[nn.Module], conds: Sequence[Sequence[Mapping[str, Any]] | None]
-    ) -> Generator[None]:
+    ) -> AbstractContextManager[None]:
         """Look up the hint blocks of these networks here while the context is open, which is for one evaluation.
 
         Hooks may change weights between steps; conditionings with hooks are always computed.
         """
         has_hooks = any(entry.get("hooks") is not None for cond in conds for entry in cond or ())
         blocks = [] if has_hooks else [block for network in networks if (block := _hint_block(network)) is not None]
-        replaced = [ReplacedForward(block, partial(self._look_up, block)) for block in blocks]
-        try:
-            for forward in replaced:
-                forward.replace()
-            yield
-        finally:
-            for forward in reversed(replaced):
-                forward.restore()
+        return replaced(ReplacedForward(block, partial(self._look_up, block)) for block in blocks)
 
     def _look_up(self, block: nn.Module, forward: Any, hint: Tensor, *embedding_and_context: Any) -> Tensor:
         # The other arguments differ at every step, but convolutions ignore them.

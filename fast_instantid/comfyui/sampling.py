@@ -23,9 +23,8 @@ from ..identity.layout import COND, UNCOND, LayerFace
 from ..recorder import is_recording, stage
 from .held import KEY, HeldControl, Less
 from .observe.networks import control_net_stages, networks_of
-from .patch import AttentionPatch, add_identity, always_acts, copied
+from .patch import ROLES, AttentionPatch, add_identity, always_acts, chunks_of, copied, frames_of
 from .reuse import HintCache, is_enabled
-from .rows import ROLES, chunks_of, frames_of
 
 logger = logging.getLogger("fast_instantid")
 

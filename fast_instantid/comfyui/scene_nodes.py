@@ -1,9 +1,9 @@
-"""Nodes for scenes: poses without a photograph, and several persons in one picture."""
+"""Nodes that put persons into pictures: one in each picture of a batch, or several in one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, get_args
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -12,64 +12,124 @@ from torch import Tensor
 from ..errors import FastInstantIDError
 from ..faces import FaceAnalyzer
 from ..identity import Combine
+from ..identity.layout import mask_batch
 from ..images import photos
-from ..people import AnyPose, Person, Pose, Scene, Subject, scene_of
+from ..people import Person, Scene, Subject, scene_of
+from ..people.scene import Pairing
 from ..people.subject import box_mask, within
-from . import scene_sockets
-from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, tokens_of
+from .apply import Conditioning, Layers, apply_to_conditioning, apply_to_model, checked_keypoints, tokens_of
 from .faces import draw_frames
-from .people import People, identity_of, size_of
+from .people import People, face_masks, identity_of, keypoints_of, size_of
+from .pose_nodes import Poses
+from .sockets import (
+    LAYER_CHOICE,
+    MASK,
+    NETWORKS,
+    NON_FACE,
+    PERSON,
+    PROMPTED_MODEL,
+    STRENGTHS,
+    choice,
+    entry,
+    inputs,
+)
 
-Poses: TypeAlias = tuple[AnyPose, ...]
-"""POSE: a pose for each person of a picture, or for each frame of a track."""
 
+class ApplyInstantIDPerson:
+    """Puts a person into the model (likeness) and the conditioning (pose). A batch draws one picture each."""
 
-class PoseNode:
-    """A node of poses and their keypoint picture."""
-
-    RETURN_TYPES: tuple[str, ...] = ("POSE", "IMAGE")
-    RETURN_NAMES: tuple[str, ...] = ("pose", "image_kps")
-    FUNCTION = "pose"
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("MODEL", "positive", "negative")
+    FUNCTION = "apply"
     CATEGORY = "InstantID/people"
+    SEARCH_ALIASES = ("face id", "same person", "consistent face", "apply face")
+    INPUT_TYPES = inputs(
+        person=PERSON,
+        **PROMPTED_MODEL,
+        **STRENGTHS,
+        optional={
+            **NETWORKS,
+            "image_kps": entry("IMAGE", "The keypoint picture. Without it: the pose of the person's first photograph."),
+            "latent": entry("LATENT", "Gives the keypoint picture its size. Without it: the photograph's size."),
+            "mask": MASK,
+            "layers": LAYER_CHOICE,
+            "enhance_non_face_region": NON_FACE,
+        },
+    )
 
-
-class InstantIDPose(PoseNode):
-    """Places a face without a photograph."""
-
-    DESCRIPTION = "Places a face and turns it, without a photograph. Chain several for several persons."
-    SEARCH_ALIASES = ("head angle", "face direction", "yaw pitch roll", "keypoints", "face position")
-    INPUT_TYPES = staticmethod(scene_sockets.pose)
-
-    def pose(
+    def apply(
         self,
-        latent: dict[str, Any],
-        angle: str,
-        x: float,
-        y: float,
-        size: float,
-        yaw: float,
-        pitch: float,
-        roll: float,
-        before: Poses = (),
-        jitter: float = 0.0,
-        jitter_seed: int = 0,
-    ) -> tuple[Poses, Tensor]:
-        named = Pose.of(angle)
-        pose = Pose(x, y, size, *_added(named, yaw, pitch, roll))
-        poses = (*before, pose.jittered(jitter_seed, jitter) if jitter else pose)
-        return poses, draw_poses(latent, poses)
+        person: People,
+        model: ModelPatcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        ip_weight: float,
+        cn_strength: float,
+        start_at: float,
+        end_at: float,
+        noise: float,
+        combine_embeds: Combine,
+        control_net: Any = None,
+        instantid: Any = None,
+        image_kps: Tensor | None = None,
+        latent: dict[str, Any] | None = None,
+        mask: Tensor | None = None,
+        layers: Layers = "reference",
+        enhance_non_face_region: bool = False,
+    ) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+        size = None
+        if latent is not None:
+            person, size = person[: len(latent["samples"])], size_of(latent)
+        identity = identity_of(person, instantid, model, combine_embeds, noise)
+        if identity is None:
+            return model, positive, negative
+        keypoints = keypoints_of(person, size) if image_kps is None else checked_keypoints(image_kps)
+        seen, faces = mask, None
+        if enhance_non_face_region:
+            if image_kps is not None:
+                raise FastInstantIDError(
+                    "image_kps does not say where the face is: use Apply InstantID Scene and a pose"
+                )
+            faces = face_masks(person, size)
+            seen = within(None if mask is None else mask_batch(mask), faces)
+        patched = apply_to_model(model, identity, ip_weight, start_at, end_at, seen, layers)
+        positive, negative = apply_to_conditioning(
+            positive, negative, control_net, tokens_of(identity), keypoints, cn_strength, start_at, end_at, mask, faces
+        )
+        return patched, positive, negative
 
 
 class ApplyInstantIDScene:
-    """Puts several persons into one picture."""
+    """Puts several persons into one picture: one IdentityNet for all, and a region for each."""
 
-    DESCRIPTION = "Puts several persons into one picture: one IdentityNet for all, and a region for each."
     RETURN_TYPES = ("MODEL", "CONDITIONING", "CONDITIONING", "IMAGE")
     RETURN_NAMES = ("MODEL", "positive", "negative", "image_kps")
     FUNCTION = "apply"
     CATEGORY = "InstantID/people"
     SEARCH_ALIASES = ("two people", "several people", "multiple faces", "group picture", "regions")
-    INPUT_TYPES = staticmethod(scene_sockets.apply_scene)
+    INPUT_TYPES = inputs(
+        person=entry("PERSON", "A batch of persons, from Join People or InstantID Person."),
+        latent=entry("LATENT", "The picture to draw. It gives the keypoint picture its size."),
+        **PROMPTED_MODEL,
+        **STRENGTHS,
+        pairing=choice(
+            get_args(Pairing), "Which face of pose_image a person gets: from left to right, or the most alike."
+        ),
+        optional={
+            **NETWORKS,
+            "pose": entry("POSE", "A pose for each person. Without it: beside each other."),
+            "pose_image": entry("IMAGE", "A picture with a face for each person, in place of pose."),
+            "faceanalysis": entry("FACEANALYSIS", "From InstantID Face Analysis, for pose_image."),
+            "regions": entry("MASK", "A mask for each person. Without it: the area nearest to each face."),
+            "layers": LAYER_CHOICE,
+            "enhance_non_face_region": NON_FACE,
+            "face_numbers": entry(
+                "STRING",
+                "Numbers of the persons' faces in pose_image, 0 at the left, such as 2, 0. Empty: pairing.",
+                default="",
+            ),
+        },
+    )
 
     def apply(
         self,
@@ -120,17 +180,6 @@ class ApplyInstantIDScene:
             positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at, inside=faces
         )
         return model, positive, negative, keypoints
-
-
-def draw_poses(latent: dict[str, Any], poses: Poses) -> Tensor:
-    """Return the keypoint picture with all poses, in the size of the pictures that a LATENT becomes."""
-    size = size_of(latent)
-    return draw_frames(size, [[pose.keypoints(size) for pose in poses]])
-
-
-def _added(named: Pose, yaw: float, pitch: float, roll: float) -> tuple[float, float, float]:
-    low, high = -90.0, 90.0
-    return min(max(named.yaw + yaw, low), high), min(max(named.pitch + pitch, low), high), named.roll + roll
 
 
 def _numbers(text: str) -> list[int]:

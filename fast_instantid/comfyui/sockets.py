@@ -1,29 +1,58 @@
 """The inputs of the nodes: names, order, defaults and ranges are the reference's, tooltips are ours.
 
-New inputs come last, because workflows store values by position. Each call returns new dictionaries, because packs that
-derive nodes from ours change them.
+Here are those of the reference's nodes, and those that several nodes share. New inputs come last, because workflows
+store values by position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
+from ..errors import FastInstantIDError
 from .apply import LAYERS
-from .models import PROVIDERS, adapter_names
+from .models import PROVIDERS
 
 DETECTION_SIZES = ("auto", "320", "640", "1280")
 
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
+Entry = tuple[Any, dict[str, Any]]
 
 
-def entry(kind: Any, tooltip: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+def inputs(*, optional: Any = None, hidden: Any = None, **required: Entry) -> Any:
+    """Return the ``INPUT_TYPES`` of a node with these inputs.
+
+    Each call of it returns new dictionaries, because packs that derive nodes from ours change them.
+    """
+    sections = {"required": required, "optional": optional, "hidden": hidden}
+    return staticmethod(lambda: deepcopy({name: given for name, given in sections.items() if given is not None}))
+
+
+def checked(check: Callable[..., object], *given: Any) -> bool | str:
+    """Return True, or what is wrong with given values, for a node's ``VALIDATE_INPUTS``.
+
+    None is a link, whose value is not known yet.
+    """
+    try:
+        if None not in given:
+            check(*given)
+    except FastInstantIDError as error:
+        return str(error)
+    return True
+
+
+def entry(kind: Any, tooltip: str, **options: Any) -> Entry:
     return kind, {**options, "tooltip": tooltip}
 
 
-def number(
-    default: float, low: float, high: float, tooltip: str, step: float = 0.01, **options: Any
-) -> tuple[Any, dict[str, Any]]:
+def choice(values: Iterable[str], tooltip: str, **options: Any) -> Entry:
+    """A choice, by default of the first value."""
+    values = [*values]
+    return entry(values, tooltip, **{"default": values[0], **options})
+
+
+def decimal(default: float, low: float, high: float, tooltip: str, step: float = 0.01, **options: Any) -> Entry:
     return entry("FLOAT", tooltip, default=default, min=low, max=high, step=step, **options)
 
 
@@ -35,14 +64,9 @@ _CONTROL_NET = entry(
 _IMAGE = entry(
     "IMAGE", "The person. The largest face of each picture is used; several pictures of one person are combined."
 )
-_MODEL = entry("MODEL", "An SDXL model.")
-_POSITIVE = entry("CONDITIONING", "The prompt.")
-_NEGATIVE = entry("CONDITIONING", "The negative prompt.")
+MODEL = entry("MODEL", "An SDXL model.")
 MASK = entry("MASK", "Where the person may appear. Without it: everywhere.")
-_KEYPOINTS = entry("IMAGE", "A picture whose face sets place and pose. Without it: the first picture of image.")
-_START = number(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001)
-_END = number(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001)
-NOISE = number(
+_NOISE = decimal(
     0.0,
     0.0,
     1.0,
@@ -50,156 +74,103 @@ NOISE = number(
     step=0.1,
     advanced=True,
 )
-ANY_CONTROL_NET = entry("CONTROL_NET", "The InstantID ControlNet. Without it, the prompt sets the pose.")
 NON_FACE = entry(
     "BOOLEAN",
     "Keep the identity inside of the faces' boxes, as InstantX's pipeline does: the prompt alone draws the rest.",
     default=False,
     advanced=True,
 )
-LAYER_CHOICE = entry(
-    list(LAYERS),
+LAYER_CHOICE = choice(
+    LAYERS,
     "The layers that see the face. reference: 60 of 70, the same picture as ComfyUI_InstantID. paper: all 70, as "
     "InstantID was trained.",
-    default="reference",
     advanced=True,
 )
 PERSON = entry("PERSON", "The person, from InstantID Person or Load Person.")
-_NO_FACE = entry(
-    ["error", "none"],
-    "Without a face in image: an error, or go on without a person.",
-    default="error",
-    advanced=True,
-)
+INDEX = entry("INT", "Number of the face for choose: index. 0 is the left one.", default=0, min=0, max=99)
+OVERWRITE = entry("BOOLEAN", "Replace a file of this name.", default=False)
 
-
-def model_loader() -> Inputs:
-    tooltip = "ip-adapter.bin of InstantX/InstantID, in models/instantid."
-    return {"required": {"instantid_file": entry(adapter_names(), tooltip)}}
-
-
-def face_analysis() -> Inputs:
-    tooltip = (
-        "Device of the face analysis. auto: ComfyUI's device. CUDA, ROCM, CoreML: that GPU, if ComfyUI runs on it. "
-        "onnxruntime: that package, if it is installed."
-    )
-    threshold = number(
-        0.5, 0.05, 0.95, "Score from which a face counts. A lower one finds more, false ones too.", advanced=True
-    )
-    size = entry(
-        list(DETECTION_SIZES),
-        "Side of the square to search at, in pixels. auto: 640, then smaller until a face is found.",
-        default=DETECTION_SIZES[0],
-        advanced=True,
-    )
-    return {
-        "required": {"provider": entry(list(PROVIDERS), tooltip)},
-        "optional": {"det_threshold": threshold, "det_size": size},
-    }
-
-
-def keypoints_preprocessor() -> Inputs:
-    image = entry("IMAGE", "Pictures with a face. The largest face of each is used.")
-    return deepcopy({"required": {"faceanalysis": FACE_ANALYSIS, "image": image}})
-
-
-SUBJECT = {
+PROMPTED_MODEL = {
+    "model": MODEL,
+    "positive": entry("CONDITIONING", "The prompt."),
+    "negative": entry("CONDITIONING", "The negative prompt."),
+}
+_SUBJECT = {
     "instantid": _INSTANTID,
     "insightface": FACE_ANALYSIS,
     "control_net": _CONTROL_NET,
     "image": _IMAGE,
-    "model": _MODEL,
-    "positive": _POSITIVE,
-    "negative": _NEGATIVE,
+    **PROMPTED_MODEL,
 }
-RANGE = {"start_at": _START, "end_at": _END}
+_RANGE = {
+    "start_at": decimal(0.0, 0.0, 1.0, "When InstantID starts acting: 0 is the first step, 1 the last.", step=0.001),
+    "end_at": decimal(1.0, 0.0, 1.0, "When InstantID stops acting: 0 is the first step, 1 the last.", step=0.001),
+}
+STRENGTHS = {
+    "ip_weight": decimal(0.8, 0.0, 3.0, "Strength of the likeness, in the model."),
+    "cn_strength": decimal(0.8, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
+    **_RANGE,
+    "noise": _NOISE,
+    "combine_embeds": choice(
+        ["average", "norm average", "concat"],
+        "How to combine several pictures of one person. average suits most; concat is slower and keeps each.",
+    ),
+}
+NETWORKS = {
+    "control_net": entry("CONTROL_NET", "The InstantID ControlNet. Without it, the prompt sets the pose."),
+    "instantid": entry("INSTANTID", "The adapter. Not needed for persons that keep their identity."),
+}
 _OPTIONAL = {
-    "image_kps": _KEYPOINTS,
+    "image_kps": entry("IMAGE", "A picture whose face sets place and pose. Without it: the first picture of image."),
     "mask": MASK,
     "layers": LAYER_CHOICE,
     "person": entry("PERSON", "A person in place of the face in image. A batch of persons draws one picture each."),
-    "no_face": _NO_FACE,
+    "no_face": choice(
+        ["error", "none"], "Without a face in image: an error, or go on without a person.", advanced=True
+    ),
 }
 
-
-def apply() -> Inputs:
-    weight = number(0.8, 0.0, 5.0, "Strength of likeness and pose.")
-    return deepcopy({"required": {**SUBJECT, "weight": weight, **RANGE}, "optional": _OPTIONAL})
-
-
-STRENGTHS = {
-    "ip_weight": number(0.8, 0.0, 3.0, "Strength of the likeness, in the model."),
-    "cn_strength": number(0.8, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
-}
-COMBINE = entry(
-    ["average", "norm average", "concat"],
-    "How to combine several pictures of one person. average suits most; concat is slower and keeps each.",
-    default="average",
+FACE_ANALYSIS_NODE = inputs(
+    provider=entry(
+        list(PROVIDERS),
+        "Device of the face analysis. auto: ComfyUI's device. CUDA, ROCM, CoreML: that GPU, if ComfyUI runs on it. "
+        "onnxruntime: that package, if it is installed.",
+    ),
+    optional={
+        "det_threshold": decimal(
+            0.5, 0.05, 0.95, "Score from which a face counts. A lower one finds more, false ones too.", advanced=True
+        ),
+        "det_size": choice(
+            DETECTION_SIZES,
+            "Side of the square to search at, in pixels. auto: 640, then smaller until a face is found.",
+            advanced=True,
+        ),
+    },
 )
-
-
-def apply_advanced() -> Inputs:
-    required = {**SUBJECT, **STRENGTHS, **RANGE, "noise": NOISE, "combine_embeds": COMBINE}
-    return deepcopy({"required": required, "optional": _OPTIONAL})
-
-
-def attention_patch() -> Inputs:
-    weight = number(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it.")
-    subject = {name: SUBJECT[name] for name in ("instantid", "insightface", "image", "model")}
-    required = {**subject, "weight": weight, **RANGE, "noise": NOISE}
-    return deepcopy({"required": required, "optional": {"mask": MASK, "person": _OPTIONAL["person"]}})
-
-
-def apply_control_net() -> Inputs:
-    required = {
-        "face_embeds": entry("FACE_EMBEDS", "The face, from InstantID Patch Attention."),
-        "control_net": _CONTROL_NET,
-        "image_kps": entry("IMAGE", "The keypoint picture, from Face Keypoints Preprocessor."),
-        "positive": _POSITIVE,
-        "negative": _NEGATIVE,
-        "strength": number(1.0, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
-        **RANGE,
-    }
-    return deepcopy({"required": required, "optional": {"mask": MASK}})
-
-
-def doctor() -> Inputs:
-    tooltip = "The provider of InstantID Face Analysis in your workflow. The doctor checks it."
-    return {"required": {}, "optional": {"provider": entry(list(PROVIDERS), tooltip, default="auto")}}
-
-
-def profile() -> Inputs:
-    images = entry("IMAGE", "Passed on unchanged. The nodes before it are recorded.", lazy=True)
-    enabled = entry("BOOLEAN", "Off: the images pass through and nothing is recorded.", default=True)
-    prefix = entry("STRING", "Prefix of the trace's file name, in the output folder.", default="profile/instantid")
-    hidden: Any = {"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"}
-    return {"required": {"images": images, "enabled": enabled, "filename_prefix": prefix}, "hidden": hidden}
-
-
-def miniature(portraits: list[str]) -> Inputs:
-    tooltip = "The portrait to output. All are drawn people who do not exist, and none was trained on."
-    return {"required": {"portrait": entry(portraits, tooltip)}}
-
-
-PRESETS = ("fast", "custom", "off")
-BLOCKS = {name: tuple(name.split(" and ")) for name in ("input and middle and output", "input and output", "output")}
-FAST = 4, "input and output"
-"""Every n-th step of the IdentityNet, and the blocks, of the preset."""
-
-
-def approximations() -> Inputs:
-    preset = entry(list(PRESETS), "fast: the set that costs little likeness. custom: the inputs below.", default="fast")
-    every = entry("INT", "custom: run the IdentityNet in every n-th step.", default=1, min=1, max=1000, advanced=True)
-    parts = (("identity_net", "the IdentityNet"), ("identity", "the identity in the attention"))
-    ranges = {
-        f"{name}_{end}": number(
-            at, 0.0, 1.0, f"custom: when {what} {verb} acting; 0 is the first step, 1 the last.", 0.001, advanced=True
-        )
-        for name, what in parts
-        for end, at, verb in (("start", 0.0, "starts"), ("end", 1.0, "stops"))
-    }
-    blocks = entry(
-        list(BLOCKS), "custom: the UNet's blocks with the identity.", default=next(iter(BLOCKS)), advanced=True
-    )
-    optional = {"identity_net_every": every, **ranges, "blocks": blocks}
-    return deepcopy({"required": {"model": _MODEL, "preset": preset}, "optional": optional})
+KEYPOINTS_PREPROCESSOR = inputs(
+    faceanalysis=FACE_ANALYSIS, image=entry("IMAGE", "Pictures with a face. The largest face of each is used.")
+)
+APPLY = inputs(
+    **_SUBJECT, weight=decimal(0.8, 0.0, 5.0, "Strength of likeness and pose."), **_RANGE, optional=_OPTIONAL
+)
+APPLY_ADVANCED = inputs(**_SUBJECT, **STRENGTHS, optional=_OPTIONAL)
+ATTENTION_PATCH = inputs(
+    instantid=_INSTANTID,
+    insightface=FACE_ANALYSIS,
+    image=_IMAGE,
+    model=MODEL,
+    weight=decimal(1.0, -1.0, 3.0, "Strength of the likeness, in the model. Negative: away from it."),
+    **_RANGE,
+    noise=_NOISE,
+    optional={"mask": MASK, "person": _OPTIONAL["person"]},
+)
+APPLY_CONTROL_NET = inputs(
+    face_embeds=entry("FACE_EMBEDS", "The face, from InstantID Patch Attention."),
+    control_net=_CONTROL_NET,
+    image_kps=entry("IMAGE", "The keypoint picture, from Face Keypoints Preprocessor."),
+    positive=PROMPTED_MODEL["positive"],
+    negative=PROMPTED_MODEL["negative"],
+    strength=decimal(1.0, 0.0, 10.0, "Strength of the pose, in the ControlNet."),
+    **_RANGE,
+    optional={"mask": MASK},
+)

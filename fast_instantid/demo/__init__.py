@@ -10,7 +10,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -90,10 +89,11 @@ def run(
         instantid = InstantID.from_pretrained(files.instantid, files.base, files.pack, device=device, cache=cache)
     photo = photos(portrait)[0]
     for _ in ("first time", "again"):
-        with _timed("find the person", seconds):
-            person = _person(instantid, photo)
-        if person is None:
-            raise NoFaceError(f"{portrait}: no face found; {DRAWN_ONLY}")
+        try:
+            with _timed("find the person", seconds):
+                person = instantid.person(photo)
+        except NoFaceError as error:
+            raise NoFaceError(f"{portrait}: no face found; {DRAWN_ONLY}") from error
         with _timed("draw the keypoints", seconds):
             keypoints = keypoint_picture(person.face, person.photo_size, SIZE)
         with _timed("make the identity", seconds):
@@ -116,13 +116,6 @@ def run(
         [person.likeness(stranger) for stranger in strangers],
         seconds,
     )
-
-
-def _person(instantid: InstantID, picture: Any) -> Person | None:
-    try:
-        return instantid.person(picture)
-    except NoFaceError:
-        return None
 
 
 @contextmanager

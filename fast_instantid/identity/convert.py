@@ -13,10 +13,8 @@ from safetensors.torch import save_file
 
 from ..errors import FastInstantIDError, ModelFileError
 from ..files import atomic_write
+from ..placement import DTYPES
 from .checkpoint import CONVERTED_SUFFIX, converted_names, read_adapter
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-"""Target dtypes of :func:`convert_adapter`."""
 
 
 def converted_path(adapter: str | PathLike[str], dtype: str) -> Path:
@@ -43,7 +41,7 @@ def convert_adapter(
     Args:
         adapter: the file to convert; it is unchanged.
         output: the file to write, which must not exist.
-        dtype: a name in :data:`DTYPES`.
+        dtype: "float16" or "bfloat16".
         report: called with the bytes converted and their total.
 
     Raises:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..attention import identity_attention
 from ..fused import fused_attention
 from ..identity.layout import LayerFace, Layout
-from ..reuse import ReplacedForward, Reuse
+from ..reuse import Reuse
 
 
 @dataclass
@@ -51,16 +51,6 @@ class CrossAttention:
     index: int
     """The layer's index in :attr:`Evaluation.faces`."""
     evaluation: Evaluation
-    _forward: ReplacedForward | None = field(default=None, init=False)
-
-    def inject(self) -> None:
-        self._forward = ReplacedForward(self.attn, self.forward)
-        self._forward.replace()
-
-    def eject(self) -> None:
-        if self._forward is not None:
-            self._forward.restore()
-            self._forward = None
 
     def forward(
         self,

@@ -70,8 +70,6 @@ class _Half:
         with self._turn:
             self.eject()
             try:
-                for layer in self._layers:
-                    layer.inject()
                 self._forwards = self._replacements()
                 for forward in self._forwards:
                     forward.replace()
@@ -80,7 +78,8 @@ class _Half:
                 raise
 
     def _replacements(self) -> list[ReplacedForward]:
-        return [ReplacedForward(self.entry[0], self._call, self.entry[1])]
+        of_layers = [ReplacedForward(layer.attn, layer.forward) for layer in self._layers]
+        return [*of_layers, ReplacedForward(self.entry[0], self._call, self.entry[1])]
 
     def eject(self) -> None:
         """Undo :meth:`inject`. Idempotent."""
@@ -88,8 +87,6 @@ class _Half:
             for forward in reversed(self._forwards):
                 forward.restore()
             self._forwards = []
-            for layer in self._layers:
-                layer.eject()
 
     def _call(self, before: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._turn, stage(self.name):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import NotFiniteError
 from ..faces import draw_keypoints
 from ..faces.keypoints import drawn_points
-from ..reuse import ReplacedForward
+from ..reuse import ReplacedForward, replaced
 from .drawing import Crop, Drawing
 
 
@@ -54,18 +54,10 @@ def checked_pictures(pipe: Any) -> AbstractContextManager[None]:
     return _replaced(pipe, "image_processor", "postprocess", _checked_postprocess)
 
 
-@contextmanager
-def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]) -> Generator[None]:
+def _replaced(pipe: Any, part: str, method: str, replacement: Callable[..., Any]) -> AbstractContextManager[None]:
     """Replace a method of a part of the pipeline, if it has that; called as ``replacement(before, ...)``."""
     owner: Any = getattr(pipe, part, None)
-    replaced = ReplacedForward(owner, replacement, method) if hasattr(owner, method) else None
-    try:
-        if replaced is not None:
-            replaced.replace()
-        yield
-    finally:
-        if replaced is not None:
-            replaced.restore()
+    return replaced([ReplacedForward(owner, replacement, method)] if hasattr(owner, method) else [])
 
 
 def _checked_postprocess(before: Any, image: Any, output_type: str = "pil", *args: Any, **kwargs: Any) -> Any:

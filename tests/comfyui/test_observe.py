@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -279,8 +278,7 @@ def test_what_a_failed_prompt_recorded_is_kept_and_the_next_one_starts_anew(node
     assert stages(output / "profile" / "run_00002_.json") == {"ApplyInstantID": 1}
 
 
-def test_without_asyncio_the_next_recording_ends_the_one_before(node, output):
-    """As in hosts before the asynchronous executor, which do not report the end of a prompt."""
+def test_outside_of_a_loop_the_next_recording_ends_the_one_before(node, output):
     prompt = graph()
     node(prompt)
     prompt.run("1", lambda: None)
@@ -288,16 +286,6 @@ def test_without_asyncio_the_next_recording_ends_the_one_before(node, output):
     assert stages(output / "profile" / "run_00001_.json") == {"ApplyInstantID": 1}
     profile.end()
     assert (output / "profile" / "run_00002_.json").exists()
-
-
-def test_a_host_that_tells_of_no_nodes_still_shows_our_stages(node, draw, output, part, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(sys.modules, "comfy_execution.progress", None)
-    monkeypatch.delitem(sys.modules, part("comfyui.observe.host_nodes").__name__)
-    prompt = graph()
-    profile = node(prompt)
-    draw(prompt)
-    profile.end()
-    assert "UNet" in stages(output / "profile" / "run_00001_.json")
 
 
 def test_a_trace_that_cannot_be_written_costs_no_picture(node, output, caplog):

@@ -12,27 +12,34 @@ import folder_paths
 from torch import Tensor
 
 from ...errors import FastInstantIDError
-from .. import sockets
-from ..models import backend_of
+from ..models import PROVIDERS, backend_of
+from ..sockets import checked, entry, inputs
 from . import prompt as prompts
 
 logger = logging.getLogger("fast_instantid")
 
 
 class InstantIDDoctor:
-    """Runs ``fast-instantid doctor`` on this ComfyUI."""
+    """Checks this ComfyUI for InstantID: device, face analysis, model files, node packs, GPU memory.
 
-    DESCRIPTION = (
-        "Checks this ComfyUI for InstantID: device, face analysis, model files, node packs, GPU memory. Shows each "
-        "problem and its remedy."
-    )
+    Shows each problem and its remedy.
+    """
+
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
     FUNCTION = "examine"
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("diagnose", "troubleshoot", "missing models")
     OUTPUT_NODE = True
-    INPUT_TYPES = staticmethod(sockets.doctor)
+    INPUT_TYPES = inputs(
+        optional={
+            "provider": entry(
+                list(PROVIDERS),
+                "The provider of InstantID Face Analysis in your workflow. The doctor checks it.",
+                default="auto",
+            )
+        }
+    )
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:
@@ -78,16 +85,18 @@ class InstantIDProfile:
     CATEGORY = "InstantID"
     SEARCH_ALIASES = ("timing", "speed", "trace")
     OUTPUT_NODE = True
-    INPUT_TYPES = staticmethod(sockets.profile)
+    INPUT_TYPES = inputs(
+        images=entry("IMAGE", "Passed on unchanged. The nodes before it are recorded.", lazy=True),
+        enabled=entry("BOOLEAN", "Off: the images pass through and nothing is recorded.", default=True),
+        filename_prefix=entry(
+            "STRING", "Prefix of the trace's file name, in the output folder.", default="profile/instantid"
+        ),
+        hidden={"unique_id": "UNIQUE_ID", "dynprompt": "DYNPROMPT"},
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None) -> bool | str:
-        try:
-            if filename_prefix is not None:  # None for a link
-                _check_prefix(filename_prefix)
-        except FastInstantIDError as error:
-            return str(error)
-        return True
+        return checked(_check_prefix, filename_prefix)
 
     @classmethod
     def IS_CHANGED(cls, enabled: bool | None, **_: Any) -> float | str:

@@ -8,13 +8,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from ...recorder import Recorder
+from comfy_execution.progress import ProgressHandler, add_progress_handler, get_progress_state
+
+from ...recorder import Recorder, stage
 
 # There is one recorder per process, and ComfyUI runs one prompt at a time.
 _running: RecordedPrompt | None = None
 _last_prompt: Any = None
+_NAME = "fast_instantid"  # of our handler
+
+
+class HostNodes(ProgressHandler):
+    """Make each node of the running prompt a stage with the name of its class, until :meth:`stop`.
+
+    Args:
+        without: a class of nodes to leave out.
+    """
+
+    def __init__(self, without: str) -> None:
+        super().__init__(_NAME)
+        self._without = without
+        self._open = ExitStack()
+        add_progress_handler(self)
+
+    def stop(self) -> None:
+        """Close the open stage, and remove the handler."""
+        self._open.close()
+        if get_progress_state().handlers.get(_NAME) is self:
+            get_progress_state().unregister_handler(_NAME)
+
+    def set_registry(self, registry: Any) -> None:
+        self._prompt = registry.dynprompt
+
+    def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+        # A node that starts and then waits for others (lazy inputs, async nodes) reports no finish: close it here.
+        self._open.close()
+        name = self._prompt.get_node(node_id)["class_type"]
+        if name != self._without:
+            self._open.enter_context(stage(name, node=node_id))
+
+    def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+        self._open.close()
 
 
 class RecordedPrompt:
@@ -31,15 +68,10 @@ class RecordedPrompt:
         self.recorder = Recorder()
         self.recorder.start()
         self._when_lost = when_lost
-        try:
-            from .host_nodes import HostNodes
-
-            self._nodes = HostNodes(without=node)
-        except ImportError:  # an older ComfyUI
-            self._nodes = None
+        self._nodes = HostNodes(without=node)
         try:
             task = asyncio.current_task()
-        except RuntimeError:  # a ComfyUI without asyncio here: the next recording ends this one
+        except RuntimeError:  # called outside of ComfyUI's loop: the next recording ends this one
             task = None
         if task is not None:
             task.add_done_callback(lambda _: self.lose())
@@ -48,8 +80,7 @@ class RecordedPrompt:
         """End the recording."""
         global _running
         _running = None
-        if self._nodes is not None:
-            self._nodes.stop()
+        self._nodes.stop()
         self.recorder.stop()
 
     def lose(self) -> None:
