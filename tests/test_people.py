@@ -446,9 +446,9 @@ class TestJobs:
             assert (document["drawn"], document["kept"], document["failed"]) == counts
 
     def test_the_report_keeps_the_pictures_of_earlier_jobs(self, run):
-        for seeds, gone in ((("1", "2"), ""), (("3",), ""), (("1",), ""), (("4",), "2")):
-            if gone:
-                next(Path("out").glob("*-s2*.png"), next(path for path in Path("out").glob("*.png"))).unlink()
+        for seeds in (("1", "2"), ("3",), ("1",), ("4",)):
+            if seeds == ("4",):
+                min(Path("out").glob("*.png")).unlink()
             _, _, rows = run("--person", "ada.safetensors", "--prompt", "a", "--seed", *seeds, "--likeness")
             there = {path.name for path in Path("out").glob("*.png")}
             assert {row["output"] for row in rows} == there
@@ -471,8 +471,8 @@ class TestJobs:
         assert [row["status"] for row in rows] == ["drawn", "drawn", *["failed"] * 5]
         errors = [
             "no such file",
-            "line 5: it names no person",
-            "line 6: invalid literal",
+            "jobs.csv, line 5: it names no prompt",
+            "jobs.csv, line 6: seed ",
             "scale 9",
             "the same job twice",
         ]
@@ -505,7 +505,7 @@ class TestJobs:
             ),
             (["--jobs", "empty.csv"], "no jobs"),
             (["--jobs", "unknown.csv"], "unknown columns colour, who: choose from person, prompt"),
-            (["--jobs", "missing.csv"], "cannot be read as CSV"),
+            (["--jobs", "missing.csv"], "missing.csv: No such file or directory; expected a table of jobs, a CSV file"),
             (["--from", "plain.png"], "no settings in it"),
             (["--from", "ada.safetensors"], "no settings in it"),
             (["--photo", PORTRAITS[0], PORTRAITS[1], "--prompt", "a", "b"], "keep the person in a file"),

@@ -104,15 +104,25 @@ def picture_size(text: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-_READERS: dict[Any, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "float | None": float,
-    "bool": lambda given: json.loads(str(given).lower()),
-    "tuple[int, int] | None": picture_size,
+_READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "float | None": (float, "a number"),
+    "bool": (lambda given: {"true": True, "false": False}[str(given).lower()], "true or false"),
+    "tuple[int, int] | None": (picture_size, "a size"),
+    **dict.fromkeys(("tuple[tuple[str, float], ...]", "tuple[tuple[str, str, float], ...]"), (list, "a list")),
 }
-_CONVERT = {field.name: _READERS[field.type] for field in fields(Job) if field.type in _READERS}
-"""Text of a CSV file or a picture -> value of a field that is no text."""
+"""Type of a field -> how it is read, and what is expected."""
+_TYPES = {field.name: field.type for field in fields(Job)}
+
+
+def _value(name: str, given: Any) -> Any:
+    """The value of a field from the text of a CSV file, or from a picture's settings."""
+    read, expected = _READERS.get(_TYPES.get(name), (str, "text"))
+    try:
+        return read(given)
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{name} {str(given)[:80]!r}: expected {expected}") from None
 
 
 def people_of(sources: Iterable[str]) -> list[str]:
@@ -154,11 +164,12 @@ def from_csv(
     Raises:
         FastInstantIDError: no such file, no CSV, no rows, or unknown columns; says which there are.
     """
-    names = [field.name for field in fields(Job) if field.name not in _OF_THE_RUN]
+    names = [name for name in _TYPES if name not in _OF_THE_RUN]
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), restkey="", strict=True))
     except (OSError, ValueError, csv.Error) as error:
-        raise FastInstantIDError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else f"cannot be read as CSV in UTF-8: {error}"
+        raise FastInstantIDError(f"{path}: {why}; expected a table of jobs, a CSV file in UTF-8") from error
     if not rows:
         raise FastInstantIDError(f"{path}: no jobs: expected a line with names of columns, and one line for each job")
     if unknown := sorted({str(name) for row in rows for name in row} - {*names, ""}):
@@ -169,9 +180,9 @@ def from_csv(
         try:
             if row.get(""):
                 raise ValueError("it has more values than there are columns")
-            job = replace(defaults, **{name: _CONVERT.get(name, str)(text) for name, text in given.items()})
-            if not job.person or not job.prompt:
-                raise ValueError("it names no person or no prompt")
+            job = replace(defaults, **{name: _value(name, text) for name, text in given.items()})
+            if missing := [name for name in ("person", "prompt") if not getattr(job, name)]:
+                raise ValueError(f"it names no {' and no '.join(missing)}")
             files = [name for name in ("person", "keypoints", "image") if name in given]  # beside the CSV file
             job = replace(job, **{name: str(path.parent / given[name]) for name in files})
             jobs += from_options(
@@ -181,7 +192,7 @@ def from_csv(
                 [job.seed] if "seed" in given else seeds or [job.seed],
             )
         except (ValueError, argparse.ArgumentTypeError) as error:
-            jobs.append({"status": "failed", **given, "error": f"line {number}: {error}"})
+            jobs.append({"status": "failed", **given, "error": f"{path.name}, line {number}: {error}"})
     return jobs
 
 
@@ -193,13 +204,11 @@ def settings_of(path: Path) -> dict[str, Any]:
     """
     settings = text_in(path, "settings")
     try:
-        names = {field.name for field in fields(Job)} | {"no_face"}
+        names = {*_TYPES, "no_face"}
         given = {name: value for name, value in settings.items() if name in names and value is not None}
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
-        return {
-            name: _CONVERT.get(name, list if name in ("lora", "controlnet") else str)(x) for name, x in given.items()
-        }
+        return {name: _value(name, value) for name, value in given.items()}
     except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 

@@ -72,9 +72,7 @@ def make_parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> 
 
     def model_options(added: argparse.ArgumentParser) -> None:
         text = f"SDXL: folder, .safetensors, {_CACHED}; or {MINIATURE}, for the small models that are included, then "
-        text += (
-            f"of --pack and --instantid too; for such a folder write ./{MINIATURE} (default: {shown['base']})"
-        )
+        text += f"of --pack and --instantid too; for such a folder write ./{MINIATURE} (default: {shown['base']})"
         added.add_argument("--base", metavar="PATH", help=text)
         text = f"InstantID: folder, {_CACHED}; or {MINIATURE} (default: {shown['instantid']})"
         added.add_argument("--instantid", metavar="PATH", help=text)
