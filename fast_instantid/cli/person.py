@@ -197,11 +197,8 @@ def _about(person: Person) -> dict[str, Any]:
 
 
 def _line(person: Person) -> str:
-    table, parts = person.likeness_table(), [f"{person.name!r}, {len(person.embeddings)} photograph(s)"]
-    if len(table) > 1:
-        alike = [float(table[i, j]) for i, j in combinations(range(len(table)), 2)]
-        parts.append(f"alike by {min(alike):.2f} to {max(alike):.2f}")
-    if outliers := person.outliers():
-        parts.append(f"hardly alike: photograph {', '.join(str(i + 1) for i in outliers)}")
+    from ..people.person import described
+
+    parts = [repr(person.name), *described(person)]
     parts += ["a picture"] * (person.picture is not None) + ["an identity"] * (person.identity is not None)
     return printable(", ".join(parts + ([person.notes] if person.notes else [])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import comfy.model_management
@@ -12,9 +13,8 @@ from torch import Tensor
 
 from ..errors import FastInstantIDError, ImageError
 from ..identity import Identity
-from ..identity.layout import LayerFace, Strength, mask_batch
+from ..identity.layout import COND, LayerFace, Layout, Strength, mask_batch, residual_mask
 from ..images import photos
-from .inside import keep_inside
 from .observe.networks import mark_identity_net
 from .patch import AttentionPatch, add_identity, copied
 from .sampling import IS_COND, attention_patches, own_patches, wrap
@@ -153,7 +153,7 @@ def apply_to_conditioning(
                 control_nets[previous] = control_net.copy().set_cond_hint(hint, strength, (start_at, end_at))
                 control_nets[previous].set_previous_controlnet(previous)
                 if inside is not None:
-                    keep_inside(control_nets[previous], inside)
+                    _keep_inside(control_nets[previous], inside)
             options = {**options, "control": control_nets[previous]}
         options = {
             **options,
@@ -170,6 +170,49 @@ def apply_to_conditioning(
         for conditioning, is_cond in ((positive, True), (negative, False))
     ]
     return applied[0], applied[1]
+
+
+def _keep_inside(control_net: Any, masks: Tensor) -> None:
+    """Make a ControlNet, and its copies, act inside of masks ``(M, H, W)`` only, in-place; image i has mask i.
+
+    The host has no masks for residuals.
+    """
+    if not hasattr(control_net, "masks"):
+        control_net.__class__ = _inside(type(control_net))
+    control_net.masks = masks
+
+
+@cache
+def _inside(kind: Any) -> Any:
+    class Inside(kind):
+        """Multiplies its residuals by masks, before the host merges them with those of other ControlNets."""
+
+        masks: Tensor
+        chunks = 1
+
+        def get_control(
+            self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, *rest: Any, **more: Any
+        ) -> Any:
+            self.chunks = batched_number
+            return super().get_control(x_noisy, t, cond, batched_number, *rest, **more)
+
+        def control_merge(self, control: dict[str, list[Tensor | None]], *rest: Any, **more: Any) -> Any:
+            inside = {name: [self._masked(part) for part in parts] for name, parts in control.items()}
+            return super().control_merge(inside, *rest, **more)
+
+        def _masked(self, residual: Tensor | None) -> Tensor | None:
+            if residual is None:
+                return None
+            height, width = residual.shape[-2:]
+            layout = Layout((COND,) * self.chunks, (height, width))
+            mask = residual_mask(self.masks, (height, width), layout, len(residual) // self.chunks)
+            return residual * mask.to(residual.device, residual.dtype)
+
+        def copy_to(self, copy: Any) -> None:
+            super().copy_to(copy)
+            _keep_inside(copy, self.masks)
+
+    return Inside
 
 
 def tokens_of(identity: Identity) -> tuple[Tensor, Tensor]:

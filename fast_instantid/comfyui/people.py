@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..faces.keypoints import placed_keypoints
 from ..identity import Combine, Identity
 from ..people import Person
 from ..people.face_box import face_box_in
+from ..people.person import described
 from ..people.subject import box_mask
 from .apply import check_family, compute_dtype
 from .faces import draw_frames
@@ -111,17 +111,4 @@ def save(people: People, name: str, overwrite: bool) -> list[Path]:
 
 def said(people: People) -> str:
     """Return a line for each person: name, photographs, and those that hardly show the person."""
-    lines: list[str] = []
-    for person in people:
-        if person is None:
-            lines.append("no person")
-            continue
-        count, outliers = len(person.embeddings), person.outliers()
-        parts = [f"{person.name}: {count} photograph(s)"]
-        if count > 1:
-            alike = person.likeness_table()[np.triu_indices(count, 1)]
-            parts.append(f"alike by {alike.min():.2f} to {alike.max():.2f}")
-        if outliers:
-            parts.append(f"photograph {', '.join(str(i + 1) for i in outliers)} hardly shows this person")
-        lines.append(", ".join(parts))
-    return "\n".join(lines)
+    return "\n".join("no person" if one is None else f"{one.name}: {', '.join(described(one))}" for one in people)

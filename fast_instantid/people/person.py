@@ -243,6 +243,18 @@ def merge(people: Sequence[Person], name: str | None = None) -> Person:
     )
 
 
+def described(person: Person) -> list[str]:
+    """Words about a person's photographs: how many, how alike, and which hardly show the person."""
+    count, outliers = len(person.embeddings), person.outliers()
+    parts = [f"{count} photograph(s)"]
+    if count > 1:
+        alike = person.likeness_table()[np.triu_indices(count, 1)]
+        parts.append(f"alike by {alike.min():.2f} to {alike.max():.2f}")
+    if outliers:
+        parts.append(f"photograph {', '.join(str(i + 1) for i in outliers)} hardly shows this person")
+    return parts
+
+
 def check_same_recognizer(people: Sequence[Person], recognizer: str = "") -> None:
     """Check that embeddings can be compared. Persons without a fingerprint fit all others.
 

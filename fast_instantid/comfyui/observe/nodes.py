@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from ...errors import FastInstantIDError
 from ..models import PROVIDERS, backend_of
 from ..sockets import checked, entry, inputs
-from . import prompt as prompts
+
+if TYPE_CHECKING:
+    from .prompt import RecordedPrompt
 
 logger = logging.getLogger("fast_instantid")
 
@@ -105,9 +107,11 @@ class InstantIDProfile:
 
     def check_lazy_status(self, enabled: bool, filename_prefix: str, dynprompt: Any = None, **_: Any) -> list[str]:
         """Start recording. ComfyUI calls this before it runs the nodes behind the lazy input."""
+        from .prompt import begin  # imports more of the host
+
         if enabled:
             why = "the workflow failed, was cancelled, or did not reach this node"
-            prompts.begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, why))
+            begin(dynprompt, type(self).__name__, lambda lost: _show(lost, filename_prefix, why))
         return ["images"]
 
     def __init__(self) -> None:
@@ -117,9 +121,11 @@ class InstantIDProfile:
     def profile(
         self, images: Tensor, enabled: bool, filename_prefix: str, dynprompt: Any = None, unique_id: str | None = None
     ) -> dict[str, Any]:
+        from .prompt import end
+
         if dynprompt is not None and dynprompt is self._prompt:  # called once per picture of a list
             return {"ui": {"text": [], "trace": []}, "result": (images, self._text)}
-        recorded = prompts.end(dynprompt)
+        recorded = end(dynprompt)
         traces: list[dict[str, str]] = []
         if not enabled:
             text = "Switched off: nothing is recorded."
@@ -131,7 +137,7 @@ class InstantIDProfile:
         return {"ui": {"text": [text], "trace": traces}, "result": (images, text)}
 
 
-def _show(recorded: prompts.RecordedPrompt, prefix: str, ended_early: str = "") -> tuple[str, list[dict[str, str]]]:
+def _show(recorded: RecordedPrompt, prefix: str, ended_early: str = "") -> tuple[str, list[dict[str, str]]]:
     """Save the trace and log the profile; return the node's text, and the trace's arguments of ComfyUI's ``/view``."""
     from ...observe.profile import Profile
 

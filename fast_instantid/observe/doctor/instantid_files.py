@@ -54,7 +54,7 @@ def adapter(places: Places) -> Iterator[Finding]:
             yield Finding("warning", text, why, f"get ip-adapter.bin of {_HUB}")
     elsewhere = None if is_good else _adapter_elsewhere(places)
     if elsewhere is not None:
-        yield _misplaced("InstantID's adapter", [elsewhere], folder)
+        yield _misplaced("InstantID's adapter", elsewhere, folder)
     for text in wrong:
         if is_good or elsewhere:
             yield Finding("note", text, _TRAP, _MOVE)
@@ -79,9 +79,9 @@ def _adapter_elsewhere(places: Places) -> Path | None:
     return None
 
 
-def _misplaced(what: str, files: list[Path], to: Path) -> Finding:
-    do = f"move {' and '.join(map(quoted, files))} into {quoted(to)}{'' if os.path.isdir(to) else ', a new folder'}"
-    return Finding("broken", f"{what} is in the wrong folder: {files[0]}", f"It is looked for in {to}.", do)
+def _misplaced(what: str, file: Path, to: Path) -> Finding:
+    do = f"move {quoted(file)} into {quoted(to)}{'' if os.path.isdir(to) else ', a new folder'}"
+    return Finding("broken", f"{what} is in the wrong folder: {file}", f"It is looked for in {to}.", do)
 
 
 def identitynet(places: Places) -> Iterator[Finding]:
@@ -100,7 +100,7 @@ def identitynet(places: Places) -> Iterator[Finding]:
     below = files_below(places.adapters, WEIGHTS)
     elsewhere = None if is_good else next((path for path in below if _controlnet(path, again).level == "ok"), None)
     if elsewhere is not None:
-        yield _misplaced("the IdentityNet", [elsewhere], places.identitynets[0] / "instantid")
+        yield _misplaced("the IdentityNet", elsewhere, places.identitynets[0] / "instantid")
     for finding in findings:
         is_trap = finding.level != "ok" and (is_good or elsewhere)
         yield Finding("note", finding.found, _TRAP, _MOVE) if is_trap else finding
