@@ -47,8 +47,8 @@ def test_a_part_stays_within_its_bound(part):
     assert sum(map(lines, written(PACKAGE, f"{part}/**/*"))) <= BOUNDS[part]
 
 
-def test_the_package_is_at_most_22000_lines():
-    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 22_000
+def test_the_package_is_at_most_22100_lines():
+    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 22_100
 
 
 def test_observation_is_at_most_3000_lines():

@@ -307,6 +307,17 @@ def test_a_converted_weight_is_multiplied_in_blocks_to_the_same_as_a_whole(
         assert block <= live.peak <= block + 3 * product.nbytes + inputs.nbytes
 
 
+def test_products_have_gradients() -> None:
+    """Training goes through them."""
+    inputs, weight = torch.randn(2, 16, 64, requires_grad=True), torch.randn(32, 64, requires_grad=True)
+    both = [inputs, weight]
+    expected = torch.autograd.grad((F.linear(*both) ** 2).sum(), both)
+    for found, value in zip(torch.autograd.grad((linear(*both) ** 2).sum(), both), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4)
+    alone = torch.autograd.grad((linear(inputs.detach(), weight) ** 2).sum(), weight)
+    torch.testing.assert_close(alone[0], expected[1], rtol=1e-4, atol=1e-4)
+
+
 def test_the_adapter_keeps_neither_resampler_nor_weights_in_another_dtype(adapter: Adapter) -> None:
     half = Adapter(adapter.weights, Adapter.load(adapter.weights.path, "cpu", torch.float16).placement, Cache())
     with LiveBytes() as live:

@@ -37,7 +37,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _product(rows: Tensor, weight: Tensor) -> Tensor:
-    if not has_onednn(torch.float32):
+    has_gradient = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    if has_gradient or not has_onednn(torch.float32):  # oneDNN's operator has no gradient
         return (weight @ rows.T).T  # for 32 rows, MKL takes up to twice as long with the weights as the second operand
     # As torch's compiler calls it. For 32 rows it is twice as fast as MKL.
     onednn: Any = torch.ops.mkldnn
