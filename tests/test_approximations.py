@@ -338,12 +338,12 @@ def test_another_dtype_computes_and_is_remembered_apart(pack, sides, astronaut, 
 
 def test_result_ids_name_the_dtype_and_the_layout_of_weights(pack):
     graph = find_pack(pack).recognizer
-    prints = {dtype: load_network(graph, "torch", "cpu", dtype).result_id for dtype in ("float32", "bfloat16")}
-    assert prints["float32"] == load_network(graph, "torch", "cpu").result_id
+    prints = {dtype: load_network(graph, "torch", "cpu", dtype).result_id() for dtype in ("float32", "bfloat16")}
+    assert prints["float32"] == load_network(graph, "torch", "cpu").result_id()
     for dtype, suffix in (("float32", ""), ("bfloat16", "/bfloat16")):
         packed = "/onednn" if has_onednn(getattr(torch, dtype)) else ""
         assert prints[dtype] == f"{graph.fingerprint}/torch/cpu{packed}{suffix}"
-    assert load_network(graph, "torch", "cpu", "float16").result_id == f"{graph.fingerprint}/torch/cpu/float16"
+    assert load_network(graph, "torch", "cpu", "float16").result_id() == f"{graph.fingerprint}/torch/cpu/float16"
 
 
 @pytest.mark.parametrize(

@@ -260,9 +260,8 @@ class SmallGPU(TorchNetwork):
         super().__init__(network._graph, network.device)
         self.on_cpu, self.backend, self.batches = False, "torch (cuda:0)", []
 
-    @property
-    def result_id(self):
-        return f"{super().result_id} on a GPU"
+    def result_id(self, lasting=True):
+        return f"{super().result_id(lasting)} on a GPU"
 
     def run(self, images, *options):
         self.batches.append(len(images))

@@ -64,7 +64,7 @@ def run(
     packs = {"reference": reference.resolve(), "ours": ROOT, "limit": None}
     place, dtype = on(device)
     options = {"steps": steps or STEPS[size], "cfg": cfg, "compile": compile, "device": device}
-    about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"], place)
+    about = metadata(["torch", "onnxruntime", "insightface", "numpy"], place)
     about["versions"]["reference"] = version_of(packs["reference"])
     about |= {"dtype": str(dtype).removeprefix("torch."), "image": "1024 x 1024", "notes": notes(__doc__)}
     about |= {"steps": options["steps"], "cfg": cfg, "compiled": compile, "differences": {}}

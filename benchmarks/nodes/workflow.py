@@ -51,7 +51,7 @@ def run(comfyui: Path, reference: Path, runs: int, steps: int, work: Path | None
             nodes, evaluation, difference = _warm(name, layers, sides, arguments, limit)
             comparisons += [nodes, evaluation, _in_all(nodes, evaluation, steps)]
             differences.append(difference)
-        about = metadata(["torch", "onnxruntime", "insightface", "opencv-python-headless", "numpy"])
+        about = metadata(["torch", "onnxruntime", "insightface", "numpy"])
         about["versions"] |= {"comfyui": host.version, "reference": version_of(reference)}
         about |= {"dtype": "float32", "steps": steps}
         about |= {"image": "1024 x 1024", "group_photo": "1290 x 860"}

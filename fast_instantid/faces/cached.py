@@ -101,10 +101,10 @@ class CachedNetworks:
         compute: Callable[[Any, list[int]], list[Record]],
     ) -> Sequence[Record]:
         """Results of ``compute(model, missing)``; of the model on the CPU where its device has no memory."""
-        if model.result_id is None:
+        if (model_id := model.result_id(self.cache.persistent)) is None:
             return compute(model, list(range(len(pictures))))
         network = getattr(model, "network", None)  # None in insightface's models
-        made_by = [task, _VERSION, model.result_id, *([] if network is None else numeric_settings())]
+        made_by = [task, _VERSION, model_id, *([] if network is None else numeric_settings())]
         keys = [content_key(*made_by, photo.key, option) for photo, option in zip(pictures, options, strict=True)]
         try:
             return self.cache.get_many(keys, lambda missing: compute(model, missing))

@@ -93,10 +93,9 @@ class Detector:
         """Backend and device of the network."""
         return self.network.backend
 
-    @property
-    def result_id(self) -> str:
-        """Identifies the results at a given size: network, backend, dtype, threshold and overlap."""
-        return f"{self.network.result_id}/{self.threshold}/{_OVERLAP}"
+    def result_id(self, lasting: bool = True) -> str:
+        """Identifies the results at a given size, as :meth:`.TorchNetwork.result_id`, threshold and overlap."""
+        return f"{self.network.result_id(lasting)}/{self.threshold}/{_OVERLAP}"
 
     def detect(self, images: Sequence[RGBImage], size: tuple[int, int] = (640, 640)) -> list[Detections]:
         """Find faces in pictures of any size, a batch at a time.

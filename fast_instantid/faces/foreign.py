@@ -107,9 +107,8 @@ class InsightFaceDetector:
         fixed = getattr(self._model, "static_input_size", None)
         self.sizes = DETECTION_SIZES if fixed is None else (tuple(fixed),)
 
-    @property
-    def result_id(self) -> str | None:
-        """Identifies the results, with the current thresholds, which ``prepare`` may change at any time."""
+    def result_id(self, lasting: bool = True) -> str | None:
+        """Identifies the results by the file's content, and thresholds, which ``prepare`` may change at any time."""
         thresholds = [getattr(self._model, name, None) for name in ("det_thresh", "nms_thresh")]
         return self._content and f"{self._content}/{thresholds}"
 
@@ -127,11 +126,15 @@ class InsightFaceRecognizer:
 
     def __init__(self, analysis: Any) -> None:
         self._model = _model(analysis, "recognition")
-        self.result_id = _content(self._model)
+        self._content = _content(self._model)
         path = getattr(self._model, "model_file", None)
         self.file = path and Path(path)
         if self.file:
             _warn_once(self.file)
+
+    def result_id(self, lasting: bool = True) -> str | None:
+        """Identifies the results by the file's content; None without a file."""
+        return self._content
 
     def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed as :meth:`Recognizer.embed` does, but one by one, as insightface."""

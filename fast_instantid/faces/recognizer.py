@@ -30,10 +30,9 @@ class Recognizer:
         self.file: Path | None = graph.path
         self._mean, self._scale = (0.0, 1.0) if graph.scales_itself else (127.5, 1 / 127.5)
 
-    @property
-    def result_id(self) -> str:
-        """Identifies the results of equal crops: network, backend and dtype."""
-        return self.network.result_id
+    def result_id(self, lasting: bool = True) -> str:
+        """Identifies the results of equal crops, as :meth:`.TorchNetwork.result_id`."""
+        return self.network.result_id(lasting)
 
     def embed(self, crops: Sequence[torch.Tensor]) -> np.ndarray:
         """``(N, 512)`` float32 embeddings, not normalised, of N crops ``(112, 112, 3)`` uint8 RGB of one device."""

@@ -44,9 +44,9 @@ class Scaled:
         self.size, self.nbytes = weight.size, weight.nbytes
 
     def array(self) -> np.ndarray:
+        weight = torch.from_numpy(self._weight)
         # In fp32, which takes half as long as float64 for a recogniser's 65 million weights; no layer has more bits.
-        out = np.empty_like(self._weight)
-        return np.multiply(self._weight, self._factors, out=out, dtype=np.float32, casting="same_kind")
+        return (weight.float() * torch.from_numpy(self._factors)).to(weight.dtype).numpy()  # by all threads
 
 
 class Conv2d(nn.Conv2d):

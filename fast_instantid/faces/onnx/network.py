@@ -76,12 +76,15 @@ class TorchNetwork:
         self._module: fx.GraphModule | None = None
         self._has_run: set[torch.Size] = set()  # shapes of the input
 
-    @property
-    def result_id(self) -> str:
-        """Identifies the results of equal input: the file's fingerprint, backend, device type and dtype."""
+    def result_id(self, lasting: bool = True) -> str:
+        """Identifies the results of equal input: the file, backend, device type and dtype.
+
+        Args:
+            lasting: by the file's content, which is read for that; else by its version, for this process alone.
+        """
         suffix = "/onednn" if self._uses_onednn else ""
         suffix += f"/{self._approximate}" if self._approximate else ""
-        return f"{self._graph.fingerprint}/torch/{self.device.type}{suffix}"
+        return f"{self._graph.fingerprint if lasting else self._graph.version}/torch/{self.device.type}{suffix}"
 
     @property
     def module(self) -> fx.GraphModule:
@@ -93,12 +96,13 @@ class TorchNetwork:
         """
         with self._loading:
             if self._module is None:
-                with stage("load network"), torch.device("cpu"):  # whatever torch's default device is
+                with stage("load network"):
                     self._graph.version.check_mapping()
                     check_weights(self._graph)
                     fixed_size = None not in self._graph.inputs[0].shape[2:]
                     defers = self._uses_onednn and fixed_size and self.dtype == torch.float32
-                    module = to_module(self._graph, defers).to(self.dtype)
+                    with torch.device("cpu"):  # whatever torch's default device is
+                        module = to_module(self._graph, defers).to(self.dtype)
                     self._graph.version.check_mapping()
                     if self._uses_onednn:
                         self._module = self.place(use_onednn(module, fixed_size))

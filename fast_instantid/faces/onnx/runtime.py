@@ -56,11 +56,14 @@ class OnnxRuntimeNetwork:
         self._graph = graph
         self._has_run: set[tuple[int, ...]] = set()  # shapes of the input
         with stage("load network"):
-            self.result_id = f"{graph.fingerprint}/onnxruntime/{self.provider}"
             shape = (1, 3, *(side or 640 for side in graph.inputs[0].shape[2:]))
             self._session = _session(graph, self.provider, settings, partial(self._bound, shape))
             graph.version.check_mapping()
         self._input = self._session.get_inputs()[0].name
+
+    def result_id(self, lasting: bool = True) -> str:
+        """Identifies the results of equal input, as :meth:`.TorchNetwork.result_id`."""
+        return f"{self._graph.fingerprint if lasting else self._graph.version}/onnxruntime/{self.provider}"
 
     @cached_property
     def on_the_cpu(self) -> OnnxRuntimeNetwork:
