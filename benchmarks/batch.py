@@ -51,7 +51,8 @@ def _drawn(out: Path, pictures: int, workers: int) -> dict[str, Any]:
         raise SystemExit(f"--pictures {pictures}: expected a multiple of {len(people)}, the persons of the miniature")
     options = shlex.split("--prompt portrait --base miniature --device cpu --steps 2 --size 64x64 --batch-size 8")
     command = ["generate", "--person", *people, "--seed", *map(str, range(pictures // len(people))), *options]
-    return {"name": f"generate, {workers} workers", "pictures": pictures, **_watched(command, out, workers, "*.png", 1)}
+    name = f"generate, {workers} worker{'s' * (workers > 1)}"
+    return {"name": name, "pictures": pictures, **_watched(command, out, workers, "*.png", 1)}
 
 
 def _embedded(portraits: Path, out: Path, pictures: int, workers: int, size: int) -> dict[str, Any]:

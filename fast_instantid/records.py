@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-
-try:
-    from xxhash import xxh3_128
-except ImportError:
-    xxh3_128 = None
 
 Record = Mapping[str, torch.Tensor]
 """A cached value. It is shared between callers: never change its tensors in-place.
@@ -21,8 +18,15 @@ A record that was changed is dropped at the next request, but who holds it alrea
 """
 
 
-fast_hash: Callable[[], Any] = xxh3_128 or hashlib.sha256
-"""Makes the hash of keys and fingerprints, of which 128 bits count. A cache folder with keys of the other is a miss."""
+def _fastest_hash() -> Callable[[], Any]:
+    for package, name in (("xxhash", "xxh3_128"), ("blake3", "blake3")):  # ComfyUI ships the second
+        with suppress(ImportError):
+            return getattr(import_module(package), name)
+    return hashlib.sha256
+
+
+fast_hash = _fastest_hash()
+"""Makes the hash of keys and fingerprints, of which 128 bits count. A cache folder with keys of another is a miss."""
 
 
 def content_key(*parts: object, new_hash: Callable[[], Any] | None = None) -> str:

@@ -452,32 +452,37 @@ def test_files_outlive_the_process_and_are_shared(tmp_path):
 
 _WITHOUT_XXHASH = """
 import sys
-sys.modules["xxhash"] = None
+sys.modules |= dict.fromkeys(sys.argv[2:])
 from pathlib import Path
 from fast_instantid import Cache, FaceAnalyzer, Identity, miniature
+from fast_instantid.records import fast_hash
 from fast_instantid.weights import fingerprint
 
 files, folder = miniature.files(), Path(sys.argv[1])
 cache = Cache(directory=folder / "cache")
 FaceAnalyzer.load(files.pack, device="cpu", cache=cache).embed(files.portraits[0])
 Identity.load(folder / "theirs.safetensors").save(folder / "ours.safetensors")
-print(fingerprint(files.pack / "glintr100.onnx"), cache.stats.misses, cache.stats.disk_hits)
+print(fast_hash.__name__, fingerprint(files.pack / "glintr100.onnx"), cache.stats.misses, cache.stats.disk_hits)
 """
 
 
-def test_without_xxhash_files_of_identities_are_read_and_cache_folders_are_a_miss(tmp_path):
+@pytest.mark.parametrize(
+    ("missing", "name"), [(["xxhash"], "blake3"), (["xxhash", "blake3"], "openssl_sha256")], ids=["BLAKE3", "SHA-256"]
+)
+def test_without_xxhash_files_of_identities_are_read_and_cache_folders_are_a_miss(tmp_path, missing, name):
     """The keys are another hash, so no result is taken for another, in either direction."""
-    pytest.importorskip("xxhash", reason="the environment of the tests has it")
+    for package in ("xxhash", "blake3"):
+        pytest.importorskip(package, reason="the environment of the tests has it")
     found, cache = miniature.files(), Cache(directory=tmp_path / "cache")
     expected = FaceAnalyzer.load(found.pack, device="cpu", cache=cache).embed(found.portraits[0])
     identity = Identity(torch.randn(2, 16, 8), IdentityBank((torch.randn(2, 16, 8),), (torch.randn(2, 16, 8),)))
     identity.save(tmp_path / "theirs.safetensors")
     written = set(files(tmp_path / "cache"))
     for misses, disk_hits in ((2, 0), (0, 2)):
-        told = fresh_python(_WITHOUT_XXHASH, str(tmp_path)).stdout.split()
-        assert told[1:] == [str(misses), str(disk_hits)]
-        assert re.fullmatch(r"[0-9a-f]{32}", told[0])
-        assert told[0] != fingerprint(found.pack / "glintr100.onnx")
+        told = fresh_python(_WITHOUT_XXHASH, str(tmp_path), *missing).stdout.split()
+        assert (told[0], *told[2:]) == (name, str(misses), str(disk_hits))
+        assert re.fullmatch(r"[0-9a-f]{32}", told[1])
+        assert told[1] != fingerprint(found.pack / "glintr100.onnx")
     others = set(files(tmp_path / "cache")) - written
     assert len(others) == len(written) == 4, "two files of networks, and two results"
     for path in written:
