@@ -105,7 +105,9 @@ def as_our_adapter(weights: dict[str, dict[str, Tensor]], device: torch.device, 
     """Our Adapter on weights that lie in memory."""
     projections = [*weights["ip_adapter"].values()]
     layers = tuple(zip(projections[::2], projections[1::2], strict=True))
-    found = AdapterWeights(Path("random"), weights["image_proj"], layers, FileVersion("random", 0, 0, 0, 0, 0))
+    resampler = Resampler.from_state_dict(weights["image_proj"])
+    version = FileVersion("random", 0, 0, 0, 0, 0)
+    found = AdapterWeights(Path("random"), weights["image_proj"], layers, version, resampler)
     return Adapter(found, Placement.resolve(device, dtype), Cache())
 
 

@@ -128,8 +128,9 @@ def test_resampler_dimensions_are_deduced() -> None:
     )
     again = Resampler.from_state_dict(made.state_dict())
     embeddings = torch.randn(2, 3, 24)
-    assert again(embeddings).shape == (2, 5, 40)
-    assert torch.equal(again(embeddings), made(embeddings))
+    with torch.no_grad():  # with gradients, the products are another library's
+        assert again(embeddings).shape == (2, 5, 40)
+        assert torch.equal(again(embeddings), made(embeddings))
 
 
 @pytest.mark.parametrize(

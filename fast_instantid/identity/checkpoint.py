@@ -36,6 +36,8 @@ class AdapterWeights:
     36 up and 10 in the middle."""
     version: FileVersion
     """Of the file when it was opened; it may have been replaced since. Check the mapping around every use."""
+    resampler: Resampler
+    """Of the tensors in ``image_proj``, which it does not copy."""
 
     def named_tensors(self) -> StateDict:
         """All tensors under the names of the published file."""
@@ -193,7 +195,7 @@ def adapter_weights(path: Path, tensors: StateDict, version: FileVersion) -> Ada
         layers = _layers(tensors, token_width=resampler.proj_out.out_features)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: a damaged InstantID adapter ({error}); download it again") from error
-    return AdapterWeights(path, image_proj, layers, version)
+    return AdapterWeights(path, image_proj, layers, version, resampler)
 
 
 def _layers(tensors: StateDict, token_width: int) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -21,7 +21,6 @@ from ..weights import read_metadata, read_tensors, write_safetensors
 from .bank import IdentityBank, project_bank
 from .checkpoint import AdapterWeights, find_adapter, open_adapter
 from .embeddings import EMBEDDING_DIM, Combine, combine_embeddings, unconditional_embedding
-from .resampler import Resampler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -268,9 +267,8 @@ class Adapter:
         device, dtype = self.placement.device, self.placement.dtype
         with stage("resample", nbytes=sum(tensor.nbytes for tensor in self.weights.image_proj.values())):
             self.weights.version.check_mapping()
-            resampler = Resampler.from_state_dict(self.weights.image_proj)
             pair = torch.cat([unconditional_embedding(combined, noise), combined])  # (2M, 1, 512): one pass for both
-            tokens: Tensor = resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
+            tokens: Tensor = self.weights.resampler(pair.to(device, dtype)).unflatten(0, (2, -1)).flatten(1, 2)
         with stage("project", nbytes=sum(key.nbytes + value.nbytes for key, value in self.weights.layers)):
             bank = project_bank(self.weights.checked_layers(), tokens, device, dtype)
         self.weights.version.check_mapping()
