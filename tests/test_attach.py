@@ -29,7 +29,7 @@ from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProces
 from PIL import Image
 
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError
-from fast_instantid.pipelines import Approximations, InstantID, Subject
+from fast_instantid.pipelines import Approximations, InstantID, Subject, attachment
 from fast_instantid.pipelines.drawing import Drawing, drawing_of
 from fast_instantid.pipelines.halves import IdentityNetHalf, UNetHalf
 from tests.adversity import interrupts
@@ -594,6 +594,29 @@ def traces_in(pipe):
     found += [hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
     found = [str(one) for one in found if "fast_instantid" in str(getattr(one, "__module__", ""))]
     return found + (["class"] if "_fast_instantid" in vars(type(pipe)) else [])
+
+
+def test_an_interrupt_while_the_lock_is_released_leaves_nothing(shallow_pipe, shallow_identity, monkeypatch):
+    """Its traceback is alive meanwhile, with the locals of all that was called."""
+
+    class Interrupted:
+        def __init__(self, lock):
+            self.lock, self.left = lock, 1
+
+        def __enter__(self):
+            return self.lock.__enter__()
+
+        def __exit__(self, *error):
+            self.lock.__exit__(*error)
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(attachment, "_lock", Interrupted(attachment._lock))
+    with pytest.raises(KeyboardInterrupt) as interrupt, InstantID(shallow_pipe).attached(shallow_identity):
+        raise AssertionError("it was not interrupted")
+    assert interrupt.traceback[-2].name == "attach"
+    assert traces_in(shallow_pipe) == []
 
 
 def test_an_interrupt_while_attaching_leaves_nothing(shallow_pipe, shallow_identity):

@@ -118,6 +118,7 @@ def attach(drawing: Drawing) -> None:
             own = _Own(drawing)
             drawing.own = weakref.ref(own)
             _own.set((*_own.get(), own))
+            del own  # the traceback of an interrupt that comes while the lock is released would keep it
         except BaseException:  # also an interrupt between two lines
             _detach(drawing, interrupted=True)
             raise

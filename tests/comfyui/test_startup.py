@@ -138,7 +138,7 @@ def test_the_host_asks_for_what_the_pack_imports(real_host: Path) -> None:
 
 def test_the_pack_imports_what_it_needs(started) -> None:
     there = {"torch", "numpy", "comfy", *sys.stdlib_module_names}
-    assert set(started["packages"]) - there <= {"PIL", "safetensors"}
+    assert set(started["packages"]) - there <= {"PIL", "safetensors", "blake3", "xxhash"}
     assert "comfyui.nodes" in started["parts"]
 
 
