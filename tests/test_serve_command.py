@@ -185,3 +185,8 @@ def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
     with pytest.raises(BackendError, match="the warm-up failed") as raised:
         replica.check_health()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_fewer_steps_than_a_picture_has_are_refused(capsys):
+    assert main(["serve", "--base", "miniature", "--port", "0", "--max-steps", "1"]) == 1
+    assert "--max-steps 1: expected 2 or more" in capsys.readouterr().err

@@ -350,6 +350,7 @@ def test_a_key_is_asked_for():
             for path in ("/v1/persons", "/metrics", "/v1/../v1/persons", "//v1/persons", "/nothing"):
                 answer = httpx.get(f"http://127.0.0.1:{client.port}{path}", headers=headers)
                 assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), path
+        assert client.get("/v1/persons", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
         for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"):
             assert httpx.get(f"http://127.0.0.1:{client.port}{path}").status_code == 200
         assert client.get("/v1/persons", headers={"Host": "service.example"}).status_code == 200

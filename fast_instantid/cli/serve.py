@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     key = _key()
+    if options.max_steps == 1:
+        raise FastInstantIDError("--max-steps 1: expected 2 or more, as of a picture")
     with stage("import"):
         from ..scale.serve import limits, server
     if not key and not limits.is_loopback(options.host):

@@ -94,7 +94,9 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != host:
             return 403, f"origin {origin[:100]!r}: pages of other hosts may not use this service"
         given = headers.get("authorization", "").encode("latin-1")
-        if self.key and path not in _OPEN and not compare_digest(given, b"Bearer " + self.key):
+        scheme, _, token = given.partition(b" ")
+        is_right = scheme.lower() == b"bearer" and compare_digest(token, self.key)
+        if self.key and path not in _OPEN and not is_right:
             return 401, "no key, or a wrong one: send the header 'Authorization: Bearer KEY'"
         if (size := headers.get("content-length", "0")).isdigit() and int(size) > self.limits.body:
             return self.too_large
