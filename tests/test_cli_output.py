@@ -77,6 +77,15 @@ def test_names_that_the_encoding_lacks_are_shown_as_escapes(folder, encoding, mo
     assert (out.errors, err.errors) == ("strict", "strict"), "the streams stay the host's"
 
 
+@pytest.mark.parametrize("option", ["--prompt", "--negative-prompt"])
+def test_text_that_is_not_utf_8_is_named_for_that(folder, option, capsys):
+    texts = [text for each in {"--prompt": "a", option: "caf\udce9"}.items() for text in each]
+    arguments = ["--base", "miniature", "--photo", f"{STRANGE}.png", "-o", "out.png"]
+    assert main(["generate", *arguments, *texts]) == 1
+    assert "prompt holds a lone surrogate" in capsys.readouterr().err
+    assert not Path("out.png").exists()
+
+
 def test_models_whose_path_is_not_utf_8_are_named_for_that(folder, capsys):
     files, models = miniature.files(), folder.parent / MODELS
     models.mkdir()

@@ -66,6 +66,13 @@ class TestMiniature:
         with pytest.raises(ImageError, match=r"a\.jpg: a URL, not a file"):
             instantid.person("https://example.com/a.jpg")
 
+    @pytest.mark.parametrize("name", ["prompt", "prompt_2", "negative_prompt", "negative_prompt_2"])
+    @pytest.mark.parametrize("text", ["\udce9", ["a", "b\ud800"]], ids=["one", "list"])
+    def test_text_that_no_tokenizer_reads_is_refused(self, instantid, people, name, text):
+        """As on a command line of another encoding, or in JSON of a picture."""
+        with pytest.raises(FastInstantIDError, match=rf"{name} holds a lone surrogate"):
+            instantid(**({"prompt": PROMPT} | {name: text}), people=people[0])
+
     def test_a_seed_is_a_generator(self, instantid, people):
         options = {"num_inference_steps": 1, "output_type": "np"}
         by_seed = instantid(PROMPT, people[0], seed=3, **options).images

@@ -16,7 +16,7 @@ def schemathesis(examples: int, folder: Path, phases: str = "fuzzing", seed: int
         command += ["--max-examples", str(examples), "--phases", phases, "--seed", str(seed)]
         command += ["--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]
         command += ["--checks", "response_schema_conformance", "--max-failures", "3", "--request-timeout", "300"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600)
         return "" if done.returncode == 0 else done.stdout + done.stderr
 
 

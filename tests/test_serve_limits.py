@@ -244,6 +244,16 @@ def test_forms_of_other_codecs_are_refused(client, more):
     assert document.status_code == 422
 
 
+@pytest.mark.parametrize("part", [b"; boundary=a   ", b'; boundary="', b";", b' ;"\\', b"; a=b"])
+def test_a_long_content_type_takes_no_time(client, part):
+    """A regular expression that tries every way to read a header would take hours, and the service with it."""
+    kind = b"multipart/form-data" + part * (20_000 // len(part)) + b"; x"
+    start = time.monotonic()
+    answer = client.post("/v1/faces", content=b"{}", headers={b"Content-Type": kind})
+    assert answer.status_code == 415
+    assert time.monotonic() - start < 10
+
+
 def test_the_queue_is_bounded_and_says_when_to_come_again(client):
     def post(_: int) -> httpx.Response:
         some = {**LONG, "num_inference_steps": "10"}

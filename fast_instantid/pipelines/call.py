@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .subject import is_nested
 
 _SCALE = "controlnet_conditioning_scale"
 _OURS = {"weight": "scale", "person": "people", "identity": "people", "face": "people"}
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 _TAKEN_BY_KWARGS = ("callback", "callback_steps", "image_embeds", "ip_adapter_scale")  # the last two are warned of
 
 
@@ -33,11 +35,13 @@ def call_options(
 
     Raises:
         FastInstantIDError: too few or too many pictures for the other ControlNets, or an argument that the pipeline
-            would ignore.
+            would ignore, or text that no tokenizer reads.
     """
     pipe = instantid.pipe
     takes = _parameters(pipe)
-    for name in given:
+    for name, value in given.items():
+        if any(isinstance(text, str) and _NO_TEXT.search(text) for text in _listed(value)):
+            raise FastInstantIDError(f"{name} holds a lone surrogate, as bytes that are no UTF-8 become: give text")
         if name not in takes and name not in _TAKEN_BY_KWARGS:
             like = difflib.get_close_matches(
                 name, [*takes, *(word for long in takes for word in long.split("_"))], cutoff=0.75

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -48,11 +49,6 @@ Files = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Names = Annotated[list[Name], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 Text = Annotated[str, Field(max_length=2000)]
-# No other parameters: starlette decodes by any codec of Python that is named here.
-_KINDS = re.compile(
-    r"(application/json|multipart/form-data)(?: *; *(?:charset=\"?utf-?8\"?|boundary=\"?[\w'()+,./:=? -]{1,70}\"?))*",
-    re.ASCII | re.IGNORECASE,
-)
 
 
 class _Request(BaseModel):
@@ -188,11 +184,9 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     """Read a request in memory: no file of a client reaches a disk. An HTTPException says what is wrong."""
-    kind = request.headers.get("content-type", "")
-    if not (known := _KINDS.fullmatch(kind)):
-        raise HTTPException(415, f"content type {kind[:80]!r}: send application/json or multipart/form-data, in UTF-8")
+    kind = _kind_of(request.headers.get("content-type", ""))
     try:
-        if known[1].lower() == "application/json":
+        if kind == b"application/json":
             return model.model_validate_json(await request.body())
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
@@ -207,6 +201,18 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
         raise HTTPException(422, said(error)) from error
     except MultiPartException as error:
         raise HTTPException(422, f"the form: {error.message}") from error
+
+
+def _kind_of(header: str) -> bytes:
+    """A content type without its parameters. No others: starlette decodes a form by any codec of Python they name."""
+    kind, parameters = parse_options_header(header)
+    charset = parameters.pop(b"charset", b"utf-8").lower()
+    boundary = parameters.pop(b"boundary", b"")
+    known = kind in (b"application/json", b"multipart/form-data") and charset in (b"utf-8", b"utf8")
+    if not known or parameters or len(boundary) > 70:  # RFC 2046
+        text = "send application/json or multipart/form-data, in UTF-8"
+        raise HTTPException(415, f"content type {header[:80]!r}: {text}")
+    return kind
 
 
 def said(error: ValidationError | RequestValidationError) -> str:
