@@ -15,6 +15,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ from fast_instantid import Person
 from fast_instantid.cache import shared_cache
 from fast_instantid.errors import BackendError
 from fast_instantid.images import Photo
-from fast_instantid.people import find_person, likeness_in
+from fast_instantid.people import find_person, likeness_in, likeness_word
 from fast_instantid.scale.serve.batches import Job
 from fast_instantid.scale.serve.documents import PictureRequest
 from fast_instantid.scale.serve.engine import Drawn, Picture
@@ -96,12 +97,31 @@ def test_a_wide_picture_without_likeness(client):
     assert (answer["width"], answer["likeness"]) == (192, None)
 
 
+ANNA = {"name": "anna", "photographs": 2, "alike": {"cosine": 1.0, "word": "strong"}, "outliers": []}
+
+
+def test_photographs_of_different_people_are_told_with_the_picture(client):
+    def post(numbers: tuple[int, ...], headers: dict[str, str]) -> httpx.Response:
+        return client.post("/v1/pictures", files=[photo(n) for n in numbers], data=FEW, headers=headers)
+
+    assert post((0,), JSON).json()["photos"] == {"photographs": 1, "alike": None, "outliers": []}
+    people = [find_person(instantid().faces, PORTRAITS[number]) for number in (0, 1)]
+    two = post((0, 1), JSON).json()["photos"]
+    assert two["alike"]["cosine"] == pytest.approx(people[0].likeness(people[1]), abs=1e-4)
+    assert (two["alike"]["word"], two["outliers"]) == (likeness_word(two["alike"]["cosine"]), [])
+    assert two["alike"]["word"] != "strong"
+    assert post((0, 0, 1), JSON).json()["photos"]["outliers"] == [2]
+    assert events_of(post((0, 1), EVENTS).text)[-1][1]["photos"] == two
+    assert post((0, 1), {}).headers["x-photos-alike"] == f"{two['alike']['cosine']:.4f}"
+    assert "x-photos-alike" not in post((0,), {}).headers
+
+
 def test_a_person_is_sent_or_kept_and_drawn(client, persons):
     sent = client.post("/v1/persons", files=[photo(0), photo(0)])
     assert sent.status_code == 200
     assert client.get("/v1/persons").json() == {"persons": []}
     kept = client.post("/v1/persons", files=[photo(0), photo(0)], data={"name": "anna"})
-    assert (kept.status_code, kept.json()) == (201, {"name": "anna", "photographs": 2, "outliers": []})
+    assert (kept.status_code, kept.json()) == (201, ANNA)
     assert client.post("/v1/persons", files=[photo(1)], data={"name": "anna"}).status_code == 409
     assert client.get("/v1/persons").json() == {"persons": ["anna"]}
     assert stat.S_IMODE((persons / "anna.safetensors").stat().st_mode) == 0o600
@@ -157,6 +177,8 @@ def test_people_who_ask_at_once_get_their_own_faces_from_one_pipeline(client):
     people = [find_person(instantid().faces, PORTRAITS[number]) for number in range(3)]
     for number, answer in enumerate(answers):
         picture = Image.open(io.BytesIO(base64.b64decode(answer["png"])))
+        alone = Image.open(io.BytesIO(base64.b64decode(drawn(number)["png"])))
+        assert np.abs(np.int16(picture) - np.int16(alone)).max() <= 1, "neighbours change the last bits only"
         alike = [float(likeness_in(instantid().faces, picture, [person])[0, 0]) for person in people]
         assert alike.index(max(alike)) == number, alike
         assert alike[number] > 0.5
@@ -197,7 +219,27 @@ def test_health_and_the_document(client):
     body = document["paths"]["/v1/pictures"]["post"]["requestBody"]["content"]
     assert body["multipart/form-data"]["schema"]["properties"]["photos"]["items"]["format"] == "binary"
     assert body["application/json"]["schema"]["properties"]["photos"]["items"]["contentEncoding"] == "base64"
+    assert "components" in document
+    assert "securitySchemes" not in document["components"]
+    assert "404" not in document["paths"]["/healthz"]["get"]["responses"]
+    assert "429" not in document["paths"]["/v1/persons/{name}"]["get"]["responses"]
     assert (client.get("/docs").status_code, client.get("/redoc").status_code) == (404, 404)
+
+
+def test_the_document_says_what_needs_the_key():
+    with serving(key="0123456789abcdef") as client:
+        document = client.get("/openapi.json", headers={"Authorization": ""}).json()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    needs = {path for path, routes in document["paths"].items() for one in routes.values() if "security" in one}
+    assert document["paths"].keys() - needs == {"/healthz", "/readyz"}
+
+
+def test_pillow_bounds_no_picture_while_the_service_does(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with serving(pixels=128 * 128) as client:
+        assert client.post("/v1/faces", files=[photo()]).status_code == 200
+        assert client.post("/v1/faces", files=[photo(), photo()]).status_code == 413
+    assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 OF_A_REQUEST = (Person, Photo, Image.Image, Job, Picture, Drawn, PictureRequest, Request, UploadFile)
@@ -290,7 +332,7 @@ def test_a_pickle_is_no_person_of_a_client(client, tmp_path):
     answer = client.post("/v1/pictures", data=FEW, files=sent)
     assert (answer.status_code, answer.json()) == (
         422,
-        {"error": "person.safetensors: not a .safetensors file of a person"},
+        {"error": "person_files.0: not a .safetensors file of a person"},
     )
 
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from fast_instantid.cli import main
-from fast_instantid.cli.serve import KEY
+from fast_instantid.cli.serve import _BOUNDS, KEY
 from fast_instantid.errors import BackendError
 from fast_instantid.scale.serve.app import make_app
 from fast_instantid.scale.serve.engine import Engine
@@ -187,6 +187,20 @@ def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
+def test_replicas_are_rays(capsys):
+    assert main(["serve", "--base", "/nowhere", "--replicas", "2"]) == 1
+    assert "--replicas needs --ray" in capsys.readouterr().err
+
+
+def test_the_help_tells_each_default(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert len(_BOUNDS) == 9
+    for name in _BOUNDS:
+        assert f"--max-{name} N {int(getattr(Limits(), name))} " in text
+
+
 def test_fewer_steps_than_a_picture_has_are_refused(capsys):
     assert main(["serve", "--base", "miniature", "--port", "0", "--max-steps", "1"]) == 1
-    assert "--max-steps 1: expected 2 or more" in capsys.readouterr().err
+    assert "at most 1 steps: a picture takes 2 or more" in capsys.readouterr().err

@@ -70,9 +70,9 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client, monkeypatch):
     decoded = []
     monkeypatch.setattr(client.engine._decoders, "map", lambda *given: decoded.append(given))
-    for status, *photos in ((413, bomb(12000, 9000)), (413, *[bomb(8000, 8000)] * 2), (422, bomb(30000, 30000))):
+    for photos in ([bomb(12000, 9000)], [bomb(8000, 8000)] * 2, [bomb(30000, 30000)]):
         answer = client.post("/v1/faces", files=[("photos", data) for data in photos])
-        assert (answer.status_code, "pixels" in error(answer)) == (status, True), answer.text
+        assert (answer.status_code, "pixels" in error(answer)) == (413, True), answer.text
     assert decoded == []
     monkeypatch.undo()
 
@@ -123,11 +123,11 @@ PART = base64.b64encode(PORTRAITS[0].read_bytes()[:2000]).decode()
 WRONG = {
     "no photos": ({"photos": []}, "photos"),
     "no base64": ({"photos": ["%%%"]}, "base64"),
-    "no picture": ({"photos": ["aaaa"]}, "photo 1: not a JPEG, PNG or WebP"),
+    "no picture": ({"photos": ["aaaa"]}, "photos.0: not a JPEG, PNG or WebP"),
     "too many": ({"photos": [GOOD] * 4}, "at most 3"),
     "a number": ({"photos": [1]}, "expected a file"),
     "an unknown field": ({"photos": [GOOD], "photo": "x"}, "photo: Extra"),
-    "truncated": ({"photos": [GOOD, PART]}, "photo 2: damaged or"),
+    "truncated": ({"photos": [GOOD, PART]}, "photos.1: damaged or"),
 }
 WRONG_PICTURES = {
     "nobody": ({}, "0 persons: give 1 to 2"),
@@ -142,7 +142,7 @@ WRONG_PICTURES = {
     "a path for a name": ({"persons": ["../../etc/passwd"]}, "persons"),
     "too many persons": ({"photos": [], "persons": "anna", "person_files": ["aaaa"] * 2}, "3 persons: give"),
     "too many with photos": ({"person_files": ["aaaa", "aaaa"]}, "3 persons: give 1 to 2"),
-    "no person file": ({"person_files": ["aaaa"]}, "person.safetensors"),
+    "no person file": ({"person_files": ["aaaa"]}, "person_files.0: not a .safetensors file"),
 }
 
 
@@ -171,6 +171,8 @@ def test_other_bodies_are_refused(client):
     assert post(b"", "").status_code == 415
     assert post(b"x", "multipart/form-data").status_code == 422
     assert post(b"x", "multipart/form-data; boundary=y").status_code == 422
+    packed = client.post("/v1/faces", files=[photo()], headers={"Content-Encoding": "gzip"})
+    assert (packed.status_code, "content encoding 'gzip'" in error(packed)) == (415, True)
     many = client.post("/v1/faces", files=[photo()] * 40)
     assert (many.status_code, "Too many files" in error(many)) == (422, True)
     blank = io.BytesIO()
@@ -179,8 +181,9 @@ def test_other_bodies_are_refused(client):
     Image.new("RGB", (128, 128)).save(blank, "PNG")
     for route, more in (("persons", {}), ("pictures", {"prompt": "a"})):
         answer = client.post(f"/v1/{route}", files=[("photos", blank.getvalue())], data=more)
-        assert (answer.status_code, "no face found in photo 1" in error(answer)) == (422, True)
+        assert (answer.status_code, "no face found in photos.0" in error(answer)) == (422, True)
     assert (client.get("/nothing").status_code, client.get("/v1/faces").status_code) == (404, 405)
+    assert client.get("/v1/persons/").status_code == 404, "no redirection, which a proxy's own paths would break"
 
 
 def array(*shape: int, of: float) -> np.ndarray:

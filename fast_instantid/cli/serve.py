@@ -17,16 +17,16 @@ from .output import say
 from .scale import positive
 
 KEY = "FAST_INSTANTID_KEY"
-_BOUNDS = {  # limit -> help of its option
-    "queue": "requests that wait for the pipeline, or for the face networks; more get the status 429",
-    "batch": "pictures drawn at once at most",
-    "photos": "photographs of a request",
-    "people": "persons in a picture",
-    "steps": "sampling steps of a picture",
-    "area": "pixels of a picture that is drawn",
-    "pixels": "pixels of the photographs of a request, together",
-    "body": "bytes of a request",
-    "seconds": "from a request to its answer; later, it is given up",
+_BOUNDS = {  # limit -> help of its option, with the default of Limits
+    "queue": "32 requests that wait for the pipeline, and as many for the face networks; more get the status 429",
+    "batch": "4 pictures drawn at once; more wait",
+    "photos": "8 photographs of a request; more get 422",
+    "people": "4 persons in a picture; more get 422",
+    "steps": "60 sampling steps of a picture; more get 422",
+    "area": "2359296 pixels of a picture that is drawn; more get 422",
+    "pixels": "100000000 pixels of the photographs of a request, together; more get 413",
+    "body": "33554432 bytes of a request; more get 413",
+    "seconds": "300 s from a request to its answer; later, it is given up with 504",
 }
 
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
     parser.add_argument("--profile", default="", metavar="NAME", help="few steps: lcm, lightning, dmd2, hyper or turbo")
     parser.add_argument("--ray", action="store_true", help="run under Ray Serve, here or in the cluster $RAY_ADDRESS")
-    parser.add_argument("--replicas", type=positive, default=1, metavar="N", help="with --ray: how many pipelines")
-    bounds = parser.add_argument_group("limits", "a request beyond one is refused")
+    parser.add_argument("--replicas", type=positive, metavar="N", help="with --ray: how many pipelines; 1 by default")
+    bounds = parser.add_argument_group("limits", "at most this much, and by default:")
     for name, text in _BOUNDS.items():
         bounds.add_argument(f"--max-{name}", type=partial(positive, digits=12), metavar="N", help=text)
 
@@ -49,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
     key = _key()
-    if options.max_steps == 1:
-        raise FastInstantIDError("--max-steps 1: expected 2 or more, as of a picture")
+    if options.replicas is not None and not options.ray:
+        raise FastInstantIDError("--replicas needs --ray: without it, there is one pipeline in this process")
     with stage("import"):
         from ..scale.serve import limits, server
+    _limits(options)  # wrong ones fail here, and not in a replica
     if not key and not limits.is_loopback(options.host):
         raise FastInstantIDError(
             f"--host {options.host} reaches beyond this machine, and there is no key: set ${KEY} to a secret that "
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
         given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
         where = options.host, options.port
-        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas, _say_where)
+        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas or 1, _say_where)
         return 0
     with server.bound(options.host, options.port) as listening:
         app = app_of(options, key)
@@ -86,6 +87,12 @@ def _key() -> str:
     return key
 
 
+def _limits(options: argparse.Namespace) -> Any:
+    from ..scale.serve.limits import Limits
+
+    return Limits(**{name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None})
+
+
 def app_of(options: argparse.Namespace, key: str) -> Any:
     """Load the models, and make the app."""
     with stage("import"):
@@ -94,7 +101,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         from ..pipelines import InstantID, InstantIDFiles, load_pipeline
         from ..pipelines.profiles import Profile
         from ..placement import Placement
-        from ..scale.serve import app, engine, limits
+        from ..scale.serve import app, engine
 
     models = Models.of(options)
     place = Placement.resolve(options.device, options.dtype)
@@ -109,8 +116,7 @@ def app_of(options: argparse.Namespace, key: str) -> Any:
         defaults={"num_inference_steps": models.steps, "guidance_scale": models.guidance},
     )
     Profile.of(options.profile or None).load(instantid.pipe)
-    bounds = {name: value for name in _BOUNDS if (value := getattr(options, f"max_{name}")) is not None}
-    made = engine.Engine(instantid, limits.Limits(**bounds), models.size, options.profile)
+    made = engine.Engine(instantid, _limits(options), models.size, options.profile)
     return app.make_app(made, key, options.persons)
 
 

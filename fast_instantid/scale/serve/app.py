@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -38,7 +40,7 @@ _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
 _Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
 _PULSE = 15.0  # seconds between signs of life in a stream
-_WRONG = (401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 504)
+_WRONG, _WRONG_NAME, _WRONG_BODY = (401, 403, 413, 421, 500, 503), (404, 422), (404, 408, 409, 415, 422, 429, 504)
 
 
 def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> FastAPI:
@@ -50,24 +52,31 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     """
     limits, kept = engine.limits, Kept(persons)
 
+    def wrong(statuses: tuple[int, ...]) -> dict[int | str, Any]:
+        return {status: {"model": doc.Error} for status in statuses}
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        # Our bound of pixels takes the place of Pillow's.
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         engine.start()
         yield
         engine.stop()
         await run_in_threadpool(engine.join)
+        Image.MAX_IMAGE_PIXELS = before
 
-    wrong: Any = {status: {"model": doc.Error} for status in _WRONG}
     # Both pages of FastAPI load scripts from other hosts.
-    app = FastAPI(
-        title="Fast InstantID", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=wrong
-    )
+    pages: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = FastAPI(title="Fast InstantID", version=__version__, lifespan=lifespan, responses=wrong(_WRONG), **pages)
+    # It documents the key. The guard asks for it.
+    keyed: Any = {"dependencies": [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if key else []}
     app.state.engine, metrics = engine, Metrics(engine)
     app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
 
     async def refused(_: Request, error: Exception) -> Response:
         status, text = _told(error)
-        return JSONResponse({"error": text}, status, headers=getattr(error, "headers", None))
+        headers = {"Retry-After": "5"} if status == 503 else getattr(error, "headers", None)
+        return JSONResponse({"error": text}, status, headers=headers)
 
     for kind in (HTTPException, RequestValidationError, FastInstantIDError):
         app.add_exception_handler(kind, refused)
@@ -80,7 +89,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     def check_ready() -> None:
         if not engine.is_ready:
             why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
-            raise HTTPException(503, why, {"Retry-After": "5"})
+            raise HTTPException(503, why)
 
     def queued(queue: Batches, job: Job) -> _Queue:
         """Queue a job, and return what it tells. Raises Busy."""
@@ -127,7 +136,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
         def count() -> int:
-            pixels = [math.prod(opened(data, f"photo {number}").size) for number, data in enumerate(photos, 1)]
+            pixels = [math.prod(opened(data, f"photos.{number}").size) for number, data in enumerate(photos)]
             if sum(pixels) > limits.pixels:
                 raise HTTPException(413, f"photos of {sum(pixels)} pixels: at most {limits.pixels}; scale them down")
             return sum(pixels)
@@ -144,7 +153,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise no_face(engine.analyzer, empty)
         return merge([people[0] for _, _, people in rows], name)
 
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest))
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=wrong(_WRONG_BODY), **keyed)
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -153,9 +162,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     @app.post(
         "/v1/persons",
-        responses={200: {"content": {_FILE: {}}}, 201: {"model": doc.PersonAnswer}},
+        responses={200: {"content": {_FILE: {}}}, 201: {"model": doc.PersonAnswer}, **wrong(_WRONG_BODY)},
         response_class=Response,
         openapi_extra=doc.body_of(doc.PersonRequest),
+        **keyed,
     )
     async def make_person(request: Request) -> Response:
         """Make a person of photographs; with a name, it is kept here."""
@@ -166,19 +176,25 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         if not asked.name:
             return Response(await run_in_threadpool(as_bytes, person), media_type=_FILE)
         await run_in_threadpool(kept.keep, person)
-        return JSONResponse(doc.person_answer(person), 201)
+        told = doc.PersonAnswer(name=person.name, **doc.photographs(person).model_dump())
+        return JSONResponse(told.model_dump(), 201)
 
-    @app.get("/v1/persons")
+    @app.get("/v1/persons", **keyed)
     async def list_persons() -> doc.PersonsAnswer:
         """Names of the persons that are kept here."""
         return doc.PersonsAnswer(persons=await run_in_threadpool(kept.names))
 
-    @app.get("/v1/persons/{name}", response_class=Response, responses={200: {"content": {_FILE: {}}}})
+    @app.get(
+        "/v1/persons/{name}",
+        response_class=Response,
+        responses={200: {"content": {_FILE: {}}}, **wrong(_WRONG_NAME)},
+        **keyed,
+    )
     async def get_person(name: _Kept) -> Response:
         """The file of a person that is kept here."""
         return Response(await run_in_threadpool(kept.read, name), media_type=_FILE)
 
-    @app.delete("/v1/persons/{name}", status_code=204)
+    @app.delete("/v1/persons/{name}", status_code=204, responses=wrong(_WRONG_NAME), **keyed)
     async def delete_person(name: _Kept) -> None:
         """Delete a person that is kept here."""
         await run_in_threadpool(kept.delete, name)
@@ -186,8 +202,12 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     @app.post(
         "/v1/pictures",
         response_model=doc.PictureAnswer,
-        responses={200: {"content": {"image/png": {}, "text/event-stream": {}}, "description": "as Accept asks"}},
+        responses={
+            200: {"content": {"image/png": {}, "text/event-stream": {}}, "description": "as Accept asks"},
+            **wrong(_WRONG_BODY),
+        },
         openapi_extra=doc.body_of(doc.PictureRequest),
+        **keyed,
     )
     async def draw(request: Request) -> Response:
         """Draw persons. The answer is a PNG, or JSON, or events: each step, previews, and the picture."""
@@ -197,24 +217,29 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         accept = request.headers.get("accept", "")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
         people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
-        people += [await run_in_threadpool(from_bytes, data) for data in asked.person_files]
+        for number, data in enumerate(asked.person_files):
+            people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
+        photos = doc.photographs(people[0]) if asked.photos else None
         job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
         told = queued(engine.drawing, job)
         if "text/event-stream" in accept:
-            return StreamingResponse(stream(request, job, told, start), media_type="text/event-stream")
+            return StreamingResponse(stream(request, job, told, start, photos), media_type="text/event-stream")
         drawn = await finished(request, job, told, start)
         metrics.pictures.inc()
         if "application/json" in accept:
-            return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed))
+            return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed, photos))
         alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
+        if photos is not None and photos.alike is not None:
+            alike["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
         return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
 
-    async def stream(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[str]:
+    async def stream(request: Request, job: Job, told: _Queue, start: float, photos: Any) -> AsyncIterator[str]:
         try:
             async for name, fact in events(request, job, told, start):
                 if name == "result":
                     metrics.pictures.inc()
-                    name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, job.work.asked.seed)
+                    seed = job.work.asked.seed
+                    name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, seed, photos)
                 yield doc.event(name, fact)
         except Exception as error:
             status, text = _told(error)
@@ -231,7 +256,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         check_ready()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, **keyed)
     async def tell_metrics() -> Response:
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

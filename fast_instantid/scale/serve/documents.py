@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -102,19 +103,23 @@ class FacesAnswer(BaseModel):
     photos: list[FoundFaces]
 
 
-class PersonAnswer(BaseModel):
-    name: str
+class Likeness(BaseModel):
+    cosine: float | None = Field(description="-1 to 1; null without a face")
+    word: str
+
+
+class Photographs(BaseModel):
     photographs: int
-    outliers: list[int] = Field(description="photographs that hardly show this person, from 0")
+    alike: Likeness | None = Field(description="of the two that differ most; null for one photograph")
+    outliers: list[int] = Field(description="of three or more, those that hardly show this person, from 0")
+
+
+class PersonAnswer(Photographs):
+    name: str
 
 
 class PersonsAnswer(BaseModel):
     persons: list[str]
-
-
-class Likeness(BaseModel):
-    cosine: float | None = Field(description="-1 to 1; null without a face")
-    word: str
 
 
 class PictureAnswer(BaseModel):
@@ -123,6 +128,7 @@ class PictureAnswer(BaseModel):
     height: int
     seed: int
     likeness: list[Likeness] | None = Field(description="of each person")
+    photos: Photographs | None = Field(description="whether those of the request show one person")
 
 
 def faces_answer(rows: Iterable[tuple[Photo, list[Face], list[Person]]]) -> FacesAnswer:
@@ -143,20 +149,23 @@ def faces_answer(rows: Iterable[tuple[Photo, list[Face], list[Person]]]) -> Face
     return FacesAnswer(photos=photos)
 
 
-def person_answer(person: Person) -> dict[str, Any]:
-    """A person that was kept."""
-    return {"name": person.name, "photographs": len(person.embeddings), "outliers": person.outliers()}
+def photographs(person: Person) -> Photographs:
+    """How alike the photographs of a person are."""
+    pairs = person.likeness_table()[np.triu_indices(len(person.embeddings), 1)]
+    alike = _likeness(float(pairs.min())) if len(pairs) else None
+    return Photographs(photographs=len(person.embeddings), alike=alike, outliers=person.outliers())
 
 
-def picture_answer(drawn: Any, seed: int) -> dict[str, Any]:
+def picture_answer(drawn: Any, seed: int, photos: Photographs | None) -> dict[str, Any]:
     """A picture with its likeness, as JSON."""
-    told = None
-    if drawn.likeness is not None:
-        pairs = [(None if math.isnan(x) else round(x, 4), likeness_word(x)) for x in drawn.likeness]
-        told = [{"cosine": cosine, "word": word} for cosine, word in pairs]
-    width, height = drawn.image.size
-    picture = base64.b64encode(png(drawn.image)).decode()
-    return {"png": picture, "width": width, "height": height, "seed": seed, "likeness": told}
+    likeness = None if drawn.likeness is None else [_likeness(cosine) for cosine in drawn.likeness]
+    (width, height), picture = drawn.image.size, base64.b64encode(png(drawn.image)).decode()
+    told = PictureAnswer(png=picture, width=width, height=height, seed=seed, likeness=likeness, photos=photos)
+    return told.model_dump()
+
+
+def _likeness(cosine: float) -> Likeness:
+    return Likeness(cosine=None if math.isnan(cosine) else round(cosine, 4), word=likeness_word(cosine))
 
 
 def png(image: Image.Image) -> bytes:
@@ -185,6 +194,8 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     """Read a request in memory: no file of a client reaches a disk. An HTTPException says what is wrong."""
     kind = _kind_of(request.headers.get("content-type", ""))
+    if packed := request.headers.get("content-encoding"):
+        raise HTTPException(415, f"content encoding {packed[:80]!r}: send the request as it is")
     try:
         if kind == b"application/json":
             return model.model_validate_json(await request.body())

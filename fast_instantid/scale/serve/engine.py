@@ -242,11 +242,9 @@ def opened(data: bytes, name: str) -> Image.Image:
     """A photograph whose header is read, and not its pixels. An ImageError for anything else."""
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}; scale the picture down") from error
     except Exception as error:  # decoders share no base class for the errors of damaged files
         raise ImageError(f"{name}: not a JPEG, PNG or WebP picture: send one of these") from error
 
 
 def _decoded(data: bytes, number: int) -> Photo:
-    return read_photo(io.BytesIO(data), f"photo {number + 1}", _FORMATS)
+    return read_photo(io.BytesIO(data), f"photos.{number}", _FORMATS)

@@ -35,7 +35,7 @@ class Kept:
             return path.read_bytes()
 
     def person(self, name: str) -> Person:
-        return from_bytes(self.read(name), name)
+        return from_bytes(self.read(name), f"{name}.safetensors")
 
     def delete(self, name: str) -> None:
         with self._file(name) as path:
@@ -82,21 +82,21 @@ def as_bytes(person: Person) -> bytes:
         return Path(folder, "person.safetensors").read_bytes()
 
 
-def from_bytes(data: bytes, name: str = "person") -> Person:
+def from_bytes(data: bytes, name: str) -> Person:
     """A person from its file. A ModelFileError about ``name`` if it is damaged, or if its numbers would overflow."""
     if data[8:9] != b"{":  # pickles are not for strangers
-        raise ModelFileError(f"{name}.safetensors: not a .safetensors file of a person")
+        raise ModelFileError(f"{name}: not a .safetensors file of a person")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{name}.safetensors")
+        path = Path(folder, "person.safetensors")
         path.write_bytes(data)
         try:
             person = Person.load(path)
         except ModelFileError as error:
-            raise ModelFileError(str(error).replace(f"{folder}/", "")) from None
+            raise ModelFileError(str(error).replace(str(path), name)) from None
     with np.errstate(all="ignore"):
         rows, points = [person.embeddings, person.rows], [person.keypoints, person.face.bbox, person.photo_size]
         # Recognisers give about 10, and photographs have sides of 32,766 pixels at most.
         usual = all(np.abs(array).max() <= most for most, arrays in ((1e3, rows), (1e5, points)) for array in arrays)
         if not usual or min(person.photo_size) < 1:
-            raise ModelFileError(f"{path.name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
+            raise ModelFileError(f"{name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
     return person

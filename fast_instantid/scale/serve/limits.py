@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from ...errors import FastInstantIDError
+
 logger = logging.getLogger("fast_instantid")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -41,6 +43,10 @@ class Limits:
     queue: int = 32  # requests that wait for the face networks, and as many for the pipeline
     batch: int = 4  # pictures that are drawn at once
     face_batch: int = 16  # photographs that are searched at once
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise FastInstantIDError(f"at most {self.steps} steps: a picture takes 2 or more, so allow them")
 
 
 def is_loopback(host: str) -> bool:
@@ -157,7 +163,7 @@ class _Request:
         self.release()
         body = json.dumps({"error": text}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        more = {401: (b"www-authenticate", b"Bearer"), 429: (b"retry-after", b"1")}
+        more = {401: (b"www-authenticate", b"Bearer"), 429: (b"retry-after", b"1"), 503: (b"retry-after", b"5")}
         headers += [(b"connection", b"close"), *([more[status]] if status in more else [])]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
