@@ -17,6 +17,7 @@ app.registerExtension({
     area.className = "comfy-multiline-input";
     area.rows = 20; // for nodes that fit their height to the content
     area.style.cssText = "flex: 1 1 auto; min-height: 0; resize: none; font-family: monospace;";
+    area.style.lineHeight = 1.2; // else each machine's font sets the height, and nodes outgrow the room of workflows
     area.style.whiteSpace = WRAPS[node.comfyClass] ? "pre-wrap" : "pre";
     const save = document.createElement("button");
     save.textContent = "Save the trace for ui.perfetto.dev";
