@@ -25,7 +25,7 @@ test-tools: $(VENV)/with-dev
 	$(RUN) $(PYTEST) $(TOOLS)
 
 trials: $(VENV)/with-dev  # MINUTES=... for all together
-	$(RUN) -m pytest trials --minutes $(MINUTES)
+	$(RUN) -m pytest trials --minutes $(MINUTES) -o faulthandler_timeout=$$($(RUN) -c 'print(900 + 60 * $(MINUTES))')
 
 test-comfyui:  # COMFYUI_PATH=... names the checkout of ComfyUI
 	.ci/comfyui -m pytest tests/comfyui

@@ -32,3 +32,7 @@ class NotFiniteError(FastInstantIDError, ArithmeticError):
 
 class OfflineError(FastInstantIDError):
     """The network is needed, but its use was not allowed."""
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a document raises whose shape is another than expected, with whatever values JSON can hold."""

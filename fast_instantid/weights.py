@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from .errors import ModelFileError
+from .errors import MALFORMED, ModelFileError
 from .files import atomic_write, sha256, special_file
 from .pickles import ZIP, load_pickle
 from .recorder import stage
@@ -189,7 +189,7 @@ def network_files(folder: Path, half: bool = False) -> tuple[str | None, list[Pa
             raise ValueError(special)
         shards = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
         return variant, [folder / Path(shard).name for shard in sorted(shards)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ModelFileError(f"{folder / name}: a damaged index of shards ({error}); download it again") from error
 
 

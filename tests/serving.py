@@ -29,20 +29,18 @@ def instantid() -> InstantID:
 
 @contextmanager
 def serving(key: str = "", persons: Path | None = None, **bounds: Any) -> Iterator[httpx.Client]:
-    """A client of the service. It has ``engine``, and ``port``."""
+    """A client of the service. It has ``engine``, ``server`` and ``port``."""
     engine = Engine(instantid(), Limits(**bounds), miniature.SIZE)
     run = server(make_app(engine, key, persons), "127.0.0.1", 0)
-    thread = threading.Thread(target=run.run)
+    thread = threading.Thread(target=run.run, daemon=True)
     thread.start()
     try:
-        while not (run.started and (engine.is_ready or engine.failure)):
-            assert thread.is_alive()
-            time.sleep(0.01)
+        eventually(lambda: not thread.is_alive() or (run.started and (engine.is_ready or engine.failure)), 300)
         assert engine.is_ready, engine.failure
         port = run.servers[0].sockets[0].getsockname()[1]
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, headers=headers) as client:
-            client.engine, client.port = engine, port
+            client.engine, client.server, client.port = engine, run, port
             yield client
     finally:
         run.should_exit = True

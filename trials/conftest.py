@@ -24,11 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="first number of the random faults; new ones without it")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.timeout(900 + 60 * config.getoption("--minutes")))
-
-
 class Trial(random.Random):
     """The random numbers of one trial; ``--seed number`` gives the same ones."""
 

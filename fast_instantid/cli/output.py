@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import MALFORMED, FastInstantIDError, ModelFileError
 from ..files import atomic_write, check_parent, special_file
 from ..observe.table import printable
 from ..recorder import stage
@@ -60,7 +60,7 @@ def text_in(path: Path, name: str) -> Any:
     try:
         with Image.open(path) as image:
             return json.loads(getattr(image, "text", {}).get(f"{_TEXT}{name}", "null"))
-    except (OSError, ValueError, AttributeError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError, *MALFORMED):
         return None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import MALFORMED, FastInstantIDError, ModelFileError
 from ..faces import Face
 from ..identity import EMBEDDING_DIM, Identity
 from ..records import content_key
@@ -194,7 +194,7 @@ class Person:
             if metadata.get("checksum") != _checksum(tensors, text):
                 raise ValueError("its checksum does not fit")
             return cls._from(tensors, json.loads(text))
-        except (FastInstantIDError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FastInstantIDError, *MALFORMED) as error:
             raise ModelFileError(f"{path}: a damaged person: {error}; make it again from the photographs") from error
 
     @classmethod

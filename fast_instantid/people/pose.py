@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import FastInstantIDError
+from ..errors import MALFORMED, FastInstantIDError
 from ..faces.face import keypoints_of
 from ..files import atomic_write
 
@@ -205,5 +205,5 @@ def load_poses(path: str | PathLike[str]) -> dict[str, AnyPose]:
             name: Keypoints(**pose) if "points" in pose else Pose(**{key: float(value) for key, value in pose.items()})
             for name, pose in given.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, FastInstantIDError) as error:
+    except (OSError, FastInstantIDError, *MALFORMED) as error:
         raise FastInstantIDError(f"{path}: no library of poses: {error}") from error

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ..errors import FastInstantIDError, NoFaceError
+from ..errors import MALFORMED, FastInstantIDError, NoFaceError
 from ..faces import Face, FaceAnalyzer
 from ..faces.face import keypoints_of
 from ..faces.keypoints import keypoints_image
@@ -149,7 +149,7 @@ def load_scene(path: str | PathLike[str], person: Callable[[str], Person] = Pers
         given = json.loads(path.read_text(encoding="utf-8"))
         width, height = map(operator.index, given["size"])
         return Scene((width, height), [subject(one) for one in given["people"]])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise FastInstantIDError(f"{path}: no scene: {type(error).__name__}: {error}") from error
 
 

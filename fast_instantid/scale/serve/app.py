@@ -28,10 +28,11 @@ from ...people import Person, merge, ordered
 from ...people.search import no_face
 from . import documents as doc
 from .batches import Batches, Busy, Job
-from .engine import Engine, opened
+from .engine import Engine
 from .kept import Kept, as_bytes, from_bytes
 from .limits import Guard
 from .metrics import Metrics
+from .uploads import opened
 
 logger = logging.getLogger("fast_instantid")
 
@@ -116,6 +117,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
                 with suppress(asyncio.TimeoutError):
                     left = until - time.monotonic()
                     name, fact = await asyncio.wait_for(told.get(), min(_PULSE, max(left, 0.01)))
+                if name == "pulse" and job.future.done():  # in Python 3.11, wait_for may lose what comes at its end
+                    name = "done"
                 if name == "gone":
                     raise HTTPException(499, "the client left")  # nginx's status
                 if job.future.cancelled():
@@ -281,7 +284,7 @@ def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
-        return 422, doc.said(error)
+        return 422, doc.said(error.errors())
     if isinstance(error, FastInstantIDError) and not isinstance(error, (BackendError, NotFiniteError)):
         return 429 if isinstance(error, Busy) else 422, str(error)
     logger.error("a request failed", exc_info=error)

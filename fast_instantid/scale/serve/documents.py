@@ -8,14 +8,14 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -43,17 +43,31 @@ def _bytes(value: Any) -> bytes:
         raise ValueError("not base64: send the bytes of a file in it, or a form with the file") from None
 
 
+def _few(value: Any) -> list[Any]:
+    """A list that is short: pydantic has a message for each wrong item."""
+    if isinstance(value, list) and len(value) > 100:
+        raise ValueError(f"{len(value)} of them")
+    return value if isinstance(value, list) else [value]
+
+
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _BINARY = {"type": "string", "format": "binary"}
 File = Annotated[bytes, BeforeValidator(_bytes), WithJsonSchema(_BASE64)]
-Files = Annotated[list[File], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+Files = Annotated[list[File], BeforeValidator(_few)]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
-Names = Annotated[list[Name], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+Names = Annotated[list[Name], BeforeValidator(_few)]
 Text = Annotated[str, Field(max_length=2000)]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > 100:
+            raise ValueError(f"{len(given)} fields")
+        return given
 
 
 class FacesRequest(_Request):
@@ -196,22 +210,32 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     kind = _kind_of(request.headers.get("content-type", ""))
     if packed := request.headers.get("content-encoding"):
         raise HTTPException(415, f"content encoding {packed[:80]!r}: send the request as it is")
-    try:
-        if kind == b"application/json":
-            return model.model_validate_json(await request.body())
+    if kind == b"application/json":
+        read = await run_in_threadpool(_checked, model.model_validate_json, await request.body())
+    else:
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
-        form = await parser.parse()
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise HTTPException(422, f"the form: {error.message}") from error
         given: dict[str, Any] = {}
         for name in form.keys():
             values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
             given[name] = values if len(values) > 1 else values[0]
         await form.close()
-        return model.model_validate(given)
+        read = await run_in_threadpool(_checked, model.model_validate, given)
+    if isinstance(read, str):
+        raise HTTPException(422, read)
+    return read
+
+
+def _checked(validate: Callable[[Any], Asked], given: Any) -> Asked | str:
+    """A request, or what is wrong with it: an error would hold the request until a collection."""
+    try:
+        return validate(given)
     except ValidationError as error:
-        raise HTTPException(422, said(error)) from error
-    except MultiPartException as error:
-        raise HTTPException(422, f"the form: {error.message}") from error
+        return said(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def _kind_of(header: str) -> bytes:
@@ -226,7 +250,6 @@ def _kind_of(header: str) -> bytes:
     return kind
 
 
-def said(error: ValidationError | RequestValidationError) -> str:
+def said(errors: Sequence[Any]) -> str:
     """What is wrong with a request, without what it holds."""
-    rows = error.errors()[:5]
-    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in rows)
+    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in errors[:5])

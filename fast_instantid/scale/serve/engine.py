@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...errors import BackendError, FastInstantIDError, ImageError
 from ...faces import Face, keypoint_picture, sdxl_size
-from ...images import Photo, one_photo, read_photo
+from ...images import one_photo
 from ...miniature import files
 from ...people import Person, Scene, Subject, find_faces, likeness_in, ordered
 from ...people.find import people_in
@@ -27,8 +27,8 @@ from .batches import Batches, Job
 from .documents import PictureRequest
 from .limits import Limits
 from .previews import Previews, expected
+from .uploads import decoded
 
-_FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's run programs
 _PREVIEWS = 8  # of a picture at most
 _FACE = np.array([[44, 50], [84, 50], [64, 72], [48, 94], [80, 94]], np.float32)  # of a 128 x 128 portrait
 
@@ -123,12 +123,11 @@ class Engine:
     def _begin(self) -> None:
         try:
             self._warm_up()
+            self.faces.start()
+            self.drawing.start()
+            self.is_ready = not self._ends.is_set()
         except Exception as error:
             self.failure = None if self._ends.is_set() else error
-            return
-        self.faces.start()
-        self.drawing.start()
-        self.is_ready = not self._ends.is_set()
 
     def _warm_up(self) -> None:
         """Run every network once, at the usual sizes, on a drawn portrait."""
@@ -148,7 +147,7 @@ class Engine:
         results: list[Any] = []
         for job in jobs:
             try:
-                results.append([*self._decoders.map(_decoded, job.work.photos, range(len(job.work.photos)))])
+                results.append([*self._decoders.map(decoded, job.work.photos, range(len(job.work.photos)))])
             except ImageError as error:
                 results.append(error.with_traceback(None))  # which would hold these results
         good = [number for number, photos in enumerate(results) if isinstance(photos, list)]
@@ -236,15 +235,3 @@ class Engine:
 
     def _likeness(self, picture: Picture, image: Image.Image) -> list[float] | None:
         return [*map(float, likeness_in(self.analyzer, image, picture.people)[0])] if picture.asked.likeness else None
-
-
-def opened(data: bytes, name: str) -> Image.Image:
-    """A photograph whose header is read, and not its pixels. An ImageError for anything else."""
-    try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # decoders share no base class for the errors of damaged files
-        raise ImageError(f"{name}: not a JPEG, PNG or WebP picture: send one of these") from error
-
-
-def _decoded(data: bytes, number: int) -> Photo:
-    return read_photo(io.BytesIO(data), f"photos.{number}", _FORMATS)

@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Kept:
             return path.read_bytes()
 
     def person(self, name: str) -> Person:
-        return from_bytes(self.read(name), f"{name}.safetensors")
+        return from_bytes(self.read(name), name)
 
     def delete(self, name: str) -> None:
         with self._file(name) as path:
@@ -53,12 +54,13 @@ class Kept:
             temporary = path.with_name(f".fast-instantid-{secrets.token_hex(8)}.safetensors")
             try:
                 person.save(temporary)
-                os.link(temporary, path)  # which replaces nothing
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without links, such as SMB
-                self.check_free(person.name)
-                temporary.replace(path)
+                try:
+                    os.link(temporary, path)  # which replaces nothing
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without links, such as SMB
+                    self.check_free(person.name)
+                    temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -84,7 +86,8 @@ def as_bytes(person: Person) -> bytes:
 
 def from_bytes(data: bytes, name: str) -> Person:
     """A person from its file. A ModelFileError about ``name`` if it is damaged, or if its numbers would overflow."""
-    if data[8:9] != b"{":  # pickles are not for strangers
+    # Pickles are not for strangers, and a person has a few hundred tensors.
+    if data[8:9] != b"{" or int.from_bytes(data[:8], "little") > 1 << 20:
         raise ModelFileError(f"{name}: not a .safetensors file of a person")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "person.safetensors")
@@ -92,11 +95,11 @@ def from_bytes(data: bytes, name: str) -> Person:
         try:
             person = Person.load(path)
         except ModelFileError as error:
-            raise ModelFileError(str(error).replace(str(path), name)) from None
+            raise ModelFileError(str(error).replace(str(path), name)[:1000]) from None
     with np.errstate(all="ignore"):
         rows, points = [person.embeddings, person.rows], [person.keypoints, person.face.bbox, person.photo_size]
         # Recognisers give about 10, and photographs have sides of 32,766 pixels at most.
         usual = all(np.abs(array).max() <= most for most, arrays in ((1e3, rows), (1e5, points)) for array in arrays)
-        if not usual or min(person.photo_size) < 1:
+        if not usual or not 1 <= min(person.photo_size) <= max(person.photo_size) < 1 << 15:
             raise ModelFileError(f"{name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
-    return person
+    return replace(person, name=name)

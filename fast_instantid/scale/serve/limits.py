@@ -12,6 +12,7 @@ from hmac import compare_digest
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 
 from ...errors import FastInstantIDError
 
@@ -82,11 +83,13 @@ class Guard:
         except _Refused as error:
             if not request.status:
                 await request.refuse(*error.args)
+        except ClientDisconnect:
+            request.status = 499  # nginx's, for the metrics
         except asyncio.CancelledError:  # the server ends, and has waited for its requests
             if not request.status:
                 await request.refuse(503, "the service ends", 0.0)
         except Exception:  # also a client that takes nothing of an answer: the server closes the connection
-            logger.warning("%s %s failed", scope["method"], scope["path"], exc_info=not request.status)
+            logger.warning("%s %r failed", scope["method"], scope["path"], exc_info=not request.status)
             if not request.status:
                 await request.refuse(500, "the service failed at this request: its log says why")
         finally:
@@ -95,7 +98,8 @@ class Guard:
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.key and not is_loopback(host.rsplit(":", 1)[0] if not host.endswith("]") else host):
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if not self.key and not is_loopback(name.lower().removesuffix(".")):
             return 421, f"host {host[:100]!r}: without a key, this service answers to localhost only"
         if origin is not None and origin.partition("://")[2] != host:
             return 403, f"origin {origin[:100]!r}: pages of other hosts may not use this service"

@@ -19,14 +19,29 @@ _CONNECTIONS = 256  # at once; more get the status 503
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose client does not send the head of a request in time; uvicorn waits for ever."""
+    """Ends the connection of a client who takes too long; uvicorn waits for ever."""
 
     seconds = 20.0
+    """For the head of a request."""
+    taking_seconds = 60.0
+    """For what was sent, until all of it is taken."""
     _timer: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # writing pauses while anything is not taken
+        transport.max_size = 1 << 14  # bytes that are read at once: h11 takes 2 s for 256 KB of small chunks
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(self.taking_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -34,8 +49,9 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._taking):
+            if timer is not None:
+                timer.cancel()
 
     def _watch(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
@@ -77,6 +93,6 @@ def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None
     bounds: Any = {"limit_concurrency": _CONNECTIONS, "timeout_graceful_shutdown": 5}
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says what is wrong with a form
     quiet: Any = {"log_level": "warning", "server_header": False, "proxy_headers": False}
-    made = _Server(uvicorn.Config(app, host, port, http=_Protocol, ws="none", **bounds, **quiet))
+    made = _Server(uvicorn.Config(app, host, port, loop="asyncio", http=_Protocol, ws="none", **bounds, **quiet))
     made.engine = engine
     return made
