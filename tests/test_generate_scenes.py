@@ -113,7 +113,7 @@ def test_what_is_no_scene_is_named_and_nothing_is_drawn(folder, capsys, people, 
     assert not (folder / "bar.png").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x00", "[" * 100_000])
 def test_a_file_that_is_no_json_is_named(folder, text):
     (folder / "bar.json").write_text(text)
     with pytest.raises(FastInstantIDError, match=r"bar.json: no scene: "):
