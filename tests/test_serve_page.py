@@ -108,6 +108,9 @@ def test_a_photograph_becomes_a_picture_in_the_page(page):
     drawn = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert (drawn.format, drawn.size) == ("PNG", (128, 128))
     expect(page.locator("#stop")).to_be_disabled()
+    page.set_input_files("input[name=photos]", PORTRAITS[:2])
+    draw(page)
+    status(page).to_have_text(re.compile("hardly show one person"), timeout=MINUTE)
 
 
 @needs_chromium

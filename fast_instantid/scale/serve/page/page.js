@@ -36,10 +36,11 @@ const handlers = {
     say("Drawing.");
   },
   preview: ({ jpeg }) => show(`data:image/jpeg;base64,${jpeg}`, true),
-  picture({ png, likeness, seed }) {
+  picture({ png, likeness, seed, photos }) {
     show(`data:image/png;base64,${png}`, false);
     const told = (likeness ?? []).map(({ cosine, word }) => (cosine === null ? word : `${cosine.toFixed(2)} (${word})`));
-    say(`Done. Likeness to the person: ${told.join(", ")}. Seed: ${seed}.`);
+    const differ = ["weak", "none"].includes(photos?.alike?.word) ? " The photographs hardly show one person." : "";
+    say(`Done. Likeness to the person: ${told.join(", ")}. Seed: ${seed}.${differ}`);
   },
   error: ({ error }) => say(error, true),
 };
