@@ -197,7 +197,7 @@ def test_the_page_waits_for_the_warm_up(page, client):
         status(page).to_have_text("The service warms up: a moment.")
         expect(page.locator("#draw")).to_be_disabled()
         client.engine.failure = "no memory"
-        status(page).to_have_text("the warm-up failed: no memory")
+        status(page).to_have_text("the warm-up failed: the log says why")
         assert page.get_attribute("#status", "class") == "error"
     finally:
         client.engine.is_ready, client.engine.failure = True, ""

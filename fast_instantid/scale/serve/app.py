@@ -89,7 +89,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     def check_ready() -> None:
         if not engine.is_ready:
-            why = f"the warm-up failed: {engine.failure}" if engine.failure else "warming up"
+            why = "the warm-up failed: the log says why" if engine.failure else "warming up"
             raise HTTPException(503, why)
 
     def queued(queue: Batches, job: Job) -> _Queue:

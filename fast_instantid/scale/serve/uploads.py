@@ -16,7 +16,7 @@ from ...images import Photo, read_photo
 _FORMATS = ("JPEG", "PNG", "WEBP")  # no others: some of Pillow's run programs
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _SCAN, _PROFILE = b"\xff\xda", b"iCCP"
-_MOST = {_PNG: 10_000, _JPEG: 1_000}  # parts: Pillow joins those of Exif anew for each
+_MOST = {_PNG: 10_000, _JPEG: 1_000}  # parts; Pillow copies all Exif for each segment that adds to it
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # of a JPEG; the others hold nothing
 
 
