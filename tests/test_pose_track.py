@@ -73,7 +73,14 @@ class TestKeypoints:
 
     @pytest.mark.parametrize(
         "pose",
-        [{"points": 1}, {"points": [[0, 0]] * 4}, {"points": [[300, 200]] * 5}, {"points": [], "x": 1}, {"yaw": 91}, {"yaw": 10**400}],
+        [
+            {"points": 1},
+            {"points": [[0, 0]] * 4},
+            {"points": [[300, 200]] * 5},
+            {"points": [], "x": 1},
+            {"yaw": 91},
+            {"yaw": 10**400},
+        ],
     )
     def test_a_pose_that_is_none_names_its_file(self, tmp_path, pose):
         (tmp_path / "poses.json").write_text(json.dumps({"mine": pose}))

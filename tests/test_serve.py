@@ -30,7 +30,7 @@ from fast_instantid.errors import BackendError
 from fast_instantid.images import Photo
 from fast_instantid.people import find_person, likeness_in, likeness_word
 from fast_instantid.scale.serve.batches import Job
-from fast_instantid.scale.serve.documents import PictureRequest
+from fast_instantid.scale.serve.documents import PictureRequest, kind_of_answer
 from fast_instantid.scale.serve.engine import Drawn, Picture
 from fast_instantid.scale.serve.kept import Kept
 
@@ -91,6 +91,35 @@ def test_a_picture_is_that_of_the_library(client):
     assert told["likeness"][0]["cosine"] == (None if math.isnan(cosine) else round(cosine, 4))
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "image/png"),
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("application/json", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("image/png, application/json;q=0.1", "image/png"),
+        ("application/json;q=0.1, Image/PNG", "image/png"),
+        ("image/png;q=0, */*;q=0.5", "application/json"),
+        ("image/png, text/event-stream;q=0", "image/png"),
+        ("text/event-stream;q=0.9, application/json;q=0.8", "text/event-stream"),
+        ("text/html, application/xhtml+xml, application/xml;q=0.9, */*;q=0.8", "image/png"),
+        ("image/jpeg", ""),
+        ("application/xml, text/html", ""),
+        ("image/png;q=0", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_answer_has_the_kind_that_a_client_prefers(accept, kind):
+    assert kind_of_answer(accept) == kind
+
+
+def test_a_kind_that_no_answer_has_is_refused(client):
+    answer = client.post("/v1/pictures", files=[photo()], data=FEW, headers={"Accept": "image/jpeg"})
+    assert (answer.status_code, "image/png, application/json" in answer.json()["error"]) == (406, True)
+
+
 def test_a_wide_picture_without_likeness(client):
     more = {"width": "192", "height": "128", "likeness": "false", "num_inference_steps": "2"}
     answer = client.post("/v1/pictures", files=[photo()], data={**FEW, **more}, headers=JSON).json()
@@ -127,6 +156,8 @@ def test_a_person_is_sent_or_kept_and_drawn(client, persons):
     assert stat.S_IMODE((persons / "anna.safetensors").stat().st_mode) == 0o600
     file = client.get("/v1/persons/anna").content
     person = Person.load(persons / "anna.safetensors")
+    assert person.picture is None, "what is kept shows no face"
+    assert b"JFIF" not in file
     np.testing.assert_array_equal(person.embeddings[1], find_person(instantid().faces, PORTRAITS[0]).embedding)
     by_name = client.post("/v1/pictures", json={**FEW, "persons": "anna"})
     for data in (sent.content, file):
@@ -222,6 +253,19 @@ def test_health_and_the_document(client):
     assert "components" in document
     assert "securitySchemes" not in document["components"]
     assert "404" not in document["paths"]["/healthz"]["get"]["responses"]
+    assert "409" not in document["paths"]["/v1/faces"]["post"]["responses"]
+    form = body["multipart/form-data"]["schema"]["properties"]
+    assert "null" not in json.dumps(form), "forms hold none"
+    assert (form["width"]["type"], form["width"]["maximum"]) == ("integer", 4096)
+    assert {"type": "null"} in body["application/json"]["schema"]["properties"]["width"]["anyOf"]
+    drawn = document["paths"]["/v1/pictures"]["post"]["responses"]["200"]
+    assert drawn["headers"].keys() == {"X-Likeness", "X-Photos-Alike"}
+    assert "step {step, steps}" in drawn["content"]["text/event-stream"]["schema"]["description"]
+    assert document["paths"]["/v1/pictures"]["post"]["operationId"] == "draw"
+    for path, methods in {"/v1/persons": {"GET", "POST"}, "/v1/persons/anna": {"DELETE", "GET"}}.items():
+        answer = client.put(path)
+        assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, methods)
+        assert "/openapi.json has all" in answer.json()["error"]
     assert "429" not in document["paths"]["/v1/persons/{name}"]["get"]["responses"]
     assert (client.get("/docs").status_code, client.get("/redoc").status_code) == (404, 404)
 

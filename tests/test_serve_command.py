@@ -187,6 +187,13 @@ def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
+def test_a_folder_for_persons_that_cannot_be_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/persons"):
+        assert main(["serve", "--base", "miniature", "--port", "0", "--persons", str(tmp_path / name)]) == 1
+        assert f"{tmp_path / name}: no folder for persons: " in capsys.readouterr().err
+
+
 def test_replicas_are_rays(capsys):
     assert main(["serve", "--base", "/nowhere", "--replicas", "2"]) == 1
     assert "--replicas needs --ray" in capsys.readouterr().err

@@ -40,8 +40,8 @@ def client(tmp_path_factory):
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"photos": [1] * 200_000}, "photos: Value error, 200000 of them"),
-        ({"persons": ["?"] * 200_000}, "persons: Value error, 200000 of them"),
+        ({"photos": [1] * 200_000}, "photos: 200000 of them"),
+        ({"persons": ["?"] * 200_000}, "persons: 200000 of them"),
         ({str(number): 1 for number in range(100_000)}, "100001 fields"),
     ],
     ids=["photos", "persons", "fields"],

@@ -126,7 +126,7 @@ WRONG = {
     "no picture": ({"photos": ["aaaa"]}, "photos.0: not a JPEG, PNG or WebP"),
     "too many": ({"photos": [GOOD] * 4}, "at most 3"),
     "a number": ({"photos": [1]}, "expected a file"),
-    "an unknown field": ({"photos": [GOOD], "photo": "x"}, "photo: Extra"),
+    "an unknown field": ({"photos": [GOOD], "photo": "x"}, "photo: no such field"),
     "truncated": ({"photos": [GOOD, PART]}, "photos.1: damaged or"),
 }
 WRONG_PICTURES = {
@@ -327,9 +327,10 @@ def test_a_client_that_leaves_the_queue_makes_room(client):
 def test_a_picture_that_takes_too_long_is_given_up():
     with serving(seconds=0.4, batch=1) as client:
         answer = client.post("/v1/pictures", files=[photo()], data=LONG)
-        assert (answer.status_code, error(answer)) == (504, "not done in 0.4 s")
+        assert (answer.status_code, error(answer)) == (504, "not done in 0.4 s: ask for fewer steps, or later")
         told = client.post("/v1/pictures", files=[photo()], data=LONG, headers={"Accept": "text/event-stream"}).text
-        assert told.endswith('event: error\ndata: {"error": "not done in 0.4 s", "status": 504}\n\n')
+        fact = {"error": "not done in 0.4 s: ask for fewer steps, or later", "status": 504}
+        assert told.endswith(f"event: error\ndata: {json.dumps(fact)}\n\n")
         eventually(lambda: not client.engine.drawing._running, 5)
 
 

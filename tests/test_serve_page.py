@@ -24,6 +24,15 @@ MINUTE = 60_000
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not opened")
 
 
+def _blank() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 128)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BLANK = _blank()
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     with serving(key=KEY, persons=tmp_path_factory.mktemp("page") / "persons") as client:
@@ -95,7 +104,7 @@ def draw(page) -> bytes | None:
 def test_a_photograph_becomes_a_picture_in_the_page(page):
     page.fill("#key", "")
     draw(page)
-    status(page).to_have_text(re.compile("no key"))
+    status(page).to_have_text("The key is missing or wrong.")
     page.fill("#key", KEY)
     page.fill("input[name=seed]", "7")
     draw(page)
@@ -108,6 +117,10 @@ def test_a_photograph_becomes_a_picture_in_the_page(page):
     drawn = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert (drawn.format, drawn.size) == ("PNG", (128, 128))
     expect(page.locator("#stop")).to_be_disabled()
+    blank = {"name": "blank.png", "mimeType": "image/png", "buffer": BLANK}
+    page.set_input_files("input[name=photos]", [blank])
+    draw(page)
+    status(page).to_have_text(re.compile(r"no face found in blank\.png"))
     page.set_input_files("input[name=photos]", PORTRAITS[:2])
     draw(page)
     status(page).to_have_text(re.compile("hardly show one person"), timeout=MINUTE)

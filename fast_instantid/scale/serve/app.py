@@ -21,11 +21,11 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ... import __version__
 from ...errors import BackendError, FastInstantIDError, NotFiniteError
 from ...people import Person, merge, ordered
-from ...people.search import no_face
 from . import documents as doc
 from .batches import Batches, Busy, Job
 from .engine import Engine
@@ -40,8 +40,12 @@ _Queue: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
 _Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
+_EVENTS = (
+    "Server-Sent Events with JSON: queued {waiting}, step {step, steps}, preview {step, jpeg}, and last picture, as in "
+    "application/json, or error {error, status}. Comments between them keep the connection open."
+)
 _PULSE = 15.0  # seconds between signs of life in a stream
-_WRONG, _WRONG_NAME, _WRONG_BODY = (401, 403, 413, 421, 500, 503), (404, 422), (404, 408, 409, 415, 422, 429, 504)
+_WRONG, _WRONG_BODY = (401, 403, 413, 421, 500, 503), (408, 415, 422, 429, 504)
 
 
 def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> FastAPI:
@@ -53,7 +57,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     """
     limits, kept = engine.limits, Kept(persons)
 
-    def wrong(statuses: tuple[int, ...]) -> dict[int | str, Any]:
+    def wrong(*statuses: int) -> dict[int | str, Any]:
         return {status: {"model": doc.Error} for status in statuses}
 
     @asynccontextmanager
@@ -68,15 +72,20 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     # Both pages of FastAPI load scripts from other hosts.
     pages: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
-    app = FastAPI(title="Fast InstantID", version=__version__, lifespan=lifespan, responses=wrong(_WRONG), **pages)
+    pages["generate_unique_id_function"] = lambda route: route.name
+    app = FastAPI(title="Fast InstantID", version=__version__, lifespan=lifespan, responses=wrong(*_WRONG), **pages)
     # It documents the key. The guard asks for it.
     keyed: Any = {"dependencies": [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if key else []}
     app.state.engine, metrics = engine, Metrics(engine)
     app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         status, text = _told(error)
         headers = {"Retry-After": "5"} if status == 503 else getattr(error, "headers", None)
+        if status == 405:  # starlette names the methods of one route only
+            there = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+            methods = {method for route in there for method in getattr(route, "methods", ())}
+            headers = {"Allow": ", ".join(sorted(methods))}
         return JSONResponse({"error": text}, status, headers=headers)
 
     for kind in (HTTPException, RequestValidationError, FastInstantIDError):
@@ -127,7 +136,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
                     yield "result", job.future.result()
                     return
                 if time.monotonic() > until:
-                    raise HTTPException(504, f"not done in {limits.seconds:g} s")
+                    raise HTTPException(504, f"not done in {limits.seconds:g} s: ask for fewer steps, or later")
                 yield name, fact
         finally:
             gone.cancel()
@@ -153,10 +162,19 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
         rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
         if empty := [photo.name for photo, faces, _ in rows if not faces]:
-            raise no_face(engine.analyzer, empty)
+            text = "send photographs that show the face larger, sharper and unobstructed"
+            raise HTTPException(422, f"no face found in {', '.join(empty)}: {text}")
         return merge([people[0] for _, _, people in rows], name)
 
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=wrong(_WRONG_BODY), **keyed)
+    binary: Any = {"schema": {"type": "string", "format": "binary"}}
+    in_file: Any = {"content": {_FILE: binary}}
+    drawings: Any = {"image/png": binary, "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}}
+    alike: Any = {
+        "X-Likeness": {"schema": {"type": "string"}, "description": "of a PNG's persons: cosines, nan without a face"},
+        "X-Photos-Alike": {"schema": {"type": "number"}, "description": "of the two photographs that differ most"},
+    }
+
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=wrong(*_WRONG_BODY), **keyed)
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -165,7 +183,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     @app.post(
         "/v1/persons",
-        responses={200: {"content": {_FILE: {}}}, 201: {"model": doc.PersonAnswer}, **wrong(_WRONG_BODY)},
+        responses={200: in_file, 201: {"model": doc.PersonAnswer}, **wrong(404, 409, *_WRONG_BODY)},
         response_class=Response,
         openapi_extra=doc.body_of(doc.PersonRequest),
         **keyed,
@@ -190,14 +208,14 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     @app.get(
         "/v1/persons/{name}",
         response_class=Response,
-        responses={200: {"content": {_FILE: {}}}, **wrong(_WRONG_NAME)},
+        responses={200: in_file, **wrong(404, 422)},
         **keyed,
     )
     async def get_person(name: _Kept) -> Response:
         """The file of a person that is kept here."""
         return Response(await run_in_threadpool(kept.read, name), media_type=_FILE)
 
-    @app.delete("/v1/persons/{name}", status_code=204, responses=wrong(_WRONG_NAME), **keyed)
+    @app.delete("/v1/persons/{name}", status_code=204, responses=wrong(404, 422), **keyed)
     async def delete_person(name: _Kept) -> None:
         """Delete a person that is kept here."""
         await run_in_threadpool(kept.delete, name)
@@ -206,8 +224,8 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/pictures",
         response_model=doc.PictureAnswer,
         responses={
-            200: {"content": {"image/png": {}, "text/event-stream": {}}, "description": "as Accept asks"},
-            **wrong(_WRONG_BODY),
+            200: {"content": drawings, "headers": alike, "description": "as Accept asks; a PNG by default"},
+            **wrong(404, 406, *_WRONG_BODY),
         },
         openapi_extra=doc.body_of(doc.PictureRequest),
         **keyed,
@@ -217,24 +235,25 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         start, asked = await read(request, doc.PictureRequest)
         engine.check_number(bool(asked.photos) + len(asked.persons) + len(asked.person_files))
         engine.drawing.check()
-        accept = request.headers.get("accept", "")
+        if not (kind := doc.kind_of_answer(accept := request.headers.get("accept", ""))):
+            raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
         people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
         for number, data in enumerate(asked.person_files):
             people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
         photos = doc.photographs(people[0]) if asked.photos else None
-        job = await run_in_threadpool(engine.picture, asked, people, "text/event-stream" in accept)
+        job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
         told = queued(engine.drawing, job)
-        if "text/event-stream" in accept:
+        if kind == "text/event-stream":
             return StreamingResponse(stream(request, job, told, start, photos), media_type="text/event-stream")
         drawn = await finished(request, job, told, start)
         metrics.pictures.inc()
-        if "application/json" in accept:
+        if kind == "application/json":
             return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed, photos))
-        alike = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
+        headers = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
         if photos is not None and photos.alike is not None:
-            alike["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
-        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=alike)
+            headers["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
+        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=headers)
 
     async def stream(request: Request, job: Job, told: _Queue, start: float, photos: Any) -> AsyncIterator[str]:
         try:
@@ -282,7 +301,8 @@ async def _gone(request: Request) -> None:
 def _told(error: Exception) -> tuple[int, str]:
     """Status and text of an answer. Of our own errors, which may name files, only the log tells."""
     if isinstance(error, HTTPException):
-        return error.status_code, str(error.detail)
+        unknown = "; /openapi.json has all requests" if error.detail in ("Not Found", "Method Not Allowed") else ""
+        return error.status_code, f"{error.detail}{unknown}"
     if isinstance(error, RequestValidationError):
         return 422, doc.said(error.errors())
     if isinstance(error, FastInstantIDError) and not isinstance(error, (BackendError, NotFiniteError)):

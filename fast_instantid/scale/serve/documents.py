@@ -50,6 +50,12 @@ def _few(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+PICTURES = ("image/png", "application/json", "text/event-stream")
+"""The forms of the answer with a picture."""
+_SAID = {
+    "extra_forbidden": "no such field; /openapi.json has all",
+    "string_pattern_mismatch": "expected letters, digits, - and _, 64 at most",
+}
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _BINARY = {"type": "string", "format": "binary"}
 File = Annotated[bytes, BeforeValidator(_bytes), WithJsonSchema(_BASE64)]
@@ -197,10 +203,11 @@ def event(name: str, fact: Any) -> str:
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """The request body for OpenAPI, in both forms."""
     schema = model.model_json_schema()
-    form = {**schema, "properties": dict(schema["properties"])}
+    form = {**schema, "properties": {}}
     for name, each in schema["properties"].items():
-        if each.get("items") == _BASE64:
-            form["properties"][name] = {**each, "items": _BINARY}
+        if "anyOf" in each:  # or null, which a form cannot hold
+            each = {key: value for key, value in each.items() if key not in ("anyOf", "default")} | each["anyOf"][0]
+        form["properties"][name] = each | ({"items": _BINARY} if each.get("items") == _BASE64 else {})
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -252,4 +259,21 @@ def _kind_of(header: str) -> bytes:
 
 def said(errors: Sequence[Any]) -> str:
     """What is wrong with a request, without what it holds."""
-    return "; ".join(f"{'.'.join(map(str, row['loc'])) or 'body'}: {row['msg']}" for row in errors[:5])
+    rows = [(".".join(map(str, row["loc"])) or "body", _SAID.get(row["type"]) or str(row["msg"])) for row in errors[:5]]
+    return "; ".join(f"{where}: {text.removeprefix('Value error, ')}" for where, text in rows)
+
+
+def kind_of_answer(accept: str) -> str:
+    """Which of the :data:`PICTURES` a client prefers, by its header Accept (RFC 9110, 12.5.1); "" for none."""
+    asked: dict[str, tuple[float, int]] = {}  # weight, and place in the header
+    for place, part in enumerate(accept.lower().split(",") if accept.strip() else ["*/*"]):
+        kind, *more = (text.strip() for text in part.split(";"))
+        weight = next((text[2:] for text in more if text.startswith("q=")), "1")
+        asked[kind] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 0.0, -place
+    offers: list[tuple[float, bool, int, str]] = []
+    for offer in PICTURES:
+        kinds = (offer, f"{offer.partition('/')[0]}/*", "*/*")  # the first that is asked for decides
+        if kind := next((kind for kind in kinds if kind in asked), ""):
+            offers.append((asked[kind][0], kind == offer, asked[kind][1], offer))
+    best = max(offers, key=lambda one: one[:3], default=(0.0, False, 0, ""))
+    return best[3] if best[0] else ""

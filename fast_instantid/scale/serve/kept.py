@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from starlette.exceptions import HTTPException
 
-from ...errors import ModelFileError
+from ...errors import FastInstantIDError, ModelFileError
 from ...people import Person
 from .documents import NAME
 
@@ -25,7 +25,10 @@ class Kept:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise FastInstantIDError(f"{folder}: no folder for persons: {error.strerror}; name another") from error
 
     def names(self) -> list[str]:
         files = self.folder.glob("*.safetensors") if self.folder else ()
@@ -48,12 +51,12 @@ class Kept:
                 raise FileExistsError
 
     def keep(self, person: Person) -> None:
-        """Keep a person under its name: whole, or not at all."""
+        """Keep a person under its name, without a picture of the face: whole, or not at all."""
         with self._file(person.name) as path:
             # What a killed process leaves is removed like its other temporary files (files.sweep).
             temporary = path.with_name(f".fast-instantid-{secrets.token_hex(8)}.safetensors")
             try:
-                person.save(temporary)
+                person.save(temporary, picture=False)
                 try:
                     os.link(temporary, path)  # which replaces nothing
                 except FileExistsError:

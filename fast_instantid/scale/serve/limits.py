@@ -141,7 +141,8 @@ class _Request:
         try:
             message = await asyncio.wait_for(self._receive(), left)
         except asyncio.TimeoutError:
-            raise _Refused(408, f"the request was not sent in {self._guard.limits.body_seconds:g} s") from None
+            text = f"the request was not sent in {self._guard.limits.body_seconds:g} s: send fewer bytes, or faster"
+            raise _Refused(408, text, 0.0) from None
         self.received += (size := len(message.get("body", b"")))
         self._guard.hold(size)
         if self.received > self._guard.limits.body:

@@ -16,7 +16,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry, "namespace": "fast_instantid"}
         self._requests = Counter("requests", "Answers; errors have a status of 400 or more", ["route", "status"], **own)
-        self._seconds = Histogram("request_seconds", "From request to answer", ["route"], **own)
+        bounds = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+        self._seconds = Histogram("request_seconds", "From request to answer", ["route"], buckets=bounds, **own)
         self.pictures = Counter("pictures", "Pictures drawn", **own)
         sizes = Histogram("batch_size", "Requests run together", ["queue"], buckets=(1, 2, 4, 8, 16, 32), **own)
         waiting = Gauge("waiting", "Requests in the queue", ["queue"], **own)

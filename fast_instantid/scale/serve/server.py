@@ -84,7 +84,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise FastInstantIDError(f"cannot listen at --host {host}, --port {port}: {why}; choose others") from error
 
 
@@ -92,7 +92,8 @@ def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None
     """A server for an app; ``run()`` returns when it was interrupted, or when the engine's warm-up failed."""
     bounds: Any = {"limit_concurrency": _CONNECTIONS, "timeout_graceful_shutdown": 5}
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says what is wrong with a form
-    quiet: Any = {"log_level": "warning", "server_header": False, "proxy_headers": False}
+    # Strangers cause uvicorn's warnings, as many as they like.
+    quiet: Any = {"log_level": "error", "server_header": False, "proxy_headers": False}
     made = _Server(uvicorn.Config(app, host, port, loop="asyncio", http=_Protocol, ws="none", **bounds, **quiet))
     made.engine = engine
     return made

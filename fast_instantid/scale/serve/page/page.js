@@ -16,6 +16,7 @@ function say(text, isError = false) {
 }
 
 function show(source, isPreview) {
+  if (picture.hidden) requestAnimationFrame(() => picture.scrollIntoView({ block: "nearest" }));
   picture.src = source;
   picture.hidden = false;
   picture.className = isPreview ? "preview" : "";
@@ -42,8 +43,13 @@ const handlers = {
     const differ = ["weak", "none"].includes(photos?.alike?.word) ? " The photographs hardly show one person." : "";
     say(`Done. Likeness to the person: ${told.join(", ")}. Seed: ${seed}.${differ}`);
   },
-  error: ({ error }) => say(error, true),
+  error: ({ error }) => say(named(error), true),
 };
+
+/** An error with names of files in place of the fields that hold them. */
+function named(error) {
+  return error.replace(/photos\.(\d+)/g, (field, number) => form.photos.files[number]?.name ?? field);
+}
 
 /** Call the handler of each Server-Sent Event of an answer, while its request is the newest. */
 async function receive(answer, mine) {
@@ -87,7 +93,7 @@ form.addEventListener("submit", async (event) => {
     else {
       // A proxy's own errors are no JSON.
       const { error } = await answer.json().catch(() => ({ error: `The service answers ${answer.status}: draw again.` }));
-      if (running === mine) say(error, true);
+      if (running === mine) say(answer.status === 401 ? "The key is missing or wrong." : named(error), true);
       if (answer.status === 503) waitUntilReady();
     }
   } catch (error) {
@@ -102,6 +108,7 @@ stop.addEventListener("click", () => running?.abort());
 
 /** Send either photographs or a kept person, and show only what is sent. */
 function choose() {
+  if (form.who.value === "persons") listPersons();
   for (const name of ["photos", "persons"]) form[name].hidden = form[name].disabled = form.who.value !== name;
 }
 
