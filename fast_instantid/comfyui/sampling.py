@@ -56,10 +56,9 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Provide a :class:`HintCache` and a :class:`HeldControl` for this run, and refuse a latent of a black picture.
+    """Provide a :class:`HintCache` and a :class:`HeldControl` for this run.
 
-    Raises:
-        NotFiniteError: NaN or infinity in the latent.
+    A latent with NaN or infinity, which would be a black picture, is a NotFiniteError.
     """
     options = getattr(executor.class_obj, "model_options", {}).get("transformer_options", {})
     hints = HintCache()

@@ -72,11 +72,7 @@ class RecordedPrompt(ProgressHandler):
 
 
 def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
-    """Start recording ``prompt``. Idempotent for one prompt, even after its recording has ended.
-
-    Raises:
-        FastInstantIDError: another recorder runs in this process.
-    """
+    """Start recording ``prompt``, but never twice. A FastInstantIDError if another recorder runs in this process."""
     global _running, _last_prompt
     if prompt is _last_prompt:
         return
