@@ -45,11 +45,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def check_parent(path: Path) -> None:
-    """Check, before the work, that a file can be written into its folder.
-
-    Raises:
-        FastInstantIDError: the folder of ``path`` is missing or not writable.
-    """
+    """Refuse, before the work, a file whose folder is missing or not writable, with a FastInstantIDError."""
     if not path.parent.is_dir():
         raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):

@@ -165,18 +165,14 @@ def _checked(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, ImportError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise BackendError(f"device {str(device)[:80]!r} is not known to torch, or cannot be used: {reason}") from error
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "xpu": torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(resolved.type, True):
+    backends = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    if resolved.type in backends and not backends[resolved.type].is_available():
         raise BackendError(
             f"device {str(resolved)!r} was asked for, but this torch ({torch.__version__}) sees none: "
             f"install a build of torch for it, or use {str(best_device())!r}"
         )
     if resolved.type in ("cuda", "xpu") and resolved.index is not None:
-        count = getattr(torch, resolved.type).device_count()
+        count = backends[resolved.type].device_count()
         if not 0 <= resolved.index < count:
             raise BackendError(f"device {str(resolved)!r} was asked for, but there are {count}")
     return resolved

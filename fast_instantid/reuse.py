@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,8 @@ class Reuse:
         self._inference = inference
         self._layers = (nn.Linear, nn.Conv2d, nn.SiLU, nn.Sequential, nn.ModuleList, *layers)
         self._run: list[_Unchanged] = []
-        self._results: dict[nn.Module, _Result] = {}
+        self._results: dict[nn.Module, tuple[Tensor, list[_Unchanged]]] = {}
+        """Results, each with marks of the input, of itself and of the weights."""
         self._settings: list[str] = []
         self.nbytes = 0
         """Bytes of all cached results."""
@@ -53,8 +54,7 @@ class Reuse:
         if torch.compiler.is_compiling():
             return
         before, self._settings = self._settings, numeric_settings()
-        is_same = len(tensors) == len(self._run) and all(map(_Unchanged.is_still, self._run, tensors))
-        if is_same and before == self._settings:
+        if _are_still(self._run, tensors) and before == self._settings:
             return
         self.clear()
         if all(map(self._is_traceable, tensors)):
@@ -85,17 +85,18 @@ class Reuse:
         compute = forward or module
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.is_of_run(input):
             return compute(input)
-        result = self._results.get(module)
         cacheable = self._is_plain(module, forward) and not autocasts(input.device.type)
-        if result is not None and cacheable and result.is_valid(module, input):
-            return result.value
-        if result is not None:
+        if module in self._results:
+            value, marks = self._results[module]
+            if cacheable and _are_still(marks, (input, value, *module.parameters())):
+                return value
             del self._results[module]
-            self.nbytes -= result.value.nbytes
+            self.nbytes -= value.nbytes
         value = compute(input)
+        made_of = value, *module.parameters()
         fits = self.nbytes + value.nbytes <= self._max_bytes
-        if cacheable and fits and all(map(self._is_traceable, (value, *module.parameters()))):
-            self._results[module] = _Result(module, input, value)
+        if cacheable and fits and all(map(self._is_traceable, made_of)):
+            self._results[module] = value, [*map(_Unchanged, (input, *made_of))]
             self.nbytes += value.nbytes
         return value
 
@@ -195,22 +196,8 @@ class _Unchanged:
         return tensor is not None and self._ref() is tensor and self._state == _state(tensor)
 
 
-class _Result:
-    __slots__ = ("_input", "_unwritten", "_weights", "value")
-
-    def __init__(self, module: nn.Module, input: Tensor, value: Tensor) -> None:
-        self.value = value
-        self._input, self._unwritten = _Unchanged(input), _Unchanged(value)
-        self._weights = [_Unchanged(weight) for weight in module.parameters()]
-
-    def is_valid(self, module: nn.Module, input: Tensor) -> bool:
-        weights = list(module.parameters())
-        return (
-            self._input.is_still(input)
-            and self._unwritten.is_still(self.value)
-            and len(weights) == len(self._weights)
-            and all(map(_Unchanged.is_still, self._weights, weights))
-        )
+def _are_still(marks: Sequence[_Unchanged], tensors: Sequence[Tensor | None]) -> bool:
+    return len(marks) == len(tensors) and all(map(_Unchanged.is_still, marks, tensors))
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:

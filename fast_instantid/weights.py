@@ -43,11 +43,7 @@ class FileVersion(NamedTuple):
     changed_ns: int
 
     def check_mapping(self) -> None:
-        """Check that a file that was mapped in this version still has it. One that was replaced or removed has.
-
-        Raises:
-            ModelFileError: the file was written to.
-        """
+        """Refuse, with a ModelFileError, a mapped file that was written to; not one that was replaced or removed."""
         if self.nbytes < MAPPED_FROM:
             return
         with suppress(OSError):  # removed
@@ -139,10 +135,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Check that a file exists and is readable; return its Path. ``what`` is expected there, for the message.
+    """Return the Path of a file; a ModelFileError if it is missing, no file, empty or unreadable.
 
-    Raises:
-        ModelFileError: missing, a folder, empty or unreadable.
+    ``what`` is expected there, for the message.
     """
     path = Path(path)
     try:
@@ -223,11 +218,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, computed once per :func:`file_version` and process; the same everywhere.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """SHA-256 of a file's content, computed once per :func:`file_version` and process; the same everywhere."""
     return _sha256(file_version(path))
 
 

@@ -100,9 +100,7 @@ def test_what_it_holds_in_a_run_and_nothing_after_it(pipe, identity):
 
     def look(*_):
         held.append(tuple(reuse.nbytes for reuse in innermost(instantid).reuse))
-        kept.extend(
-            weakref.ref(result.value) for reuse in innermost(instantid).reuse for result in reuse._results.values()
-        )
+        kept.extend(weakref.ref(value) for reuse in innermost(instantid).reuse for value, _ in reuse._results.values())
         return {}
 
     with instantid.attached(identity):

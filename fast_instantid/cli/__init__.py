@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..download import download
-from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError
+from ..errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
 from ..observe.table import printable
 from ..recorder import stage
 from ..sources import MODELS, no_telemetry
@@ -203,8 +203,7 @@ def _keypoints(options: argparse.Namespace) -> int:
     photo = photos(options.photo)[0]
     faces = analyzer.detect(photo)[0]
     if not faces:
-        say(f"error: {options.photo}: {_NO_FACE}")
-        return 1
+        raise NoFaceError(f"{options.photo}: {_NO_FACE}")
     shown = faces if options.all else [largest(faces)]
     points = json.dumps([face.kps.tolist() for face in shown])  # at another size, 'generate' draws them again
     save_picture(Image.fromarray(draw_keypoints(photo.size, *shown)), options.output, keypoints=points)

@@ -48,24 +48,22 @@ def run(options: argparse.Namespace) -> int:
     seed, *more = options.seed or [0]
     if more:
         raise FastInstantIDError("several seeds: 'detail' draws one picture; give one seed")
-    sampling = Sampling(
-        options.negative_prompt,
-        options.scale,
-        options.controlnet_conditioning_scale,
-        models.steps if options.num_inference_steps is None else options.num_inference_steps,
-        models.guidance if options.guidance_scale is None else options.guidance_scale,
-        seed,
-    )
+    how: dict[str, Any] = {
+        "negative_prompt": options.negative_prompt,
+        "controlnet_conditioning_scale": options.controlnet_conditioning_scale,
+        "num_inference_steps": models.steps if options.num_inference_steps is None else options.num_inference_steps,
+        "guidance_scale": models.guidance if options.guidance_scale is None else options.guidance_scale,
+        "seed": seed,
+    }
+    Sampling(scale=options.scale, **how)  # refuses what is out of range
     photo, studio = one_photo(options.picture), Studio(options, models)
     people = [studio.find(*sources)] if options.photo else [studio.find(source) for source in sources]
     keypoints = scene_of(studio.analyzer, photo, people, pairing=options.index or options.pairing).keypoints
     with timed("identity", studio.seconds):
         identities = [studio.adapter.identity(person.rows, noise=options.noise) for person in people]
-    placed = [Subject(one, sampling.scale, pose=points) for one, points in zip(identities, keypoints, strict=True)]
+    placed = [Subject(one, options.scale, pose=points) for one, points in zip(identities, keypoints, strict=True)]
     loras = tuple(with_scale("--lora", one, 1) for one in options.lora or ())
     instantid = studio.instantid(False, True, options.scheduler, loras, ())
-    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "controlnet_conditioning_scale", "seed")
-    how: dict[str, Any] = {name: getattr(sampling, name) for name in names}
     how |= {name: getattr(options, name) for name in ("strength", "padding", "side")}
     how |= {"approximations": studio.approximations, "callback_on_step_end": reported}
     prompts = options.prompt[0] if len(options.prompt) == 1 else options.prompt

@@ -59,11 +59,7 @@ class Models:
 
 
 def face_pack(options: argparse.Namespace) -> str | Path:
-    """The folder of the face models.
-
-    Raises:
-        ModelFileError: the miniature is not complete.
-    """
+    """The folder of the face models; a ModelFileError if it is the miniature's, and incomplete."""
     return miniature.files().pack if options.pack == MINIATURE else options.pack or models_folder() / "antelopev2"
 
 

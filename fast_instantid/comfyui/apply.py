@@ -38,11 +38,7 @@ LAYERS: dict[Layers, list[tuple[str, int, int]]] = {
 
 
 def check_family(model: ModelPatcher, token_width: int) -> None:
-    """Check that the model's text has the width of the adapter's tokens, 2048 for SDXL.
-
-    Raises:
-        FastInstantIDError: a model of another family.
-    """
+    """Refuse, with a FastInstantIDError, a model whose text has another width than the adapter's tokens."""
     width = model.model.model_config.unet_config.get("context_dim")
     if width != token_width:
         family = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}.get(width, "of another family")
@@ -222,10 +218,9 @@ def tokens_of(identity: Identity) -> tuple[Tensor, Tensor]:
 
 
 def checked_keypoints(image: Tensor) -> Tensor:
-    """Return a keypoint picture of another node. Those drawn here are not read, so that their pages stay unallocated.
+    """Return a keypoint picture of another node; an ImageError for one with NaN or infinity.
 
-    Raises:
-        ImageError: NaN or infinity.
+    Those drawn here are not read, so that their pages stay unallocated.
     """
     if not image.sum(dtype=torch.float32).isfinite():
         raise ImageError("the keypoint picture holds NaN or infinity: look at the node that made it")

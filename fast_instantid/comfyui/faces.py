@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import comfy.utils
 import numpy as np
@@ -26,14 +25,8 @@ logger = logging.getLogger("fast_instantid")
 _COLOR_LIST = list(COLORS)
 _BATCH = 4  # pictures between two checks of the Cancel button
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A photo and its largest face; None without a face."""
-
-    photo: Photo
-    face: Face | None
+Found: TypeAlias = "tuple[Photo, Face | None]"
+"""A photo and its largest face; None without a face."""
 
 
 def find_faces(insightface: Any, image: Tensor) -> list[Found]:
@@ -47,7 +40,7 @@ def find_faces(insightface: Any, image: Tensor) -> list[Found]:
     networks, found = FaceAnalyzer.wrap(insightface).networks, list[Found]()
     for batch in batches(photos(image)):
         pairs = zip(batch, networks.find(batch), strict=True)
-        found += [Found(photo, largest(faces) if faces else None) for photo, faces in pairs]
+        found += [(photo, largest(faces) if faces else None) for photo, faces in pairs]
     return found
 
 
@@ -74,10 +67,10 @@ def extract_features(insightface: Any, image: Tensor | list[Found], extract_kps:
         BackendError: ``insightface`` is not a face analysis.
     """
     found = image if isinstance(image, list) else find_faces(insightface, image)
-    without = sorted(entry.photo.name for entry in found if entry.face is None)
+    without = sorted(photo.name for photo, face in found if face is None)
     if without and len(found) > 1:
         logger.warning("no face found in %s: left out", ", ".join(without))
-    with_face = [(entry.photo, entry.face) for entry in found if entry.face is not None]
+    with_face = [(photo, face) for photo, face in found if face is not None]
     features: list[Tensor] = []
     if extract_kps:
         for photo, face in with_face:

@@ -64,18 +64,14 @@ class ManagedAdapter(Adapter):
     def ip_layers(self) -> SimpleNamespace:
         """``ip_layers.to_kvs``: the projections of all layers by name, from ``1_to_k_ip`` on, streamed at each use."""
 
-        def projection(name: str) -> Callable[[Tensor], Tensor]:
-            def project(tokens: Tensor) -> Tensor:
-                self.weights.version.check_mapping()
-                return torch.nn.functional.linear(tokens, tensors[name].to(tokens))
-
-            return project
+        def project(name: str, tokens: Tensor) -> Tensor:
+            self.weights.version.check_mapping()
+            return torch.nn.functional.linear(tokens, tensors[name].to(tokens))
 
         tensors = self.weights.named_tensors()
         names = {name: name.split(".") for name in tensors if name.startswith("ip_adapter.")}
-        return SimpleNamespace(
-            to_kvs={f"{number}_{part}": projection(name) for name, (_, number, part, _) in names.items()}
-        )
+        layers = {f"{number}_{part}": functools.partial(project, name) for name, (_, number, part, _) in names.items()}
+        return SimpleNamespace(to_kvs=layers)
 
     def project(self, combined: Tensor, noise: float) -> Identity:
         device, dtype = self.placement.device, self.placement.dtype

@@ -127,11 +127,7 @@ def release() -> None:
 
 
 def find_face_pack() -> Pack:
-    """Find the face networks in ComfyUI's folders.
-
-    Raises:
-        ModelFileError: none; the message names the searched folders and the missing files.
-    """
+    """Find the face networks in ComfyUI's folders; a ModelFileError names the folders and the missing files."""
     follow_settings()
     problems: list[str] = []
     # The usual folder first: other packs keep networks for other purposes elsewhere.

@@ -61,7 +61,7 @@ class AttentionPatch:
             if acts_at(kwargs, sigma) and (with_identity or callback is not add_identity):
                 active.add(callback, **{**kwargs, **ALWAYS})
             elif one_graph and callback is add_identity:
-                active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].at_zero()})
+                active.add(callback, **{**kwargs, **ALWAYS, "face": kwargs["face"].at_zero})
         return active if active.base or active.callback else None
 
     def to(self, target: torch.device | torch.dtype) -> AttentionPatch:
@@ -171,13 +171,9 @@ def add_identity(
 
 
 def _entry(face: LayerFace, q: Tensor, extra_options: ExtraOptions) -> IdentityEntry:
-    return face.entry(q, extra_options["n_heads"], layout_of(extra_options))
-
-
-def layout_of(extra_options: ExtraOptions) -> Layout:
-    """Return the layout of the batch in one call of an attention patch."""
     height, width = extra_options["original_shape"][-2:]
-    return Layout(tuple(chunks_of(extra_options)), (height, width), frames_of(extra_options))
+    layout = Layout(tuple(chunks_of(extra_options)), (height, width), frames_of(extra_options))
+    return face.entry(q, extra_options["n_heads"], layout)
 
 
 def chunks_of(extra_options: ExtraOptions) -> list[int]:

@@ -18,7 +18,7 @@ from .apply import Conditioning
 from .faces import searched
 from .library import PERSON_FILES
 from .people import People, said, save
-from .sockets import FACE_ANALYSIS, INDEX, OVERWRITE, PERSON, Inputs, choice, decimal, entry, inputs
+from .sockets import FACE_ANALYSIS, INDEX, OVERWRITE, PERSON, Inputs, choice, decimal, entry, inputs, numbers
 
 
 class _PersonNode:
@@ -82,7 +82,10 @@ class InstantIDPerson(_PersonNode):
                 raise FastInstantIDError("choose is like, but no person is connected to like")
         options: dict[str, Any] = {"choose": index if choose == "index" else choose, "no_face": no_face}
         if group == "one person":
-            options |= {"name": name or None, "weights": _numbers(weights)}
+            options |= {
+                "name": name or None,
+                "weights": numbers(weights, float, "weights", "numbers, such as 1, 0.5") or None,
+            }
             people: list[Person | None] = [find_person(analyzer, pictures, faces=found, **options)]
         else:
             if missing and no_face == "error":
@@ -251,14 +254,6 @@ class InstantIDPrompts(_PersonNode):
 def _reported(*outputs: Any) -> dict[str, Any]:
     """Return the outputs of a node, the last of which the page shows in the node (web/js/report.js)."""
     return {"ui": {"text": [outputs[-1]]}, "result": outputs}
-
-
-def _numbers(text: str) -> list[float] | None:
-    """Read numbers that commas or spaces separate; None for no text."""
-    try:
-        return [float(part) for part in text.replace(",", " ").split()] or None
-    except ValueError:
-        raise FastInstantIDError(f"weights {text[:80]!r}: expected numbers, such as 1, 0.5") from None
 
 
 def _with_word(value: float) -> str:

@@ -33,7 +33,7 @@ IS_COND = "fast_instantid_cond"
 
 _KEY = "fast_instantid"  # of our wrappers and callbacks in a model
 _NAMES = "fast_instantid_names"
-_HINTS, _HELD = "fast_instantid_hints", "fast_instantid_held"
+_RUN = "fast_instantid_run"  # a HintCache, or None where it is switched off, and a HeldControl
 
 
 def wrap(model: ModelPatcher) -> None:
@@ -56,19 +56,17 @@ def attention_patches(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
 
 
 def _outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Provide a :class:`HintCache` and a :class:`HeldControl` for this run, and refuse a latent of a black picture.
+    """Provide a :class:`HintCache` and a :class:`HeldControl` for this run.
 
-    Raises:
-        NotFiniteError: NaN or infinity in the latent.
+    A latent with NaN or infinity, which would be a black picture, is a NotFiniteError.
     """
     options = getattr(executor.class_obj, "model_options", {}).get("transformer_options", {})
     hints = HintCache()
-    options |= {_HELD: HeldControl()} | ({_HINTS: hints} if is_enabled() else {})
+    options[_RUN] = hints if is_enabled() else None, HeldControl()
     try:
         latent = executor(*args, **kwargs)
     finally:
-        for name in (_HINTS, _HELD):
-            options.pop(name, None)
+        options.pop(_RUN, None)
         hints.clear()
     # The host moves the latent to main memory next, so that waiting for it here costs nothing.
     if isinstance(latent, Tensor) and not np.isfinite(latent.float().cpu().numpy()).all():
@@ -95,8 +93,7 @@ def _calc_cond_batch(
     """
     transformer_options = {**options.get("transformer_options", {})}
     transformer_options[ROLES] = _roles(conds, transformer_options.pop(_NAMES, {}))
-    hints: HintCache | None = transformer_options.pop(_HINTS, None)
-    held: HeldControl | None = transformer_options.pop(_HELD, None)
+    hints, held = transformer_options.pop(_RUN, (None, None))
     less: Less | None = transformer_options.pop(KEY, None)
     patches = attention_patches(transformer_options)
     ours = {layer: patch for layer, patch in patches.items() if isinstance(patch, AttentionPatch)}

@@ -32,6 +32,7 @@ from .sockets import (
     choice,
     entry,
     inputs,
+    numbers,
 )
 
 
@@ -158,7 +159,7 @@ class ApplyInstantIDScene:
         people = [one for one in person if one is not None]
         if len(people) < len(person) or not people:
             raise FastInstantIDError("a scene of nobody, or with a person that was not found: see InstantID Person")
-        pairing = _numbers(face_numbers) or pairing
+        pairing = numbers(face_numbers, int, "face_numbers", "whole numbers, such as 2, 0") or pairing
         scene = _scene(people, size_of(latent), pose, pose_image, faceanalysis, pairing)
         masks, faces = _masks(scene, regions), None
         if enhance_non_face_region:
@@ -180,13 +181,6 @@ class ApplyInstantIDScene:
             positive, negative, control_net, (cond, uncond), keypoints, cn_strength, start_at, end_at, inside=faces
         )
         return model, positive, negative, keypoints
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise FastInstantIDError(f"face_numbers {text[:80]!r}: expected whole numbers, such as 2, 0") from None
 
 
 def _scene(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import FastInstantIDError
 from .apply import LAYERS
@@ -18,6 +18,7 @@ DETECTION_SIZES = ("auto", "320", "640", "1280")
 
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 Entry = tuple[Any, dict[str, Any]]
+Number = TypeVar("Number", int, float)
 
 
 def inputs(*, optional: Any = None, hidden: Any = None, **required: Entry) -> Any:
@@ -40,6 +41,14 @@ def checked(check: Callable[..., object], *given: Any) -> bool | str:
     except FastInstantIDError as error:
         return str(error)
     return True
+
+
+def numbers(text: str, kind: Callable[[str], Number], name: str, expected: str) -> list[Number]:
+    """Read the numbers of an input of text, which commas or spaces separate."""
+    try:
+        return [kind(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise FastInstantIDError(f"{name} {text[:80]!r}: expected {expected}") from None
 
 
 def entry(kind: Any, tooltip: str, **options: Any) -> Entry:

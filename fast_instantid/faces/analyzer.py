@@ -169,11 +169,8 @@ class FaceAnalyzer:
         found: list[Any] = self.networks.find(pictures) if faces is None else listed(faces)
         if len(found) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures but {len(found)} faces: give one face for each picture")
-        empty = [
-            photo.name
-            for photo, given in zip(pictures, found, strict=True)
-            if isinstance(given, (list, tuple)) and not given
-        ]
+        pairs = zip(pictures, found, strict=True)
+        empty = [photo.name for photo, given in pairs if isinstance(given, (list, tuple)) and not given]
         if empty:
             sides = sorted({size[0] for size in self.networks.sizes})
             searched = f" (searched at {sides[-1]} down to {sides[0]} pixels)" if sides else ""

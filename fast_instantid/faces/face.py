@@ -37,12 +37,15 @@ class Face:
 
 def faces_of(detections: Detections) -> list[Face]:
     """One Face for each detection, by falling score, in arrays of their own that cannot be written to."""
-    faces: list[Face] = []
-    for box, points, score in zip(detections.boxes, detections.keypoints, detections.scores, strict=True):
-        box, points = box.copy(), points.copy()
-        box.flags.writeable = points.flags.writeable = False
-        faces.append(Face(box, points, float(score)))
-    return faces
+    rows = zip(detections.boxes, detections.keypoints, detections.scores, strict=True)
+    return [Face(frozen(box), frozen(points), float(score)) for box, points, score in rows]
+
+
+def frozen(array: Any, dtype: Any = None) -> np.ndarray:
+    """A copy that cannot be written to."""
+    copied = np.array(array, dtype)
+    copied.flags.writeable = False
+    return copied
 
 
 def largest(faces: Sequence[AnyFace]) -> AnyFace:

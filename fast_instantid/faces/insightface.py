@@ -93,11 +93,7 @@ class DetectorView:
         self._networks = CachedNetworks(detector, self._networks.recognizer, self._networks.cache)
 
     def prepare(self, ctx_id: int = 0, *, input_size: Any = None, det_thresh: float | None = None) -> None:
-        """Set size and threshold; the device was chosen at loading.
-
-        Raises:
-            ValueError: ``input_size`` is not one ``(width, height)``.
-        """
+        """Set size and threshold; the device was chosen at loading. A ValueError for a size that is no pair."""
         if input_size is not None and np.shape(input_size) != (2,):
             raise ValueError(f"detection size {input_size!r}: expected one (width, height), such as (640, 640)")
         if input_size is not None:

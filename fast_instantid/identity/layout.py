@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -42,13 +43,11 @@ class Strength:
         # A compiled graph would bake in a number and recompile when it changes.
         self._weight = torch.tensor(weight, dtype=torch.float32, device=device)
         self._scales: dict[object, Tensor] = {}
-        self._at_zero: Strength | None = None
 
+    @cached_property
     def at_zero(self) -> Strength:
-        """Return the same mask at weight 0, which uses the same compiled graph."""
-        if self._at_zero is None:
-            self._at_zero = Strength(0.0, self.mask, self._weight.device)
-        return self._at_zero
+        """The same mask at weight 0, which uses the same compiled graph."""
+        return Strength(0.0, self.mask, self._weight.device)
 
     def scale(self, query: Tensor, layout: Layout) -> float | Tensor:
         """Return the ``scale`` of an :class:`IdentityEntry` for queries ``(B, N, C)``.
@@ -87,13 +86,11 @@ class LayerFace:
     def __init__(self, key: Tensor, value: Tensor, strength: Strength) -> None:
         self.key, self.value, self.strength = key, value, strength
         self._entries: dict[object, IdentityEntry] = {}
-        self._at_zero: LayerFace | None = None
 
+    @cached_property
     def at_zero(self) -> LayerFace:
-        """Return the same person at weight 0."""
-        if self._at_zero is None:
-            self._at_zero = LayerFace(self.key, self.value, self.strength.at_zero())
-        return self._at_zero
+        """The same person at weight 0."""
+        return LayerFace(self.key, self.value, self.strength.at_zero)
 
     def entry(self, query: Tensor, heads: int, layout: Layout) -> IdentityEntry:
         """Return keys, values and scale for queries ``(B, N, C)``."""

@@ -52,11 +52,7 @@ class MiniatureFiles:
 
 
 def files() -> MiniatureFiles:
-    """Find the files of the miniature.
-
-    Raises:
-        ModelFileError: this copy of the package lacks some of them.
-    """
+    """Find the files of the miniature; a ModelFileError if this copy of the package lacks some of them."""
     missing = [name for name in _NEEDED if not (_WEIGHTS / name).is_file()]
     portraits = tuple(sorted((_WEIGHTS / "portraits").glob("*.png")))
     if not portraits:

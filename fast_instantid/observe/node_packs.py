@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +14,6 @@ if TYPE_CHECKING:
     from .doctor.places import Places
 
 _NAME = "ComfyUI_InstantID"
-
-
-def find_node_packs(custom_nodes: Iterable[Path | str]) -> dict[Path, bool]:
-    """Find the packs that ComfyUI would load from these folders: True for a copy of this pack, False for the old one.
-
-    Disabled packs are left out.
-    """
-    packs: dict[Path, bool] = {}
-    for folder in custom_nodes:
-        with suppress(OSError):  # ComfyUI loads nothing from a folder that it cannot read
-            for path in sorted(Path(folder).iterdir()):
-                if not path.name.endswith(".disabled") and (ours := _is_ours(path)) is not None:
-                    packs[path] = ours
-    return packs
 
 
 def _is_ours(path: Path) -> bool | None:
@@ -46,8 +32,12 @@ def node_packs(places: Places) -> Iterator[Finding]:
     """Check that one pack has InstantID's nodes, under the name by which other packs import it."""
     if not places.custom_nodes:
         return
-    packs = find_node_packs(places.custom_nodes)
-    ours, old = ([pack for pack, is_ours in packs.items() if is_ours == wanted] for wanted in (True, False))
+    ours, old = list[Path](), list[Path]()
+    for folder in dict.fromkeys(places.custom_nodes):
+        with suppress(OSError):  # ComfyUI loads nothing from a folder that it cannot read
+            for path in sorted(folder.iterdir()):
+                if not path.name.endswith(".disabled") and (is_ours := _is_ours(path)) is not None:
+                    (ours if is_ours else old).append(path)
     if not ours:
         there = f", but the old one is, in {old[0]}" if old else ""
         yield Finding(
@@ -64,5 +54,5 @@ def node_packs(places: Places) -> Iterator[Finding]:
             "ComfyUI uses the nodes of the pack that it loads last, so ours may not be used.",
             f"rename {folder.name} to {folder.name}.disabled, and restart ComfyUI",
         )
-    if len(packs) == 1:
+    if len(ours) + len(old) == 1:
         yield Finding("ok", f"one pack has InstantID's nodes: {ours[0]}")

@@ -39,7 +39,6 @@ class Gpu:
         self._nvml, self.index = nvml, index
         self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
         self.name = str(self._ask("nvmlDeviceGetName") or "an NVIDIA GPU")
-        self.driver = str(self._ask("nvmlSystemGetDriverVersion", handle=False) or "unknown")
 
     def sample(self, time: float) -> Sample:
         """Read the counters now; takes about 40 ms, since NVML measures PCIe for 20 ms each way."""

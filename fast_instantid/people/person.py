@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import MALFORMED, FastInstantIDError, ModelFileError
 from ..faces import Face
+from ..faces.face import frozen
 from ..identity import EMBEDDING_DIM, Identity
 from ..records import content_key
 from ..weights import read_metadata, read_tensors, write_safetensors
@@ -59,10 +60,10 @@ class Person:
     """Kept for sampling without an adapter; see :meth:`with_identity`."""
 
     def __post_init__(self) -> None:
-        rows = _frozen(self.embeddings)
+        rows = frozen(self.embeddings, np.float32)
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != EMBEDDING_DIM:
             raise FastInstantIDError(f"a person has embeddings (N, {EMBEDDING_DIM}), got {rows.shape}")
-        weights = _frozen(np.ones(len(rows)) if self.weights is None else self.weights)
+        weights = frozen(np.ones(len(rows)) if self.weights is None else self.weights, np.float32)
         if weights.shape != (len(rows),):
             raise FastInstantIDError(f"{weights.size} weights for {len(rows)} photographs: give one for each")
         if not (np.isfinite(rows).all() and np.isfinite(weights).all()):
@@ -205,7 +206,7 @@ class Person:
         picture, (width, height) = tensors.get("picture"), about["photo_size"]
         if picture is not None and (picture.dtype != torch.uint8 or picture.shape != _PICTURE):
             raise ValueError(f"a picture of {picture.dtype} and shape {list(picture.shape)}")
-        keypoints, box = _frozen(tensors["keypoints"].numpy()), _frozen(tensors["box"].numpy())
+        keypoints, box = (frozen(tensors[name].numpy()) for name in ("keypoints", "box"))
         if not (np.isfinite(keypoints).all() and np.isfinite(box).all()):
             raise ValueError("NaN or infinity in keypoints or box")
         bank = {name.removeprefix(_BANK): tensor for name, tensor in tensors.items() if name.startswith(_BANK)}
@@ -277,12 +278,6 @@ def check_same_recognizer(people: Sequence[Person], recognizer: str = "") -> Non
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of the angle between two embeddings ``(512,)``: 1 for the same face, about 0 for any two people."""
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
-
-
-def _frozen(array: Any) -> np.ndarray:
-    copied = np.array(array, np.float32)
-    copied.flags.writeable = False
-    return copied
 
 
 def _jpeg(picture: Image.Image) -> str:

@@ -16,7 +16,7 @@ from ..errors import NoFaceError
 from ..faces import Face, FaceAnalyzer
 from ..faces.cached import CachedNetworks
 from ..faces.detector import DETECTION_SIZES
-from ..faces.face import faces_of
+from ..faces.face import faces_of, frozen
 from ..images import ImageInput, Photo, photos
 
 logger = logging.getLogger("fast_instantid")
@@ -60,9 +60,7 @@ def turned(face: Face, quarters: int, old: Sequence[int], new: Sequence[int]) ->
     around, middle = (np.array(size) / 2 - 0.5 for size in (old, new))
     points = np.concatenate([np.reshape(face.bbox, (2, 2)), face.kps])
     points = ((points - around) @ np.linalg.matrix_power(_QUARTER, quarters % 4) + middle).astype(np.float32)
-    box, keypoints = np.sort(points[:2], axis=0).reshape(4), points[2:].copy()
-    box.flags.writeable = keypoints.flags.writeable = False
-    return replace(face, bbox=box, kps=keypoints)
+    return replace(face, bbox=frozen(np.sort(points[:2], axis=0).reshape(4)), kps=frozen(points[2:]))
 
 
 def _harder(analyzer: FaceAnalyzer, photo: Photo, faces: list[Face]) -> list[Face]:

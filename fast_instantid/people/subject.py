@@ -101,11 +101,7 @@ def box_mask(box: Box) -> torch.Tensor:
 
 
 def checked_weight(weight: object) -> float:
-    """Return a weight as a float.
-
-    Raises:
-        FastInstantIDError: not a number, NaN, or outside of 0..5.
-    """
+    """Return a weight as a float; a FastInstantIDError for what is no number, NaN, or outside of 0..5."""
     weight = weight.tolist() if isinstance(weight, (np.ndarray, np.generic, torch.Tensor)) else weight
     value = float(weight) if isinstance(weight, Real) and not isinstance(weight, bool) else math.nan
     if not 0 <= value <= MAX_WEIGHT:

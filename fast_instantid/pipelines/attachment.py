@@ -255,11 +255,7 @@ def _wrap(pipe: Any) -> Attachments:
 
 @contextmanager
 def _run(drawing: Drawing) -> Generator[None]:
-    """Wrap one call of the drawing's pipeline.
-
-    Raises:
-        ModelFileError: the people do not fit networks that were exchanged since.
-    """
+    """Wrap one call of the pipeline. A ModelFileError if the people do not fit networks that were exchanged since."""
     with _lock:
         _refuse_if_ended(drawing)
         before = [(half.model, half.entry) for half in drawing.halves]

@@ -22,11 +22,7 @@ _IDENTITY_NET = re.compile(r"instant[-_ ]?id|identity[-_ ]?net|(^|[/\\])controln
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Refuse a pipeline whose pictures InstantID cannot change.
-
-    Raises:
-        BackendError: no UNet of diffusers, or a batch whose chunks the pipeline does not tell.
-    """
+    """Refuse, with a BackendError, a pipeline without diffusers' UNet, or whose batch has unknown chunks."""
     name = type(pipe).__name__
     unet = getattr(pipe, "unet", None)
     if unet is None:
@@ -91,10 +87,9 @@ def choose_identity_net(pipe: Any, which: Any, say: bool = False) -> Any:
 
 
 def check_fit(identity: Identity, layers: Sequence[Attention], nets: Sequence[Any], pipeline: str) -> None:
-    """Refuse an identity that was made for another kind of model; ``nets`` is the IdentityNet, if there is one.
+    """Refuse, with a ModelFileError, an identity for layers or tokens of another number or width.
 
-    Raises:
-        ModelFileError: another number or width of layers, or of tokens.
+    ``nets`` is the IdentityNet, if there is one.
     """
     has = [key.shape[-1] for key in identity.bank.keys]
     wanted = [layer.inner_dim for layer in layers]

@@ -116,7 +116,7 @@ def generate(
     instantid = pipe if isinstance(pipe, InstantID) else InstantID(pipe)
     seeds = range(sampling.seed, sampling.seed + sampling.num_images_per_prompt)
     wanted = [(number, seed) for number in range(len(prompts)) for seed in seeds]
-    report = _Progress(progress, len(wanted), options.pop("callback_on_step_end", None))
+    callback = options.pop("callback_on_step_end", None)
     bare = not any(isinstance(one, Subject) for one in flat(people))
     usual = sampling.options
     strength = float(usual.pop("controlnet_conditioning_scale"))
@@ -127,7 +127,6 @@ def generate(
         "negative_prompt": sampling.negative_prompt,
         "profile": sampling.profile,
         **usual,
-        "callback_on_step_end": report,
         **options,
     }
     if keypoints is not None:
@@ -135,32 +134,22 @@ def generate(
 
     def draw(part: slice) -> list[Image.Image]:
         batch = wanted[part]
-        report.begin(len(batch), part.start)
+
+        def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if progress is not None:  # the steps of all batches, weighted by their pictures, as those of one run
+                steps = pipe.num_timesteps
+                done = part.start * steps + (step + 1) * len(batch)
+                progress(round(done / len(wanted)), steps)
+            return tensors if callback is None else callback(pipe, step, timestep, tensors)
+
         # Seeded on the CPU: other devices draw other numbers from the same seed.
         seeded = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
         numbers = [number for number, _ in batch]
         shown = [nested[number] for number in numbers] if nested else people
         if posed is not None:
             options["keypoints"] = [posed[number] for number in numbers]
-        return instantid([prompts[number] for number in numbers], shown, generator=seeded, **options).images
+        texts = [prompts[number] for number in numbers]
+        return instantid(texts, shown, generator=seeded, callback_on_step_end=report, **options).images
 
     with stage("sampling"):
         return in_batches(len(wanted), sampling.batch_size, draw)
-
-
-class _Progress:
-    """Counts the steps of all batches, weighted by their pictures, as those of one run."""
-
-    def __init__(self, progress: Progress | None, pictures: int, inner: Any) -> None:
-        self._progress, self._pictures, self._inner = progress, pictures, inner
-        self._batch = self._done = 0
-
-    def begin(self, batch: int, done: int) -> None:
-        self._batch, self._done = batch, done
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if self._progress is not None:
-            steps = pipe.num_timesteps
-            done = self._done * steps + (step + 1) * self._batch
-            self._progress(round(done / self._pictures), steps)
-        return tensors if self._inner is None else self._inner(pipe, step, timestep, tensors)

@@ -91,12 +91,7 @@ def _as_subjects(
         if identity is None:
             raise FastInstantIDError(f"cannot attach a {type(person).__name__}: {_EXPECTED}")
         subject = item if isinstance(item, Subject) else Subject(identity, default)
-        if (
-            face_box is not None
-            and len(given) == 1
-            and subject.face_box is None
-            and (box := face_box(person)) is not None
-        ):
-            subject = replace(subject, face_box=box)
+        if face_box is not None and len(given) == 1 and subject.face_box is None:
+            subject = replace(subject, face_box=face_box(person))
         subjects.append((identity, subject))
     return subjects

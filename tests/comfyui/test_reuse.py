@@ -150,7 +150,7 @@ def test_nothing_is_held_after_a_run(apply, our_pack, monkeypatch, controlnet):
 
     def look_and_clear(self: Any) -> None:
         sizes.append(self.nbytes)
-        held.extend(weakref.ref(result.value) for _, reuse in self._entries for result in reuse._results.values())
+        held.extend(weakref.ref(value) for _, reuse in self._entries for value, _ in reuse._results.values())
         clear(self)
 
     tiny.sample(*apply())  # the host notes in a network that it is loaded

@@ -21,54 +21,23 @@ _last_prompt: Any = None
 _NAME = "fast_instantid"  # of our handler
 
 
-class HostNodes(ProgressHandler):
-    """Make each node of the running prompt a stage with the name of its class, until :meth:`stop`.
-
-    Args:
-        without: a class of nodes to leave out.
-    """
-
-    def __init__(self, without: str) -> None:
-        super().__init__(_NAME)
-        self._without = without
-        self._open = ExitStack()
-        add_progress_handler(self)
-
-    def stop(self) -> None:
-        """Close the open stage, and remove the handler."""
-        self._open.close()
-        if get_progress_state().handlers.get(_NAME) is self:
-            get_progress_state().unregister_handler(_NAME)
-
-    def set_registry(self, registry: Any) -> None:
-        self._prompt = registry.dynprompt
-
-    def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-        # A node that starts and then waits for others (lazy inputs, async nodes) reports no finish: close it here.
-        self._open.close()
-        name = self._prompt.get_node(node_id)["class_type"]
-        if name != self._without:
-            self._open.enter_context(stage(name, node=node_id))
-
-    def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-        self._open.close()
-
-
-class RecordedPrompt:
-    """A prompt that is recorded from :func:`begin` to :func:`end`.
+class RecordedPrompt(ProgressHandler):
+    """A prompt that is recorded from :func:`begin` to :func:`end`: each node is a stage with the name of its class.
 
     Args:
         prompt: the host's ``DynamicPrompt``.
-        node: class of the recording node.
+        node: class of the recording node, which is no stage.
         when_lost: called with this object if the prompt ends without :func:`end`.
     """
 
     def __init__(self, prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
+        super().__init__(_NAME)
         self.prompt = prompt
         self.recorder = Recorder()
         self.recorder.start()
-        self._when_lost = when_lost
-        self._nodes = HostNodes(without=node)
+        self._recording_node, self._when_lost = node, when_lost
+        self._open = ExitStack()
+        add_progress_handler(self)
         try:
             task = asyncio.current_task()
         except RuntimeError:  # called outside of ComfyUI's loop: the next recording ends this one
@@ -76,11 +45,23 @@ class RecordedPrompt:
         if task is not None:
             task.add_done_callback(lambda _: self.lose())
 
+    def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+        # A node that starts and then waits for others (lazy inputs, async nodes) reports no finish: close it here.
+        self._open.close()
+        name = self.prompt.get_node(node_id)["class_type"]
+        if name != self._recording_node:
+            self._open.enter_context(stage(name, node=node_id))
+
+    def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
+        self._open.close()
+
     def stop(self) -> None:
         """End the recording."""
         global _running
         _running = None
-        self._nodes.stop()
+        self._open.close()
+        if get_progress_state().handlers.get(_NAME) is self:
+            get_progress_state().unregister_handler(_NAME)
         self.recorder.stop()
 
     def lose(self) -> None:
@@ -91,11 +72,7 @@ class RecordedPrompt:
 
 
 def begin(prompt: Any, node: str, when_lost: Callable[[RecordedPrompt], object]) -> None:
-    """Start recording ``prompt``. Idempotent for one prompt, even after its recording has ended.
-
-    Raises:
-        FastInstantIDError: another recorder runs in this process.
-    """
+    """Start recording ``prompt``, but never twice. A FastInstantIDError if another recorder runs in this process."""
     global _running, _last_prompt
     if prompt is _last_prompt:
         return

@@ -68,8 +68,7 @@ def _numel(value: Any) -> int:
 def _numbers_made(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The most numbers that a node can make, before it runs.
 
-    Raises:
-        ValueError: a convolution that does not fit its input; oneDNN's operators do not check.
+    A convolution that does not fit its input is a ValueError: oneDNN's operators do not check.
     """
     x = args[0]
     if "window" in node.meta:

@@ -64,12 +64,11 @@ class TorchNetwork:
             check_operators(graph)
         self.device = device
         self.dtype = dtype
-        approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        self.backend = f"torch ({device}{approximate and f', {approximate}'})"
+        self._approximate = "" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        self.backend = f"torch ({device}{self._approximate and f', {self._approximate}'})"
         self.on_cpu = device.type == "cpu"
         self.pixel_device = device if device.type == "cuda" else torch.device("cpu")
         """Where pictures are scaled and faces aligned."""
-        self._approximate = approximate
         self._uses_onednn = self.on_cpu and has_onednn(dtype)
         self._graph = graph
         self._loading = fork_safe_lock()

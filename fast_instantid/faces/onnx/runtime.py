@@ -84,11 +84,7 @@ class OnnxRuntimeNetwork:
             return results_of([*map(torch.from_numpy, outputs)], reduce, self._graph.path, self.backend)
 
     def _bound(self, shape: tuple[int, ...]) -> None:
-        """Check memory and time of a run by one of our own module without data, if that knows all operators.
-
-        Raises:
-            ModelFileError: see :func:`first_run`.
-        """
+        """Check a run as :func:`first_run` does, by our own module without data, if that knows all operators."""
         if shape not in self._has_run and self._shapes:
             first_run(self._shapes, self._graph, torch.empty(shape, device="meta"))
         self._has_run.add(shape)

@@ -11,12 +11,7 @@ from ..report import Finding
 from .machine import first_line, import_module
 from .places import Places, comfyui_around, pip
 
-NEEDED = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "pillow": "PIL",
-    "safetensors": "safetensors",
-}
+NEEDED = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "safetensors": "safetensors"}
 """Packages without which nothing works, and their modules."""
 
 
