@@ -93,7 +93,7 @@ def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(cluster, library, 
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     output = capfd.readouterr()
     assert output.out == ""
-    assert "96 pictures, 95 faces, 1 errors" in output.err
+    assert "96 pictures, 95 faces, 1 error " in output.err
 
 
 def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tmp_path, monkeypatch, capsys):

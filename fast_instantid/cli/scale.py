@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,16 +94,17 @@ def positive(text: str, digits: int = 4) -> int:
 def _embed(options: argparse.Namespace) -> int:
     from ..faces.pack import checksum_of, find_pack
     from ..scale.embed import is_done, open_embedder, units_of
-    from ..scale.inputs import listed
+    from ..scale.inputs import folder_of, listed
     from ..scale.run_folder import run_folder
     from ..scale.units import run_units
     from ..sources import local_path
 
     pack, folder, workers = face_pack(options), options.output, _workers(options)
-    paths = listed(options.inputs, options.column)
+    each = [listed([source], options.column) for source in options.inputs]
+    paths, sources = [*chain(*each)], [*filter(None, map(folder_of, each))]
     found = find_pack(local_path(pack, "a face model pack"), options.cache, warns=False)  # the workers do
     settings: dict[str, Any] = {"run": "embed", "pictures": len(paths)}
-    settings["inputs"] = hashlib.sha256("\n".join(paths).encode(errors="surrogatepass")).hexdigest()
+    settings["inputs"] = hashlib.sha256("\0".join(paths).encode(errors="surrogatepass")).hexdigest()
     for name, network in (("detector", found.detector), ("recognizer", found.recognizer)):
         settings[name] = checksum_of(network.path, options.cache)
     with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):
@@ -116,7 +118,7 @@ def _embed(options: argparse.Namespace) -> int:
                 count[name] += value
             remaining.add(counts["pictures"])
 
-        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), folder, options.batch_size)
+        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), sources, folder, options.batch_size)
         run_units(todo, load, workers, done, folder)
     progress("")
     seconds = time.monotonic() - start
@@ -125,9 +127,9 @@ def _embed(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"output": str(folder), **count, "kept": kept, "seconds": round(seconds, 3)})
         return code
-    counts = ", ".join(f"{value} {name}" for name, value in count.items())
+    counts = ", ".join(f"{value} {name[:-1] if value == 1 else name}" for name, value in count.items())
     rate = f" ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s, with the start)" if count["pictures"] else ""
-    say(f"{folder}: {counts}{rate}; {kept} pictures were done before")
+    say(f"{folder}: {counts}{rate}; done before: {kept}")
     return code
 
 

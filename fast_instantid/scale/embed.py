@@ -16,7 +16,7 @@ from ..faces.recognizer import EMBEDDING_DIM
 from ..files import atomic_write
 from ..images import Photo
 from ..people import ordered
-from .inputs import photo_at
+from .inputs import is_gone, photo_at
 
 logger = logging.getLogger("fast_instantid")
 
@@ -59,13 +59,17 @@ def is_done(path: Path) -> bool:
 
 
 def open_embedder(
-    analyzer: Callable[[], FaceAnalyzer], folder: Path, batch_size: int
+    analyzer: Callable[[], FaceAnalyzer], sources: Sequence[str], folder: Path, batch_size: int
 ) -> Callable[[Unit], dict[str, int]]:
-    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows."""
-    return partial(_embed, analyzer(), folder, batch_size)
+    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows.
+
+    Args:
+        sources: folders with the pictures. Where one is gone or empty, a missing picture ends the run.
+    """
+    return partial(_embed, analyzer(), sources, folder, batch_size)
 
 
-def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
+def _embed(analyzer: FaceAnalyzer, sources: Sequence[str], folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
     import pyarrow
     from pyarrow import parquet
 
@@ -74,7 +78,7 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
         there = parquet.read_table(path, columns=["error"])
         errors = there.num_rows - there["error"].null_count
         return {"pictures": len(unit.paths), "faces": there.num_rows - errors, "errors": errors}
-    rows = [row for batch in _batches(unit.paths, batch_size) for row in _rows(analyzer, batch)]
+    rows = [row for batch in _batches(unit.paths, batch_size, sources) for row in _rows(analyzer, batch)]
     point = pyarrow.list_(pyarrow.float32(), 2)
     schema = pyarrow.schema(
         {
@@ -101,7 +105,7 @@ def _shown(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | ImageError]]]:
+def _batches(paths: Sequence[str], size: int, sources: Sequence[str]) -> Iterator[list[tuple[str, Photo | ImageError]]]:
     """Read pictures, and yield at most ``size`` of them, and not many more pixels than memory should hold."""
     batch: list[tuple[str, Photo | ImageError]] = []
     pixels = 0
@@ -111,6 +115,8 @@ def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo 
             pixels += photo.width * photo.height
             batch.append((path, photo))
         except ImageError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and (gone := next(filter(is_gone, sources), None)):
+                raise FastInstantIDError(f"{error}: {gone} is gone or empty; the same command goes on later") from error
             batch.append((path, error))
         if len(batch) == size or pixels >= _PIXELS:
             yield batch
