@@ -27,6 +27,7 @@ from pyarrow import dataset, parquet
 from fast_instantid import FaceAnalyzer, __version__, miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import FastInstantIDError, ImageError
+from fast_instantid.scale.embed import is_done, units_of
 from fast_instantid.scale.inputs import listed, photo_at
 from tests.adversity import full_disk, needs_posix, unprivileged
 from tests.batches import FACES, contents, kill, rows, start, wait_until, write_portraits
@@ -480,12 +481,36 @@ class TestResume:
     def test_a_damaged_file_is_made_again(self, embed, library):
         embed(library, "-o", "out")
         before = contents(Path("out"))
-        for damaged in (before["part-00000.parquet"][:1000], b""):
+        content = before["part-00000.parquet"]
+        for damaged in (content[:1000], b"", content[:9000] + bytes(900) + content[9900:]):
             Path("out/part-00000.parquet").write_bytes(damaged)
             said = embed(library, "-o", "out")
             assert "out/part-00000.parquet is damaged, and made again" in said
             assert "12 pictures" in said
             assert contents(Path("out")) == before
+
+    @needs_posix
+    def test_only_damage_removes_a_file(self, embed, library):
+        import resource
+
+        embed(library, "-o", "out")
+        part, limits = Path("out/part-00000.parquet"), resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                is_done(part)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert is_done(part)
+        part.unlink()
+        part.mkdir()
+        assert "error: out/part-00000.parquet: Is a directory" in embed(library, "-o", "out", code=1)
+
+    def test_names_of_files_sort_as_their_numbers(self):
+        for count in (1, 99_999, 100_000, 100_001):
+            names = [unit.file_name for unit in units_of(["a.png"] * 8 * count, 1)]
+            assert names == sorted(names)
+            assert len(names[0]) == (19 if count == 100_001 else 18)
 
     @needs_posix
     def test_a_full_disk_is_said_and_the_same_command_goes_on(self, embed, library):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,27 +30,33 @@ class Unit(NamedTuple):
 
     number: int
     paths: list[str]
+    digits: int = 5
+    """Of the number in the file's name: readers sort files by their names."""
 
     @property
     def file_name(self) -> str:
-        return f"part-{self.number:05}.parquet"
+        return f"part-{self.number:0{self.digits}}.parquet"
 
 
 def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
     """Cut the list of all pictures into units, which depend on nothing else."""
-    size = BATCHES * batch_size
-    return [Unit(i, [*paths[start : start + size]]) for i, start in enumerate(range(0, len(paths), size))]
+    starts = range(0, len(paths), size := BATCHES * batch_size)
+    digits = max(5, len(str(len(starts) - 1)))
+    return [Unit(i, [*paths[start : start + size]], digits) for i, start in enumerate(starts)]
 
 
 def is_done(path: Path) -> bool:
-    """Whether a unit's file is there. A damaged one is removed."""
+    """Whether a unit's file is there, and whole. A damaged one is removed."""
     from pyarrow import ArrowException, parquet
 
     try:
-        parquet.read_metadata(path)
+        with path.open("rb") as file:
+            parquet.ParquetFile(file, page_checksum_verification=True).read()
     except FileNotFoundError:
         return False
-    except (ArrowException, OSError):
+    except (ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # of the system, which says nothing of the file
+            raise
         logger.warning("%s is damaged, and made again", path)
         path.unlink()
         return False
@@ -95,7 +100,7 @@ def _embed(analyzer: FaceAnalyzer, sources: Sequence[str], folder: Path, batch_s
     for row in rows:  # names of files may hold any bytes
         row |= {name: _shown(row[name]) for name in ("path", "error") if row.get(name)}
     with atomic_write(path, private=True) as temporary:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, write_page_checksum=True)
     errors = sum(row.get("error") is not None for row in rows)
     return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}
 
