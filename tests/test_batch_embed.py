@@ -552,13 +552,22 @@ class TestResume:
         assert "create it first" in embed(library, "-o", "no/out", code=1)
 
     def test_two_runs_do_not_write_into_one_folder(self, embed, library):
-        (out := Path("out").absolute()).mkdir()
-        code = "import fcntl, os, sys\nfcntl.flock(os.open(sys.argv[5], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        """The lock is on a file that is open for writing, as NFS wants it; another is in its place at no time."""
+        embed(library / "more", "-o", "out")
+        Path("out/part-00000.parquet").unlink()
+        out, before = Path("out").absolute(), os.stat("out/_run.json").st_ino
+        code = "import fcntl, os, sys\n"
+        code += "fcntl.flock(os.open(sys.argv[5] + '/_run.json', os.O_RDWR), fcntl.LOCK_EX)\n"
         code += "from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
         done = fresh_python(code, "batch", "embed", str(library), "-o", str(out), *FACES)
         assert done.stdout.strip() == "1"
         assert "another run writes there now" in done.stderr
         embed(library, "-o", "out")
+        assert os.stat("out/_run.json").st_ino == before
+        Path("plain").mkdir()
+        Path("plain/notes.v2.txt").touch()
+        embed(library, "-o", "plain")
+        embed(library, "-o", "plain.v2")
 
     def test_a_killed_run_goes_on_to_the_same_bytes(self, embed, library, tmp_path):
         embed(library, "-o", "whole", "--batch-size", 1)

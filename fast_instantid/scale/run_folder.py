@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write, check_parent, sweep
+from ..files import check_parent, sweep
 
-_FILE = "_run.json"  # readers of Parquet folders pass over such a name
+RUN_FILE = "_run.json"  # readers of Parquet folders pass over such a name
+_RESULT = re.compile(r"part-\d+\.parquet|report\.csv|.+-\d+-[0-9a-f]{8,}\.png", re.DOTALL)
+_FILES = (".parquet", ".csv", ".json", ".png", ".jpg", ".jpeg", ".webp", ".zip")  # names of no folder
 
 
 @contextmanager
@@ -25,51 +28,60 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
     Raises:
         FastInstantIDError: the folder cannot be written, is in use by another run, or holds results of other settings.
     """
-    if folder.suffix or (folder.exists() and not folder.is_dir()):
-        raise FastInstantIDError(f"{folder}: the output of a batch is a folder; name one without a suffix")
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in _FILES):
+        raise FastInstantIDError(f"{folder}: the output of a batch is a folder; name one")
     check_parent(folder)
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-    try:
-        is_alone = descriptor is not None and _lock(descriptor, folder)
-        _same_run(folder / _FILE, json.loads(json.dumps(settings)))
+    path = folder / RUN_FILE
+    if not path.exists() and _has_results(folder):
+        raise _unknown(path)
+    # Written in place: another file would lose the lock. Locks of NFS need a file that is open for writing.
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        is_alone = _lock(file.fileno(), folder)
+        wanted, known = json.loads(json.dumps(settings)), None
+        with suppress(ValueError):
+            known = json.load(file)
+        if _has_results(folder):
+            _check_same(path, wanted, known)
+        elif known != wanted:  # also in place of that of a run without results
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(wanted, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if is_alone:
             sweep(folder, age=0)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> bool:
-    """Lock a folder until its descriptor is closed, or the process ends. Some network file systems have no locks."""
-    import fcntl
-
+    """Lock a file until its descriptor is closed, or the process ends. Some network file systems have no locks."""
     try:
+        import fcntl
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise FastInstantIDError(
             f"{folder}: another run writes there now; wait for it, or name another folder"
         ) from error
-    except OSError:
+    except (OSError, ImportError):  # also on Windows
         return False
     return True
 
 
-def _same_run(path: Path, settings: dict[str, Any]) -> None:
-    names = [file.name for file in path.parent.iterdir() if not file.name.startswith((".", "_"))]
-    there: Any = {}
-    with suppress(FileNotFoundError, ValueError):
-        there = json.loads(path.read_text(encoding="utf-8"))
-    known = there if isinstance(there, dict) else {}
-    if not names or not (known or path.exists() or any(name.endswith(".parquet") for name in names)):
-        with atomic_write(path, private=True) as temporary:  # also in place of that of a run without results
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
-    if not known:
-        raise FastInstantIDError(
-            f"{path}: missing or damaged, so that the results in this folder are of an unknown run: name another folder"
-        )
+def _has_results(folder: Path) -> bool:
+    return any(_RESULT.fullmatch(file.name) for file in folder.iterdir())
+
+
+def _unknown(path: Path) -> FastInstantIDError:
+    return FastInstantIDError(
+        f"{path}: missing or damaged, so that the results in this folder are of an unknown run: name another folder"
+    )
+
+
+def _check_same(path: Path, settings: dict[str, Any], known: Any) -> None:
+    if not known or not isinstance(known, dict):
+        raise _unknown(path)
     changed = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
     told = [f"{name} was {known.get(name)} and is {settings.get(name)}" for name in changed if name != "inputs"]
     if {*changed} - {"inputs", "pictures"}:
