@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
 from ..scale.units import Load, Workers, run_units
-from .jobs import Drawn, Job
-from .output import Remaining, print_json, progress, save_picture, say, text_in
+from .jobs import NO_GATE, Drawn, Job, LongNamed
+from .output import Remaining, print_json, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
     from ..people import Person, Scene
+
+logger = logging.getLogger("fast_instantid")
 
 _REPORT = "report.csv"
 _HERE = Workers()
@@ -34,7 +38,7 @@ def run(
     batch_size: int,
     load: Load,
     workers: Workers = _HERE,
-    json: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
 
@@ -43,29 +47,32 @@ def run(
 
     Args:
         load: returns a :func:`drawer`.
-        json: print one JSON document in place of the last line.
+        as_json: print one JSON document in place of the last line.
 
     Returns:
         the exit code: 0 if all pictures are there but those of photographs to skip, else 1.
     """
     rows: dict[int, dict[str, Any]] = {}
     alone: list[tuple[int, Job]] = []
-    known = set[str]()
+    known: dict[str, Job] = {}
     for number, job in enumerate(jobs):
         if not isinstance(job, Job):
             rows[number] = job
             continue
+        first = known.get(job.file_name)
+        if (first and first.settings != job.settings) or _shows_another(folder / job.file_name, job):
+            job = LongNamed(**vars(job))  # in some billion jobs of a person and a seed
         rows[number] = {"output": job.file_name, "status": "waiting", **job.settings}
         if job.file_name in known:
             rows[number] |= {"status": "failed", "error": "the same job twice"}
         else:
             alone.append((number, job))
-        known.add(job.file_name)
+        known.setdefault(job.file_name, job)
     earlier = _other_rows(folder, known)
     units = list(_batches(alone, batch_size))
-    there = [all((folder / job.file_name).exists() for _, job in unit) for unit in units]
-    kept = [unit for unit, done in zip(units, there, strict=True) if done]
-    todo = [unit for unit, done in zip(units, there, strict=True) if not done]
+    whole = {job.file_name for _, job in alone if _is_whole(folder / job.file_name)}
+    kept = [unit for unit in units if whole.issuperset(job.file_name for _, job in unit)]
+    todo = [unit for unit in units if not whole.issuperset(job.file_name for _, job in unit)]
     remaining = Remaining("pictures", sum(map(len, todo)), workers.count)
     due = 0.0
 
@@ -83,14 +90,14 @@ def run(
     # Workers load the pipeline. Where none is needed, this process reads the report.
     run_units(kept + todo, load, workers if todo else replace(workers, count=1), done, folder)
     _write_report(folder, earlier, rows)
-    progress("")
+    remaining.show()
     states = ("drawn", "kept", "failed", "skipped")
     count = {status: sum(row["status"] == status for row in rows.values()) for status in states}
     for row in rows.values():
         if row["status"] in states[2:]:
             who = f"{row['person']}: " if row.get("person") and not row["error"].startswith(row["person"]) else ""
             say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
-    if json:
+    if as_json:
         print_json({"output": str(folder), **count})
         return 1 if count["failed"] else 0
     say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
@@ -165,7 +172,33 @@ def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _other_rows(folder: Path, outputs: set[str]) -> list[dict[str, Any]]:
+def _shows_another(path: Path, job: Job) -> bool:
+    """Whether a picture says that it shows another job, whose name has the same hash."""
+    if not isinstance(settings := text_in(path, "settings"), dict):
+        return False  # nothing there, or of another program
+    kept = json.loads(json.dumps(replace(job, **NO_GATE).settings))
+    return any(settings.get(name) != kept.get(name) for name in {*settings, *kept} - {"seed", "likeness", "no_face"})
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there, and whole. A damaged one is removed."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (FileNotFoundError, Image.DecompressionBombError) as error:
+        return not isinstance(error, OSError)
+    except Exception as error:  # those of damaged files share no base
+        if getattr(error, "errno", None):  # of the system, which says nothing of the file
+            raise
+        logger.warning("%s is damaged, and drawn again", path)
+        path.unlink()
+        return False
+    return True
+
+
+def _other_rows(folder: Path, outputs: Container[str]) -> list[dict[str, Any]]:
     """What the report says of the pictures of other jobs that are there."""
     with suppress(OSError, ValueError, csv.Error), open(folder / _REPORT, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("output")]
@@ -175,7 +208,7 @@ def _other_rows(folder: Path, outputs: set[str]) -> list[dict[str, Any]]:
 
 def _write_report(folder: Path, earlier: Sequence[dict[str, Any]], rows: dict[int, dict[str, Any]]) -> None:
     columns = [*_COLUMNS, *(field.name for field in fields(Job))]
-    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", -1, "utf-8", "backslashreplace", "") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows([*earlier, *(rows[number] for number in sorted(rows))])

@@ -19,7 +19,7 @@ from . import batch
 from .generate import jobs_of, open_studio
 from .jobs import Job
 from .models import Models, face_analyzer, face_pack
-from .output import Remaining, output, print_json, progress, say
+from .output import Remaining, output, print_json, say
 
 if TYPE_CHECKING:
     from ..faces import FaceAnalyzer
@@ -120,7 +120,7 @@ def _embed(options: argparse.Namespace) -> int:
 
         load = partial(open_embedder, partial(_analyzer, _portable(options), pack), sources, folder, options.batch_size)
         run_units(todo, load, workers, done, folder)
-    progress("")
+    remaining.show()
     seconds = time.monotonic() - start
     kept = len(paths) - count["pictures"]
     code = 1 if count["errors"] and not count["faces"] else 0
