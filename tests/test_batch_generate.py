@@ -54,7 +54,7 @@ def test_a_damaged_picture_is_drawn_again(draw):
     for damaged in (b"", whole[:100], whole[:-20], whole[:-200] + bytes(100) + whole[-100:]):
         path.write_bytes(damaged)
         said = draw(*ADA, "b")
-        assert f"warning: {path} is damaged, and drawn again" in said
+        assert f"warning: {path} is damaged, and made again" in said
         assert "1 drawn, 1 kept" in said
         assert pictures() == before
     assert "damaged" not in draw(*ADA, "b")
@@ -66,9 +66,9 @@ def test_a_damaged_picture_is_drawn_again(draw):
 def test_folders_of_other_commands_and_settings_are_refused(draw):
     plain = ("generate",)
     draw(*ADA, "--identity-range", 0.9, 1, command=plain)
-    assert "results in this folder are of an unknown run" in draw(*ADA, code=1)
+    assert "this folder holds results of an unknown run" in draw(*ADA, code=1)
     Path("out/report.csv").unlink()  # as a kill leaves it
-    assert "results in this folder are of an unknown run" in draw(*ADA, code=1)
+    assert "this folder holds results of an unknown run" in draw(*ADA, code=1)
     assert not Path("out/_run.json").exists()
     draw(*ADA, "b", "--identity-range", 0.9, 1, command=plain)
     shutil.rmtree("out")

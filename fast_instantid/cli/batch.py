@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
@@ -16,15 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
+from ..scale.run_folder import is_whole
 from ..scale.units import Load, Workers, run_units
-from .jobs import NO_GATE, Drawn, Job, LongNamed
+from .jobs import Drawn, Job, LongNamed
 from .output import Remaining, print_json, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
     from ..people import Person, Scene
-
-logger = logging.getLogger("fast_instantid")
 
 _REPORT = "report.csv"
 _HERE = Workers()
@@ -38,7 +35,7 @@ def run(
     batch_size: int,
     load: Load,
     workers: Workers = _HERE,
-    as_json: bool = False,
+    json: bool = False,
 ) -> int:
     """Draw all jobs into a folder, and write ``report.csv`` there. Pictures that are there are kept.
 
@@ -47,7 +44,7 @@ def run(
 
     Args:
         load: returns a :func:`drawer`.
-        as_json: print one JSON document in place of the last line.
+        json: print one JSON document in place of the last line.
 
     Returns:
         the exit code: 0 if all pictures are there but those of photographs to skip, else 1.
@@ -59,9 +56,10 @@ def run(
         if not isinstance(job, Job):
             rows[number] = job
             continue
-        first = known.get(job.file_name)
-        if (first and first.settings != job.settings) or _shows_another(folder / job.file_name, job):
-            job = LongNamed(**vars(job))  # in some billion jobs of a person and a seed
+        first, there = known.get(job.file_name, job), text_in(folder / job.file_name, "settings")
+        others = (there if isinstance(there, dict) else {}).get("prompt", job.prompt) != job.prompt
+        if others or first.settings != job.settings:  # once among some thousand prompts of a person and a seed
+            job = LongNamed(**vars(job))
         rows[number] = {"output": job.file_name, "status": "waiting", **job.settings}
         if job.file_name in known:
             rows[number] |= {"status": "failed", "error": "the same job twice"}
@@ -70,7 +68,7 @@ def run(
         known.setdefault(job.file_name, job)
     earlier = _other_rows(folder, known)
     units = list(_batches(alone, batch_size))
-    whole = {job.file_name for _, job in alone if _is_whole(folder / job.file_name)}
+    whole = {job.file_name for _, job in alone if is_whole(folder / job.file_name, _verify)}
     kept = [unit for unit in units if whole.issuperset(job.file_name for _, job in unit)]
     todo = [unit for unit in units if not whole.issuperset(job.file_name for _, job in unit)]
     remaining = Remaining("pictures", sum(map(len, todo)), workers.count)
@@ -97,10 +95,10 @@ def run(
         if row["status"] in states[2:]:
             who = f"{row['person']}: " if row.get("person") and not row["error"].startswith(row["person"]) else ""
             say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
-    if as_json:
+    if json:
         print_json({"output": str(folder), **count})
-        return 1 if count["failed"] else 0
-    say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
+    else:
+        say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
     return 1 if count["failed"] else 0
 
 
@@ -172,30 +170,11 @@ def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _shows_another(path: Path, job: Job) -> bool:
-    """Whether a picture says that it shows another job, whose name has the same hash."""
-    if not isinstance(settings := text_in(path, "settings"), dict):
-        return False  # nothing there, or of another program
-    kept = json.loads(json.dumps(replace(job, **NO_GATE).settings))
-    return any(settings.get(name) != kept.get(name) for name in {*settings, *kept} - {"seed", "likeness", "no_face"})
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a picture is there, and whole. A damaged one is removed."""
+def _verify(file: Any) -> None:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except (FileNotFoundError, Image.DecompressionBombError) as error:
-        return not isinstance(error, OSError)
-    except Exception as error:  # those of damaged files share no base
-        if getattr(error, "errno", None):  # of the system, which says nothing of the file
-            raise
-        logger.warning("%s is damaged, and drawn again", path)
-        path.unlink()
-        return False
-    return True
+    with suppress(Image.DecompressionBombError), Image.open(file) as image:
+        image.verify()
 
 
 def _other_rows(folder: Path, outputs: Container[str]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise FastInstantIDError(f"{folder}: this folder belongs to 'batch': go on with that, or name another folder")
     studio = open_studio(options, models, default)
     folder.mkdir(exist_ok=True)
-    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), as_json=options.json)
+    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), json=options.json)
 
 
 def jobs_of(options: argparse.Namespace) -> tuple[list[Any], Models, Job]:

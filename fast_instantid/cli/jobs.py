@@ -50,8 +50,7 @@ class Job:
     controlnet: tuple[tuple[str, str, float], ...] = ()
     enhance_non_face_region: bool = False
     identity_net: bool = True
-
-    digits: ClassVar[int] = 8
+    digits: ClassVar[int] = 8  # of the hash in the file's name
 
     @property
     def file_name(self) -> str:
@@ -72,9 +71,7 @@ class Job:
         return *sampling, bool(self.image), self.strength, self.at_least, self.tries, self.enhance_non_face_region
 
 
-class LongNamed(Job):
-    """A job whose usual file name is that of another one."""
-
+class LongNamed(Job):  # where the usual name is that of another job
     digits = 16
 
 

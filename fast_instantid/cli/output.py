@@ -88,12 +88,8 @@ def reported(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> di
 
 def progress(text: str) -> None:
     """Overwrite the progress line, after what remains. Prints nothing if stderr is not a terminal."""
-    _overwrite("; ".join(filter(None, (Remaining.line, text))))
-
-
-def _overwrite(text: str) -> None:
     if sys.stderr.isatty():
-        _write(f"\r\033[K{text}")
+        _write("\r\033[K" + "; ".join(filter(None, (Remaining.line, text))))
 
 
 class Remaining:
@@ -131,8 +127,7 @@ class Remaining:
 
 def say(text: str) -> None:
     """Print to stderr, on lines of its own."""
-    _overwrite("")
-    _write(f"{printable_lines(text)}\n")
+    _write("\r\033[K" * sys.stderr.isatty() + f"{printable_lines(text)}\n")
 
 
 def printable_lines(text: str) -> str:

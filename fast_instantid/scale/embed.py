@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from ..files import atomic_write
 from ..images import Photo
 from ..people import ordered
 from .inputs import is_gone, photo_at
-
-logger = logging.getLogger("fast_instantid")
+from .run_folder import is_whole
 
 BATCHES = 8
 """Batches of pictures in one file."""
@@ -30,8 +28,7 @@ class Unit(NamedTuple):
 
     number: int
     paths: list[str]
-    digits: int = 5
-    """Of the number in the file's name: readers sort files by their names."""
+    digits: int = 5  # of the number in the file's name: readers sort names
 
     @property
     def file_name(self) -> str:
@@ -46,35 +43,23 @@ def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
 
 
 def is_done(path: Path) -> bool:
-    """Whether a unit's file is there, and whole. A damaged one is removed."""
-    from pyarrow import ArrowException, parquet
+    """Whether a unit's file is there, and whole."""
+    from pyarrow import parquet
 
-    try:
-        with path.open("rb") as file:
-            parquet.ParquetFile(file, page_checksum_verification=True).read()
-    except FileNotFoundError:
-        return False
-    except (ArrowException, OSError) as error:
-        if getattr(error, "errno", None):  # of the system, which says nothing of the file
-            raise
-        logger.warning("%s is damaged, and made again", path)
-        path.unlink()
-        return False
-    return True
+    return is_whole(path, lambda file: parquet.ParquetFile(file, page_checksum_verification=True).read())
 
 
 def open_embedder(
-    analyzer: Callable[[], FaceAnalyzer], sources: Sequence[str], folder: Path, batch_size: int
+    analyzer: Callable[[], FaceAnalyzer], roots: Sequence[str], folder: Path, batch_size: int
 ) -> Callable[[Unit], dict[str, int]]:
     """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows.
 
-    Args:
-        sources: folders with the pictures. Where one is gone or empty, a missing picture ends the run.
+    Where one of the folders ``roots`` is gone or empty, a missing picture ends the run.
     """
-    return partial(_embed, analyzer(), sources, folder, batch_size)
+    return partial(_embed, analyzer(), roots, folder, batch_size)
 
 
-def _embed(analyzer: FaceAnalyzer, sources: Sequence[str], folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
+def _embed(analyzer: FaceAnalyzer, roots: Sequence[str], folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
     import pyarrow
     from pyarrow import parquet
 
@@ -83,7 +68,7 @@ def _embed(analyzer: FaceAnalyzer, sources: Sequence[str], folder: Path, batch_s
         there = parquet.read_table(path, columns=["error"])
         errors = there.num_rows - there["error"].null_count
         return {"pictures": len(unit.paths), "faces": there.num_rows - errors, "errors": errors}
-    rows = [row for batch in _batches(unit.paths, batch_size, sources) for row in _rows(analyzer, batch)]
+    rows = [row for batch in _batches(unit.paths, batch_size, roots) for row in _rows(analyzer, batch)]
     point = pyarrow.list_(pyarrow.float32(), 2)
     schema = pyarrow.schema(
         {
@@ -110,7 +95,7 @@ def _shown(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _batches(paths: Sequence[str], size: int, sources: Sequence[str]) -> Iterator[list[tuple[str, Photo | ImageError]]]:
+def _batches(paths: Sequence[str], size: int, roots: Sequence[str]) -> Iterator[list[tuple[str, Photo | ImageError]]]:
     """Read pictures, and yield at most ``size`` of them, and not many more pixels than memory should hold."""
     batch: list[tuple[str, Photo | ImageError]] = []
     pixels = 0
@@ -120,7 +105,7 @@ def _batches(paths: Sequence[str], size: int, sources: Sequence[str]) -> Iterato
             pixels += photo.width * photo.height
             batch.append((path, photo))
         except ImageError as error:
-            if isinstance(error.__cause__, FileNotFoundError) and (gone := next(filter(is_gone, sources), None)):
+            if isinstance(error.__cause__, FileNotFoundError) and (gone := next(filter(is_gone, roots), None)):
                 raise FastInstantIDError(f"{error}: {gone} is gone or empty; the same command goes on later") from error
             batch.append((path, error))
         if len(batch) == size or pixels >= _PIXELS:

@@ -8,11 +8,14 @@ import io
 import logging
 import os
 import posixpath
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -29,9 +32,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Files of a folder that count as pictures. A pattern or a table may name others."""
 COLUMNS = ("path", "file", "filename", "image", "picture", "photo", "url")
 """Names of the column with paths, the first that a table has."""
-_NAMED_WRONGLY = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-_OF_ONE_FILE = {*_NAMED_WRONGLY, errno.EACCES, errno.EPERM}
-_OF_ONE_URL = (401, 403, 404, 410)
+_OF_ONE_FILE = ("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EINVAL")
 
 
 def listed(sources: Sequence[str], column: str | None = None) -> list[str]:
@@ -65,8 +66,9 @@ def photo_at(path: str) -> Photo:
     """
     if not path:
         raise ImageError("no path in this row of the table")
+    local, is_url = _local(path), "http://" in path or "https://" in path
     try:
-        if (local := _local(path)) is not None:
+        if local is not None:
             return photos(local)[0]
         import fsspec
 
@@ -74,10 +76,9 @@ def photo_at(path: str) -> Photo:
             content: bytes = file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # the errors of storages share no base
         cause = error.__cause__ if isinstance(error, ImageError) else error
-        if is_url := "http://" in path or "https://" in path:  # of which any error becomes "not found" in fsspec
-            while isinstance(cause, FileNotFoundError) and cause.__cause__:
-                cause = cause.__cause__
-        if _is_of_one_file(cause, is_url, _local(path) is not None):
+        while is_url and isinstance(cause, FileNotFoundError) and cause.__cause__:  # fsspec makes that of any error
+            cause = cause.__cause__
+        if _is_of_one_file(cause, is_url, local is not None):
             raise error if isinstance(error, ImageError) else ImageError(f"{path}: cannot be read ({error})") from cause
         why = f"{type(cause).__name__}: {cause}"
         raise FastInstantIDError(f"{path}: the storage fails ({why}); the same command goes on from here") from cause
@@ -87,9 +88,9 @@ def photo_at(path: str) -> Photo:
 def _is_of_one_file(error: BaseException | None, is_url: bool, is_local: bool) -> bool:
     """Whether an error of reading comes from one file, or its content, and not from a storage that fails."""
     if is_url and (status := getattr(error, "status", None)):
-        return status in _OF_ONE_URL
+        return status in (401, 403, 404, 410)
     if isinstance(error, OSError) and error.errno:
-        return error.errno in _OF_ONE_FILE
+        return errno.errorcode.get(error.errno) in _OF_ONE_FILE
     damage = (FileNotFoundError, PermissionError, IsADirectoryError, BadZipFile, zlib.error, EOFError)
     return is_local or isinstance(error, damage) or (is_url and isinstance(error, ValueError))
 
@@ -97,30 +98,21 @@ def _is_of_one_file(error: BaseException | None, is_url: bool, is_local: bool) -
 def folder_of(paths: Iterable[str]) -> str | None:
     """The folder that holds all local ones of some pictures, in its subfolders too."""
     folders = {os.path.dirname(local) for path in paths if (local := _local(path))}
-    try:
+    with suppress(ValueError):  # of nothing, or on several drives
         return os.path.commonpath([*map(os.path.abspath, folders)])
-    except ValueError:  # of nothing, or on several drives
-        return None
 
 
 def is_gone(folder: str) -> bool:
     """Whether a folder is missing, or empty as the place of a disk that is not mounted."""
-    try:
-        with os.scandir(folder) as inside:
-            return not any(inside)
-    except FileNotFoundError:
-        return True
+    with suppress(FileNotFoundError), os.scandir(folder) as inside:
+        return not any(inside)
+    return True
 
 
 def _local(path: str) -> str | None:
     """The path of a local file, also of one that begins with ``file://``; None in other file systems."""
-    if "://" not in path:
-        return path
-    if not path.startswith(("file://", "local://")):
-        return None
-    from fsspec.implementations.local import make_path_posix
-
-    return str(make_path_posix(path.partition("://")[2]))
+    inside = re.sub("^(file|local)://(/(?=[A-Za-z]:/))?", "", path)
+    return None if "://" in inside else inside
 
 
 def located(path: str) -> tuple[Any, str]:
@@ -130,10 +122,10 @@ def located(path: str) -> tuple[Any, str]:
         FastInstantIDError: an unknown protocol, or one whose package is not installed.
     """
     from fsspec.core import url_to_fs
-    from fsspec.implementations.local import LocalFileSystem, make_path_posix
+    from fsspec.implementations.local import LocalFileSystem
 
     if (local := _local(path)) is not None:
-        return LocalFileSystem(skip_instance_cache=True), str(make_path_posix(os.path.abspath(local)))
+        return LocalFileSystem(skip_instance_cache=True), Path(os.path.abspath(local)).as_posix()
     try:
         return url_to_fs(path, skip_instance_cache=True)
     except (ImportError, ValueError, OSError) as error:
@@ -153,14 +145,10 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
         if system.isdir(inner):
             names = _pictures(source, inner, system.find(inner))
         elif "*" in source or "?" in source or "[" in source:
-            there: dict[str, Any] = system.glob(inner, detail=True)
-            hidden = {name for name in there if posixpath.basename(name).startswith(".")}
-            files = {
-                name
-                for name, is_ in there.items()
-                if is_["type"] == "file" or (is_.get("islink") and system.isfile(name))
-            }
-            names = [name for name in there if name in files - hidden]
+            found: dict[str, Any] = system.glob(inner, detail=True)
+            links = {name for name, is_ in found.items() if is_.get("islink") and system.isfile(name)}
+            names = [name for name, is_ in found.items() if is_["type"] == "file" or name in links]
+            names = [name for name in names if not posixpath.basename(name).startswith(".")]
         else:
             raise FastInstantIDError(f"{source}: no such file or folder")
     except (OSError, ValueError) as error:
@@ -190,11 +178,7 @@ def _url(source: str, name: str) -> str:
 
 def _pictures(source: str, folder: str, names: Sequence[str]) -> list[str]:
     """The pictures in a folder. It is said what is left out, but for hidden files."""
-    shown = [
-        name
-        for name in names
-        if not any(part.startswith(".") for part in os.path.relpath(name, folder).replace(os.sep, "/").split("/"))
-    ]
+    shown = [name for name in names if "/." not in "/" + os.path.relpath(name, folder).replace(os.sep, "/")]
     suffixes = {name: posixpath.splitext(name)[1].lower() for name in shown}
     if left := Counter(sorted(suffix for suffix in suffixes.values() if suffix not in SUFFIXES)):
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in left.most_common(5))
@@ -203,15 +187,13 @@ def _pictures(source: str, folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _of_table(source: str, system: Any, inner: str, column: str | None) -> Iterator[str]:
-    join, folder = (
-        (posixpath.join, posixpath.dirname(inner)) if "://" in source else (os.path.join, os.path.dirname(source))
-    )
+    folder = os.path.dirname(inner if "://" in source else source)
     read = _csv if inner.lower().endswith(".csv") else _parquet
     try:
         with system.open(inner, "rb") as file:
             for path in (value or "" for value in read(source, file, column)):
                 is_whole = not path or "://" in path or os.path.isabs(path)
-                inside = path if is_whole else join(folder, path)
+                inside = path if is_whole else posixpath.join(folder, path)
                 yield inside if is_whole or "://" not in source else _url(source, inside)
     except (OSError, ValueError, csv.Error) as error:
         raise FastInstantIDError(f"{source}: cannot be read as a table: {error}") from error
@@ -222,8 +204,9 @@ def _csv(source: str, file: Any, column: str | None) -> Iterator[str]:
     name = _column(source, [*(rows.fieldnames or ())], column)
     for row in rows:
         if None in row:
-            found = "more values than there are columns"
-            raise FastInstantIDError(f"{source}, line {rows.line_num}: {found}: a path with a comma needs quotes")
+            raise FastInstantIDError(
+                f"{source}, line {rows.line_num}: more values than columns: quote paths with commas"
+            )
         yield (row[name] or "").strip("\r\n")
 
 

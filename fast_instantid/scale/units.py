@@ -77,8 +77,7 @@ def run_units(
             )
         share: dict[str, Any] = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
-        # Tries belong to this start. They are removed like the temporary files of a killed run.
-        tries = folder / f".fast-instantid-{secrets.token_hex(4)}"
+        tries = folder / f".fast-instantid-{secrets.token_hex(4)}"  # of this start; swept like other temporary files
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,  # pyright: ignore[reportArgumentType]  # Ray makes it
             fn_constructor_args=(load, workers.threads, os.getcwd(), tries, proxies()),
