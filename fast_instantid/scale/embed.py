@@ -44,9 +44,13 @@ def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
 
 def is_done(path: Path) -> bool:
     """Whether a unit's file is there, and whole."""
-    from pyarrow import parquet
+    from pyarrow import BufferReader, parquet
 
-    return is_whole(path, lambda file: parquet.ParquetFile(file, page_checksum_verification=True).read())
+    # From memory: threads of Arrow that call Python for a file may abort the process at its end.
+    options = {"page_checksum_verification": True}
+    return is_whole(
+        path, lambda file: parquet.ParquetFile(BufferReader(file.read()), **options).read(use_threads=False)
+    )
 
 
 def open_embedder(
