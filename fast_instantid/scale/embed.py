@@ -46,20 +46,15 @@ def is_done(path: Path) -> bool:
     """Whether a unit's file is there, and whole."""
     from pyarrow import BufferReader, parquet
 
+    checked = partial(parquet.ParquetFile, page_checksum_verification=True)
     # From memory: threads of Arrow that call Python for a file may abort the process at its end.
-    options = {"page_checksum_verification": True}
-    return is_whole(
-        path, lambda file: parquet.ParquetFile(BufferReader(file.read()), **options).read(use_threads=False)
-    )
+    return is_whole(path, lambda file: checked(BufferReader(file.read())).read(use_threads=False))
 
 
 def open_embedder(
     analyzer: Callable[[], FaceAnalyzer], roots: Sequence[str], folder: Path, batch_size: int
 ) -> Callable[[Unit], dict[str, int]]:
-    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows.
-
-    Where one of the folders ``roots`` is gone or empty, a missing picture ends the run.
-    """
+    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows."""
     return partial(_embed, analyzer(), roots, folder, batch_size)
 
 
@@ -109,6 +104,7 @@ def _batches(paths: Sequence[str], size: int, roots: Sequence[str]) -> Iterator[
             pixels += photo.width * photo.height
             batch.append((path, photo))
         except ImageError as error:
+            # A disk that is no longer mounted says nothing of the picture.
             if isinstance(error.__cause__, FileNotFoundError) and (gone := next(filter(is_gone, roots), None)):
                 raise FastInstantIDError(f"{error}: {gone} is gone or empty; the same command goes on later") from error
             batch.append((path, error))

@@ -37,7 +37,8 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
     path = folder / RUN_FILE
     # Written in place: another file would lose the lock. Locks of NFS need a file that is open for writing.
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
-        is_alone = _lock(file.fileno(), folder)
+        if _lock(file.fileno(), folder):
+            sweep(folder, age=0)
         wanted, known = json.loads(json.dumps(settings)), None
         with suppress(ValueError):
             known = json.load(file)
@@ -48,8 +49,6 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
             file.write(json.dumps(wanted, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if is_alone:
-            sweep(folder, age=0)
         yield
 
 
