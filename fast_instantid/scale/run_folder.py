@@ -87,7 +87,8 @@ def _check_same(path: Path, settings: dict[str, Any], there: Any) -> None:
     told = [f"{name} was {known.get(name)} and is {settings.get(name)}" for name in changed if name != "inputs"]
     if not known:
         if not path.stat().st_size:  # made just now
-            path.unlink()
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()
         said = f"an unknown run: {path.name} is missing or damaged; name another folder"
     elif {*changed} - {"inputs", "pictures"}:
         said = f"another run: {', '.join(told)}; name another folder, or give the same options"
