@@ -44,10 +44,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("part-*.parquet")) for row in parquet.read_table(path).to_pylist()]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
     command = [sys.executable, "-m", "fast_instantid", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a shell ignore Ctrl-C
     return subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hears)
 

@@ -10,8 +10,11 @@ import shutil
 import stat
 import struct
 import sys
+import tempfile
+import threading
 import zipfile
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -24,8 +27,9 @@ from pyarrow import dataset, parquet
 from fast_instantid import FaceAnalyzer, __version__, miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import FastInstantIDError, ImageError
+from fast_instantid.scale.embed import is_done, units_of
 from fast_instantid.scale.inputs import listed, photo_at
-from tests.adversity import full_disk, needs_posix
+from tests.adversity import full_disk, needs_posix, unprivileged
 from tests.batches import FACES, contents, kill, rows, start, wait_until, write_portraits
 from tests.fresh import fresh_python
 
@@ -150,6 +154,29 @@ class TestRows:
         assert (bad["path"], good["path"], good["error"]) == ("bad\\udcff.png", "\\udcff\\udce4.png", None)
         assert bad["error"].startswith("bad\\udcff.png: not a picture")
 
+    @pytest.mark.parametrize("before", ["{}/", "file://{}/", "local://{}/"])
+    def test_awkward_local_names_are_rows(self, embed, library, before):
+        os.mkfifo("pipe.png")
+        os.symlink("loop.png", "loop.png")
+        shutil.copy(library / "00000.png", "a::b.png")
+        said = {
+            "pipe.png": "a pipe or a device",
+            "loop.png": "Too many levels of symbolic links",
+            f"{'x' * 300}.png": "File name too long",
+            "a::b.png/c.png": "Not a directory",
+            "nul\0.png": "no file can have this name",
+            "missing[1].png": "no such file",
+            "a::b.png": None,
+        }
+        paths = [before.format(os.getcwd()) + name for name in said]
+        parquet.write_table(pyarrow.table({"path": paths}), "pictures.parquet")
+        embed("pictures.parquet", "-o", "out")
+        assert [row["path"] for row in rows(Path("out"))] == paths
+        for row, expected in zip(rows(Path("out")), said.values(), strict=True):
+            assert (row["error"] is None) if expected is None else (expected in row["error"])
+        embed(before.format(os.getcwd()), "-o", "folder")
+        assert len(rows(Path("folder"))) == 3
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_an_unreadable_picture_is_a_row(self, embed, library):
         Path("secret.png").write_bytes((library / "00000.png").read_bytes())
@@ -206,6 +233,52 @@ class TestInputs:
             listed([str(table)], "who")
         table.unlink()
 
+    def test_a_path_is_read_as_it_is_written(self, tmp_path):
+        paths = [" lead.png", "trail.png ", "a,b.png", "a::b.png"]
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path"], *([path] for path in paths)])
+        parquet.write_table(pyarrow.table({"path": paths, "path.small": ["x"] * 4}), tmp_path / "a.parquet")
+        kinds = pyarrow.array(paths).dictionary_encode()
+        parquet.write_table(pyarrow.table({"path": kinds}), tmp_path / "b.parquet")
+        for table in ("a.csv", "a.parquet", "b.parquet"):
+            assert listed([str(tmp_path / table)]) == [f"{tmp_path}/{path}" for path in paths]
+        (tmp_path / "a::b.png").touch()
+        assert listed([str(tmp_path / "a::b.png")]) == listed([str(tmp_path / "*::*")]) == [f"{tmp_path}/a::b.png"]
+
+    def test_a_table_that_can_be_read_in_two_ways_is_refused(self, tmp_path):
+        (tmp_path / "comma.csv").write_text('path\n"a\nb.png"\na,b.png\n')
+        with pytest.raises(FastInstantIDError, match=r"comma.csv, line 4: more values than columns: quote paths"):
+            listed([str(tmp_path / "comma.csv")])
+        (tmp_path / "twice.csv").write_text("path,path\na.png,b.png\n")
+        twice = pyarrow.table([["a.png"], ["b.png"]], names=["path", "path"])
+        parquet.write_table(twice, tmp_path / "twice.parquet")
+        for name in ("twice.csv", "twice.parquet"):
+            with pytest.raises(FastInstantIDError, match=f"{name}: several columns are named 'path': rename all but"):
+                listed([str(tmp_path / name)])
+
+    @needs_posix
+    @pytest.mark.parametrize("source", ["photos", "photos/**/*.png", "file://{}/photos", "local://{}/photos/**"])
+    def test_a_folder_that_cannot_be_read_is_named(self, source):
+        with tempfile.TemporaryDirectory() as name:  # others may not enter the folders above pytest's
+            (folder := Path(name, "photos")).mkdir()
+            (folder / "a.png").touch()
+            (folder / ".hidden").mkdir(0)
+            with unprivileged(Path(name)):
+                assert self.names(source.format(name)) == ["a.png"]
+            (folder / "more").mkdir()
+            (folder / "more" / "secret").mkdir(0)
+            with (
+                unprivileged(Path(name)),
+                pytest.raises(FastInstantIDError, match="/secret: this folder cannot be rea"),
+            ):
+                listed([source.format(name)])
+
+    def test_links_to_pictures_are_pictures_of_patterns_too(self, library, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        os.symlink(library / "00000.png", "a.png")
+        os.symlink(library, "folder.png")
+        assert listed(["*.png"]) == ["a.png"]
+
     def test_what_has_no_pictures_is_named(self, library, tmp_path):
         (tmp_path / "a.csv").write_text("x,y\n1,2\n")
         (tmp_path / "b.csv").write_text("")
@@ -255,8 +328,10 @@ class TestInputs:
         with zipfile.ZipFile("a.zip", "w") as archive:
             for number in range(3):
                 archive.write(library / f"0000{number}.png", f"photos/{number}.png")
+            archive.writestr("table.csv", "path\nphotos/0.png\n")
         assert listed(["zip://photos::a.zip"]) == [f"zip://photos/{number}.png::a.zip" for number in range(3)]
         assert listed(["zip://photos/*.png::a.zip"]) == listed(["zip://photos::a.zip"])
+        assert listed(["zip://table.csv::a.zip"]) == ["zip://photos/0.png::a.zip"]
         content = bytearray(Path("a.zip").read_bytes())
         content[content.index(b"photos/1.png") + 200] ^= 255
         Path("a.zip").write_bytes(content)
@@ -289,6 +364,74 @@ class TestInputs:
         Broken.fails = False
         assert "4 pictures, 4 faces, 0 errors" in embed("table.csv", "-o", "out", "--batch-size", 1)
         fsspec.filesystem("memory").rm("/photos", recursive=True)
+
+    @needs_posix
+    def test_errors_of_the_system_say_nothing_of_the_picture(self, library):
+        def fails(path, said):
+            with pytest.raises(FastInstantIDError, match=f"{path}: the storage fails .*{said}.* goes on") as at:
+                photo_at(path)
+            assert not isinstance(at.value, ImageError), "it would be a row"
+
+        fails("/proc/self/mem", "Input/output error")
+        fails("file:///proc/self/mem", "Input/output error")
+        import resource
+
+        photo_at(good := str(library / "00000.png"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            fails(good, "Too many open files")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    def test_a_folder_that_is_gone_ends_the_run_which_goes_on_later(self, embed, library):
+        shutil.copytree(library, "disk")
+        Path("table.csv").write_text("path\n" + "".join(f"{path}\n" for path in [*listed(["disk"]), "disk/gone.png"]))
+        Path("disk").rename("away")
+        for make in (lambda: None, Path("disk").mkdir):  # as the place where a disk is mounted
+            make()
+            said = embed("table.csv", "-o", "out", code=1)
+            assert "disk/00000.png: no such file: " in said
+            assert f"{Path('disk').absolute()} is gone or empty; the same command goes on later" in said
+            assert [*contents(Path("out"))] == []
+        Path("disk").rmdir()
+        Path("away").rename("disk")
+        assert "13 pictures, 12 faces, 1 error " in embed("table.csv", "-o", "out")
+
+    def test_answers_of_a_server(self, embed, library):
+        content, broken = (library / "00000.png").read_bytes(), threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.path[1:4]
+                self.send_response(status := int(asked) if asked.isdigit() else 503 if broken.is_set() else 200)
+                self.send_header("Content-Length", str(len(content) if status == 200 else 0))
+                self.end_headers()
+                if status == 200 and self.command == "GET":
+                    self.wfile.write(content)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            bad = [*(f"{url}/{status}.png" for status in (401, 403, 404, 410)), "http://127.0.0.1:99999/x.png"]
+            bad += [f"{url}/404[1].png", "http:///x.png"]
+            Path("table.csv").write_text("path\n" + "".join(f"{path}\n" for path in [f"{url}/a.png", *bad]))
+            broken.set()
+            said = embed("table.csv", "-o", "out", code=1)
+            assert f"{url}/a.png: the storage fails (ClientResponseError: 503" in said
+            assert [*contents(Path("out"))] == []
+            broken.clear()
+            assert "8 pictures, 1 face, 7 errors" in embed("table.csv", "-o", "out")
+            assert [row["path"] for row in rows(Path("out")) if row["error"]] == bad
+            server.shutdown()
+        with pytest.raises(FastInstantIDError, match=r"the storage fails \(ClientConnectorError") as caught:
+            photo_at(f"{url}/a.png")
+        assert not isinstance(caught.value, ImageError)
 
     def test_a_storage_that_is_not_there_is_named(self):
         for read in (lambda path: listed([path]), photo_at):
@@ -338,12 +481,36 @@ class TestResume:
     def test_a_damaged_file_is_made_again(self, embed, library):
         embed(library, "-o", "out")
         before = contents(Path("out"))
-        for damaged in (before["part-00000.parquet"][:1000], b""):
+        content = before["part-00000.parquet"]
+        for damaged in (content[:1000], b"", content[:9000] + bytes(900) + content[9900:]):
             Path("out/part-00000.parquet").write_bytes(damaged)
             said = embed(library, "-o", "out")
             assert "out/part-00000.parquet is damaged, and made again" in said
             assert "12 pictures" in said
             assert contents(Path("out")) == before
+
+    @needs_posix
+    def test_only_damage_removes_a_file(self, embed, library):
+        import resource
+
+        embed(library, "-o", "out")
+        part, limits = Path("out/part-00000.parquet"), resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                is_done(part)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert is_done(part)
+        part.unlink()
+        part.mkdir()
+        assert "error: out/part-00000.parquet: Is a directory" in embed(library, "-o", "out", code=1)
+
+    def test_names_of_files_sort_as_their_numbers(self):
+        for count in (1, 99_999, 100_000, 100_001):
+            names = [unit.file_name for unit in units_of(["a.png"] * 8 * count, 1)]
+            assert names == sorted(names)
+            assert len(names[0]) == (19 if count == 100_001 else 18)
 
     @needs_posix
     def test_a_full_disk_is_said_and_the_same_command_goes_on(self, embed, library):
@@ -375,23 +542,32 @@ class TestResume:
         Path("out/_run.json").write_text(json.dumps({**kept, "device": "cuda", "version": "0.1"}))
         said = embed(library, "-o", "out", code=1)
         assert f"device was cuda and is cpu, version was 0.1 and is {__version__}" in said
-        for content in ("[]", "{}", '{"run":', ""):
+        for content in ("", "[]", "{}", '{"run":'):
             Path("out/_run.json").write_text(content)
-            assert "results in this folder are of an unknown run" in embed(library, "-o", "out", code=1)
+            assert "this folder holds results of an unknown run" in embed(library, "-o", "out", code=1)
         Path("out/_run.json").unlink()
-        assert "results in this folder are of an unknown run" in embed(library, "-o", "out", code=1)
+        assert "this folder holds results of an unknown run" in embed(library, "-o", "out", code=1)
         assert contents(Path("out")) == {name: content for name, content in before.items() if name != "_run.json"}
         assert "is a folder" in embed(library, "-o", "out.parquet", code=1)
         assert "create it first" in embed(library, "-o", "no/out", code=1)
 
     def test_two_runs_do_not_write_into_one_folder(self, embed, library):
-        (out := Path("out").absolute()).mkdir()
-        code = "import fcntl, os, sys\nfcntl.flock(os.open(sys.argv[5], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        """The lock is on a file that is open for writing, as NFS wants it; another is in its place at no time."""
+        embed(library / "more", "-o", "out")
+        Path("out/part-00000.parquet").unlink()
+        out, before = Path("out").absolute(), os.stat("out/_run.json").st_ino
+        code = "import fcntl, os, sys\n"
+        code += "fcntl.flock(os.open(sys.argv[5] + '/_run.json', os.O_RDWR), fcntl.LOCK_EX)\n"
         code += "from fast_instantid.cli import main\nprint(main(sys.argv[1:]))"
         done = fresh_python(code, "batch", "embed", str(library), "-o", str(out), *FACES)
         assert done.stdout.strip() == "1"
         assert "another run writes there now" in done.stderr
         embed(library, "-o", "out")
+        assert os.stat("out/_run.json").st_ino == before
+        Path("plain").mkdir()
+        Path("plain/notes.v2.txt").touch()
+        embed(library, "-o", "plain")
+        embed(library, "-o", "plain.v2")
 
     def test_a_killed_run_goes_on_to_the_same_bytes(self, embed, library, tmp_path):
         embed(library, "-o", "whole", "--batch-size", 1)
@@ -429,7 +605,7 @@ print(seen[len(seen) // 3], seen[-1])
 
 def test_a_run_without_any_face_fails(embed, library):
     Path("bad.png").touch()
-    assert "1 pictures, 0 faces, 1 errors" in embed("bad.png", "-o", "out", code=1)
+    assert "1 picture, 0 faces, 1 error " in embed("bad.png", "-o", "out", code=1)
     embed("bad.png", library / "00000.png", "-o", "both")
 
 

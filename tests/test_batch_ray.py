@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 from fast_instantid import miniature
 from fast_instantid.cli import main
 from fast_instantid.errors import BackendError, ImageError
-from fast_instantid.scale.units import _Worker
+from fast_instantid.scale.units import Workers, _Worker, run_units
 from tests.batches import (
     FACES,
     addresses,
@@ -37,6 +37,7 @@ from tests.fresh import fresh_python
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers to kill in /proc")
 LOOPBACK = ("0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000")  # of IPv4, mapped, and of IPv6
+PREFIX = ".fast-instantid-89abcdef"
 MINIATURE = ("--base", "miniature", "--device", "cpu", "--steps", "1", "--size", "64x64")
 
 
@@ -93,7 +94,7 @@ def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(cluster, library, 
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     output = capfd.readouterr()
     assert output.out == ""
-    assert "96 pictures, 95 faces, 1 errors" in output.err
+    assert "96 pictures, 95 faces, 1 error " in output.err
 
 
 def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tmp_path, monkeypatch, capsys):
@@ -123,8 +124,8 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
 
 def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    worker = _Worker(lambda: str, 1, os.getcwd(), tmp_path, {})
-    tried = tmp_path / f".fast-instantid-{7:016x}"
+    worker = _Worker(lambda: str, 1, os.getcwd(), tmp_path / PREFIX, {})
+    tried = tmp_path / f"{PREFIX}{7:08x}"
     for tries in (0, 2):
         tried.write_bytes(b"." * tries)
         assert pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"]) == ("5", None, tries + 1)
@@ -137,15 +138,29 @@ def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):
 
 def test_a_worker_that_ends_while_it_loads_counts_as_a_try(tmp_path, request):
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    tried = tmp_path / f".fast-instantid-{7:016x}"
+    tried = tmp_path / f"{PREFIX}{7:08x}"
     seen = []
 
     def load():
         seen.append(tried.read_bytes())
         return str
 
-    assert pickle.loads(_Worker(load, 1, os.getcwd(), tmp_path, {})({"unit": pickle.dumps((7, 5))})["result"])[0] == "5"
+    worker = _Worker(load, 1, os.getcwd(), tmp_path / PREFIX, {})
+    assert pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])[0] == "5"
     assert seen == [b"."]
+
+
+def test_tries_belong_to_one_start(cluster, tmp_path, recwarn):
+    """Where nothing sweeps the folder, those of starts that Ctrl-C ended say nothing of the unit."""
+
+    def load():
+        return lambda unit: [path.name for path in tmp_path.iterdir()]
+
+    seen = []
+    for _ in range(2):
+        run_units(["unit"], load, Workers(2, 1, address=cluster), seen.extend, tmp_path)
+    assert len({*seen}) == 2
+    assert not [str(warned.message) for warned in recwarn if "actors" in str(warned.message)]
 
 
 class TwoArguments(Exception):
@@ -169,7 +184,7 @@ def test_what_a_unit_raises_reaches_the_command(tmp_path, request, raised, kind,
     def work(unit):
         raise raised
 
-    worker = _Worker(lambda: work, 1, os.getcwd(), tmp_path, {})
+    worker = _Worker(lambda: work, 1, os.getcwd(), tmp_path / PREFIX, {})
     _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
     assert (type(error), str(error)) == (kind, text)
 

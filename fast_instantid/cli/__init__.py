@@ -20,6 +20,7 @@ from . import convert, demo, detail, doctor, generate, person, profile, scale, s
 from .models import face_analyzer, face_pack
 from .output import (
     PICTURE_SUFFIXES,
+    Remaining,
     check_output,
     encodable_output,
     print_json,
@@ -99,7 +100,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
         say("interrupted")
         return 130
     finally:
-        progress("")  # before a traceback
+        Remaining.show()  # before a traceback
     return 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import atomic_write
+from ..scale.run_folder import is_whole
 from ..scale.units import Load, Workers, run_units
-from .jobs import Drawn, Job
-from .output import Remaining, print_json, progress, save_picture, say, text_in
+from .jobs import Drawn, Job, LongNamed
+from .output import Remaining, print_json, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
@@ -50,22 +51,26 @@ def run(
     """
     rows: dict[int, dict[str, Any]] = {}
     alone: list[tuple[int, Job]] = []
-    known = set[str]()
+    known: dict[str, Job] = {}
     for number, job in enumerate(jobs):
         if not isinstance(job, Job):
             rows[number] = job
             continue
+        first, there = known.get(job.file_name, job), text_in(folder / job.file_name, "settings")
+        others = (there if isinstance(there, dict) else {}).get("prompt", job.prompt) != job.prompt
+        if others or first.settings != job.settings:  # once among some thousand prompts of a person and a seed
+            job = LongNamed(**vars(job))
         rows[number] = {"output": job.file_name, "status": "waiting", **job.settings}
         if job.file_name in known:
             rows[number] |= {"status": "failed", "error": "the same job twice"}
         else:
             alone.append((number, job))
-        known.add(job.file_name)
+        known.setdefault(job.file_name, job)
     earlier = _other_rows(folder, known)
     units = list(_batches(alone, batch_size))
-    there = [all((folder / job.file_name).exists() for _, job in unit) for unit in units]
-    kept = [unit for unit, done in zip(units, there, strict=True) if done]
-    todo = [unit for unit, done in zip(units, there, strict=True) if not done]
+    whole = {job.file_name for _, job in alone if is_whole(folder / job.file_name, _verify)}
+    kept = [unit for unit in units if whole.issuperset(job.file_name for _, job in unit)]
+    todo = [unit for unit in units if not whole.issuperset(job.file_name for _, job in unit)]
     remaining = Remaining("pictures", sum(map(len, todo)), workers.count)
     due = 0.0
 
@@ -83,7 +88,7 @@ def run(
     # Workers load the pipeline. Where none is needed, this process reads the report.
     run_units(kept + todo, load, workers if todo else replace(workers, count=1), done, folder)
     _write_report(folder, earlier, rows)
-    progress("")
+    remaining.show()
     states = ("drawn", "kept", "failed", "skipped")
     count = {status: sum(row["status"] == status for row in rows.values()) for status in states}
     for row in rows.values():
@@ -92,8 +97,8 @@ def run(
             say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
     if json:
         print_json({"output": str(folder), **count})
-        return 1 if count["failed"] else 0
-    say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
+    else:
+        say(f"{folder}: {', '.join(f'{number} {status}' for status, number in count.items())}; see {_REPORT}")
     return 1 if count["failed"] else 0
 
 
@@ -165,7 +170,14 @@ def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _other_rows(folder: Path, outputs: set[str]) -> list[dict[str, Any]]:
+def _verify(file: Any) -> None:
+    from PIL import Image
+
+    with suppress(Image.DecompressionBombError), Image.open(file) as image:
+        image.verify()
+
+
+def _other_rows(folder: Path, outputs: Container[str]) -> list[dict[str, Any]]:
     """What the report says of the pictures of other jobs that are there."""
     with suppress(OSError, ValueError, csv.Error), open(folder / _REPORT, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("output")]
@@ -175,7 +187,7 @@ def _other_rows(folder: Path, outputs: set[str]) -> list[dict[str, Any]]:
 
 def _write_report(folder: Path, earlier: Sequence[dict[str, Any]], rows: dict[int, dict[str, Any]]) -> None:
     columns = [*_COLUMNS, *(field.name for field in fields(Job))]
-    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(folder / _REPORT) as temporary, open(temporary, "w", -1, "utf-8", "backslashreplace", "") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows([*earlier, *(rows[number] for number in sorted(rows))])

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import check_parent
+from ..scale.run_folder import RUN_FILE
 from . import batch, jobs
 from .jobs import Job
 from .models import Models
@@ -30,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
     if folder.suffix or (folder.exists() and not folder.is_dir()):
         raise FastInstantIDError(f"{folder}: {len(wanted)} pictures go into a folder; name one")
     check_parent(folder)
+    if (folder / RUN_FILE).exists():
+        raise FastInstantIDError(f"{folder}: this folder belongs to 'batch': go on with that, or name another folder")
     studio = open_studio(options, models, default)
     folder.mkdir(exist_ok=True)
     return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), json=options.json)

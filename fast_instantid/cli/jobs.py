@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from glob import glob
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ..errors import FastInstantIDError
 from .output import PICTURE_SUFFIXES, text_in
@@ -50,13 +50,14 @@ class Job:
     controlnet: tuple[tuple[str, str, float], ...] = ()
     enhance_non_face_region: bool = False
     identity_net: bool = True
+    digits: ClassVar[int] = 8  # of the hash in the file's name
 
     @property
     def file_name(self) -> str:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
         text = json.dumps(self.settings, sort_keys=True)
-        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
+        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,6 +69,10 @@ class Job:
         """Jobs of equal values can be drawn in one batch."""
         sampling = self.num_inference_steps, self.guidance_scale, self.controlnet_conditioning_scale, self.size
         return *sampling, bool(self.image), self.strength, self.at_least, self.tries, self.enhance_non_face_region
+
+
+class LongNamed(Job):  # where the usual name is that of another job
+    digits = 16
 
 
 class Drawn(NamedTuple):
@@ -166,16 +171,17 @@ def from_csv(
     """
     names = [name for name in _TYPES if name not in _OF_THE_RUN]
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), restkey="", strict=True))
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), restkey="", strict=True)
+        rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else f"cannot be read as CSV in UTF-8: {error}"
         raise FastInstantIDError(f"{path}: {why}; expected a table of jobs, a CSV file in UTF-8") from error
     if not rows:
         raise FastInstantIDError(f"{path}: no jobs: expected a line with names of columns, and one line for each job")
-    if unknown := sorted({str(name) for row in rows for name in row} - {*names, ""}):
+    if unknown := sorted({str(name) for _, row in rows for name in row} - {*names, ""}):
         raise FastInstantIDError(f"{path}: unknown columns {', '.join(unknown)}: choose from {', '.join(names)}")
     jobs: list[Job | dict[str, str]] = []
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         given = {name: text.strip() for name, text in row.items() if name and text and text.strip()}
         try:
             if row.get(""):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import MALFORMED, FastInstantIDError, ModelFileError
 from ..files import atomic_write, check_parent, special_file
@@ -87,9 +87,9 @@ def reported(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> di
 
 
 def progress(text: str) -> None:
-    """Overwrite the progress line. Prints nothing if stderr is not a terminal."""
+    """Overwrite the progress line, after what remains. Prints nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
-        _write(f"\r\033[K{text}")
+        _write("\r\033[K" + "; ".join(filter(None, (Remaining.line, text))))
 
 
 class Remaining:
@@ -98,10 +98,18 @@ class Remaining:
     The time is measured from the first result of each worker on: loading and other beginnings say nothing of the rest.
     """
 
+    line: ClassVar[str] = ""
+
     def __init__(self, what: str, total: int, workers: int = 1) -> None:
         self.what, self.total, self.done, self._first = what, total, 0, workers
         self._since = (0.0, 0)
-        progress(f"0/{total} {what}")
+        self.show(f"0/{total} {what}")
+
+    @staticmethod
+    def show(line: str = "") -> None:
+        """Show a line before any other progress, until the next call; by default none."""
+        Remaining.line = line
+        progress("")
 
     def add(self, count: int) -> None:
         """Count results, and show the line."""
@@ -114,13 +122,12 @@ class Remaining:
         elif start:
             seconds = (now - start) / (self.done - before) * (self.total - self.done)
             left = f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
-        progress(f"{self.done}/{self.total} {self.what}{left}")
+        self.show(f"{self.done}/{self.total} {self.what}{left}")
 
 
 def say(text: str) -> None:
     """Print to stderr, on lines of its own."""
-    progress("")
-    _write(f"{printable_lines(text)}\n")
+    _write("\r\033[K" * sys.stderr.isatty() + f"{printable_lines(text)}\n")
 
 
 def printable_lines(text: str) -> str:

@@ -9,20 +9,22 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import FastInstantIDError
+from ..scale.run_folder import run_folder
+from ..scale.units import Workers, run_units
 from . import batch
 from .generate import jobs_of, open_studio
 from .jobs import Job
 from .models import Models, face_analyzer, face_pack
-from .output import Remaining, output, print_json, progress, say
+from .output import Remaining, output, print_json, say
 
 if TYPE_CHECKING:
     from ..faces import FaceAnalyzer
-    from ..scale.units import Workers
 
 _FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
 _SETTINGS = (
@@ -93,16 +95,15 @@ def positive(text: str, digits: int = 4) -> int:
 def _embed(options: argparse.Namespace) -> int:
     from ..faces.pack import checksum_of, find_pack
     from ..scale.embed import is_done, open_embedder, units_of
-    from ..scale.inputs import listed
-    from ..scale.run_folder import run_folder
-    from ..scale.units import run_units
+    from ..scale.inputs import folder_of, listed
     from ..sources import local_path
 
     pack, folder, workers = face_pack(options), options.output, _workers(options)
-    paths = listed(options.inputs, options.column)
+    each = [listed([source], options.column) for source in options.inputs]
+    paths, roots = [*chain(*each)], [*filter(None, map(folder_of, each))]
     found = find_pack(local_path(pack, "a face model pack"), options.cache, warns=False)  # the workers do
     settings: dict[str, Any] = {"run": "embed", "pictures": len(paths)}
-    settings["inputs"] = hashlib.sha256("\n".join(paths).encode(errors="surrogatepass")).hexdigest()
+    settings["inputs"] = hashlib.sha256("\0".join(paths).encode(errors="surrogatepass")).hexdigest()
     for name, network in (("detector", found.detector), ("recognizer", found.recognizer)):
         settings[name] = checksum_of(network.path, options.cache)
     with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):
@@ -116,24 +117,21 @@ def _embed(options: argparse.Namespace) -> int:
                 count[name] += value
             remaining.add(counts["pictures"])
 
-        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), folder, options.batch_size)
+        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), roots, folder, options.batch_size)
         run_units(todo, load, workers, done, folder)
-    progress("")
+    remaining.show()
     seconds = time.monotonic() - start
     kept = len(paths) - count["pictures"]
-    code = 1 if count["errors"] and not count["faces"] else 0
     if options.json:
         print_json({"output": str(folder), **count, "kept": kept, "seconds": round(seconds, 3)})
-        return code
-    counts = ", ".join(f"{value} {name}" for name, value in count.items())
-    rate = f" ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s, with the start)" if count["pictures"] else ""
-    say(f"{folder}: {counts}{rate}; {kept} pictures were done before")
-    return code
+    else:
+        counts = ", ".join(f"{value} {name[:-1] if value == 1 else name}" for name, value in count.items())
+        rate = f" ({count['pictures'] / max(seconds, 1e-9):.1f} pictures/s, with the start)" if todo else ""
+        say(f"{folder}: {counts}{rate}; done before: {kept}")
+    return 1 if count["errors"] and not count["faces"] else 0
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from ..scale.run_folder import run_folder
-
     if not (options.jobs or options.person or options.settings):
         raise FastInstantIDError("nobody to draw: give JOBS.csv, --person or --from")
     workers, (wanted, models, default) = _workers(options), jobs_of(options)
@@ -180,7 +178,6 @@ def _device(options: argparse.Namespace) -> tuple[str, str]:
 def _workers(options: argparse.Namespace) -> Workers:
     """The pool that the options name."""
     from ..placement import gpu_count
-    from ..scale.units import Workers
 
     if options.ray_address and not options.workers:
         raise FastInstantIDError(f"Ray at {options.ray_address}: give --workers too, the number of them in the cluster")

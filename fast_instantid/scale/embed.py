@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,8 @@ from ..faces.recognizer import EMBEDDING_DIM
 from ..files import atomic_write
 from ..images import Photo
 from ..people import ordered
-from .inputs import photo_at
-
-logger = logging.getLogger("fast_instantid")
+from .inputs import is_gone, photo_at
+from .run_folder import is_whole
 
 BATCHES = 8
 """Batches of pictures in one file."""
@@ -31,41 +28,37 @@ class Unit(NamedTuple):
 
     number: int
     paths: list[str]
+    digits: int = 5  # of the number in the file's name: readers sort names
 
     @property
     def file_name(self) -> str:
-        return f"part-{self.number:05}.parquet"
+        return f"part-{self.number:0{self.digits}}.parquet"
 
 
 def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
     """Cut the list of all pictures into units, which depend on nothing else."""
-    size = BATCHES * batch_size
-    return [Unit(i, [*paths[start : start + size]]) for i, start in enumerate(range(0, len(paths), size))]
+    starts = range(0, len(paths), size := BATCHES * batch_size)
+    digits = max(5, len(str(len(starts) - 1)))
+    return [Unit(i, [*paths[start : start + size]], digits) for i, start in enumerate(starts)]
 
 
 def is_done(path: Path) -> bool:
-    """Whether a unit's file is there. A damaged one is removed."""
-    from pyarrow import ArrowException, parquet
+    """Whether a unit's file is there, and whole."""
+    from pyarrow import BufferReader, parquet
 
-    try:
-        parquet.read_metadata(path)
-    except FileNotFoundError:
-        return False
-    except (ArrowException, OSError):
-        logger.warning("%s is damaged, and made again", path)
-        path.unlink()
-        return False
-    return True
+    checked = partial(parquet.ParquetFile, page_checksum_verification=True)
+    # From memory: threads of Arrow that call Python for a file may abort the process at its end.
+    return is_whole(path, lambda file: checked(BufferReader(file.read())).read(use_threads=False))
 
 
 def open_embedder(
-    analyzer: Callable[[], FaceAnalyzer], folder: Path, batch_size: int
+    analyzer: Callable[[], FaceAnalyzer], roots: Sequence[str], folder: Path, batch_size: int
 ) -> Callable[[Unit], dict[str, int]]:
     """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows."""
-    return partial(_embed, analyzer(), folder, batch_size)
+    return partial(_embed, analyzer(), roots, folder, batch_size)
 
 
-def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
+def _embed(analyzer: FaceAnalyzer, roots: Sequence[str], folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
     import pyarrow
     from pyarrow import parquet
 
@@ -74,7 +67,7 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
         there = parquet.read_table(path, columns=["error"])
         errors = there.num_rows - there["error"].null_count
         return {"pictures": len(unit.paths), "faces": there.num_rows - errors, "errors": errors}
-    rows = [row for batch in _batches(unit.paths, batch_size) for row in _rows(analyzer, batch)]
+    rows = [row for batch in _batches(unit.paths, batch_size, roots) for row in _rows(analyzer, batch)]
     point = pyarrow.list_(pyarrow.float32(), 2)
     schema = pyarrow.schema(
         {
@@ -91,7 +84,7 @@ def _embed(analyzer: FaceAnalyzer, folder: Path, batch_size: int, unit: Unit) ->
     for row in rows:  # names of files may hold any bytes
         row |= {name: _shown(row[name]) for name in ("path", "error") if row.get(name)}
     with atomic_write(path, private=True) as temporary:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), os.fspath(temporary))
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, write_page_checksum=True)
     errors = sum(row.get("error") is not None for row in rows)
     return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}
 
@@ -101,7 +94,7 @@ def _shown(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo | ImageError]]]:
+def _batches(paths: Sequence[str], size: int, roots: Sequence[str]) -> Iterator[list[tuple[str, Photo | ImageError]]]:
     """Read pictures, and yield at most ``size`` of them, and not many more pixels than memory should hold."""
     batch: list[tuple[str, Photo | ImageError]] = []
     pixels = 0
@@ -111,6 +104,9 @@ def _batches(paths: Sequence[str], size: int) -> Iterator[list[tuple[str, Photo 
             pixels += photo.width * photo.height
             batch.append((path, photo))
         except ImageError as error:
+            # A disk that is no longer mounted says nothing of the picture.
+            if isinstance(error.__cause__, FileNotFoundError) and (gone := next(filter(is_gone, roots), None)):
+                raise FastInstantIDError(f"{error}: {gone} is gone or empty; the same command goes on later") from error
             batch.append((path, error))
         if len(batch) == size or pixels >= _PIXELS:
             yield batch

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Generator, Mapping
+import re
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError
-from ..files import atomic_write, check_parent, sweep
+from ..files import check_parent, sweep
 
-_FILE = "_run.json"  # readers of Parquet folders pass over such a name
+logger = logging.getLogger("fast_instantid")
+RUN_FILE = "_run.json"  # readers of Parquet folders pass over such a name
+_RESULT = re.compile(r"part-\d+\.parquet|report\.csv|.+-\d+-[0-9a-f]{8}(?:[0-9a-f]{8})?\.png", re.DOTALL)
+_FILES = (".parquet", ".csv", ".json", ".png", ".jpg", ".jpeg", ".webp", ".zip")  # names of no folder
 
 
 @contextmanager
@@ -25,60 +30,71 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Generator[None]:
     Raises:
         FastInstantIDError: the folder cannot be written, is in use by another run, or holds results of other settings.
     """
-    if folder.suffix or (folder.exists() and not folder.is_dir()):
-        raise FastInstantIDError(f"{folder}: the output of a batch is a folder; name one without a suffix")
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in _FILES):
+        raise FastInstantIDError(f"{folder}: the output of a batch is a folder; name one")
     check_parent(folder)
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-    try:
-        is_alone = descriptor is not None and _lock(descriptor, folder)
-        _same_run(folder / _FILE, json.loads(json.dumps(settings)))
-        if is_alone:
+    path = folder / RUN_FILE
+    # Written in place: another file would lose the lock. Locks of NFS need a file that is open for writing.
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        if _lock(file.fileno(), folder):
             sweep(folder, age=0)
+        wanted, known = json.loads(json.dumps(settings)), None
+        with suppress(ValueError):
+            known = json.load(file)
+        if any(_RESULT.fullmatch(there.name) for there in folder.iterdir()):
+            _check_same(path, wanted, known)
+        elif known != wanted:  # also in place of that of a run without results
+            file.truncate(file.seek(0))
+            file.write(json.dumps(wanted, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+
+
+def is_whole(path: Path, read: Callable[[Any], object]) -> bool:
+    """Whether a result is there, and can be read. A damaged one is removed, to be made again."""
+    with suppress(FileNotFoundError):
+        try:
+            with path.open("rb") as file:
+                read(file)
+            return True
+        except Exception as error:  # those of damaged files share no base
+            if getattr(error, "errno", None):  # of the system, which says nothing of the file
+                raise
+        logger.warning("%s is damaged, and made again", path)
+        path.unlink()
+    return False
 
 
 def _lock(descriptor: int, folder: Path) -> bool:
-    """Lock a folder until its descriptor is closed, or the process ends. Some network file systems have no locks."""
-    import fcntl
-
+    """Lock a file until its descriptor is closed, or the process ends. Some network file systems have no locks."""
     try:
+        import fcntl
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FastInstantIDError(
-            f"{folder}: another run writes there now; wait for it, or name another folder"
-        ) from error
-    except OSError:
+        said = f"{folder}: another run writes there now; wait for it, or name another folder"
+        raise FastInstantIDError(said) from error
+    except (OSError, ImportError):  # also on Windows
         return False
     return True
 
 
-def _same_run(path: Path, settings: dict[str, Any]) -> None:
-    names = [file.name for file in path.parent.iterdir() if not file.name.startswith((".", "_"))]
-    there: Any = {}
-    with suppress(FileNotFoundError, ValueError):
-        there = json.loads(path.read_text(encoding="utf-8"))
+def _check_same(path: Path, settings: dict[str, Any], there: Any) -> None:
     known = there if isinstance(there, dict) else {}
-    if not names or not (known or path.exists() or any(name.endswith(".parquet") for name in names)):
-        with atomic_write(path, private=True) as temporary:  # also in place of that of a run without results
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
-    if not known:
-        raise FastInstantIDError(
-            f"{path}: missing or damaged, so that the results in this folder are of an unknown run: name another folder"
-        )
     changed = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
     told = [f"{name} was {known.get(name)} and is {settings.get(name)}" for name in changed if name != "inputs"]
-    if {*changed} - {"inputs", "pictures"}:
-        raise FastInstantIDError(
-            f"{path}: this folder holds results of another run: {', '.join(told)}; name another folder, or give the "
-            "same options"
-        )
-    if changed:
-        raise FastInstantIDError(
-            f"{path}: this folder holds results of other pictures, or in another order"
-            f"{f' ({told[0]})' if told else ''}: give a folder of its own to new pictures"
-        )
+    if not known:
+        if not path.stat().st_size:  # made just now
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()
+        said = f"an unknown run: {path.name} is missing or damaged; name another folder"
+    elif {*changed} - {"inputs", "pictures"}:
+        said = f"another run: {', '.join(told)}; name another folder, or give the same options"
+    elif changed:
+        count = f" ({told[0]})" if told else ""
+        said = f"other pictures, or in another order{count}: give a folder of its own to new pictures"
+    else:
+        return
+    raise FastInstantIDError(f"{path.parent}: this folder holds results of {said}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -76,11 +77,12 @@ def run_units(
             )
         share: dict[str, Any] = {"num_gpus": 1 / -(-workers.count // there)} if workers.gpu else {"num_cpus": threads}
         rows = [{"unit": pickle.dumps((number, unit))} for number, unit in enumerate(units)]
+        tries = folder / f".fast-instantid-{secrets.token_hex(4)}"  # of this start; swept like other temporary files
         results = data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,  # pyright: ignore[reportArgumentType]  # Ray makes it
-            fn_constructor_args=(load, workers.threads, os.getcwd(), folder, proxies()),
+            fn_constructor_args=(load, workers.threads, os.getcwd(), tries, proxies()),
             # Few units wait for a worker, so that none is idle at the end.
-            compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+            compute=data.ActorPoolStrategy(size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=2),
             **share,
         )
         with _interrupts() as interrupted:
@@ -118,11 +120,11 @@ def _interrupts() -> Generator[Callable[[], bool]]:
 class _Worker:
     """One process of the pool; it loads its networks with its first unit."""
 
-    def __init__(self, load: Load, threads: int, home: str, folder: Path, proxies: dict[str, str]) -> None:
+    def __init__(self, load: Load, threads: int, home: str, tries: Path, proxies: dict[str, str]) -> None:
         os.environ |= proxies
         with suppress(ValueError):  # of another thread than the main one
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; the driver ends them
-        self.load, self.threads, self.home, self.folder = load, threads, home, folder
+        self.load, self.threads, self.home, self.tries = load, threads, home, tries
         self.work: Callable[[Any], Any] | None = None
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
@@ -130,7 +132,7 @@ class _Worker:
         result, error, count = None, None, 0
         try:
             os.chdir(self.home)  # relative paths mean the same everywhere
-            tries = self.folder / f".fast-instantid-{number:016x}"  # removed like the temporary files of a killed run
+            tries = self.tries.with_name(f"{self.tries.name}{number:08x}")
             with tries.open("ab") as file:
                 file.write(b".")
                 count = file.tell()
