@@ -30,14 +30,14 @@ def lines(path: Path) -> int:
 
 
 BOUNDS = {
-    "cli": 2_550,
-    "comfyui": 3_900,
-    "faces": 3_160,
+    "cli": 2_560,
+    "comfyui": 3_850,
+    "faces": 3_150,
     "identity": 1_080,
-    "observe": 1_760,
-    "people": 1_670,
-    "pipelines": 2_670,
-    "scale": 2_250,
+    "observe": 1_740,
+    "people": 1_650,
+    "pipelines": 2_640,
+    "scale": 2_490,
 }
 
 
@@ -47,8 +47,8 @@ def test_a_part_stays_within_its_bound(part):
     assert sum(map(lines, written(PACKAGE, f"{part}/**/*"))) <= BOUNDS[part]
 
 
-def test_the_package_is_at_most_22100_lines():
-    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 22_100
+def test_the_package_is_at_most_22250_lines():
+    assert sum(map(lines, written(PACKAGE, "**/*"))) <= 22_250
 
 
 def test_observation_is_at_most_2750_lines():

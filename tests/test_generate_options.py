@@ -357,7 +357,11 @@ class TestAdditions:
 
 
 @pytest.mark.parametrize(
-    "settings", ["[]", "5", '{"seed": "x"}', '{"lora": 5}', '{"lora": ["ab"]}', '{"size": [1]}', '{"size": 5}', "{"]
+    "settings",
+    [
+        *("[]", "5", '{"seed": "x"}', '{"lora": 5}', '{"lora": ["ab"]}', '{"size": [1]}', '{"size": 5}', "{"),
+        *("[" * 100_000, '{"seed": Infinity}', f'{{"scale": {10**400}}}'),
+    ],
 )
 def test_settings_that_lie_are_refused(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..errors import FastInstantIDError
+from ..errors import MALFORMED, FastInstantIDError
 from .output import PICTURE_SUFFIXES, text_in
 
 _SUFFIXES = (".safetensors", *PICTURE_SUFFIXES)
@@ -126,7 +126,7 @@ def _value(name: str, given: Any) -> Any:
     read, expected = _READERS.get(_TYPES.get(name), (str, "text"))
     try:
         return read(given)
-    except (ValueError, TypeError, LookupError):
+    except MALFORMED:
         raise ValueError(f"{name} {str(given)[:80]!r}: expected {expected}") from None
 
 
@@ -215,7 +215,7 @@ def settings_of(path: Path) -> dict[str, Any]:
         if "size" in given:
             given["size"] = "x".join(map(str, given["size"]))
         return {name: _value(name, value) for name, value in given.items()}
-    except (AttributeError, ValueError, TypeError, argparse.ArgumentTypeError) as error:
+    except (*MALFORMED, argparse.ArgumentTypeError) as error:
         raise FastInstantIDError(f"{path}: no settings in it: expected a PNG that 'generate' wrote") from error
 
 
