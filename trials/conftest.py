@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tqdm import tqdm
 
 from tests import conftest as shared
+
+# Forks share tqdm's own lock: a child that is killed while it holds it would block every later bar of this process.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # a thread that holds it too, as the one that forks would find it
 
 LEAST = 3  # trials of each kind, however little time there is
 COUNTS: dict[str, int] = {}

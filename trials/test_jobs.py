@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from fast_instantid import FaceAnalyzer, miniature, pipelines
 from fast_instantid.cli import jobs, main
@@ -66,3 +70,16 @@ def test_a_batch_that_is_killed_ends_complete(thirty, trials, note):
         for path in Path("out").iterdir():
             path.unlink()
     note(f"{kills} kills")
+
+
+def test_a_child_that_is_killed_in_a_progress_bar_blocks_no_other():
+    def hold() -> None:
+        tqdm.get_lock().acquire()
+        time.sleep(60)
+
+    tqdm.get_lock()  # made here, before the fork
+    assert kill_after(fork(hold), 0.5)
+    drawing = threading.Thread(target=lambda: [*tqdm(range(3), file=io.StringIO())], daemon=True)
+    drawing.start()
+    drawing.join(30)
+    assert not drawing.is_alive()
