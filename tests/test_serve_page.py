@@ -123,7 +123,7 @@ def test_a_photograph_becomes_a_picture_in_the_page(page):
     status(page).to_have_text(re.compile(r"no face found in blank\.png"))
     page.set_input_files("input[name=photos]", PORTRAITS[:2])
     draw(page)
-    status(page).to_have_text(re.compile("hardly show one person"), timeout=MINUTE)
+    status(page).to_have_text(re.compile("seem to show different people"), timeout=MINUTE)
 
 
 @needs_chromium

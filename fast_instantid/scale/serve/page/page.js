@@ -40,7 +40,7 @@ const handlers = {
   picture({ png, likeness, seed, photos }) {
     show(`data:image/png;base64,${png}`, false);
     const told = (likeness ?? []).map(({ cosine, word }) => (cosine === null ? word : `${cosine.toFixed(2)} (${word})`));
-    const differ = ["weak", "none"].includes(photos?.alike?.word) ? " The photographs hardly show one person." : "";
+    const differ = ["weak", "none"].includes(photos?.alike?.word) ? " The photographs seem to show different people." : "";
     say(`Done. Likeness to the person: ${told.join(", ")}. Seed: ${seed}.${differ}`);
   },
   error: ({ error }) => say(named(error), true),
