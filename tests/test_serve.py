@@ -118,6 +118,9 @@ def test_the_answer_has_the_kind_that_a_client_prefers(accept, kind):
 def test_a_kind_that_no_answer_has_is_refused(client):
     answer = client.post("/v1/pictures", files=[photo()], data=FEW, headers={"Accept": "image/jpeg"})
     assert (answer.status_code, "image/png, application/json" in answer.json()["error"]) == (406, True)
+    twice = [("Accept", "image/jpeg"), ("Accept", "application/json")]
+    answer = client.post("/v1/pictures", files=[photo()], data=FEW, headers=twice)
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_a_wide_picture_without_likeness(client):

@@ -235,7 +235,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         start, asked = await read(request, doc.PictureRequest)
         engine.check_number(bool(asked.photos) + len(asked.persons) + len(asked.person_files))
         engine.drawing.check()
-        if not (kind := doc.kind_of_answer(accept := request.headers.get("accept", ""))):
+        if not (kind := doc.kind_of_answer(accept := ",".join(request.headers.getlist("accept")))):
             raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
         people += [await run_in_threadpool(kept.person, name) for name in asked.persons]

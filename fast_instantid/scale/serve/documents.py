@@ -46,7 +46,7 @@ def _bytes(value: Any) -> bytes:
 def _few(value: Any) -> list[Any]:
     """A list that is short: pydantic has a message for each wrong item."""
     if isinstance(value, list) and len(value) > 100:
-        raise ValueError(f"{len(value)} of them")
+        raise ValueError(f"{len(value)} of them: give fewer")
     return value if isinstance(value, list) else [value]
 
 
@@ -72,7 +72,7 @@ class _Request(BaseModel):
     @classmethod
     def _few_fields(cls, given: Any) -> Any:
         if isinstance(given, dict) and len(given) > 100:
-            raise ValueError(f"{len(given)} fields")
+            raise ValueError(f"{len(given)} fields: give only those of /openapi.json")
         return given
 
 
