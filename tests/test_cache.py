@@ -431,9 +431,9 @@ child = os.fork()
 cache = Cache(directory=sys.argv[1])
 for key in sys.argv[2:] if child else sys.argv[:1:-1]:
     assert (cache.get(key, lambda: {"x": torch.full((4096,), float(key))})["x"] == float(key)).all()
-print(cache.stats.misses, cache.stats.disk_hits)
-if child:
+if child:  # prints after the child: unbuffered, the words of two lines would mix
     assert os.waitpid(child, 0)[1] == 0
+print(cache.stats.misses, cache.stats.disk_hits)
 """
 
 
