@@ -587,12 +587,12 @@ def test_memory_does_not_grow_with_the_inputs(library, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from fast_instantid.cli import main, scale
+from fast_instantid.cli import batches, main
 seen = []
-class Remaining(scale.Remaining):
+class Remaining(batches.Remaining):
     def add(self, count):
         seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
-scale.Remaining = Remaining
+batches.Remaining = Remaining
 assert main(["batch", "embed", *sys.argv[1:]]) == 0
 print(seen[len(seen) // 3], seen[-1])
 """

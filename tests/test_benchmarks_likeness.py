@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +81,6 @@ def test_the_examples_of_the_page_say_the_same():
     [less] = re.findall(r"less = Approximations\((.*)\)\n", PAGE.read_text())
     assert less == 'layers=["down_blocks", "up_blocks"], identity_range=(0, 0.8), identity_net_every=2'
     [command] = re.findall(r"```sh\nfast-instantid (generate.*?)```", PAGE.read_text(), re.DOTALL)
-    options = make_parser(defaultdict(lambda: print)).parse_args(shlex.split(command.replace("\\\n", "")))
+    options = make_parser().parse_args(shlex.split(command.replace("\\\n", "")))
     assert (options.layers, options.identity_net_every) == (["down_blocks", "up_blocks"], 2)
     assert (options.face_dtype, options.face_sizes) == ("bfloat16", [320, 640])

@@ -389,7 +389,7 @@ def test_an_option_of_one_value_given_twice_is_wrong_usage(arguments, option, ca
 
 
 def test_options_that_take_a_list_add_up_and_long_names_are_diffusers():
-    parser = make_parser(dict.fromkeys(COMMANDS, print))
+    parser = make_parser()
     common = ["generate", "--prompt", "x", "-o", "o.png", "--photo", "a", "b", "--photo", "c"]
     options = parser.parse_args([*common, "--layers", "down_blocks", "--layers", "up_blocks", "mid_block"])
     assert options.photo == ["a", "b", "c"]
@@ -398,7 +398,7 @@ def test_options_that_take_a_list_add_up_and_long_names_are_diffusers():
     long += ["--guidance-scale", "4"]
     short = ["--weight", "1", "--controlnet-strength", "2", "--steps", "3", "--guidance", "4"]
     for given in (long, short):
-        options = make_parser(dict.fromkeys(COMMANDS, print)).parse_args([*common, *given])
+        options = make_parser().parse_args([*common, *given])
         assert (options.scale, options.controlnet_conditioning_scale) == (1, 2)
         assert (options.num_inference_steps, options.guidance_scale) == (3, 4)
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import httpx
@@ -65,7 +64,7 @@ def test_the_same_app_under_ray_serve(tmp_path, request):
 
 
 def options_of(words: list[str]):
-    return make_parser(defaultdict(lambda: None)).parse_args(words)
+    return make_parser().parse_args(words)
 
 
 def test_the_commands_of_the_deployment_are_ours():

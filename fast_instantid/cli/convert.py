@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..recorder import stage
+from .options import command
 from .output import check_output, output, print_json, progress, say
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> None:
+    text, example = "convert the adapter to half precision", "models/instantid/ip-adapter.bin"
+    parser = command(commands, "convert", run, text, example)
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="InstantID's adapter, ip-adapter.bin")
     text = "dtype of the converted weights; identities computed in it stay the same"
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help=text)

@@ -6,13 +6,17 @@ import argparse
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 from .. import miniature
 from ..recorder import stage
+from .options import cache_option, command
 from .output import PICTURE_SUFFIXES, check_output, output, print_json, progress, report_step, save_picture, timed
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> None:
+    text, example = "draw the person of a portrait in four scenes, on the miniature", "--seed 7"
+    parser = command(commands, "demo", run, text, example)
     parser.add_argument("--photo", type=Path, help="a drawn portrait (default: one that is shipped)")
     parser.add_argument("--prompt", action="append", help="what to draw; may be repeated (default: four scenes)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first noise")
@@ -22,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Path("fast-instantid-demo.png")
     parser.add_argument("-o", "--output", type=output, default=default, help="the picture to write")
     parser.add_argument("--json", action="store_true", help="print likeness and times as one JSON document")
+    cache_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,11 +10,15 @@ from ..recorder import stage
 from .generate import with_scale
 from .jobs import people_of
 from .models import Models
+from .options import command, drawing_options
 from .output import PICTURE_SUFFIXES, check_output, output, print_json, reported, save_picture, timed
 from .studio import Studio
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> None:
+    text = "draw the faces of a picture again, each at the resolution of the model"
+    example = 'group.png --person anna.safetensors bob.safetensors --prompt "two people in a bar" -o better.png'
+    parser = command(commands, "detail", run, text, example)
     parser.set_defaults(no_face="error")
     parser.add_argument("picture", metavar="PICTURE", help="the picture to improve")
     who = parser.add_mutually_exclusive_group(required=True)
@@ -33,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "pixels of the square that is drawn, a multiple of 8 (default: what the model was trained at)"
     parser.add_argument("--side", type=int, metavar="PX", help=text)
     parser.add_argument("-o", "--output", type=output, required=True, help="the picture to write")
+    drawing_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,13 +6,15 @@ import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import FastInstantIDError
 from .models import MINIATURE
+from .options import command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``doctor``."""
+def add_command(commands: Any) -> None:
+    parser = command(commands, "doctor", run, "check this machine and its model files", "--json")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     for option, metavar, text in (
         ("--comfyui", "DIR", "a ComfyUI to examine (default: the one that this package is cloned into, if it is)"),

@@ -5,17 +5,32 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import FastInstantIDError, NoFaceError
 from ..files import check_parent
 from ..scale.run_folder import RUN_FILE
-from . import batch, jobs
+from . import jobs, run_jobs
 from .jobs import Job
 from .models import Models
-from .output import PICTURE_SUFFIXES, check_output, print_json, save_picture, say
+from .options import command, generate_options, person_option
+from .output import PICTURE_SUFFIXES, check_output, output, print_json, save_picture, say
 from .studio import Studio, check, profile_of
+
+
+def add_command(commands: Any) -> None:
+    text, example = "draw the person of a photo", '--photo anna.jpg --prompt "a watercolour" --scale 0.7 -o anna.png'
+    parser = command(commands, "generate", run, text, example)
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--photo", nargs="+", help="photos of one person; the first gives the pose")
+    person_option(who)
+    text = "a picture for each line; columns: person, prompt, seed, other options with _ for -; options give the rest"
+    who.add_argument("--jobs", type=Path, metavar="CSV", help=text)
+    generate_options(parser)
+    text = "the picture to write; of several pictures, their folder"
+    parser.add_argument("-o", "--output", type=output, required=True, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         raise FastInstantIDError(f"{folder}: this folder belongs to 'batch': go on with that, or name another folder")
     studio = open_studio(options, models, default)
     folder.mkdir(exist_ok=True)
-    return batch.run(wanted, folder, options.batch_size, lambda: batch.drawer(studio, folder), json=options.json)
+    draw = partial(run_jobs.draw_batch, studio, folder)
+    return run_jobs.run(wanted, folder, options.batch_size, lambda: draw, json=options.json)
 
 
 def jobs_of(options: argparse.Namespace) -> tuple[list[Any], Models, Job]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from ..errors import FastInstantIDError
 from ..observe.table import printable
 from ..recorder import stage
 from .models import face_analyzer, face_pack
+from .options import command, face_options
 from .output import PICTURE_SUFFIXES, check_output, output, print_json, save_picture, say
 
 if TYPE_CHECKING:
@@ -21,15 +22,10 @@ if TYPE_CHECKING:
 _ORDERS = "largest, 'left to right', 'right to left', 'top to bottom', 'bottom to top', center or score"
 
 
-def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argparse.ArgumentParser], None]) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-
-    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=text, description=text)
-        added.set_defaults(act=run, parser=added)
-        return added
-
-    make = action("make", _make, "find a person in photographs, and keep it in a file")
+def add_command(commands: Any) -> None:
+    text, example = "keep a person in a file, and compare persons", "make anna1.jpg anna2.jpg -o anna.safetensors"
+    actions = command(commands, "person", None, text, example).add_subparsers(required=True, metavar="ACTION")
+    make = command(actions, "make", _make, "find a person in photographs, and keep it in a file")
     make.add_argument("photos", nargs="+", metavar="PHOTO", help="picture files, all of one person")
     make.add_argument("-o", "--output", type=output, required=True, help="the .safetensors file to write")
     make.add_argument("--name", help="of the person (default: the first photo's)")
@@ -45,12 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
     make.add_argument("--adapter", type=Path, metavar="PATH", help="keep the identity too, made by this adapter")
     face_options(make)
 
-    show = action("show", _show, "say what person files hold")
-    merge = action("merge", _merge, "make one person of the photographs of several files")
+    show = command(actions, "show", _show, "say what person files hold")
+    merge = command(actions, "merge", _merge, "make one person of the photographs of several files")
     merge.add_argument("--name", help="of the person (default: the first one's)")
-    compare = action("compare", _compare, "print how alike persons and photos are: the cosine of their embeddings")
+    compare = command(
+        actions, "compare", _compare, "print how alike persons and photos are: the cosine of their embeddings"
+    )
     face_options(compare)
-    export = action("export", _export, "write a person's embedding, picture or identity to a file of its own")
+    export = command(actions, "export", _export, "write a person's embedding, picture or identity to a file of its own")
     for added, text in ((show, ""), (merge, ""), (compare, ", and photos: in each, the face most like the person")):
         added.add_argument("people", nargs="+", type=Path, metavar="FILE", help=f"files of 'person make'{text}")
     for added in (make, show, compare):
@@ -59,11 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser, face_options: Callable[[argpa
     export.add_argument("people", nargs=1, type=Path, metavar="FILE", help="a file of 'person make'")
     text = "a picture, .npy for the embedding (512 float32), or .safetensors for the identity that it keeps"
     export.add_argument("-o", "--output", type=output, required=True, help=text)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the action."""
-    return options.act(options)
 
 
 def _make(options: argparse.Namespace) -> int:

@@ -9,17 +9,19 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..errors import FastInstantIDError
 from ..recorder import Recorder
+from .options import command
 from .output import check_output, output, printable_lines
 
 _COMMANDS = ("generate", "embed", "keypoints", "download", "demo")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``profile``."""
+def add_command(commands: Any) -> None:
+    text, example = "show where the time of a command goes", '-- generate --photo anna.jpg --prompt "a" -o anna.png'
+    parser = command(commands, "profile", run, text, example)
     parser.add_argument(
         "-o", "--output", type=output, metavar="NAME.json", help="trace to write (default: by the time)"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from ..errors import FastInstantIDError
 from ..recorder import stage
 from .models import Models, face_analyzer
+from .options import command, face_options, model_options, positive
 from .output import say
-from .scale import positive
 
 KEY = "FAST_INSTANTID_KEY"
 _BOUNDS = {  # limit -> help of its option, with the default of Limits
@@ -30,7 +29,11 @@ _BOUNDS = {  # limit -> help of its option, with the default of Limits
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> None:
+    text, example = "answer requests for faces, persons and pictures over HTTP", "--base miniature"
+    parser = command(commands, "serve", run, text, example)
+    model_options(parser)
+    face_options(parser, cached=False)
     parser.add_argument(
         "--host", default="127.0.0.1", help=f"address to listen at; beyond this machine, ${KEY} is needed"
     )
@@ -130,6 +133,6 @@ def on_ray(given: dict[str, Any]) -> Any:
     def build() -> Any:
         if not (key := _key()):
             raise FastInstantIDError(f"a cluster reaches beyond a machine: set ${KEY} to a secret that clients send")
-        return app_of(make_parser(defaultdict(lambda: run)).parse_args(["serve", *arguments]), key)
+        return app_of(make_parser().parse_args(["serve", *arguments]), key)
 
     return application(build)

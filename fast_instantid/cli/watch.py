@@ -13,10 +13,11 @@ from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import FastInstantIDError
 from ..files import check_parent
+from .options import command
 from .output import output, progress, say
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from ..observe.samples import Sample
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``watch``."""
+def add_command(commands: Any) -> None:
+    parser = command(commands, "watch", run, "watch the GPUs and detect swapping of their memory", "-- python main.py")
     parser.add_argument("--interval", type=float, default=0.1, metavar="SECONDS", help="time between samples")
     parser.add_argument(
         "-o", "--output", type=output, metavar="NAME.csv", help="samples to write (default: by the time)"

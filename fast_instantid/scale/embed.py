@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,14 +51,15 @@ def is_done(path: Path) -> bool:
     return is_whole(path, lambda file: checked(BufferReader(file.read())).read(use_threads=False))
 
 
-def open_embedder(
-    analyzer: Callable[[], FaceAnalyzer], roots: Sequence[str], folder: Path, batch_size: int
-) -> Callable[[Unit], dict[str, int]]:
-    """Load the analyzer of a worker; return the function that writes a unit's file, and counts pictures and rows."""
-    return partial(_embed, analyzer(), roots, folder, batch_size)
+def embed_unit(
+    analyzer: FaceAnalyzer, roots: Sequence[str], folder: Path, batch_size: int, unit: Unit
+) -> dict[str, int]:
+    """Write the file of a unit, and count its pictures, faces and errors.
 
-
-def _embed(analyzer: FaceAnalyzer, roots: Sequence[str], folder: Path, batch_size: int, unit: Unit) -> dict[str, int]:
+    Args:
+        roots: folders of the pictures. If one is missing or empty, a picture that is not there ends the run.
+        batch_size: pictures that are searched at once.
+    """
     import pyarrow
     from pyarrow import parquet
 

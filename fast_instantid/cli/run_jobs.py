@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -43,7 +42,7 @@ def run(
     smaller one may round otherwise.
 
     Args:
-        load: returns a :func:`drawer`.
+        load: returns :func:`draw_batch` with its networks and the folder.
         json: print one JSON document in place of the last line.
 
     Returns:
@@ -102,12 +101,8 @@ def run(
     return 1 if count["failed"] else 0
 
 
-def drawer(studio: Studio, folder: Path) -> Callable[[_Unit], list[tuple[int, dict[str, Any]]]]:
-    """Return the function that draws a batch into ``folder``, and returns what the report says of each picture."""
-    return partial(_draw, studio, folder)
-
-
-def _draw(studio: Studio, folder: Path, unit: _Unit) -> list[tuple[int, dict[str, Any]]]:
+def draw_batch(studio: Studio, folder: Path, unit: _Unit) -> list[tuple[int, dict[str, Any]]]:
+    """Draw a batch into ``folder``. Return the number of each row, and what the report says of it."""
     rows: dict[int, dict[str, Any]] = {}
     ready: list[tuple[int, Job, Person | Scene]] = []
     for number, job in unit:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__
 from ..errors import FastInstantIDError
 from ..scale.run_folder import run_folder
 from ..scale.units import Workers, run_units
-from . import batch
+from . import run_jobs
 from .generate import jobs_of, open_studio
 from .jobs import Job
 from .models import Models, face_analyzer, face_pack
+from .options import command, face_options, generate_options, person_option, positive
 from .output import Remaining, output, print_json, say
-
-if TYPE_CHECKING:
-    from ..faces import FaceAnalyzer
 
 _FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
 _SETTINGS = (
@@ -33,30 +29,13 @@ _SETTINGS = (
 )
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, face_options: Any, person_option: Any, generate_options: Any
-) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-
-    def action(name: str, run: Callable[..., int], text: str, epilog: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=text, description=text, epilog=f"example:\n  fast-instantid {epilog}")
-        added.set_defaults(act=run, parser=added)
-        added.add_argument("-o", "--output", type=output, required=True, help="the folder to write, or to go on with")
-        pool = added.add_argument_group("workers", "several need Ray; the results are the same for any number")
-        text = "processes that work at the same time (default: one for each GPU, or one)"
-        pool.add_argument("--workers", type=positive, metavar="N", help=text)
-        text = "threads of each; N workers of one thread are faster than one of N, and need N times the memory"
-        pool.add_argument("--threads", type=positive, default=1, metavar="T", help=text)
-        text = "Ray cluster to join, also set by $RAY_ADDRESS; its machines share the folders (default: start one here)"
-        pool.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS", ""), metavar="ADDRESS", help=text)
-        return added
-
-    embed = action(
-        "embed",
-        _embed,
-        "find and recognise the faces of many pictures: Parquet files with a row for each face",
-        "batch embed photos -o embeddings --workers 4",
-    )
+def add_command(commands: Any) -> None:
+    text = "work on many pictures, with several processes or machines"
+    batch = command(commands, "batch", None, text, "embed photos -o embeddings")
+    actions = batch.add_subparsers(required=True, metavar="ACTION")
+    text = "find and recognise the faces of many pictures: Parquet files with a row for each face"
+    embed = command(actions, "embed", _embed, text, "photos -o embeddings --workers 4")
+    _worker_options(embed)
     text = "pictures, folders, patterns, or .csv and .parquet tables of paths; local, or of fsspec such as s3://"
     embed.add_argument("inputs", nargs="+", metavar="INPUT", help=text)
     text = "of a table, with the paths (default: path, file, image, ... or the only one)"
@@ -66,12 +45,9 @@ def add_arguments(
     embed.add_argument("--json", action="store_true", help="print one JSON document")
     face_options(embed)
 
-    draw = action(
-        "generate",
-        _generate,
-        "draw many pictures, and report.csv, as the command 'generate' does",
-        "batch generate jobs.csv -o pictures --likeness --workers 2",
-    )
+    text = "draw many pictures, and report.csv, as the command 'generate' does"
+    draw = command(actions, "generate", _generate, text, "jobs.csv -o pictures --likeness --workers 2")
+    _worker_options(draw)
     who = draw.add_mutually_exclusive_group()
     text = "a row for each picture; without a prompt, for each --prompt; without a seed, for each --seed"
     who.add_argument("jobs", nargs="?", type=Path, metavar="JOBS.csv", help=text)
@@ -80,21 +56,21 @@ def add_arguments(
     generate_options(draw)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the action."""
-    return options.act(options)
-
-
-def positive(text: str, digits: int = 4) -> int:
-    """Convert a whole number of 1 or more, of so many digits at most."""
-    if not re.fullmatch(f"[0-9]{{1,{digits}}}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: expected a whole number from 1 to {10**digits - 1}")
-    return int(text)
+def _worker_options(parser: argparse.ArgumentParser) -> None:
+    text = "the folder to write, or to go on with"
+    parser.add_argument("-o", "--output", type=output, required=True, help=text)
+    pool = parser.add_argument_group("workers", "several need Ray; the results are the same for any number")
+    text = "processes that work at the same time (default: one for each GPU, or one)"
+    pool.add_argument("--workers", type=positive, metavar="N", help=text)
+    text = "threads of each; N workers of one thread are faster than one of N, and need N times the memory"
+    pool.add_argument("--threads", type=positive, default=1, metavar="T", help=text)
+    text = "Ray cluster to join, also set by $RAY_ADDRESS; its machines share the folders (default: start one here)"
+    pool.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS", ""), metavar="ADDRESS", help=text)
 
 
 def _embed(options: argparse.Namespace) -> int:
     from ..faces.pack import checksum_of, find_pack
-    from ..scale.embed import is_done, open_embedder, units_of
+    from ..scale.embed import is_done, units_of
     from ..scale.inputs import folder_of, listed
     from ..sources import local_path
 
@@ -117,7 +93,7 @@ def _embed(options: argparse.Namespace) -> int:
                 count[name] += value
             remaining.add(counts["pictures"])
 
-        load = partial(open_embedder, partial(_analyzer, _portable(options), pack), roots, folder, options.batch_size)
+        load = partial(_embedder, _portable(options), pack, roots, folder, options.batch_size)
         run_units(todo, load, workers, done, folder)
     remaining.show()
     seconds = time.monotonic() - start
@@ -138,25 +114,27 @@ def _generate(options: argparse.Namespace) -> int:
     settings = {"run": "generate", **_settings(options, _SETTINGS)}
     with run_folder(options.output, settings):
         load = partial(_drawer, _portable(options), models, default, options.output)
-        return batch.run(wanted, options.output, options.batch_size, load, workers, options.json)
+        return run_jobs.run(wanted, options.output, options.batch_size, load, workers, options.json)
 
 
-def _analyzer(options: argparse.Namespace, pack: Any) -> FaceAnalyzer:
+def _embedder(options: argparse.Namespace, pack: Any, *given: Any) -> Any:
     """Load a worker's analyzer. Results are kept on disk only, and none in memory: they would depend on the order."""
     from ..cache import Cache
+    from ..scale.embed import embed_unit
 
     kept = Cache(0, os.environ.get("FAST_INSTANTID_CACHE") or None) if options.cache is None else options.cache
     kept.max_bytes = 0
-    return face_analyzer(argparse.Namespace(**{**vars(options), "cache": kept}), pack)
+    analyzer = face_analyzer(argparse.Namespace(**{**vars(options), "cache": kept}), pack)
+    return partial(embed_unit, analyzer, *given)
 
 
 def _drawer(options: argparse.Namespace, models: Models, default: Job, folder: Path) -> Any:
-    return batch.drawer(open_studio(options, models, default), folder)
+    return partial(run_jobs.draw_batch, open_studio(options, models, default), folder)
 
 
 def _portable(options: argparse.Namespace) -> argparse.Namespace:
     """The options without parser and functions, which a worker on another machine needs not."""
-    return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run", "act")})
+    return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run")})
 
 
 def _settings(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
