@@ -34,5 +34,10 @@ class OfflineError(FastInstantIDError):
     """The network is needed, but its use was not allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a document raises whose shape is another than expected, with whatever values JSON can hold."""

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fast_instantid import FaceAnalyzer, Identity, miniature
 from fast_instantid.cache import FOLDER, Cache, content_key, record_bytes, shared_cache
-from fast_instantid.identity import IdentityBank
+from fast_instantid.identity.bank import IdentityBank
 from fast_instantid.weights import fingerprint, read_metadata
 from tests.adversity import full_disk, interrupts, needs_posix, unprivileged
 from tests.fresh import fresh_python

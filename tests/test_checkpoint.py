@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.errors import ModelFileError
-from fast_instantid.identity import Resampler, read_adapter
+from fast_instantid.identity.checkpoint import read_adapter
+from fast_instantid.identity.resampler import Resampler
 from fast_instantid.weights import read_tensors
 
 CHANNELS = [32] * 4 + [64] * 20 + [64] * 30 + [32] * 6 + [64] * 10

@@ -18,16 +18,11 @@ from torch import Tensor
 from examples.tiny_adapter import write_tiny_adapter
 from fast_instantid.cache import Cache
 from fast_instantid.errors import BackendError, FastInstantIDError, ModelFileError
-from fast_instantid.identity import (
-    Adapter,
-    Identity,
-    IdentityBank,
-    Resampler,
-    combine_embeddings,
-    project_bank,
-    unconditional_embedding,
-)
+from fast_instantid.identity import Adapter, Identity
+from fast_instantid.identity.bank import IdentityBank, project_bank
+from fast_instantid.identity.embeddings import combine_embeddings, unconditional_embedding
 from fast_instantid.identity.linear import linear
+from fast_instantid.identity.resampler import Resampler
 from fast_instantid.recorder import Recorder
 from tests.adversity import needs_posix
 from tests.live_bytes import LiveBytes

@@ -29,10 +29,10 @@ from fast_instantid.cache import shared_cache
 from fast_instantid.errors import BackendError
 from fast_instantid.images import Photo
 from fast_instantid.people import find_person, likeness_in, likeness_word
-from fast_instantid.scale.serve.batches import Job
+from fast_instantid.scale.serve.batch_queue import Job
 from fast_instantid.scale.serve.documents import PictureRequest, kind_of_answer
 from fast_instantid.scale.serve.engine import Drawn, Picture
-from fast_instantid.scale.serve.kept import Kept
+from fast_instantid.scale.serve.person_store import PersonStore
 
 from .serving import PORTRAITS, PROMPT, eventually, instantid, photo, serving
 
@@ -347,12 +347,13 @@ def test_one_of_many_who_take_a_name_gets_it(client, persons):
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(post, range(4))) == [201, 409, 409, 409]
-    kept, [first, second] = Kept(persons), [find_person(instantid().faces, PORTRAITS[n], name="dave") for n in range(2)]
-    kept.check_free("dave")
-    kept.keep(first)  # of two requests that both saw that the name is free
+    first, second = (find_person(instantid().faces, PORTRAITS[n], name="dave") for n in range(2))
+    store = PersonStore(persons)
+    store.check_free("dave")
+    store.keep(first)  # of two requests that both saw that the name is free
     with pytest.raises(HTTPException, match="409"):
-        kept.keep(second)
-    np.testing.assert_array_equal(kept.person("dave").embedding, first.embedding)
+        store.keep(second)
+    np.testing.assert_array_equal(store.person("dave").embedding, first.embedding)
     assert sorted(path.name for path in persons.iterdir()) == ["carol.safetensors", "dave.safetensors"]
     assert stat.S_IMODE((persons / "dave.safetensors").stat().st_mode) == 0o600
     unread = client.post("/v1/persons", files=[("photos", b"no picture")], data={"name": "carol"})

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from fast_instantid import Person
 from fast_instantid.people.person import _checksum
 from fast_instantid.scale.serve import server as serve_server
-from fast_instantid.scale.serve.kept import Kept
 from fast_instantid.scale.serve.limits import Guard, Limits
+from fast_instantid.scale.serve.person_store import PersonStore
 
 from .adversity import full_disk, needs_posix
 from .serving import PORTRAITS, PROMPT, eventually, photo, serving
@@ -246,12 +246,12 @@ def test_a_client_that_leaves_while_it_sends_is_no_fault_of_the_service(client, 
 
 @needs_posix
 def test_a_full_disk_is_no_missing_person(tmp_path):
-    kept, person = Kept(tmp_path / "persons"), Person.load(written(tmp_path, person_file()))
+    store, person = PersonStore(tmp_path / "persons"), Person.load(written(tmp_path, person_file()))
     with full_disk(100), pytest.raises(OSError, match="too large"):
-        kept.keep(person)
+        store.keep(person)
     assert [*(tmp_path / "persons").iterdir()] == []
-    kept.keep(person)
-    assert kept.names() == ["p"]
+    store.keep(person)
+    assert store.names() == ["p"]
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "localhost.", "LocalHost:8189", "127.0.0.1:80", "[::1]", "[::1]:80"])

@@ -22,7 +22,7 @@ import pytest
 from fast_instantid import Face, Person
 from fast_instantid.cli import main
 from fast_instantid.scale.serve import server as serve_server
-from fast_instantid.scale.serve.batches import Batches, Busy, Job
+from fast_instantid.scale.serve.batch_queue import BatchQueue, Busy, Job
 from fast_instantid.scale.serve.limits import Guard, Limits
 
 from .serving import PORTRAITS, PROMPT, eventually, photo, serving
@@ -404,7 +404,7 @@ def test_jobs_of_one_kind_run_together_and_a_failure_is_of_its_job_alone():
             raise ValueError("bad")
         return [job.work.upper() for job in jobs]
 
-    queue = Batches(run, 6, 3.0)
+    queue = BatchQueue(run, 6, 3.0)
     jobs = [queue.put(Job(*given)) for given in (("a", 1), ("b", 2), ("c", 1), ("bad", 2), ("d", 1, 9.0))]
     gone = queue.put(Job("gone", 2))
     with pytest.raises(Busy, match="6 requests are waiting"):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from fast_instantid.scale.serve.batches import Job
+from fast_instantid.scale.serve.batch_queue import Job
 
 from .comfyui.server.frontend import find_chromium
 from .serving import PORTRAITS, PROMPT, eventually, serving

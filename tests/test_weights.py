@@ -18,7 +18,8 @@ from fast_instantid import miniature, pickles, weights
 from fast_instantid.cli import main
 from fast_instantid.errors import ModelFileError
 from fast_instantid.files import atomic_write
-from fast_instantid.identity import Identity, IdentityBank
+from fast_instantid.identity import Identity
+from fast_instantid.identity.bank import IdentityBank
 from fast_instantid.weights import existing_file, fingerprint, read_tensors, write_safetensors
 from tests.adversity import full_disk, needs_posix, opened_files, unprivileged
 from tests.fresh import fresh_python

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fast_instantid.faces import DETECTION_SIZES
+from fast_instantid.faces.detector import DETECTION_SIZES
 from training.crowds import Crowd, draw_crowd
 from training.data import TRAINING
 from training.detector_export import write_onnx

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ..errors import BackendError, FastInstantIDError, ModelFileError
+from ..errors import BackendError, FastInstantIDError, ModelFileError, first_line
 from ..sources import no_telemetry
 from .output import Remaining, encodable_output, report_os_error, say
 from .parser import make_parser
@@ -53,8 +53,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({reason})")
+        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({first_line(error)})")
     except KeyboardInterrupt:
         say("interrupted")
         return 130

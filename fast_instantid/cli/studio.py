@@ -150,7 +150,6 @@ class Studio:
         return [Drawn(one.image, job, float(one.likeness)) for job, one in zip(done, kept, strict=True)]
 
     def _sample(self, batch: Sequence[Job], people: Sequence[Person | Scene]) -> list[Image.Image]:
-        import torch
         from PIL import ImageOps
 
         from ..images import load_image
@@ -187,8 +186,7 @@ class Studio:
                 subjects[part],
                 enhance_non_face_region=first.enhance_non_face_region,
                 negative_prompt=negative,
-                # Seeded on the CPU: other devices draw other numbers from the same seed.
-                generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch[part]],
+                seed=[job.seed for job in batch[part]],
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
                 approximations=self.approximations,

@@ -18,7 +18,8 @@ from torch import Tensor, fx
 
 from ..faces.onnx.network import TorchNetwork
 from ..faces.onnx.numbers import Reduction
-from ..identity import Adapter, Identity, Resampler
+from ..identity import Adapter, Identity
+from ..identity.resampler import Resampler
 
 # Estimated bytes of activations: SCRFD and IResNet hold a few feature maps of up to 64 channels at half the picture's
 # size; those of the resampler and of one layer's projections are small.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ..errors import FastInstantIDError
@@ -121,3 +123,10 @@ def _parameters(pipe: Any) -> set[str]:
     """Return the argument names of the pipeline's call. A wrapper's are those of its base classes too."""
     calls = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     return {name for call in calls for name in inspect.signature(call).parameters}
+
+
+def seeded(seed: Any) -> Any:
+    """The generator of a seed, or a list of those of several. It is the CPU's: other devices draw other numbers."""
+    if isinstance(seed, (list, tuple, range)):
+        return [seeded(one) for one in seed]
+    return torch.Generator("cpu").manual_seed(operator.index(seed))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ..errors import FastInstantIDError
@@ -14,6 +13,7 @@ from ..people import DEFAULT_WEIGHT, MAX_WEIGHT, Scene, Subject
 from ..placement import in_batches
 from ..recorder import stage
 from .approximations import EXACT, Approximations
+from .call import seeded
 from .instantid import DEFAULTS, InstantID
 from .profiles import Profile
 from .subject import People, flat, is_nested
@@ -142,14 +142,12 @@ def generate(
                 progress(round(done / len(wanted)), steps)
             return tensors if callback is None else callback(pipe, step, timestep, tensors)
 
-        # Seeded on the CPU: other devices draw other numbers from the same seed.
-        seeded = [torch.Generator("cpu").manual_seed(seed) for _, seed in batch]
-        numbers = [number for number, _ in batch]
+        numbers, seeds = zip(*batch, strict=True)
         shown = [nested[number] for number in numbers] if nested else people
         if posed is not None:
             options["keypoints"] = [posed[number] for number in numbers]
         texts = [prompts[number] for number in numbers]
-        return instantid(texts, shown, generator=seeded, callback_on_step_end=report, **options).images
+        return instantid(texts, shown, generator=seeded(seeds), callback_on_step_end=report, **options).images
 
     with stage("sampling"):
         return in_batches(len(wanted), sampling.batch_size, draw)

@@ -6,7 +6,6 @@ UNet of diffusers, with or without ControlNets.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,6 @@ from os import PathLike
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .. import miniature
@@ -27,7 +25,7 @@ from ..people import Choose, Person, Scene, find_person
 from ..placement import Placement, device_and_dtype
 from . import attachment
 from .approximations import EXACT, Approximations
-from .call import call_options
+from .call import call_options, seeded
 from .cross_attention import cross_attention_layers
 from .drawing import Drawing, drawing_of
 from .fit import check_fit, check_pipeline, choose_identity_net
@@ -174,7 +172,7 @@ class InstantID:
         *,
         keypoints: Image.Image | Sequence[Image.Image] | Literal[False] | None = None,
         scale: Scale | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         enhance_non_face_region: bool = False,
         approximations: Approximations = EXACT,
         profile: str | Profile | None = None,
@@ -189,7 +187,7 @@ class InstantID:
                 poses as in the photograph. False draws without the IdentityNet, in a pose of the prompt's.
             scale: of the identity branch, 0..5, or one for each person; 0.8 by default, 0 for the IdentityNet alone.
             enhance_non_face_region: keep the identity inside of the faces' boxes. The prompt alone draws the rest.
-            seed: of the noise, drawn on the CPU and so the same on every device; in place of ``generator``.
+            seed: of the noise, or one for each picture, in place of ``generator``. Every device draws the same from it.
             approximations: what to leave out, for another picture; nothing by default.
             profile: a way to sample in few steps, such as "lcm", for this call; arguments that are given win over it.
             options: of the pipeline's own call: ``num_inference_steps``, ``width``, ``generator``, and so on. The other
@@ -200,7 +198,7 @@ class InstantID:
         if prompt is not None:
             options["prompt"] = prompt
         if seed is not None:
-            options["generator"] = torch.Generator("cpu").manual_seed(operator.index(seed))
+            options["generator"] = seeded(seed)
         if people is None:
             people, scale, keypoints = self.identity(None), 0.0, False
         if isinstance(people, Scene):

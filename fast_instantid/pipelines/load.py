@@ -17,7 +17,7 @@ import transformers
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from ..errors import FastInstantIDError, ModelFileError
+from ..errors import FastInstantIDError, ModelFileError, first_line
 from ..identity import find_adapter, find_identity_net
 from ..kinds import NAMES_OF_WIDTHS, SDXL_WIDTH, kind_of, text_width, why_not_sdxl
 from ..placement import Placement
@@ -174,7 +174,7 @@ def with_additions(
             kind = getattr(importlib.import_module("diffusers"), scheduler)
             parts["scheduler"] = kind.from_config(pipe.scheduler.config)
         except (ImportError, AttributeError) as error:
-            raise FastInstantIDError(f"{scheduler}: {str(error).strip().splitlines()[0]}") from error
+            raise FastInstantIDError(f"{scheduler}: {first_line(error)}") from error
     paths = [local_path(source, "a ControlNet") for source in controlnets]
     nets = [_network(ControlNetModel, path, pipe.dtype, "a ControlNet").to(pipe.device) for path in paths]
     if nets:
@@ -295,7 +295,7 @@ def _loading(path: Path, what: str) -> Generator[None]:
         with _quiet():
             yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # all seen from diffusers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if "meta tensor" in reason:  # torch's word for what no file gave
             reason = "it lacks some of its tensors"
         problem = path_problem(path) or f"diffusers cannot load this as {what} ({reason})"

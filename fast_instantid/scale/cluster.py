@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from socket import create_connection
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 
 _STORE = 256 << 20  # bytes of shared memory for objects, which are small here
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_COLOR_PREFIX": "0"}
@@ -50,7 +50,7 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
             with _silent():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # they share no base
-            raise BackendError(f"Ray does not start, or cannot be reached: {_first_line(error)}") from error
+            raise BackendError(f"Ray does not start, or cannot be reached: {first_line(error)}") from error
         finally:
             os.environ |= before
             if threading.current_thread() is threading.main_thread():
@@ -58,14 +58,10 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
         try:
             yield ray
         except RayError as error:
-            said = f"Ray: {_first_line(error)}; what is done stays, and the same command goes on from there"
+            said = f"Ray: {first_line(error)}; what is done stays, and the same command goes on from there"
             raise BackendError(said) from error
         finally:
             ray.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def proxies() -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.nodes.host import load_pack
-from fast_instantid.identity import Resampler
+from fast_instantid.identity.resampler import Resampler
 from tests.comfyui import tiny
 from tests.comfyui.installation import Installation, installed
 

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from ...errors import BackendError
+from ...errors import BackendError, first_line
 from ...faces.onnx.graph import read_graph
 from ...faces.onnx.runtime import PROVIDERS, OnnxRuntimeNetwork
 from ...miniature import files
 from ...placement import Placement
 from ..report import Finding
-from .machine import first_line
 from .places import Places, pip
 from .versions import installed
 

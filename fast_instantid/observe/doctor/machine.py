@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ...errors import first_line
 from ..nvml import find_gpus
 from ..report import Finding
 from .places import Places, pip
@@ -34,11 +35,6 @@ def import_module(name: str) -> ModuleType | Exception:
             return importlib.import_module(name)
     except Exception as error:  # also OSError, for a missing library of CUDA
         return error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def torch_and_device(places: Places) -> Iterator[Finding]:

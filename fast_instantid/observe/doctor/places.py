@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...errors import first_line
 from ...sources import MODELS, models_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -113,7 +114,7 @@ def _add_extra_model_paths(file: Path, folders: dict[str, list[Path]]) -> list[s
                     if path not in known:
                         known.insert(0 if first else len(known), path)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        notes.append(f"{file} could not be read: {(str(error).splitlines() or [type(error).__name__])[0]}")
+        notes.append(f"{file} could not be read: {first_line(error)}")
     return notes
 
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
+from ...errors import first_line
 from ..report import Finding
-from .machine import first_line, import_module
+from .machine import import_module
 from .places import Places, comfyui_around, pip
 
 NEEDED = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "safetensors": "safetensors"}

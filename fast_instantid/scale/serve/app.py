@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi import Path as InPath
@@ -27,25 +25,43 @@ from ... import __version__
 from ...errors import BackendError, FastInstantIDError, NotFiniteError
 from ...people import Person, merge, ordered
 from . import documents as doc
-from .batches import Batches, Busy, Job
+from .batch_queue import Busy
 from .engine import Engine
-from .kept import Kept, as_bytes, from_bytes
 from .limits import Guard
 from .metrics import Metrics
+from .person_store import PersonStore, as_bytes, from_bytes
 from .uploads import opened
+from .waiting import events, result_of, submit
 
 logger = logging.getLogger("fast_instantid")
 
-_Queue: TypeAlias = "asyncio.Queue[tuple[str, Any]]"
 _PAGE = Path(__file__).parent / "page"
 _FILE = "application/octet-stream"
-_Kept = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
+_Name = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
 _EVENTS = (
     "Server-Sent Events with JSON: queued {waiting}, step {step, steps}, preview {step, jpeg}, and last picture, as in "
     "application/json, or error {error, status}. Comments between them keep the connection open."
 )
-_PULSE = 15.0  # seconds between signs of life in a stream
-_WRONG, _WRONG_BODY = (401, 403, 413, 421, 500, 503), (408, 415, 422, 429, 504)
+_BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
+_PERSON: Any = {"content": {_FILE: _BINARY}}
+_PICTURE: Any = {
+    "content": {
+        "image/png": _BINARY,
+        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
+    },
+    "headers": {
+        "X-Likeness": {"schema": {"type": "string"}, "description": "of a PNG's persons: cosines, nan without a face"},
+        "X-Photos-Alike": {"schema": {"type": "number"}, "description": "of the two photographs that differ most"},
+    },
+    "description": "as Accept asks; a PNG by default",
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, Any]:
+    return {status: {"model": doc.Error} for status in statuses}
+
+
+_ERRORS, _ERRORS_OF_BODY = _errors(401, 403, 413, 421, 500, 503), _errors(408, 415, 422, 429, 504)
 
 
 def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> FastAPI:
@@ -55,10 +71,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         key: that clients send as ``Authorization: Bearer KEY``; "" for none.
         persons: the folder that keeps named persons; None keeps none.
     """
-    limits, kept = engine.limits, Kept(persons)
-
-    def wrong(*statuses: int) -> dict[int | str, Any]:
-        return {status: {"model": doc.Error} for status in statuses}
+    limits, store = engine.limits, PersonStore(persons)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -70,26 +83,23 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         await run_in_threadpool(engine.join)
         Image.MAX_IMAGE_PIXELS = before
 
-    # Both pages of FastAPI load scripts from other hosts.
-    pages: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
-    pages["generate_unique_id_function"] = lambda route: route.name
-    app = FastAPI(title="Fast InstantID", version=__version__, lifespan=lifespan, responses=wrong(*_WRONG), **pages)
+    app = FastAPI(
+        title="Fast InstantID",
+        version=__version__,
+        lifespan=lifespan,
+        responses=_ERRORS,
+        docs_url=None,  # both pages of FastAPI load scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
     # It documents the key. The guard asks for it.
     keyed: Any = {"dependencies": [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if key else []}
     app.state.engine, metrics = engine, Metrics(engine)
     app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
 
-    async def refused(request: Request, error: Exception) -> Response:
-        status, text = _told(error)
-        headers = {"Retry-After": "5"} if status == 503 else getattr(error, "headers", None)
-        if status == 405:  # starlette names the methods of one route only
-            there = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
-            methods = {method for route in there for method in getattr(route, "methods", ())}
-            headers = {"Allow": ", ".join(sorted(methods))}
-        return JSONResponse({"error": text}, status, headers=headers)
-
     for kind in (HTTPException, RequestValidationError, FastInstantIDError):
-        app.add_exception_handler(kind, refused)
+        app.add_exception_handler(kind, _refused)
 
     async def read(request: Request, model: type[doc.Asked]) -> tuple[float, doc.Asked]:
         start = time.monotonic()
@@ -101,63 +111,14 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             why = "the warm-up failed: the log says why" if engine.failure else "warming up"
             raise HTTPException(503, why)
 
-    def queued(queue: Batches, job: Job) -> _Queue:
-        """Queue a job, and return what it tells. Raises Busy."""
-        told, loop = asyncio.Queue[tuple[str, Any]](), asyncio.get_running_loop()
-
-        def tell(name: str, fact: Any) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(told.put_nowait, (name, fact))
-
-        job.tell = tell
-        job.future.add_done_callback(lambda _: tell("done", None))
-        queue.put(job)
-        return told
-
-    async def events(request: Request, job: Job, told: _Queue, start: float) -> AsyncIterator[tuple[str, Any]]:
-        """What a job tells, and last its "result". A client that leaves, or the end of its time, gives the job up."""
-        until = start + limits.seconds
-        gone = asyncio.ensure_future(_gone(request))
-        gone.add_done_callback(lambda _: told.put_nowait(("gone", None)))
-        try:
-            yield "queued", {"waiting": engine.drawing.waiting}
-            while True:
-                name, fact = "pulse", None
-                with suppress(asyncio.TimeoutError):
-                    left = until - time.monotonic()
-                    name, fact = await asyncio.wait_for(told.get(), min(_PULSE, max(left, 0.01)))
-                if name == "pulse" and job.future.done():  # in Python 3.11, wait_for may lose what comes at its end
-                    name = "done"
-                if name == "gone":
-                    raise HTTPException(499, "the client left")  # nginx's status
-                if job.future.cancelled():
-                    raise HTTPException(503, "the service ends")
-                if name == "done":
-                    yield "result", job.future.result()
-                    return
-                if time.monotonic() > until:
-                    raise HTTPException(504, f"not done in {limits.seconds:g} s: ask for fewer steps, or later")
-                yield name, fact
-        finally:
-            gone.cancel()
-            if not job.future.cancel():  # it may hold an error, whose traceback holds this frame, and this the job
-                job.future = Future()
-
-    async def finished(request: Request, job: Job, told: _Queue, start: float) -> Any:
-        return [fact async for _, fact in events(request, job, told, start)][-1]
-
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
-        def count() -> int:
-            pixels = [math.prod(opened(data, f"photos.{number}").size) for number, data in enumerate(photos)]
-            if sum(pixels) > limits.pixels:
-                raise HTTPException(413, f"photos of {sum(pixels)} pixels: at most {limits.pixels}; scale them down")
-            return sum(pixels)
-
         if len(photos) > limits.photos:
             raise HTTPException(422, f"photos: {len(photos)} of them: at most {limits.photos}")
         engine.faces.check()
-        job = engine.search(photos, keep, await run_in_threadpool(count))
-        return await finished(request, job, queued(engine.faces, job), start)
+        if (pixels := await run_in_threadpool(_pixels, photos)) > limits.pixels:
+            raise HTTPException(413, f"photos of {pixels} pixels: at most {limits.pixels}; scale them down")
+        job = engine.search(photos, keep, pixels)
+        return await result_of(request, engine.faces, job, start, limits.seconds)
 
     async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
         rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
@@ -166,15 +127,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise HTTPException(422, f"no face found in {', '.join(empty)}: {text}")
         return merge([people[0] for _, _, people in rows], name)
 
-    binary: Any = {"schema": {"type": "string", "format": "binary"}}
-    in_file: Any = {"content": {_FILE: binary}}
-    drawings: Any = {"image/png": binary, "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}}
-    alike: Any = {
-        "X-Likeness": {"schema": {"type": "string"}, "description": "of a PNG's persons: cosines, nan without a face"},
-        "X-Photos-Alike": {"schema": {"type": "number"}, "description": "of the two photographs that differ most"},
-    }
-
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=wrong(*_WRONG_BODY), **keyed)
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=_ERRORS_OF_BODY, **keyed)
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -183,7 +136,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
 
     @app.post(
         "/v1/persons",
-        responses={200: in_file, 201: {"model": doc.PersonAnswer}, **wrong(404, 409, *_WRONG_BODY)},
+        responses={200: _PERSON, 201: {"model": doc.PersonAnswer}, **_errors(404, 409), **_ERRORS_OF_BODY},
         response_class=Response,
         openapi_extra=doc.body_of(doc.PersonRequest),
         **keyed,
@@ -192,41 +145,38 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Make a person of photographs; with a name, it is kept here."""
         start, asked = await read(request, doc.PersonRequest)
         if asked.name:
-            kept.check_free(asked.name)
+            store.check_free(asked.name)
         person = await person_of(request, asked.photos, asked.name or "person", start)
         if not asked.name:
             return Response(await run_in_threadpool(as_bytes, person), media_type=_FILE)
-        await run_in_threadpool(kept.keep, person)
+        await run_in_threadpool(store.keep, person)
         told = doc.PersonAnswer(name=person.name, **doc.photographs(person).model_dump())
         return JSONResponse(told.model_dump(), 201)
 
     @app.get("/v1/persons", **keyed)
     async def list_persons() -> doc.PersonsAnswer:
         """Names of the persons that are kept here."""
-        return doc.PersonsAnswer(persons=await run_in_threadpool(kept.names))
+        return doc.PersonsAnswer(persons=await run_in_threadpool(store.names))
 
     @app.get(
         "/v1/persons/{name}",
         response_class=Response,
-        responses={200: in_file, **wrong(404, 422)},
+        responses={200: _PERSON, **_errors(404, 422)},
         **keyed,
     )
-    async def get_person(name: _Kept) -> Response:
+    async def get_person(name: _Name) -> Response:
         """The file of a person that is kept here."""
-        return Response(await run_in_threadpool(kept.read, name), media_type=_FILE)
+        return Response(await run_in_threadpool(store.read, name), media_type=_FILE)
 
-    @app.delete("/v1/persons/{name}", status_code=204, responses=wrong(404, 422), **keyed)
-    async def delete_person(name: _Kept) -> None:
+    @app.delete("/v1/persons/{name}", status_code=204, responses=_errors(404, 422), **keyed)
+    async def delete_person(name: _Name) -> None:
         """Delete a person that is kept here."""
-        await run_in_threadpool(kept.delete, name)
+        await run_in_threadpool(store.delete, name)
 
     @app.post(
         "/v1/pictures",
         response_model=doc.PictureAnswer,
-        responses={
-            200: {"content": drawings, "headers": alike, "description": "as Accept asks; a PNG by default"},
-            **wrong(404, 406, *_WRONG_BODY),
-        },
+        responses={200: _PICTURE, **_errors(404, 406), **_ERRORS_OF_BODY},
         openapi_extra=doc.body_of(doc.PictureRequest),
         **keyed,
     )
@@ -238,15 +188,15 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         if not (kind := doc.kind_of_answer(accept := ",".join(request.headers.getlist("accept")))):
             raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
-        people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
+        people += [await run_in_threadpool(store.person, name) for name in asked.persons]
         for number, data in enumerate(asked.person_files):
             people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
         photos = doc.photographs(people[0]) if asked.photos else None
         job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
-        told = queued(engine.drawing, job)
         if kind == "text/event-stream":
-            return StreamingResponse(stream(request, job, told, start, photos), media_type="text/event-stream")
-        drawn = await finished(request, job, told, start)
+            drawing = events(request, engine.drawing, job, submit(engine.drawing, job), start, limits.seconds)
+            return StreamingResponse(stream(drawing, asked.seed, photos), media_type="text/event-stream")
+        drawn = await result_of(request, engine.drawing, job, start, limits.seconds)
         metrics.pictures.inc()
         if kind == "application/json":
             return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed, photos))
@@ -255,16 +205,15 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             headers["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
         return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=headers)
 
-    async def stream(request: Request, job: Job, told: _Queue, start: float, photos: Any) -> AsyncIterator[str]:
+    async def stream(drawing: AsyncIterator[tuple[str, Any]], seed: int, photos: Any) -> AsyncIterator[str]:
         try:
-            async for name, fact in events(request, job, told, start):
+            async for name, fact in drawing:
                 if name == "result":
                     metrics.pictures.inc()
-                    seed = job.work.asked.seed
                     name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, seed, photos)
                 yield doc.event(name, fact)
         except Exception as error:
-            status, text = _told(error)
+            status, text = _status_and_text(error)
             yield doc.event("error", {"error": text, "status": status})
 
     @app.get("/healthz")
@@ -293,12 +242,21 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     return app
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _pixels(photos: Sequence[bytes]) -> int:
+    return sum(math.prod(opened(data, f"photos.{number}").size) for number, data in enumerate(photos))
 
 
-def _told(error: Exception) -> tuple[int, str]:
+async def _refused(request: Request, error: Exception) -> Response:
+    status, text = _status_and_text(error)
+    headers = {"Retry-After": "5"} if status == 503 else getattr(error, "headers", None)
+    if status == 405:  # starlette names the methods of one route only
+        there = [route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+        methods = {method for route in there for method in getattr(route, "methods", ())}
+        headers = {"Allow": ", ".join(sorted(methods))}
+    return JSONResponse({"error": text}, status, headers=headers)
+
+
+def _status_and_text(error: Exception) -> tuple[int, str]:
     """Status and text of an answer. Of our own errors, which may name files, only the log tells."""
     if isinstance(error, HTTPException):
         unknown = "; /openapi.json has all requests" if error.detail in ("Not Found", "Method Not Allowed") else ""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...errors import BackendError, FastInstantIDError, ImageError
@@ -23,7 +22,7 @@ from ...people.find import people_in
 from ...people.person import check_same_recognizer
 from ...pipelines import InstantID
 from ...pipelines.profiles import Profile
-from .batches import Batches, Job
+from .batch_queue import BatchQueue, Job
 from .documents import PictureRequest
 from .limits import Limits
 from .previews import Previews, expected
@@ -95,8 +94,8 @@ class Engine:
         self.size, self.profile = size, profile
         usual = instantid.defaults | Profile.of(profile or None).options
         self._steps = min(usual["num_inference_steps"], limits.steps)
-        self.faces = Batches(self._search, limits.queue, 1.0)
-        self.drawing = Batches(self._draw, limits.queue, limits.batch)
+        self.faces = BatchQueue(self._search, limits.queue, 1.0)
+        self.drawing = BatchQueue(self._draw, limits.queue, limits.batch)
         self.is_ready, self._ends = False, threading.Event()
         self.failure: Exception | None = None  # of the warm-up
         self._thread = threading.Thread(target=self._begin, name="fast-instantid warm-up")
@@ -223,8 +222,7 @@ class Engine:
             [picture.subjects for picture in pictures],
             keypoints=[picture.keypoints for picture in pictures],
             negative_prompt=[picture.asked.negative_prompt for picture in pictures],
-            # Seeded on the CPU: other devices draw other numbers from the same seed.
-            generator=[torch.Generator("cpu").manual_seed(picture.asked.seed) for picture in pictures],
+            seed=[picture.asked.seed for picture in pictures],
             profile=self.profile or None,
             callback_on_step_end=after,
             **pictures[0].options,

@@ -39,7 +39,7 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
 
 
-class Batches:
+class BatchQueue:
     """Jobs of many threads, run by one thread. What waits when it is free runs together: no request waits for others.
 
     Args:

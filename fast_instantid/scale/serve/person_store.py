@@ -19,7 +19,7 @@ from ...people import Person
 from .documents import NAME
 
 
-class Kept:
+class PersonStore:
     """Persons in a folder, each under its name; None keeps none. Raises an HTTPException for what cannot be."""
 
     def __init__(self, folder: Path | None) -> None:
