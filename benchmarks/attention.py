@@ -32,8 +32,7 @@ from torch import Tensor
 
 from benchmarks.common import metadata, notes, save, spread
 from benchmarks.device import on
-from benchmarks.sizes import IDENTITY_TOKENS as FACE
-from benchmarks.sizes import TEXT_TOKENS as TEXT
+from benchmarks.sizes import IDENTITY_TOKENS as FACE, TEXT_TOKENS as TEXT
 from fast_instantid.attention import IdentityEntry, identity_attention
 from fast_instantid.fused import SWITCH, fused_attention
 

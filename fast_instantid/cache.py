@@ -20,14 +20,10 @@ from weakref import WeakSet
 
 import torch
 
-from .disk_tier import FOLDER as FOLDER
-from .disk_tier import DiskTier
+from .disk_tier import FOLDER as FOLDER, DiskTier
 from .locks import fork_safe_lock
 from .recorder import count
-from .records import Record as Record
-from .records import content_key as content_key
-from .records import fast_hash
-from .records import record_bytes as record_bytes
+from .records import Record as Record, content_key as content_key, fast_hash, record_bytes as record_bytes
 from .weights import FileVersion
 
 logger = logging.getLogger("fast_instantid")

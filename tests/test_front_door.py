@@ -16,8 +16,15 @@ from transformers.utils import logging as transformers_logging
 
 from fast_instantid import Adapter, FaceAnalyzer, miniature
 from fast_instantid.errors import BackendError, FastInstantIDError, ImageError, ModelFileError, NoFaceError
-from fast_instantid.pipelines import InstantID, InstantIDFiles, Sampling, Subject, generate, load_pipeline
-from fast_instantid.pipelines import generate as generate_function
+from fast_instantid.pipelines import (
+    InstantID,
+    InstantIDFiles,
+    Sampling,
+    Subject,
+    generate,
+    generate as generate_function,
+    load_pipeline,
+)
 from tests.tiny_pipelines import EDGES, KEYPOINTS, SIZE, make, picture
 
 pytest_plugins = ["tests.tiny_pipelines"]

@@ -8,8 +8,7 @@ import stat
 import numpy as np
 import pytest
 
-from examples.animation import KEY_POSES, error, followed_in, frames_of
-from examples.animation import SIZE as FRAME
+from examples.animation import KEY_POSES, SIZE as FRAME, error, followed_in, frames_of
 from fast_instantid import InstantID, Pose, Scene, Subject, miniature
 from fast_instantid.errors import FastInstantIDError, NoFaceError
 from fast_instantid.faces import Face

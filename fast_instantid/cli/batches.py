@@ -19,7 +19,7 @@ from . import run_jobs
 from .generate import jobs_of, open_studio
 from .jobs import Job
 from .models import Models, face_analyzer, face_pack
-from .options import command, face_options, generate_options, person_option, positive
+from .options import command, face_options, generate_options, person_option, portable, positive
 from .output import Remaining, output, print_json, say
 
 _FACE_SETTINGS = ("backend", "face_threshold", "face_dtype", "face_sizes", "batch_size", "threads")
@@ -93,7 +93,7 @@ def _embed(options: argparse.Namespace) -> int:
                 count[name] += value
             remaining.add(counts["pictures"])
 
-        load = partial(_embedder, _portable(options), pack, roots, folder, options.batch_size)
+        load = partial(_embedder, portable(options), pack, roots, folder, options.batch_size)
         run_units(todo, load, workers, done, folder)
     remaining.show()
     seconds = time.monotonic() - start
@@ -113,7 +113,7 @@ def _generate(options: argparse.Namespace) -> int:
     workers, (wanted, models, default) = _workers(options), jobs_of(options)
     settings = {"run": "generate", **_settings(options, _SETTINGS)}
     with run_folder(options.output, settings):
-        load = partial(_drawer, _portable(options), models, default, options.output)
+        load = partial(_drawer, portable(options), models, default, options.output)
         return run_jobs.run(wanted, options.output, options.batch_size, load, workers, options.json)
 
 
@@ -130,11 +130,6 @@ def _embedder(options: argparse.Namespace, pack: Any, *given: Any) -> Any:
 
 def _drawer(options: argparse.Namespace, models: Models, default: Job, folder: Path) -> Any:
     return partial(run_jobs.draw_batch, open_studio(options, models, default), folder)
-
-
-def _portable(options: argparse.Namespace) -> argparse.Namespace:
-    """The options without parser and functions, which a worker on another machine needs not."""
-    return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run")})
 
 
 def _settings(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def command(
     return added
 
 
+def portable(options: argparse.Namespace) -> argparse.Namespace:
+    """The options without parser and functions, which a process on another machine needs not."""
+    return argparse.Namespace(**{name: x for name, x in vars(options).items() if name not in ("parser", "run")})
+
+
 def positive(text: str, digits: int = 4) -> int:
     """Convert a whole number of 1 or more, of so many digits at most."""
     if not re.fullmatch(f"[0-9]{{1,{digits}}}", text) or not int(text):

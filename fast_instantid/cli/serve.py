@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import FastInstantIDError
 from ..recorder import stage
 from .models import Models, face_analyzer
-from .options import command, face_options, model_options, positive
+from .options import command, face_options, model_options, portable, positive
 from .output import say
 
 KEY = "FAST_INSTANTID_KEY"
@@ -65,9 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if options.ray:
         from ..scale.serve.on_ray import run_on_ray
 
-        given = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-        where = options.host, options.port
-        run_on_ray(lambda: app_of(argparse.Namespace(**given), key), *where, options.replicas or 1, _say_where)
+        given = portable(options)
+        run_on_ray(lambda: app_of(given, key), options.host, options.port, options.replicas or 1, _say_where)
         return 0
     with server.bound(options.host, options.port) as listening:
         app = app_of(options, key)

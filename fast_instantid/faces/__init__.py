@@ -1,8 +1,6 @@
 """From photo to Face to embedding."""
 
-from .analyzer import FaceAnalyzer
-from .face import Face, largest
-from .keypoints import draw_keypoints, keypoint_picture, sdxl_size
-from .pack import find_pack
-
-__all__ = ["Face", "FaceAnalyzer", "draw_keypoints", "find_pack", "keypoint_picture", "largest", "sdxl_size"]
+from .analyzer import FaceAnalyzer as FaceAnalyzer
+from .face import Face as Face, largest as largest
+from .keypoints import draw_keypoints as draw_keypoints, keypoint_picture as keypoint_picture, sdxl_size as sdxl_size
+from .pack import find_pack as find_pack

@@ -16,8 +16,7 @@ from ..faces.align import align
 from ..images import ImageInput, OneImage, Photo, one_photo, photos
 from .choice import Choose, Order, chosen, ordered
 from .person import SAME_PERSON, Person
-from .search import find_faces
-from .search import no_face as no_face_error
+from .search import find_faces, no_face as no_face_error
 
 logger = logging.getLogger("fast_instantid")
 

@@ -11,22 +11,10 @@ if find_spec("diffusers") is None:
 if find_spec("onnxruntime") is not None:  # diffusers imports it
     no_telemetry()
 
-from ..people import Subject
-from .alike import until_alike
-from .approximations import Approximations
-from .detail import detail
-from .generate import Sampling, generate
-from .instantid import InstantID
-from .load import InstantIDFiles, load_pipeline
-
-__all__ = [
-    "Approximations",
-    "InstantID",
-    "InstantIDFiles",
-    "Sampling",
-    "Subject",
-    "detail",
-    "generate",
-    "load_pipeline",
-    "until_alike",
-]
+from ..people import Subject as Subject
+from .alike import until_alike as until_alike
+from .approximations import Approximations as Approximations
+from .detail import detail as detail
+from .generate import Sampling as Sampling, generate as generate
+from .instantid import InstantID as InstantID
+from .load import InstantIDFiles as InstantIDFiles, load_pipeline as load_pipeline

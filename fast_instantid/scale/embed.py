@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ from ..people import ordered
 from .inputs import is_gone, photo_at
 from .run_folder import is_whole
 
-BATCHES = 8
-"""Batches of pictures in one file."""
+BATCHES = 8  # of pictures, in one file
 _PIXELS = 64_000_000  # in a batch: larger pictures make smaller batches
 NO_FACE = "no face found"
 
@@ -26,29 +24,26 @@ NO_FACE = "no face found"
 class Unit(NamedTuple):
     """The pictures of one file."""
 
-    number: int
+    file_name: str
     paths: list[str]
-    digits: int = 5  # of the number in the file's name: readers sort names
-
-    @property
-    def file_name(self) -> str:
-        return f"part-{self.number:0{self.digits}}.parquet"
 
 
 def units_of(paths: Sequence[str], batch_size: int) -> list[Unit]:
     """Cut the list of all pictures into units, which depend on nothing else."""
     starts = range(0, len(paths), size := BATCHES * batch_size)
-    digits = max(5, len(str(len(starts) - 1)))
-    return [Unit(i, [*paths[start : start + size]], digits) for i, start in enumerate(starts)]
+    digits = max(5, len(str(len(starts) - 1)))  # as many in each name: readers sort them
+    return [Unit(f"part-{i:0{digits}}.parquet", [*paths[start : start + size]]) for i, start in enumerate(starts)]
 
 
 def is_done(path: Path) -> bool:
     """Whether a unit's file is there, and whole."""
     from pyarrow import BufferReader, parquet
 
-    checked = partial(parquet.ParquetFile, page_checksum_verification=True)
-    # From memory: threads of Arrow that call Python for a file may abort the process at its end.
-    return is_whole(path, lambda file: checked(BufferReader(file.read())).read(use_threads=False))
+    def read(file: Any) -> object:
+        # From memory: threads of Arrow that call Python for a file may abort the process at its end.
+        return parquet.ParquetFile(BufferReader(file.read()), page_checksum_verification=True).read(use_threads=False)
+
+    return is_whole(path, read)
 
 
 def embed_unit(
@@ -60,15 +55,21 @@ def embed_unit(
         roots: folders of the pictures. If one is missing or empty, a picture that is not there ends the run.
         batch_size: pictures that are searched at once.
     """
-    import pyarrow
     from pyarrow import parquet
 
     path = folder / unit.file_name
-    if path.exists():  # by a worker that died before it could say so
-        there = parquet.read_table(path, columns=["error"])
-        errors = there.num_rows - there["error"].null_count
-        return {"pictures": len(unit.paths), "faces": there.num_rows - errors, "errors": errors}
-    rows = [row for batch in _batches(unit.paths, batch_size, roots) for row in _rows(analyzer, batch)]
+    if not path.exists():  # else a worker wrote it, and died before it could say so
+        rows = [row for batch in _batches(unit.paths, batch_size, roots) for row in _rows(analyzer, batch)]
+        _write(path, rows, analyzer.networks.recognizer_fingerprint)
+    column = parquet.read_table(path, columns=["error"], use_threads=False)["error"]
+    errors = len(column) - column.null_count
+    return {"pictures": len(unit.paths), "faces": column.null_count, "errors": errors}
+
+
+def _write(path: Path, rows: list[dict[str, Any]], recognizer: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     point = pyarrow.list_(pyarrow.float32(), 2)
     schema = pyarrow.schema(
         {
@@ -80,19 +81,12 @@ def embed_unit(
             "embedding": pyarrow.list_(pyarrow.float32(), EMBEDDING_DIM),
             "error": pyarrow.string(),
         },
-        {"fast_instantid": __version__, "recognizer": analyzer.networks.recognizer_fingerprint},
+        {"fast_instantid": __version__, "recognizer": recognizer},
     )
-    for row in rows:  # names of files may hold any bytes
-        row |= {name: _shown(row[name]) for name in ("path", "error") if row.get(name)}
+    for row in rows:  # names of files may hold any bytes, and UTF-8 cannot
+        row |= {name: row[name].encode(errors="backslashreplace").decode() for name in ("path", "error") if name in row}
     with atomic_write(path, private=True) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, write_page_checksum=True)
-    errors = sum(row.get("error") is not None for row in rows)
-    return {"pictures": len(unit.paths), "faces": len(rows) - errors, "errors": errors}
-
-
-def _shown(text: str) -> str:
-    """A text with escapes for what UTF-8 cannot hold."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _batches(paths: Sequence[str], size: int, roots: Sequence[str]) -> Iterator[list[tuple[str, Photo | ImageError]]]:

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from tests.comfyui import tiny
-from tests.comfyui.test_people_nodes import apply as apply_person  # noqa: F401  # a fixture
-from tests.comfyui.test_people_nodes import find, people_folder  # noqa: F401  # fixtures
+from tests.comfyui.test_people_nodes import (  # noqa: F401  # fixtures
+    apply as apply_person,  # a fixture
+    find,
+    people_folder,
+)
 from tests.comfyui.test_scene_nodes import apply, pose, two  # noqa: F401  # fixtures
 
 LATENT = {"samples": torch.zeros(1, 4, 16, 24)}

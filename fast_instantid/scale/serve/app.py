@@ -10,8 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi import Path as InPath
+from fastapi import Depends, FastAPI, Path as InPath, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -25,13 +24,12 @@ from ... import __version__
 from ...errors import BackendError, FastInstantIDError, NotFiniteError
 from ...people import Person, merge, ordered
 from . import documents as doc
-from .batch_queue import Busy
+from .batch_queue import Busy, Waiting
 from .engine import Engine
 from .limits import Guard
 from .metrics import Metrics
 from .person_store import PersonStore, as_bytes, from_bytes
 from .uploads import opened
-from .waiting import events, result_of, submit
 
 logger = logging.getLogger("fast_instantid")
 
@@ -118,7 +116,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         if (pixels := await run_in_threadpool(_pixels, photos)) > limits.pixels:
             raise HTTPException(413, f"photos of {pixels} pixels: at most {limits.pixels}; scale them down")
         job = engine.search(photos, keep, pixels)
-        return await result_of(request, engine.faces, job, start, limits.seconds)
+        return await Waiting(request, engine.faces, job, start, limits.seconds).result()
 
     async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
         rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
@@ -193,10 +191,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
         photos = doc.photographs(people[0]) if asked.photos else None
         job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
+        waiting = Waiting(request, engine.drawing, job, start, limits.seconds)
         if kind == "text/event-stream":
-            drawing = events(request, engine.drawing, job, submit(engine.drawing, job), start, limits.seconds)
-            return StreamingResponse(stream(drawing, asked.seed, photos), media_type="text/event-stream")
-        drawn = await result_of(request, engine.drawing, job, start, limits.seconds)
+            return StreamingResponse(stream(waiting, asked.seed, photos), media_type="text/event-stream")
+        drawn = await waiting.result()
         metrics.pictures.inc()
         if kind == "application/json":
             return JSONResponse(await run_in_threadpool(doc.picture_answer, drawn, asked.seed, photos))
@@ -205,9 +203,9 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             headers["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
         return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=headers)
 
-    async def stream(drawing: AsyncIterator[tuple[str, Any]], seed: int, photos: Any) -> AsyncIterator[str]:
+    async def stream(waiting: Waiting, seed: int, photos: Any) -> AsyncIterator[str]:
         try:
-            async for name, fact in drawing:
+            async for name, fact in waiting.events():
                 if name == "result":
                     metrics.pictures.inc()
                     name, fact = "picture", await run_in_threadpool(doc.picture_answer, fact, seed, photos)

@@ -1,20 +1,23 @@
-"""A bounded queue of jobs, which one thread runs in batches."""
+"""A bounded queue of jobs, which one thread runs in batches, and requests that wait for them."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
 from ...errors import FastInstantIDError
 
-logger = logging.getLogger("fast_instantid")
+_PULSE = 15.0  # seconds between signs of life in a stream
 
 
 class Busy(FastInstantIDError):
@@ -137,3 +140,67 @@ class BatchQueue:
             if len(batch) == 1:
                 return [error]
         return [self._results([job])[0] if not job.future.done() else None for job in batch]
+
+
+class Waiting:
+    """A request that waits for its job, which is queued now. Raises Busy.
+
+    Args:
+        start: when the request came, of :func:`time.monotonic`.
+        seconds: from then on, after which the job is given up.
+    """
+
+    def __init__(self, request: Request, queue: BatchQueue, job: Job, start: float, seconds: float) -> None:
+        self._request, self._queue, self._job = request, queue, job
+        self._start, self._seconds = start, seconds
+        self._messages = messages = asyncio.Queue[tuple[str, Any]]()
+        loop = asyncio.get_running_loop()
+
+        def tell(name: str, fact: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(messages.put_nowait, (name, fact))
+
+        job.tell = tell
+        job.future.add_done_callback(lambda _: tell("done", None))
+        queue.put(job)
+
+    async def events(self) -> AsyncIterator[tuple[str, Any]]:
+        """First "queued", then what the job tells, "pulse" now and then, and last its "result".
+
+        A client that leaves gives the job up, and so does the end of the time. Both raise an HTTPException.
+        """
+        job, messages, until = self._job, self._messages, self._start + self._seconds
+        gone = asyncio.ensure_future(_disconnect_of(self._request))
+        gone.add_done_callback(lambda _: messages.put_nowait(("gone", None)))
+        try:
+            yield "queued", {"waiting": self._queue.waiting}
+            while True:
+                name, fact = "pulse", None
+                with suppress(asyncio.TimeoutError):
+                    left = until - time.monotonic()
+                    name, fact = await asyncio.wait_for(messages.get(), min(_PULSE, max(left, 0.01)))
+                if name == "pulse" and job.future.done():  # in Python 3.11, wait_for may lose what comes at its end
+                    name = "done"
+                if name == "gone":
+                    raise HTTPException(499, "the client left")  # nginx's status
+                if job.future.cancelled():
+                    raise HTTPException(503, "the service ends")
+                if name == "done":
+                    yield "result", job.future.result()
+                    return
+                if time.monotonic() > until:
+                    raise HTTPException(504, f"not done in {self._seconds:g} s: ask for fewer steps, or later")
+                yield name, fact
+        finally:
+            gone.cancel()
+            if not job.future.cancel():  # it may hold an error, whose traceback holds this frame, and this the job
+                job.future = Future()
+
+    async def result(self) -> Any:
+        """Wait for the result; see :meth:`events`."""
+        return [fact async for _, fact in self.events()][-1]
+
+
+async def _disconnect_of(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -21,10 +21,8 @@ _CONNECTIONS = 256  # at once; more get the status 503
 class _Protocol(H11Protocol):
     """Ends the connection of a client who takes too long; uvicorn waits for ever."""
 
-    seconds = 20.0
-    """For the head of a request."""
-    taking_seconds = 60.0
-    """For what was sent, until all of it is taken."""
+    seconds = 20.0  # for the head of a request
+    taking_seconds = 60.0  # for what was sent, until all of it is taken
     _timer: asyncio.TimerHandle | None = None
     _taking: asyncio.TimerHandle | None = None
 
