@@ -84,6 +84,10 @@ class TestMiniature:
         options = {"num_inference_steps": 1, "output_type": "np"}
         by_seed = instantid(PROMPT, people[0], seed=3, **options).images
         assert np.array_equal(by_seed, instantid(PROMPT, people[0], generator=seeded(3), **options).images)
+        several = {"prompt": [PROMPT] * 2, "people": [[people[0]]] * 2, **options}
+        by_seeds = instantid(seed=(3, 4), **several).images
+        assert np.array_equal(by_seeds, instantid(generator=[seeded(3), seeded(4)], **several).images)
+        assert not np.array_equal(*by_seeds)
 
     def test_it_moves_as_a_pipeline_does(self, people):
         moved = InstantID.from_pretrained("miniature", device="cpu")

@@ -27,7 +27,7 @@ from .likeness import paired
 from .person import Person, check_same_recognizer
 from .pose import AnyPose, Pose
 from .search import find_faces
-from .subject import DEFAULT_WEIGHT, Subject
+from .subject import Subject
 
 Pairing: TypeAlias = Literal["left to right", "likeness"]
 _SOFT = 0.06  # of the shorter side: over so much, a region fades that is nearest to a face
@@ -166,7 +166,6 @@ def scene_of(
     people: Sequence[Person],
     size: tuple[int, int] | None = None,
     pairing: Pairing | Sequence[int] = "left to right",
-    weight: float = DEFAULT_WEIGHT,
 ) -> Scene:
     """Place persons where the faces of a pose picture are.
 
@@ -201,5 +200,5 @@ def scene_of(
     scale = np.array([width / photo.width, height / photo.height], np.float32)
     return Scene(
         (width, height),
-        [Subject(one, weight, pose=face.kps * scale) for one, face in zip(people, faces, strict=True)],
+        [Subject(one, pose=face.kps * scale) for one, face in zip(people, faces, strict=True)],
     )

@@ -1,4 +1,1 @@
-"""Many pictures: batches of photo libraries (``embed``), of any work (``units``), and a service (``serve/``).
-
-The commands are in ``cli/batches.py`` and ``cli/serve.py``.
-"""
+"""Many pictures: batches (``embed``, or any work by ``units``; ``cli/batches.py``), and a service (``serve/``)."""

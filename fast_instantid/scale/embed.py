@@ -18,7 +18,6 @@ from .run_folder import is_whole
 
 BATCHES = 8  # of pictures, in one file
 _PIXELS = 64_000_000  # in a batch: larger pictures make smaller batches
-NO_FACE = "no face found"
 
 
 class Unit(NamedTuple):
@@ -128,7 +127,7 @@ def _rows(analyzer: FaceAnalyzer, batch: Sequence[tuple[str, Photo | ImageError]
             continue
         faces = next(of_photo)
         if not faces:
-            rows.append({"path": path, "error": NO_FACE})
+            rows.append({"path": path, "error": "no face found"})
         for number, face in enumerate(faces):
             row = {"path": path, "face": number, "box": face.bbox, "keypoints": face.kps.tolist()}
             rows.append({**row, "score": face.det_score, "embedding": next(embeddings)})

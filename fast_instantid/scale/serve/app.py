@@ -43,10 +43,7 @@ _EVENTS = (
 _BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
 _PERSON: Any = {"content": {_FILE: _BINARY}}
 _PICTURE: Any = {
-    "content": {
-        "image/png": _BINARY,
-        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
-    },
+    "content": {"image/png": _BINARY, "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}},
     "headers": {
         "X-Likeness": {"schema": {"type": "string"}, "description": "of a PNG's persons: cosines, nan without a face"},
         "X-Photos-Alike": {"schema": {"type": "number"}, "description": "of the two photographs that differ most"},

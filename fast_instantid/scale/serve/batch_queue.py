@@ -34,8 +34,7 @@ class Job:
     """One request's work. Whoever waits for it cancels the future to give it up."""
 
     work: Any
-    kind: Hashable = None
-    """Jobs of equal kinds may run in one batch."""
+    kind: Hashable = None  # jobs of equal kinds may run in one batch
     cost: float = 1.0
     tell: Callable[[str, dict[str, Any]], None] = lambda name, fact: None
     """Called from the worker's thread with the name of an event and what it says."""
@@ -51,8 +50,7 @@ class BatchQueue:
         capacity: of a batch, for the sum of the jobs' costs. A job of a larger cost runs alone.
     """
 
-    seen: Callable[[int], object] = staticmethod(lambda size: None)
-    """Called with the size of each batch."""
+    seen: Callable[[int], object] = staticmethod(lambda size: None)  # called with the size of each batch
 
     def __init__(self, run: Callable[[list[Job]], Sequence[Any]], length: int, capacity: float) -> None:
         self._run, self._length, self._capacity = run, length, capacity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ...faces import Face
-from ...images import Photo
+from ...images import Photo, encoded
 from ...people import Person, likeness_word, ordered
 from .limits import Limits
 
@@ -190,9 +189,7 @@ def _likeness(cosine: float) -> Likeness:
 
 def png(image: Image.Image) -> bytes:
     """The file of a picture, with nothing about its person in it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image, "PNG")
 
 
 def event(name: str, fact: Any) -> str:
@@ -270,10 +267,12 @@ def kind_of_answer(accept: str) -> str:
         kind, *more = (text.strip() for text in part.split(";"))
         weight = next((text[2:] for text in more if text.startswith("q=")), "1")
         asked[kind] = float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 0.0, -place
-    offers: list[tuple[float, bool, int, str]] = []
-    for offer in PICTURES:
+
+    def rank(offer: str) -> tuple[float, bool, int]:
         kinds = (offer, f"{offer.partition('/')[0]}/*", "*/*")  # the first that is asked for decides
-        if kind := next((kind for kind in kinds if kind in asked), ""):
-            offers.append((asked[kind][0], kind == offer, asked[kind][1], offer))
-    best = max(offers, key=lambda one: one[:3], default=(0.0, False, 0, ""))
-    return best[3] if best[0] else ""
+        kind = next((kind for kind in kinds if kind in asked), "")
+        weight, place = asked.get(kind, (0.0, 0))
+        return weight, kind == offer, place
+
+    best = max(PICTURES, key=rank)
+    return best if rank(best)[0] else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from ...images import encoded
 
 
 class Previews:
@@ -29,9 +30,8 @@ class Previews:
         if self._map is None:
             return ""
         pixels = (_columns(latents) @ self._map).clamp(0, 255).to(torch.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.reshape(*latents.shape[1:], 3).numpy()).save(buffer, "JPEG", quality=85, subsampling=0)
-        return base64.b64encode(buffer.getvalue()).decode()
+        image = Image.fromarray(pixels.reshape(*latents.shape[1:], 3).numpy())
+        return base64.b64encode(encoded(image, "JPEG", quality=85, subsampling=0)).decode()
 
 
 def expected(scheduler: Any, step: int, before: torch.Tensor | None, after: torch.Tensor) -> torch.Tensor:

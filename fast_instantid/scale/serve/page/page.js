@@ -4,10 +4,7 @@ const find = (id) => document.getElementById(id);
 const [form, picture, progress, draw, stop] = ["form", "picture", "progress", "draw", "stop"].map(find);
 let running = null; // the controller of the newest request
 
-function headers() {
-  const key = find("key").value;
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
+const headers = () => (find("key").value ? { Authorization: `Bearer ${find("key").value}` } : {});
 
 function say(text, isError = false) {
   find("status").className = isError ? "error" : "";
