@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import time
+from collections import Counter
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -85,12 +86,11 @@ def _embed(options: argparse.Namespace) -> int:
     with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):
         units = units_of(paths, options.batch_size)
         todo = [unit for unit in units if not is_done(folder / unit.file_name)]
-        count = {"pictures": 0, "faces": 0, "errors": 0}
+        count = Counter(pictures=0, faces=0, errors=0)
         remaining, start = Remaining("pictures", sum(len(unit.paths) for unit in todo), workers.count), time.monotonic()
 
         def done(counts: dict[str, int]) -> None:
-            for name, value in counts.items():
-                count[name] += value
+            count.update(counts)
             remaining.add(counts["pictures"])
 
         load = partial(_embedder, portable(options), pack, roots, folder, options.batch_size)
@@ -140,11 +140,9 @@ def _device(options: argparse.Namespace) -> tuple[str, str]:
     """Kind and index of the device that computes, such as "cuda" and ""."""
     from ..placement import Placement
 
-    device = options.device or ("cpu" if options.backend == "onnxruntime" else "")
-    if options.backend == "torch" and not (device and options.ray_address):  # this machine says whether it is there
-        kind = Placement.resolve(device or None).device.type
-        return kind, device.partition(":")[2]
-    kind, _, index = device.partition(":")
+    kind, _, index = (options.device or ("cpu" if options.backend == "onnxruntime" else "")).partition(":")
+    if options.backend == "torch" and not (kind and options.ray_address):  # this machine says whether it is there
+        kind = Placement.resolve(options.device or None).device.type
     return kind, index
 
 

@@ -1,7 +1,5 @@
 """The doctor: checks of this machine, its packages and model files, each with what to do."""
 
-from ..report import Finding, Level, Report
-from .examination import examine
-from .places import Places
-
-__all__ = ["Finding", "Level", "Places", "Report", "examine"]
+from ..report import Finding as Finding, Level as Level, Report as Report
+from .examination import examine as examine
+from .places import Places as Places
