@@ -6,7 +6,6 @@ networks is made on first use. A cached face therefore costs one hash.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -144,13 +143,6 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             decompression-bomb limit, or has a side of more than 32,766 pixels.
     """
     return Image.fromarray(_read(Path(path)))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of a picture's file of Pillow's format ``kind``. Options are those of ``Image.save``."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def upright(image: Image.Image, name: str = "image") -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,6 @@ from ..errors import MALFORMED, FastInstantIDError, ModelFileError
 from ..faces import Face
 from ..faces.face import frozen
 from ..identity import EMBEDDING_DIM, Identity
-from ..images import encoded
 from ..records import content_key
 from ..weights import read_metadata, read_tensors, write_safetensors
 from .search import turned
@@ -171,8 +171,7 @@ class Person:
         text = json.dumps(about | {"score": self.face.det_score})
         metadata = {"format": _FORMAT, "version": str(_VERSION), "person": text, "checksum": _checksum(tensors, text)}
         if picture and self.picture is not None:
-            jpeg = encoded(self.picture.convert("RGB"), "JPEG", quality=85)
-            metadata[_THUMBNAIL] = json.dumps([base64.b64encode(jpeg).decode()])
+            metadata[_THUMBNAIL] = json.dumps([_jpeg(self.picture)])
         write_safetensors(path, tensors, metadata)
 
     @classmethod
@@ -279,6 +278,13 @@ def check_same_recognizer(people: Sequence[Person], recognizer: str = "") -> Non
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of the angle between two embeddings ``(512,)``: 1 for the same face, about 0 for any two people."""
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1))
+
+
+def _jpeg(picture: Image.Image) -> str:
+    """A small JPEG of a picture, in base64."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:

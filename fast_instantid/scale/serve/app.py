@@ -153,12 +153,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Names of the persons that are kept here."""
         return doc.PersonsAnswer(persons=await run_in_threadpool(store.names))
 
-    @app.get(
-        "/v1/persons/{name}",
-        response_class=Response,
-        responses={200: _PERSON, **_errors(404, 422)},
-        **keyed,
-    )
+    @app.get("/v1/persons/{name}", response_class=Response, responses={200: _PERSON, **_errors(404, 422)}, **keyed)
     async def get_person(name: _Name) -> Response:
         """The file of a person that is kept here."""
         return Response(await run_in_threadpool(store.read, name), media_type=_FILE)
@@ -198,7 +193,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         headers = {} if drawn.likeness is None else {"x-likeness": ", ".join(f"{x:.4f}" for x in drawn.likeness)}
         if photos is not None and photos.alike is not None:
             headers["x-photos-alike"] = f"{photos.alike.cosine:.4f}"
-        return Response(await run_in_threadpool(doc.png, drawn.image), media_type="image/png", headers=headers)
+        return Response(await run_in_threadpool(doc.encoded, drawn.image), media_type="image/png", headers=headers)
 
     async def stream(waiting: Waiting, seed: int, photos: Any) -> AsyncIterator[str]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ...faces import Face
-from ...images import Photo, encoded
+from ...images import Photo
 from ...people import Person, likeness_word, ordered
 from .limits import Limits
 
@@ -178,7 +179,7 @@ def photographs(person: Person) -> Photographs:
 def picture_answer(drawn: Any, seed: int, photos: Photographs | None) -> dict[str, Any]:
     """A picture with its likeness, as JSON."""
     likeness = None if drawn.likeness is None else [_likeness(cosine) for cosine in drawn.likeness]
-    (width, height), picture = drawn.image.size, base64.b64encode(png(drawn.image)).decode()
+    (width, height), picture = drawn.image.size, base64.b64encode(encoded(drawn.image)).decode()
     told = PictureAnswer(png=picture, width=width, height=height, seed=seed, likeness=likeness, photos=photos)
     return told.model_dump()
 
@@ -187,9 +188,11 @@ def _likeness(cosine: float) -> Likeness:
     return Likeness(cosine=None if math.isnan(cosine) else round(cosine, 4), word=likeness_word(cosine))
 
 
-def png(image: Image.Image) -> bytes:
-    """The file of a picture, with nothing about its person in it."""
-    return encoded(image, "PNG")
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The file of a picture, with nothing about its person in it. Kind and options are those of ``Image.save``."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def event(name: str, fact: Any) -> str:

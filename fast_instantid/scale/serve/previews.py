@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...images import encoded
+from .documents import encoded
 
 
 class Previews:
