@@ -14,7 +14,8 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -432,6 +433,17 @@ class TestInputs:
         with pytest.raises(FastInstantIDError, match=r"the storage fails \(ClientConnectorError") as caught:
             photo_at(f"{url}/a.png")
         assert not isinstance(caught.value, ImageError)
+
+    def test_a_folder_of_a_server_is_listed_by_its_page(self, library, monkeypatch):
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+        handler = partial(SimpleHTTPRequestHandler, directory=str(library))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            names = sorted(path.relative_to(library).as_posix() for path in library.rglob("*.png"))
+            assert listed([f"{url}/"]) == [f"{url}/{name}" for name in names]
+            assert listed([f"{url}/more/"]) == [f"{url}/{name}" for name in names if "/" in name]
+            server.shutdown()
 
     def test_a_storage_that_is_not_there_is_named(self):
         for read in (lambda path: listed([path]), photo_at):
