@@ -26,6 +26,9 @@ from .serving import PROMPT, eventually, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
+HADOLINT = shutil.which(
+    "hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+)
 
 
 @pytest.mark.slow
@@ -109,6 +112,20 @@ def test_the_rayservice_is_what_ray_reads():
     [worker] = group["template"]["spec"]["containers"]
     mounted = {mount["name"] for mount in worker["volumeMounts"]}
     assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+
+
+def test_the_pods_are_what_kubernetes_reads():
+    validator = pytest.importorskip("kubernetes_validate")
+    cluster = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        validator.validate(pod, validator.latest_version(), strict=True)
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not here: the Dockerfile was not linted")
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    done = subprocess.run([str(HADOLINT), str(DEPLOY / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.skipif(
