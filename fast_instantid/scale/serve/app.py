@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -205,12 +205,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Names of the persons that are kept here."""
         return doc.PersonsAnswer(persons=await run_in_threadpool(kept.names))
 
-    @app.get(
-        "/v1/persons/{name}",
-        response_class=Response,
-        responses={200: in_file, **wrong(404, 422)},
-        **keyed,
-    )
+    @app.get("/v1/persons/{name}", response_class=Response, responses={200: in_file, **wrong(404, 422)}, **keyed)
     async def get_person(name: _Kept) -> Response:
         """The file of a person that is kept here."""
         return Response(await run_in_threadpool(kept.read, name), media_type=_FILE)
@@ -282,6 +277,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def tell_metrics() -> Response:
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def requests_page() -> HTMLResponse:
+        return HTMLResponse(doc.page_of(app.openapi()))
 
     def page(path: str, file: Path) -> None:
         @app.get(path, include_in_schema=False)
