@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import httpx
 import pytest
@@ -179,12 +180,32 @@ def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
     monkeypatch.setattr(engine, "_warm_up", lambda: 1 / 0)
     replica = on_ray._Service()
     replica.app = make_app(engine)
-    replica.check_health()
     engine.start()
-    engine.join()
     with pytest.raises(BackendError, match="the warm-up failed") as raised:
-        replica.check_health()
+        asyncio.run(replica.check_health())
+    engine.join()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_replica_takes_requests_after_its_warm_up(monkeypatch):
+    from fast_instantid.scale.serve import on_ray
+
+    engine, go = Engine(instantid(), Limits()), Event()
+    monkeypatch.setattr(engine, "_warm_up", go.wait)
+    replica = on_ray._Service()
+    replica.app = make_app(engine)
+    engine.start()
+    asked = Thread(target=lambda: asyncio.run(replica.check_health()))
+    asked.start()
+    try:
+        asked.join(0.5)
+        assert asked.is_alive(), "the first question of Ray is answered when the engine is warm"
+    finally:
+        go.set()
+    asked.join(60)
+    assert engine.is_ready
+    engine.stop()
+    engine.join()
 
 
 def test_a_folder_for_persons_that_cannot_be_is_named(tmp_path, capsys):

@@ -67,6 +67,19 @@ def test_the_same_app_under_ray_serve(tmp_path, request):
             process.wait(120)
 
 
+@pytest.mark.slow
+def test_replicas_that_cannot_start_say_why(tmp_path, request):
+    short = tempfile.mkdtemp(prefix="r-")
+    request.addfinalizer(lambda: shutil.rmtree(short, ignore_errors=True))
+    command = [sys.executable, "-m", "fast_instantid", "serve", "--ray", "--port", "0"]
+    environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": short}
+    environment["FAST_INSTANTID_MODELS"] = str(tmp_path)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 1
+    assert f"error: no replica starts: ModelFileError: {tmp_path / 'instantid'}: neither a file nor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def options_of(words: list[str]):
     return make_parser(defaultdict(lambda: None)).parse_args(words)
 
