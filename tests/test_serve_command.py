@@ -24,10 +24,12 @@ from fast_instantid.scale.serve.app import make_app
 from fast_instantid.scale.serve.engine import Engine
 from fast_instantid.scale.serve.limits import Limits
 
-from .serving import PROMPT, eventually, instantid, photo
+from .serving import MB, PROMPT, bomb, eventually, instantid, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = "neither a file nor a folder"
+JSON, EVENTS = {"Content-Type": "application/json"}, {"Accept": "text/event-stream"}
+PICTURE = {"prompt": PROMPT, "num_inference_steps": "40"}
 FAULT = """
 import sys
 from fast_instantid.cli import main
@@ -116,6 +118,41 @@ def test_a_signal_during_a_picture_ends_the_command_and_tells_the_client(sent, a
             client.join()
         assert ["the service ends" in text for text in told] == [True, True], told
         ends_quietly(process, sent)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process in /proc")
+def test_memory_stays_flat_under_bombs_large_uploads_and_clients_that_leave():
+    """With the bounds of a user: after each kind has come once, ten more of each take nothing."""
+    block = bytes(MB)
+
+    def resident(process: subprocess.Popen[str]) -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
+
+    with command() as process:
+        url = address(process)
+        eventually(lambda: is_ready(url), 120)
+        host, port = url.removeprefix("http://").split(":")
+        with httpx.Client(base_url=url, timeout=120) as client:
+
+            def ask() -> None:
+                bombs = [("photos", bomb(12000, 9000))]
+                assert client.post("/v1/faces", files=bombs).status_code == 413
+                large = client.post("/v1/faces", content=(block for _ in range(100)), headers=JSON)
+                assert large.status_code == 413
+                with socket.create_connection((host, int(port))) as leaving:  # in the middle of an upload of 30 MB
+                    leaving.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+                    leaving.sendall(b"Content-Length: 30000000\r\n\r\n" + block * 20)
+                with client.stream("POST", "/v1/pictures", files=[photo()], data=PICTURE, headers=EVENTS) as stream:
+                    assert "event: queued" in next(stream.iter_lines())
+                assert client.post("/v1/faces", files=[photo()]).status_code == 200
+
+            for _ in range(3):
+                ask()
+            before = resident(process)
+            for _ in range(10):
+                ask()
+            assert resident(process) < before + 24 * MB, "a request of 32 MB that is held each time is 320 MB"
 
 
 def test_requests_that_are_half_sent_do_not_hold_the_command():
