@@ -60,7 +60,7 @@ _SAID = {
 _FACTS = ("minimum", "maximum", "multipleOf", "maxLength", "default")
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Fast InstantID: requests</title><link rel="icon" href="data:,"><link rel="stylesheet" href="page.css">
-<h1>Requests</h1><p>Each is a form, or JSON with files in base64. <a href="openapi.json">openapi.json</a> has more."""
+<h1>Requests</h1><p>A POST is a form, or JSON with files in base64. <a href="openapi.json">openapi.json</a> has more."""
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _BINARY = {"type": "string", "format": "binary"}
 File = Annotated[bytes, BeforeValidator(_bytes), WithJsonSchema(_BASE64)]
@@ -219,7 +219,7 @@ def page_of(document: Mapping[str, Any]) -> str:
     parts = [_PAGE]
     for path, methods in document["paths"].items():
         for method, asked in methods.items():
-            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(asked['description'])}</p>")
+            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(asked['description'])}</p><ul>")
             schema = asked.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
             for name, field in schema.get("properties", {}).items():
                 kind = "file" if _BINARY in (field, field.get("items")) else field.get("items", field)["type"]
@@ -228,7 +228,7 @@ def page_of(document: Mapping[str, Any]) -> str:
                 told = f"{', '.join(facts)}; {field.get('description', '')}".removesuffix("; ")
                 parts.append(f"<li><code>{name}</code>: {escape(told)}")
             answers = [f"{status} {answer['description']}" for status, answer in sorted(asked["responses"].items())]
-            parts.append(f"<p>Answers: {escape(', '.join(answers))}.</p>")
+            parts.append(f"</ul><p>Answers: {escape(', '.join(answers))}.</p>")
     return "\n".join(parts)
 
 
