@@ -434,13 +434,16 @@ class TestInputs:
             photo_at(f"{url}/a.png")
         assert not isinstance(caught.value, ImageError)
 
-    def test_a_folder_of_a_server_is_listed_by_its_page(self, library, monkeypatch):
+    def test_a_folder_of_a_server_is_listed_by_its_page(self, tmp_path, monkeypatch):
+        paths = [*write_portraits(tmp_path / "photos", 3), *write_portraits(tmp_path / "photos" / "more", 2)]
+        (tmp_path / "photos" / ".hidden.png").write_bytes(paths[0].read_bytes())
+        (tmp_path / "photos" / "notes.txt").write_text("notes")
         monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-        handler = partial(SimpleHTTPRequestHandler, directory=str(library))
+        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "photos"))
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             url = f"http://127.0.0.1:{server.server_port}"
-            names = sorted(path.relative_to(library).as_posix() for path in library.rglob("*.png"))
+            names = [path.relative_to(tmp_path / "photos").as_posix() for path in paths]
             assert listed([f"{url}/"]) == [f"{url}/{name}" for name in names]
             assert listed([f"{url}/more/"]) == [f"{url}/{name}" for name in names if "/" in name]
             server.shutdown()
