@@ -19,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from fast_instantid.cli import main
 from fast_instantid.cli.parser import make_parser
 from fast_instantid.cli.serve import KEY, on_ray
 
@@ -78,6 +79,13 @@ def test_replicas_that_cannot_start_say_why(tmp_path, request):
     assert done.returncode == 1
     assert f"error: no replica starts: ModelFileError: {tmp_path / 'instantid'}: neither a file nor" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_more_replicas_than_cores_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["serve", "--base", "miniature", "--ray", "--port", "0", "--replicas", "999"]) == 1
+    assert f"--replicas 999: this machine has {os.cpu_count()} CPUs, and each needs one" in capsys.readouterr().err
 
 
 def options_of(words: list[str]):

@@ -42,15 +42,17 @@ def run_on_ray(
 
     ``say`` is told where. A FastInstantIDError if the port is taken, or if the cluster is not reached or fails.
     """
-    address = os.environ.pop("RAY_ADDRESS", "")
-    if not address:
+    if not (address := os.environ.pop("RAY_ADDRESS", "")):
         with bound(host, port) as tried:
             port = tried.getsockname()[1]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ray_cluster(address, os.cpu_count() or 1) as ray:
         there = ray.cluster_resources()
+        kind = "GPU" if "GPU" in there else "CPU"
+        if not address and there[kind] < replicas:  # Ray would wait for more machines
+            raise BackendError(f"--replicas {replicas}: this machine has {there[kind]:g} {kind}s, and each needs one")
         # Ray gives a replica as many threads as it has cores, and networks on a processor want all of them.
-        needs = {"num_gpus": 1} if "GPU" in there else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
+        needs = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": max(1, int(there["CPU"]) // replicas)}
         replicated = application(build, num_replicas=replicas, ray_actor_options=needs)
         serve.start(http_options={"host": host, "port": port})
         say(host, port)
