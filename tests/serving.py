@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +21,7 @@ from fast_instantid.scale.serve.limits import Limits
 from fast_instantid.scale.serve.server import server
 
 PORTRAITS = miniature.files().portraits
+MB = 1 << 20
 PROMPT = "soft portrait, red jacket"
 
 
@@ -59,3 +62,14 @@ def eventually(true: Any, seconds: float = 60.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred KB that says it has so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(30 * MB), 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

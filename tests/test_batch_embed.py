@@ -14,7 +14,8 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -432,6 +433,20 @@ class TestInputs:
         with pytest.raises(FastInstantIDError, match=r"the storage fails \(ClientConnectorError") as caught:
             photo_at(f"{url}/a.png")
         assert not isinstance(caught.value, ImageError)
+
+    def test_a_folder_of_a_server_is_listed_by_its_page(self, tmp_path, monkeypatch):
+        paths = [*write_portraits(tmp_path / "photos", 3), *write_portraits(tmp_path / "photos" / "more", 2)]
+        (tmp_path / "photos" / ".hidden.png").write_bytes(paths[0].read_bytes())
+        (tmp_path / "photos" / "notes.txt").write_text("notes")
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "photos"))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            names = [path.relative_to(tmp_path / "photos").as_posix() for path in paths]
+            assert listed([f"{url}/"]) == [f"{url}/{name}" for name in names]
+            assert listed([f"{url}/more/"]) == [f"{url}/{name}" for name in names if "/" in name]
+            server.shutdown()
 
     def test_a_storage_that_is_not_there_is_named(self):
         for read in (lambda path: listed([path]), photo_at):

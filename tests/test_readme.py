@@ -48,6 +48,13 @@ def test_the_commands_of_the_promises_name_tests():
         ), name
 
 
+def test_packages_are_installed_from_a_clone():
+    """There is no release on an index yet."""
+    texts = {path: path.read_text() for path in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").iterdir()]}
+    texts[ROOT / "README.md"] = README
+    assert [str(path) for path, text in texts.items() if re.search(r"pip install \S*fast-instantid", text)] == []
+
+
 def test_the_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE):

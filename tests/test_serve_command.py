@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import httpx
 import pytest
@@ -23,10 +24,12 @@ from fast_instantid.scale.serve.app import make_app
 from fast_instantid.scale.serve.engine import Engine
 from fast_instantid.scale.serve.limits import Limits
 
-from .serving import PROMPT, eventually, instantid, photo
+from .serving import MB, PROMPT, bomb, eventually, instantid, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = "neither a file nor a folder"
+JSON, EVENTS = {"Content-Type": "application/json"}, {"Accept": "text/event-stream"}
+PICTURE = {"prompt": PROMPT, "num_inference_steps": "40"}
 FAULT = """
 import sys
 from fast_instantid.cli import main
@@ -119,6 +122,41 @@ def test_a_signal_during_a_picture_ends_the_command_and_tells_the_client(sent, a
         ends_quietly(process, sent)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process in /proc")
+def test_memory_stays_flat_under_bombs_large_uploads_and_clients_that_leave():
+    """With the bounds of a user: after each kind has come once, ten more of each take nothing."""
+    block = bytes(MB)
+
+    def resident(process: subprocess.Popen[str]) -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
+
+    with command() as process:
+        url = address(process)
+        eventually(lambda: is_ready(url), 120)
+        host, port = url.removeprefix("http://").split(":")
+        with httpx.Client(base_url=url, timeout=120) as client:
+
+            def ask() -> None:
+                bombs = [("photos", bomb(12000, 9000))]
+                assert client.post("/v1/faces", files=bombs).status_code == 413
+                large = client.post("/v1/faces", content=(block for _ in range(100)), headers=JSON)
+                assert large.status_code == 413
+                with socket.create_connection((host, int(port))) as leaving:  # in the middle of an upload of 30 MB
+                    leaving.sendall(b"POST /v1/faces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+                    leaving.sendall(b"Content-Length: 30000000\r\n\r\n" + block * 20)
+                with client.stream("POST", "/v1/pictures", files=[photo()], data=PICTURE, headers=EVENTS) as stream:
+                    assert "event: queued" in next(stream.iter_lines())
+                assert client.post("/v1/faces", files=[photo()]).status_code == 200
+
+            for _ in range(3):
+                ask()
+            before = resident(process)
+            for _ in range(10):
+                ask()
+            assert resident(process) < before + 24 * MB, "a request of 32 MB that is held each time is 320 MB"
+
+
 def test_requests_that_are_half_sent_do_not_hold_the_command():
     with command() as process:
         url = address(process)
@@ -181,12 +219,32 @@ def test_a_replica_whose_warm_up_failed_is_not_healthy(monkeypatch):
     monkeypatch.setattr(engine, "_warm_up", lambda: 1 / 0)
     replica = on_ray._Service()
     replica.app = make_app(engine)
-    replica.check_health()
     engine.start()
-    engine.join()
     with pytest.raises(BackendError, match="the warm-up failed") as raised:
-        replica.check_health()
+        asyncio.run(replica.check_health())
+    engine.join()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_replica_takes_requests_after_its_warm_up(monkeypatch):
+    from fast_instantid.scale.serve import on_ray
+
+    engine, go = Engine(instantid(), Limits()), Event()
+    monkeypatch.setattr(engine, "_warm_up", go.wait)
+    replica = on_ray._Service()
+    replica.app = make_app(engine)
+    engine.start()
+    asked = Thread(target=lambda: asyncio.run(replica.check_health()))
+    asked.start()
+    try:
+        asked.join(0.5)
+        assert asked.is_alive(), "the first question of Ray is answered when the engine is warm"
+    finally:
+        go.set()
+    asked.join(60)
+    assert engine.is_ready
+    engine.stop()
+    engine.join()
 
 
 def test_a_folder_for_persons_that_cannot_be_is_named(tmp_path, capsys):

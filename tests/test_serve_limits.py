@@ -8,10 +8,8 @@ import json
 import math
 import select
 import socket
-import struct
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,10 +23,9 @@ from fast_instantid.scale.serve import server as serve_server
 from fast_instantid.scale.serve.batch_queue import BatchQueue, Busy, Job
 from fast_instantid.scale.serve.limits import Guard, Limits
 
-from .serving import PORTRAITS, PROMPT, eventually, photo, serving
+from .serving import MB, PORTRAITS, PROMPT, bomb, eventually, photo, serving
 
 ROOT = Path(__file__).resolve().parent.parent
-MB = 1 << 20
 KEY = "a secret of the tests"
 LONG = {"prompt": PROMPT, "num_inference_steps": "60", "likeness": "false"}
 
@@ -54,17 +51,6 @@ def error(answer: httpx.Response) -> str:
     assert answer.json().keys() == {"error"}
     assert "Traceback" not in answer.text
     return answer.json()["error"]
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred KB that says it has so many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(30 * MB), 1)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client, monkeypatch):

@@ -238,8 +238,17 @@ def test_every_field_has_a_label_and_a_phone_shows_all_of_it(page):
     assert page.evaluate("document.documentElement.scrollWidth") == 360, "nothing lies beyond the edge"
 
 
+@needs_chromium
+def test_the_page_leads_to_the_requests(page):
+    page.get_by_role("link", name="requests").click()
+    expect(page.get_by_role("heading", name="POST /v1/pictures")).to_be_visible()
+    page.get_by_role("link", name="openapi.json").click()
+    expect(page.get_by_text('"openapi":"3.1.0"')).to_be_visible()
+
+
 def test_the_page_loads_nothing_from_other_hosts(client):
-    for path in ("/", "/page.js", "/page.css"):
-        answer = client.get(path)
+    for path in ("/", "/page.js", "/page.css", "/docs"):
+        answer = client.get(path, headers={"Authorization": ""})
+        assert answer.status_code == 200
         assert "://" not in answer.text
         assert "default-src 'self'" in answer.headers["content-security-policy"]

@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from fast_instantid.cli import main
 from fast_instantid.cli.parser import make_parser
 from fast_instantid.cli.serve import KEY, on_ray
 
@@ -25,6 +26,9 @@ from .serving import PROMPT, eventually, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
+HADOLINT = shutil.which(
+    "hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+)
 
 
 @pytest.mark.slow
@@ -61,6 +65,26 @@ def test_the_same_app_under_ray_serve(tmp_path, request):
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(120)
+
+
+@pytest.mark.slow
+def test_replicas_that_cannot_start_say_why(tmp_path, request):
+    short = tempfile.mkdtemp(prefix="r-")
+    request.addfinalizer(lambda: shutil.rmtree(short, ignore_errors=True))
+    command = [sys.executable, "-m", "fast_instantid", "serve", "--ray", "--port", "0"]
+    environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": short}
+    environment["FAST_INSTANTID_MODELS"] = str(tmp_path)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 1
+    assert f"error: no replica starts: ModelFileError: {tmp_path / 'instantid'}: neither a file nor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_replicas_than_cores_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["serve", "--base", "miniature", "--ray", "--port", "0", "--replicas", "999"]) == 1
+    assert f"--replicas 999: this machine has {os.cpu_count()} CPUs, and each needs one" in capsys.readouterr().err
 
 
 def options_of(words: list[str]):
@@ -108,6 +132,20 @@ def test_the_rayservice_is_what_ray_reads():
     [worker] = group["template"]["spec"]["containers"]
     mounted = {mount["name"] for mount in worker["volumeMounts"]}
     assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+
+
+def test_the_pods_are_what_kubernetes_reads():
+    validator = pytest.importorskip("kubernetes_validate")
+    cluster = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        validator.validate(pod, validator.latest_version(), strict=True)
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not here: the Dockerfile was not linted")
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    done = subprocess.run([str(HADOLINT), str(DEPLOY / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.skipif(

@@ -46,13 +46,7 @@ from .people_nodes import (
     InstantIDSavePerson,
 )
 from .pose_editor import InstantIDPoseEditor
-from .pose_nodes import (
-    InstantIDLoadPose,
-    InstantIDPose,
-    InstantIDPoseFromImage,
-    InstantIDPoseTrack,
-    InstantIDSavePose,
-)
+from .pose_nodes import InstantIDLoadPose, InstantIDPose, InstantIDPoseFromImage, InstantIDPoseTrack, InstantIDSavePose
 from .scene_nodes import ApplyInstantIDPerson, ApplyInstantIDScene
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "draw_kps", "extractFeatures", "tensor_to_image"]

@@ -181,8 +181,7 @@ class InstantIDLikeness(_PersonNode):
     INPUT_TYPES = inputs(
         person=PERSON,
         shown=choice(
-            ("one person each", "all persons"),
-            "Each picture shows one person of a batch, or all persons of the batch.",
+            ("one person each", "all persons"), "Each picture shows one person of a batch, or all persons of the batch."
         ),
         at_least=decimal(0.3, -1.0, 1.0, "Likeness from which is_alike is true."),
         optional={

@@ -21,14 +21,7 @@ logger = logging.getLogger("fast_instantid")
 _GLINTR100 = "glintr100.onnx"
 # Opened first, in this order, so that the landmark and gender networks of a usual pack never are. The content decides
 # the kind of a network, not the name.
-_USUAL_NAMES = (
-    "scrfd_10g_bnkps.onnx",
-    _GLINTR100,
-    "det_10g.onnx",
-    "w600k_r50.onnx",
-    "det_500m.onnx",
-    "w600k_mbf.onnx",
-)
+_USUAL_NAMES = ("scrfd_10g_bnkps.onnx", _GLINTR100, "det_10g.onnx", "w600k_r50.onnx", "det_500m.onnx", "w600k_mbf.onnx")
 _ANTELOPEV2_BYTES = 260_665_334  # of its glintr100.onnx
 _OTHER_RECOGNIZERS = {
     260_694_151: ("a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60", "AuraFace's recogniser"),

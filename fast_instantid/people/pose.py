@@ -146,11 +146,7 @@ AnyPose: TypeAlias = Pose | Keypoints
 
 
 def moved_keypoints(
-    face: Any,
-    shift: Sequence[float] = (0, 0),
-    scale: float = 1.0,
-    degrees: float = 0.0,
-    mirror: bool = False,
+    face: Any, shift: Sequence[float] = (0, 0), scale: float = 1.0, degrees: float = 0.0, mirror: bool = False
 ) -> np.ndarray:
     """The keypoints of a face, mirrored, scaled and turned around their middle, then moved.
 

@@ -139,7 +139,7 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
     if "ls" not in vars(system):  # as of systems that are asynchronous, which cannot be changed so
         system.ls = partial(_ls, system.ls)
     try:
-        if system.isfile(inner):
+        if system.isfile(inner) and not (inner.endswith("/") and system.isdir(inner)):  # of HTTP, a page may be both
             kind = os.path.splitext(inner)[1].lower()
             return _of_table(source, system, inner, column) if kind in (".csv", ".parquet") else [source]
         if system.isdir(inner):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path as InPath, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -221,6 +221,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def tell_metrics() -> Response:
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def requests_page() -> HTMLResponse:
+        return HTMLResponse(doc.page_of(app.openapi()))
 
     def page(path: str, file: Path) -> None:
         @app.get(path, include_in_schema=False)

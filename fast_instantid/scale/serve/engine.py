@@ -98,12 +98,12 @@ class Engine:
         self.drawing = BatchQueue(self._draw, limits.queue, limits.batch)
         self.is_ready, self._ends = False, threading.Event()
         self.failure: Exception | None = None  # of the warm-up
-        self._thread = threading.Thread(target=self._begin, name="fast-instantid warm-up")
+        self.warm_up = threading.Thread(target=self._begin, name="fast-instantid warm-up")
         self._previews, self._decoders = Previews(), ThreadPoolExecutor(4)
 
     def start(self) -> None:
         """Warm up in a thread, then take jobs."""
-        self._thread.start()
+        self.warm_up.start()
 
     def stop(self) -> None:
         """Cancel all jobs and the warm-up: what runs ends at its next step."""
@@ -114,7 +114,7 @@ class Engine:
 
     def join(self) -> None:
         """Wait until all threads have ended: a process that ends before torch's threads is aborted."""
-        self._thread.join()
+        self.warm_up.join()
         self.faces.join()
         self.drawing.join()
         self._decoders.shutdown()

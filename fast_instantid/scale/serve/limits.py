@@ -19,7 +19,7 @@ from ...errors import FastInstantIDError
 logger = logging.getLogger("fast_instantid")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_OPEN = ("/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json")  # what needs no key
+_OPEN = ("/", "/page.js", "/page.css", "/healthz", "/readyz", "/docs", "/openapi.json")  # what needs no key
 _HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
