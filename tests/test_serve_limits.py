@@ -232,6 +232,12 @@ def test_a_person_whose_face_is_a_point_or_beside_the_picture_is_drawn(client, t
         assert answer.status_code == 200, answer.text
 
 
+def test_a_person_far_beside_a_picture_has_no_place_in_a_larger_one(client, tmp_path):
+    files = [("person_files", ("p", person_file(tmp_path / "p.safetensors", kps=array(5, 2, of=9e4))))]
+    answer = client.post("/v1/pictures", data={"prompt": "a", "width": "64", "height": "4096"}, files=files)
+    assert (answer.status_code, "no place in 64 x 4096 pixels" in error(answer)) == (422, True), answer.text
+
+
 @pytest.mark.parametrize("more", [*(f"charset={x}" for x in ("utf-7", "punycode", "zip", "hex", '"idna"')), "x=y"])
 def test_forms_of_other_codecs_are_refused(client, more):
     body = b'--y\r\nContent-Disposition: form-data; name="photos"\r\n\r\n+AGE-\r\n--y--\r\n'
