@@ -273,6 +273,17 @@ def test_health_and_the_document(client):
     assert (client.get("/docs").status_code, client.get("/redoc").status_code) == (404, 404)
 
 
+def test_the_document_says_the_limits_of_this_service():
+    with serving(photos=120, people=3, steps=7, area=128 * 64) as client:
+        document = client.get("/openapi.json").json()
+        assert client.post("/v1/faces", json={"photos": in_json(0) * 110}).status_code == 200
+    for kind in ("application/json", "multipart/form-data"):
+        given = document["paths"]["/v1/pictures"]["post"]["requestBody"]["content"][kind]["schema"]["properties"]
+        assert [given[name]["maxItems"] for name in ("photos", "persons", "person_files")] == [120, 3, 3]
+        numbers = [given[name] for name in ("num_inference_steps", "width", "height")]
+        assert [each.get("anyOf", [each])[0]["maximum"] for each in numbers] == [7, 128, 128]
+
+
 def test_the_document_says_what_needs_the_key():
     with serving(key="0123456789abcdef") as client:
         document = client.get("/openapi.json", headers={"Authorization": ""}).json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ from threading import Thread
 
 import httpx
 import pytest
+from PIL import Image
 
 from fast_instantid.cli import main
 from fast_instantid.cli.serve import _BOUNDS, KEY
@@ -130,6 +132,22 @@ def test_requests_that_are_half_sent_do_not_hold_the_command():
             assert half.recv(100).startswith(b"HTTP/1.1 503 ")
     assert "Traceback" not in said
     assert process.returncode == -signal.SIGTERM
+
+
+def test_nothing_that_a_client_sends_is_in_the_log():
+    """Pillow warned of each damaged tag, a hundred thousand times, and Diffusers of long prompts, which it told."""
+    damaged, form = Image.Exif(), io.BytesIO()
+    damaged[0x010E] = "a description"
+    tags = damaged.tobytes().replace(b"\0\0\0\x0e", b"\xff\xff\xff\xff")  # its length
+    Image.new("RGB", (64, 64)).save(form, "PNG", exif=tags)
+    with command() as process:
+        url = address(process)
+        eventually(lambda: is_ready(url))
+        assert httpx.post(f"{url}/v1/faces", files=[("photos", form.getvalue())]).status_code == 200
+        fields = {"prompt": "secret words " * 100, "num_inference_steps": "2"}
+        assert httpx.post(f"{url}/v1/pictures", files=[photo()], data=fields, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        ends_quietly(process, signal.SIGTERM)
 
 
 def test_a_failed_warm_up_ends_the_command():

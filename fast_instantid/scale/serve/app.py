@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -64,6 +65,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # Our bound of pixels takes the place of Pillow's.
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        # Strangers cause these, as many as they like. Diffusers' hold prompts.
+        warnings.filterwarnings("ignore", module="PIL")
+        for library in ("diffusers", "transformers", "python_multipart"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         engine.start()
         yield
         engine.stop()
@@ -174,7 +179,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "X-Photos-Alike": {"schema": {"type": "number"}, "description": "of the two photographs that differ most"},
     }
 
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=wrong(*_WRONG_BODY), **keyed)
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest, limits), responses=wrong(*_WRONG_BODY), **keyed)
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -185,7 +190,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/persons",
         responses={200: in_file, 201: {"model": doc.PersonAnswer}, **wrong(404, 409, *_WRONG_BODY)},
         response_class=Response,
-        openapi_extra=doc.body_of(doc.PersonRequest),
+        openapi_extra=doc.body_of(doc.PersonRequest, limits),
         **keyed,
     )
     async def make_person(request: Request) -> Response:
@@ -227,7 +232,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             200: {"content": drawings, "headers": alike, "description": "as Accept asks; a PNG by default"},
             **wrong(404, 406, *_WRONG_BODY),
         },
-        openapi_extra=doc.body_of(doc.PictureRequest),
+        openapi_extra=doc.body_of(doc.PictureRequest, limits),
         **keyed,
     )
     async def draw(request: Request) -> Response:
@@ -283,13 +288,15 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def page(path: str, file: Path) -> None:
-        @app.get(path, include_in_schema=False)
-        async def send() -> FileResponse:
-            return FileResponse(file)
+    def page(path: str, file: Path, kind: str) -> None:
+        whole = file.read_bytes()
 
-    for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
-        page(path, _PAGE / name)
+        @app.get(path, include_in_schema=False)
+        async def send() -> Response:
+            return Response(whole, media_type=kind)
+
+    for path, kind in {"/": "html", "/page.js": "javascript", "/page.css": "css"}.items():
+        page(path, _PAGE / (path[1:] or "index.html"), f"text/{kind}")
     return app
 
 

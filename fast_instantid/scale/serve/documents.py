@@ -45,7 +45,7 @@ def _bytes(value: Any) -> bytes:
 
 def _few(value: Any) -> list[Any]:
     """A list that is short: pydantic has a message for each wrong item."""
-    if isinstance(value, list) and len(value) > 100:
+    if isinstance(value, list) and len(value) > 1000:
         raise ValueError(f"{len(value)} of them: give fewer")
     return value if isinstance(value, list) else [value]
 
@@ -97,7 +97,7 @@ class PictureRequest(_Request):
     num_inference_steps: int | None = Field(None, ge=2, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     controlnet_conditioning_scale: float | None = Field(None, ge=0, le=10, description="of the IdentityNet")
-    width: int | None = Field(None, ge=64, le=4096, multiple_of=8)
+    width: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="width x height is bounded too")
     height: int | None = Field(None, ge=64, le=4096, multiple_of=8)
     likeness: bool = Field(True, description="of the picture's faces to the persons")
 
@@ -200,9 +200,15 @@ def event(name: str, fact: Any) -> str:
     return f": {name}\n\n" if fact is None else f"event: {name}\ndata: {json.dumps(fact)}\n\n"
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The request body for OpenAPI, in both forms."""
+def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
+    """The request body for OpenAPI, in both forms, with the bounds of this service."""
     schema = model.model_json_schema()
+    most = {"photos": limits.photos, "persons": limits.people, "person_files": limits.people}
+    most |= {"num_inference_steps": limits.steps, "width": limits.area // 64, "height": limits.area // 64}
+    for name in most.keys() & schema["properties"].keys():
+        each = schema["properties"][name]
+        bound, key = (each["anyOf"][0], "maximum") if "anyOf" in each else (each, "maxItems")
+        bound[key] = min(most[name], bound.get(key, most[name]))
     form = {**schema, "properties": {}}
     for name, each in schema["properties"].items():
         if "anyOf" in each:  # or null, which a form cannot hold
@@ -259,7 +265,9 @@ def _kind_of(header: str) -> bytes:
 
 def said(errors: Sequence[Any]) -> str:
     """What is wrong with a request, without what it holds."""
-    rows = [(".".join(map(str, row["loc"])) or "body", _SAID.get(row["type"]) or str(row["msg"])) for row in errors[:5]]
+    rows = [
+        (".".join(map(str, row["loc"]))[:80] or "body", _SAID.get(row["type"]) or str(row["msg"])) for row in errors[:5]
+    ]
     return "; ".join(f"{where}: {text.removeprefix('Value error, ')}" for where, text in rows)
 
 
