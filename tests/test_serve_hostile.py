@@ -150,6 +150,7 @@ USUAL = {
     "with a video": lambda: encoded("JPEG", progressive=True) + ANY,
     "with fill bytes": lambda: jpeg_with(b"\xff" * 50 + segment(0xE1, b"Exif\0\0" + ANY[:9])),
     "a PNG with a profile": lambda: encoded("PNG", icc_profile=ANY[:1000]),
+    "a PNG with bytes behind its end": lambda: encoded("PNG") + bytes(1 << 20),
     "a PNG of small chunks": lambda: png_with(chunk(b"tEXt", b"Comment\0text") * 200),
     "a WebP": lambda: encoded("WEBP", icc_profile=ANY[:1000]),
 }

@@ -244,9 +244,11 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
         people += [await run_in_threadpool(kept.person, name) for name in asked.persons]
-        for number, data in enumerate(asked.person_files):
-            people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
+        files = enumerate(asked.person_files)
+        people += [await run_in_threadpool(from_bytes, data, f"person_files.{number}") for number, data in files]
         photos = doc.photographs(people[0]) if asked.photos else None
+        asked = asked.model_copy(update={"photos": [], "person_files": []})
+        request.scope["release"]()  # who waits for the pipeline holds no files
         job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
         told = queued(engine.drawing, job)
         if kind == "text/event-stream":

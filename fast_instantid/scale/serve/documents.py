@@ -224,14 +224,19 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     if packed := request.headers.get("content-encoding"):
         raise HTTPException(415, f"content encoding {packed[:80]!r}: send the request as it is")
     if kind == b"application/json":
-        read = await run_in_threadpool(_checked, model.model_validate_json, await request.body())
+        body = b"".join([part async for part in request.stream()])  # request.body() would keep it
+        read = await run_in_threadpool(_checked, model.model_validate_json, body)
     else:
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
+        ends: list[bool] = []
+        parser.on_end = lambda: ends.append(True)  # or the part that was cut off would count as none
         try:
             form = await parser.parse()
         except MultiPartException as error:
             raise HTTPException(422, f"the form: {error.message}") from error
+        if not ends:
+            raise HTTPException(422, "the form: it is cut off before its last boundary: send all of it")
         given: dict[str, Any] = {}
         for name in form.keys():
             values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
