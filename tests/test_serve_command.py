@@ -226,6 +226,9 @@ def test_the_help_tells_each_default(capsys):
         assert f"--max-{name} N {int(getattr(Limits(), name))} " in text
 
 
-def test_fewer_steps_than_a_picture_has_are_refused(capsys):
-    assert main(["serve", "--base", "miniature", "--port", "0", "--max-steps", "1"]) == 1
-    assert "at most 1 steps: a picture takes 2 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(("limit", "most", "said"), [("steps", 1, "1 steps and"), ("area", 4095, "and 4095 pixels")])
+def test_less_than_a_picture_has_is_refused(limit, most, said, capsys):
+    assert main(["serve", "--base", "/nowhere", "--port", "0", f"--max-{limit}", str(most)]) == 1
+    message = capsys.readouterr().err
+    assert said in message
+    assert "a picture takes 2 and 4096 or more" in message

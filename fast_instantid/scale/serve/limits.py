@@ -46,8 +46,9 @@ class Limits:
     face_batch: int = 16  # photographs that are searched at once
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise FastInstantIDError(f"at most {self.steps} steps: a picture takes 2 or more, so allow them")
+        if self.steps < 2 or self.area < 64 * 64:
+            given = f"at most {self.steps} steps and {self.area} pixels"
+            raise FastInstantIDError(f"{given}: a picture takes 2 and 4096 or more, so allow them")
 
 
 def is_loopback(host: str) -> bool:
