@@ -291,6 +291,17 @@ def test_the_page_of_the_document_has_each_request_and_field(client):
     assert "409 Conflict" in page.text
 
 
+def test_the_document_says_the_limits_of_this_service():
+    with serving(photos=120, people=3, steps=7, area=128 * 64) as client:
+        document = client.get("/openapi.json").json()
+        assert client.post("/v1/faces", json={"photos": in_json(0) * 110}).status_code == 200
+    for kind in ("application/json", "multipart/form-data"):
+        given = document["paths"]["/v1/pictures"]["post"]["requestBody"]["content"][kind]["schema"]["properties"]
+        assert [given[name]["maxItems"] for name in ("photos", "persons", "person_files")] == [120, 3, 3]
+        numbers = [given[name] for name in ("num_inference_steps", "width", "height")]
+        assert [each.get("anyOf", [each])[0]["maximum"] for each in numbers] == [7, 128, 128]
+
+
 def test_the_document_says_what_needs_the_key():
     with serving(key="0123456789abcdef") as client:
         document = client.get("/openapi.json", headers={"Authorization": ""}).json()
@@ -414,6 +425,14 @@ def test_head_is_answered_where_get_is(client):
         head, get = client.head(path), client.get(path)
         assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", get.headers["content-type"])
     assert (client.head("/nothing").status_code, client.head("/v1/faces").status_code) == (404, 405)
+
+
+def test_the_page_is_sent_whole_whatever_part_is_asked_for(client):
+    """Starlette answers parts: in plain text where they are wrong, and before 0.49.1 after long sorting."""
+    for path, kind in {"/": "html", "/page.js": "javascript", "/page.css": "css"}.items():
+        for given in ("lines=0-1", "bytes=999999-", "bytes=0-,0-"):
+            answer = client.get(path, headers={"Range": given})
+            assert (answer.status_code, answer.headers["content-type"]) == (200, f"text/{kind}; charset=utf-8")
 
 
 def test_a_person_who_is_deleted_meanwhile_is_not_there(client, monkeypatch):

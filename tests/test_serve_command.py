@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ from threading import Event, Thread
 
 import httpx
 import pytest
+from PIL import Image
 
 from fast_instantid.cli import main
 from fast_instantid.cli.serve import _BOUNDS, KEY
@@ -172,6 +174,22 @@ def test_requests_that_are_half_sent_do_not_hold_the_command():
     assert process.returncode == -signal.SIGTERM
 
 
+def test_nothing_that_a_client_sends_is_in_the_log():
+    """Pillow warned of each damaged tag, a hundred thousand times, and Diffusers of long prompts, which it told."""
+    damaged, form = Image.Exif(), io.BytesIO()
+    damaged[0x010E] = "a description"
+    tags = damaged.tobytes().replace(b"\0\0\0\x0e", b"\xff\xff\xff\xff")  # its length
+    Image.new("RGB", (64, 64)).save(form, "PNG", exif=tags)
+    with command() as process:
+        url = address(process)
+        eventually(lambda: is_ready(url))
+        assert httpx.post(f"{url}/v1/faces", files=[("photos", form.getvalue())]).status_code == 200
+        fields = {"prompt": "secret words " * 100, "num_inference_steps": "2"}
+        assert httpx.post(f"{url}/v1/pictures", files=[photo()], data=fields, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        ends_quietly(process, signal.SIGTERM)
+
+
 def test_a_failed_warm_up_ends_the_command():
     with command(program=("-c", FAULT)) as process:
         said = process.communicate(timeout=60)[1].splitlines()
@@ -268,6 +286,9 @@ def test_the_help_tells_each_default(capsys):
         assert f"--max-{name} N {int(getattr(Limits(), name))} " in text
 
 
-def test_fewer_steps_than_a_picture_has_are_refused(capsys):
-    assert main(["serve", "--base", "miniature", "--port", "0", "--max-steps", "1"]) == 1
-    assert "at most 1 steps: a picture takes 2 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(("limit", "most", "said"), [("steps", 1, "1 steps and"), ("area", 4095, "and 4095 pixels")])
+def test_less_than_a_picture_has_is_refused(limit, most, said, capsys):
+    assert main(["serve", "--base", "/nowhere", "--port", "0", f"--max-{limit}", str(most)]) == 1
+    message = capsys.readouterr().err
+    assert said in message
+    assert "a picture takes 2 and 4096 or more" in message

@@ -53,6 +53,13 @@ def test_no_message_is_made_for_each_of_many_wrong_items(client, document, said)
     assert said in answer.json()["error"]
 
 
+def test_no_error_repeats_a_long_name(client):
+    """A field of 5 MB came back in 30 MB."""
+    answer = client.post("/v1/pictures", json={"prompt": "a", "\x01" * 1_000_000: 1})
+    assert (answer.status_code, "no such field" in answer.text) == (422, True)
+    assert len(answer.content) < 2000
+
+
 def test_a_client_that_takes_no_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr(serve_server._Protocol, "taking_seconds", 1.0)
     with serving() as client, socket.socket() as connection:
@@ -143,6 +150,7 @@ USUAL = {
     "with a video": lambda: encoded("JPEG", progressive=True) + ANY,
     "with fill bytes": lambda: jpeg_with(b"\xff" * 50 + segment(0xE1, b"Exif\0\0" + ANY[:9])),
     "a PNG with a profile": lambda: encoded("PNG", icc_profile=ANY[:1000]),
+    "a PNG with bytes behind its end": lambda: encoded("PNG") + bytes(1 << 20),
     "a PNG of small chunks": lambda: png_with(chunk(b"tEXt", b"Comment\0text") * 200),
     "a WebP": lambda: encoded("WEBP", icc_profile=ANY[:1000]),
 }
@@ -175,6 +183,7 @@ CRAFTED = {
     "a long name": lambda: person_file(name="x" * 3_000_000, recognizer="another"),
     "a long size": lambda: person_file(photo_size=["x" * 3_000_000, 1]),
     "many tensors": lambda: save({str(number): torch.zeros(1) for number in range(50_000)}),
+    "a side that is too long by one": lambda: person_file(photo_size=[1, 32767]),
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from fast_instantid import Face, Person
 from fast_instantid.cli import main
@@ -89,6 +90,24 @@ def test_many_large_requests_at_once_are_refused():
         assert client.post("/v1/faces", files=[photo()]).status_code == 200
 
 
+def test_requests_that_wait_for_the_pipeline_hold_none_of_their_bytes():
+    """Eight large ones had all others refused for as long as they were drawn."""
+    portrait = io.BytesIO()
+    Image.open(PORTRAITS[0]).convert("RGB").save(portrait, "JPEG")
+    fields = {**LONG, "num_inference_steps": "900", "photos": base64.b64encode(portrait.getvalue()).decode()}
+    document = json.dumps(fields).encode()
+    form = httpx.Request(
+        "POST", "http://localhost", data=LONG, files={"photos": portrait.getvalue().ljust(MB - 1000, b"\0")}
+    )
+    bodies = {"application/json": document.ljust(MB), form.headers["content-type"]: form.read()}
+    with serving(body=MB, batch=1, steps=900) as client:
+        held = [raw(client, head(len(body), kind), body) for _ in range(4) for kind, body in bodies.items()]
+        eventually(lambda: client.engine.drawing.waiting == 7)
+        assert client.post("/v1/faces", files=[photo()]).status_code == 200
+        for connection in held:
+            connection.close()
+
+
 def test_urls_are_refused_and_nothing_is_fetched(client):
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.2)
@@ -157,13 +176,16 @@ def test_other_bodies_are_refused(client):
     assert post(b"", "").status_code == 415
     assert post(b"x", "multipart/form-data").status_code == 422
     assert post(b"x", "multipart/form-data; boundary=y").status_code == 422
+    part = b'--y\r\nContent-Disposition: form-data; name="photos"; filename="a"\r\n\r\n' + PORTRAITS[0].read_bytes()
+    whole = part + b"\r\n" + part
+    answer = post(whole, "multipart/form-data; boundary=y")
+    assert (answer.status_code, "cut off" in error(answer)) == (422, True), "no answer for the first photograph alone"
+    assert len(post(whole + b"\r\n--y--", "multipart/form-data; boundary=y").json()["photos"]) == 2
     packed = client.post("/v1/faces", files=[photo()], headers={"Content-Encoding": "gzip"})
     assert (packed.status_code, "content encoding 'gzip'" in error(packed)) == (415, True)
     many = client.post("/v1/faces", files=[photo()] * 40)
     assert (many.status_code, "Too many files" in error(many)) == (422, True)
     blank = io.BytesIO()
-    from PIL import Image
-
     Image.new("RGB", (128, 128)).save(blank, "PNG")
     for route, more in (("persons", {}), ("pictures", {"prompt": "a"})):
         answer = client.post(f"/v1/{route}", files=[("photos", blank.getvalue())], data=more)
@@ -216,6 +238,12 @@ def test_a_person_whose_face_is_a_point_or_beside_the_picture_is_drawn(client, t
         files = [*beside, ("person_files", ("p", data))]
         answer = client.post("/v1/pictures", data={"prompt": "a", "num_inference_steps": "2"}, files=files)
         assert answer.status_code == 200, answer.text
+
+
+def test_a_person_far_beside_a_picture_has_no_place_in_a_larger_one(client, tmp_path):
+    files = [("person_files", ("p", person_file(tmp_path / "p.safetensors", kps=array(5, 2, of=9e4))))]
+    answer = client.post("/v1/pictures", data={"prompt": "a", "width": "64", "height": "4096"}, files=files)
+    assert (answer.status_code, "no place in 64 x 4096 pixels" in error(answer)) == (422, True), answer.text
 
 
 @pytest.mark.parametrize("more", [*(f"charset={x}" for x in ("utf-7", "punycode", "zip", "hex", '"idna"')), "x=y"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path as InPath, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -72,6 +73,10 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # Our bound of pixels takes the place of Pillow's.
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        # Strangers cause these, as many as they like. Diffusers' hold prompts.
+        warnings.filterwarnings("ignore", module="PIL")
+        for library in ("diffusers", "transformers", "python_multipart"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         engine.start()
         yield
         engine.stop()
@@ -122,7 +127,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise HTTPException(422, f"no face found in {', '.join(empty)}: {text}")
         return merge([people[0] for _, _, people in rows], name)
 
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest), responses=_ERRORS_OF_BODY, **keyed)
+    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest, limits), responses=_ERRORS_OF_BODY, **keyed)
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -133,7 +138,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/persons",
         responses={200: _PERSON, 201: {"model": doc.PersonAnswer}, **_errors(404, 409), **_ERRORS_OF_BODY},
         response_class=Response,
-        openapi_extra=doc.body_of(doc.PersonRequest),
+        openapi_extra=doc.body_of(doc.PersonRequest, limits),
         **keyed,
     )
     async def make_person(request: Request) -> Response:
@@ -167,7 +172,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/pictures",
         response_model=doc.PictureAnswer,
         responses={200: _PICTURE, **_errors(404, 406), **_ERRORS_OF_BODY},
-        openapi_extra=doc.body_of(doc.PictureRequest),
+        openapi_extra=doc.body_of(doc.PictureRequest, limits),
         **keyed,
     )
     async def draw(request: Request) -> Response:
@@ -179,9 +184,11 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
         people += [await run_in_threadpool(store.person, name) for name in asked.persons]
-        for number, data in enumerate(asked.person_files):
-            people.append(await run_in_threadpool(from_bytes, data, f"person_files.{number}"))
+        files = enumerate(asked.person_files)
+        people += [await run_in_threadpool(from_bytes, data, f"person_files.{number}") for number, data in files]
         photos = doc.photographs(people[0]) if asked.photos else None
+        asked = asked.model_copy(update={"photos": [], "person_files": []})
+        request.scope["release"]()  # who waits for the pipeline holds no files
         job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
         waiting = Waiting(request, engine.drawing, job, start, limits.seconds)
         if kind == "text/event-stream":
@@ -226,13 +233,15 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def requests_page() -> HTMLResponse:
         return HTMLResponse(doc.page_of(app.openapi()))
 
-    def page(path: str, file: Path) -> None:
-        @app.get(path, include_in_schema=False)
-        async def send() -> FileResponse:
-            return FileResponse(file)
+    def page(path: str, file: Path, kind: str) -> None:
+        whole = file.read_bytes()
 
-    for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
-        page(path, _PAGE / name)
+        @app.get(path, include_in_schema=False)
+        async def send() -> Response:
+            return Response(whole, media_type=kind)
+
+    for path, kind in {"/": "html", "/page.js": "javascript", "/page.css": "css"}.items():
+        page(path, _PAGE / (path[1:] or "index.html"), f"text/{kind}")
     return app
 
 

@@ -46,7 +46,7 @@ def _bytes(value: Any) -> bytes:
 
 def _few(value: Any) -> list[Any]:
     """A list that is short: pydantic has a message for each wrong item."""
-    if isinstance(value, list) and len(value) > 100:
+    if isinstance(value, list) and len(value) > 1000:
         raise ValueError(f"{len(value)} of them: give fewer")
     return value if isinstance(value, list) else [value]
 
@@ -102,7 +102,7 @@ class PictureRequest(_Request):
     num_inference_steps: int | None = Field(None, ge=2, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     controlnet_conditioning_scale: float | None = Field(None, ge=0, le=10, description="of the IdentityNet")
-    width: int | None = Field(None, ge=64, le=4096, multiple_of=8)
+    width: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="width x height is bounded too")
     height: int | None = Field(None, ge=64, le=4096, multiple_of=8)
     likeness: bool = Field(True, description="of the picture's faces to the persons")
 
@@ -202,9 +202,15 @@ def event(name: str, fact: Any) -> str:
     return f": {name}\n\n" if fact is None else f"event: {name}\ndata: {json.dumps(fact)}\n\n"
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The request body for OpenAPI, in both forms."""
+def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
+    """The request body for OpenAPI, in both forms, with the bounds of this service."""
     schema = model.model_json_schema()
+    most = {"photos": limits.photos, "persons": limits.people, "person_files": limits.people}
+    most |= {"num_inference_steps": limits.steps, "width": limits.area // 64, "height": limits.area // 64}
+    for name in most.keys() & schema["properties"].keys():
+        each = schema["properties"][name]
+        bound, key = (each["anyOf"][0], "maximum") if "anyOf" in each else (each, "maxItems")
+        bound[key] = min(most[name], bound.get(key, most[name]))
     form = {**schema, "properties": {}}
     for name, each in schema["properties"].items():
         if "anyOf" in each:  # or null, which a form cannot hold
@@ -238,14 +244,19 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
     if packed := request.headers.get("content-encoding"):
         raise HTTPException(415, f"content encoding {packed[:80]!r}: send the request as it is")
     if kind == b"application/json":
-        read = await run_in_threadpool(_checked, model.model_validate_json, await request.body())
+        body = b"".join([part async for part in request.stream()])  # request.body() would keep it
+        read = await run_in_threadpool(_checked, model.model_validate_json, body)
     else:
         parser = MultiPartParser(request.headers, request.stream(), max_files=limits.photos + limits.people)
         parser.spool_max_size = limits.body + 1
+        ends: list[bool] = []
+        parser.on_end = lambda: ends.append(True)  # or the part that was cut off would count as none
         try:
             form = await parser.parse()
         except MultiPartException as error:
             raise HTTPException(422, f"the form: {error.message}") from error
+        if not ends:
+            raise HTTPException(422, "the form: it is cut off before its last boundary: send all of it")
         given: dict[str, Any] = {}
         for name in form.keys():
             values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
@@ -279,7 +290,9 @@ def _kind_of(header: str) -> bytes:
 
 def said(errors: Sequence[Any]) -> str:
     """What is wrong with a request, without what it holds."""
-    rows = [(".".join(map(str, row["loc"])) or "body", _SAID.get(row["type"]) or str(row["msg"])) for row in errors[:5]]
+    rows = [
+        (".".join(map(str, row["loc"]))[:80] or "body", _SAID.get(row["type"]) or str(row["msg"])) for row in errors[:5]
+    ]
     return "; ".join(f"{where}: {text.removeprefix('Value error, ')}" for where, text in rows)
 
 

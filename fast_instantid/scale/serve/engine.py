@@ -189,12 +189,15 @@ class Engine:
                 f"{size[0]} x {size[1]} pixels in {steps} steps: at most {limits.area} pixels and {limits.steps} steps "
                 "are drawn here"
             )
-        if len(people) == 1:
-            subjects = [Subject(people[0], asked.scale)]
-            keypoints = keypoint_picture(people[0].face, people[0].photo_size, size)
-        else:
-            scene = Scene(size, [Subject(one, asked.scale) for one in people])
-            subjects, keypoints = scene.subjects, scene.keypoint_picture()
+        subjects = [Subject(one, asked.scale) for one in people]
+        try:
+            if len(people) == 1:
+                keypoints = keypoint_picture(people[0].face, people[0].photo_size, size)
+            else:
+                scene = Scene(size, subjects)
+                subjects, keypoints = scene.subjects, scene.keypoint_picture()
+        except ValueError as error:  # of points far beside a small photograph
+            raise FastInstantIDError(f"no place in {size[0]} x {size[1]} pixels: {error}") from error
         picture = Picture(asked, people, subjects, keypoints, previews)
         return Job(picture, picture.kind)
 

@@ -32,7 +32,7 @@ _HEADERS = {
 class Limits:
     """Bounds of the service. A request beyond one gets an answer that names it."""
 
-    body: int = 32 << 20  # bytes of a request; all requests that are being read hold eight times as many at most
+    body: int = 32 << 20  # bytes of a request; all that are read or searched hold eight times as many at most
     body_seconds: float = 60.0  # for sending a request, or for taking a part of the answer
     pixels: int = 100_000_000  # of all photographs of a request, as their headers say, before they are decoded
     photos: int = 8  # of a request
@@ -46,8 +46,9 @@ class Limits:
     face_batch: int = 16  # photographs that are searched at once
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise FastInstantIDError(f"at most {self.steps} steps: a picture takes 2 or more, so allow them")
+        if self.steps < 2 or self.area < 64 * 64:
+            given = f"at most {self.steps} steps and {self.area} pixels"
+            raise FastInstantIDError(f"{given}: a picture takes 2 and 4096 or more, so allow them")
 
 
 def is_loopback(host: str) -> bool:
@@ -71,9 +72,9 @@ class Guard:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if scope["method"] == "HEAD":  # the server sends no body then
-            scope = {**scope, "method": "GET"}
         start, request = time.monotonic(), _Request(self, receive, send)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server sends no body then
+        scope = {**scope, "method": method, "release": request.release}
         try:
             refused = self._refused(scope["path"], Headers(scope=scope))
             if refused is None:

@@ -15,6 +15,7 @@ import numpy as np
 from starlette.exceptions import HTTPException
 
 from ...errors import FastInstantIDError, ModelFileError
+from ...images import MAX_SIDE
 from ...people import Person
 from .documents import NAME
 
@@ -101,8 +102,8 @@ def from_bytes(data: bytes, name: str) -> Person:
             raise ModelFileError(str(error).replace(str(path), name)[:1000]) from None
     with np.errstate(all="ignore"):
         rows, points = [person.embeddings, person.rows], [person.keypoints, person.face.bbox, person.photo_size]
-        # Recognisers give about 10, and photographs have sides of 32,766 pixels at most.
+        # Recognisers give about 10.
         usual = all(np.abs(array).max() <= most for most, arrays in ((1e3, rows), (1e5, points)) for array in arrays)
-        if not usual or not 1 <= min(person.photo_size) <= max(person.photo_size) < 1 << 15:
+        if not usual or not 1 <= min(person.photo_size) <= max(person.photo_size) <= MAX_SIDE:
             raise ModelFileError(f"{name}: embeddings above 1000, or points beyond 100,000 pixels: no person")
     return replace(person, name=name)

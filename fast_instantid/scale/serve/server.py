@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,6 @@ def bound(host: str, port: int) -> socket.socket:
 def server(app: Any, host: str = "", port: int = 0, engine: Engine | None = None) -> uvicorn.Server:
     """A server for an app; ``run()`` returns when it was interrupted, or when the engine's warm-up failed."""
     bounds: Any = {"limit_concurrency": _CONNECTIONS, "timeout_graceful_shutdown": 5}
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says what is wrong with a form
     # Strangers cause uvicorn's warnings, as many as they like.
     quiet: Any = {"log_level": "error", "server_header": False, "proxy_headers": False}
     made = _Server(uvicorn.Config(app, host, port, loop="asyncio", http=_Protocol, ws="none", **bounds, **quiet))

@@ -42,7 +42,9 @@ def _parts_of_png(data: bytes) -> Iterator[bytes]:
     """The types of its chunks (ISO/IEC 15948, 5.3)."""
     at = len(_PNG)
     while at + 8 <= len(data):
-        yield data[at + 4 : at + 8]
+        yield (kind := data[at + 4 : at + 8])
+        if kind == b"IEND":
+            return
         at += 12 + int.from_bytes(data[at : at + 4], "big")
 
 
