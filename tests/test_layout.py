@@ -74,6 +74,7 @@ ONLY_IMPORTER = {
     "pynvml": "observe",
     "ray": "scale",
     "fastapi": "scale",
+    "fastapi_offline": "scale",
     "uvicorn": "scale",
 }
 NEVER = {"insightface", "torchvision", "training", "examples", "benchmarks", "tests"}

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi_offline
 from fastapi import Depends, FastAPI, Path as InPath, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -34,7 +35,12 @@ from .uploads import opened
 
 logger = logging.getLogger("fast_instantid")
 
-_PAGE = Path(__file__).parent / "page"
+_FOLDER, _SWAGGER = Path(__file__).parent / "page", Path(fastapi_offline.__file__).parent / "static"
+_PAGES = {"/": _FOLDER / "index.html", "/docs": _FOLDER / "docs.html"}
+_PAGES |= {f"/{name}": _FOLDER / name for name in ("page.js", "page.css", "docs.js")}
+_PAGES |= {f"/{name}": _SWAGGER / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
+_KINDS = {".html": "html", ".js": "javascript", ".css": "css"}
+_WITHOUT_KEY = {*_PAGES, "/healthz", "/readyz", "/openapi.json"}
 _FILE = "application/octet-stream"
 _Name = Annotated[str, InPath(pattern=f"^{doc.NAME}$")]
 _EVENTS = (
@@ -96,7 +102,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     # It documents the key. The guard asks for it.
     keyed: Any = {"dependencies": [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if key else []}
     app.state.engine, metrics = engine, Metrics(engine)
-    app.add_middleware(Guard, limits=limits, key=key, seen=metrics.answered)
+    app.add_middleware(Guard, limits=limits, key=key, without_key=_WITHOUT_KEY, seen=metrics.answered)
 
     for kind in (HTTPException, RequestValidationError, FastInstantIDError):
         app.add_exception_handler(kind, _refused)
@@ -229,19 +235,15 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/docs", include_in_schema=False)
-    async def requests_page() -> HTMLResponse:
-        return HTMLResponse(doc.page_of(app.openapi()))
-
-    def page(path: str, file: Path, kind: str) -> None:
+    def page(path: str, file: Path) -> None:
         whole = file.read_bytes()
 
         @app.get(path, include_in_schema=False)
         async def send() -> Response:
-            return Response(whole, media_type=kind)
+            return Response(whole, media_type=f"text/{_KINDS[file.suffix]}")
 
-    for path, kind in {"/": "html", "/page.js": "javascript", "/page.css": "css"}.items():
-        page(path, _PAGE / (path[1:] or "index.html"), f"text/{kind}")
+    for path, file in _PAGES.items():
+        page(path, file)
     return app
 
 

@@ -8,8 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -57,10 +56,6 @@ _SAID = {
     "extra_forbidden": "no such field; /openapi.json has all",
     "string_pattern_mismatch": "expected letters, digits, - and _, 64 at most",
 }
-_FACTS = ("minimum", "maximum", "multipleOf", "maxLength", "default")
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Fast InstantID: requests</title><link rel="icon" href="data:,"><link rel="stylesheet" href="page.css">
-<h1>Requests</h1><p>A POST is a form, or JSON with files in base64. <a href="openapi.json">openapi.json</a> has more."""
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _BINARY = {"type": "string", "format": "binary"}
 File = Annotated[bytes, BeforeValidator(_bytes), WithJsonSchema(_BASE64)]
@@ -218,24 +213,6 @@ def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
         form["properties"][name] = each | ({"items": _BINARY} if each.get("items") == _BASE64 else {})
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-def page_of(document: Mapping[str, Any]) -> str:
-    """The requests of an OpenAPI document as a page. It loads nothing from other hosts, as FastAPI's own pages do."""
-    parts = [_PAGE]
-    for path, methods in document["paths"].items():
-        for method, asked in methods.items():
-            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(asked['description'])}</p><ul>")
-            schema = asked.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
-            for name, field in schema.get("properties", {}).items():
-                kind = "file" if _BINARY in (field, field.get("items")) else field.get("items", field)["type"]
-                facts = [f"{kind}{' list' * ('items' in field)}{', required' * (name in schema['required'])}"]
-                facts += [f"{key} {json.dumps(field[key])}" for key in _FACTS if key in field]
-                told = f"{', '.join(facts)}; {field.get('description', '')}".removesuffix("; ")
-                parts.append(f"<li><code>{name}</code>: {escape(told)}")
-            answers = [f"{status} {answer['description']}" for status, answer in sorted(asked["responses"].items())]
-            parts.append(f"</ul><p>Answers: {escape(', '.join(answers))}.</p>")
-    return "\n".join(parts)
 
 
 async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:

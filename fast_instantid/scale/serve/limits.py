@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any
@@ -19,7 +19,6 @@ from ...errors import FastInstantIDError
 logger = logging.getLogger("fast_instantid")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_OPEN = ("/", "/page.js", "/page.css", "/healthz", "/readyz", "/docs", "/openapi.json")  # what needs no key
 _HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -60,13 +59,20 @@ class Guard:
     """Raw ASGI middleware: key, host and origin, bytes and time of a request, and the headers of every answer.
 
     Without a ``key``, only names of the loopback are answered: a page of another host may have pointed its own name at
-    this machine (DNS rebinding). ``seen`` is called with scope, status and seconds of each answer.
+    this machine (DNS rebinding). ``seen`` is called with scope, status and seconds of each answer. Paths
+    ``without_key`` are answered to everyone.
     """
 
     def __init__(
-        self, app: Any, limits: Limits, key: str, seen: Callable[[dict[str, Any], int, float], object]
+        self,
+        app: Any,
+        limits: Limits,
+        key: str,
+        seen: Callable[[dict[str, Any], int, float], object],
+        without_key: Container[str] = (),
     ) -> None:
         self.app, self.limits, self.key, self.seen = app, limits, key.encode(), seen
+        self.without_key = without_key
         self._held = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -107,7 +113,7 @@ class Guard:
         given = headers.get("authorization", "").encode("latin-1")
         scheme, _, token = given.partition(b" ")
         is_right = scheme.lower() == b"bearer" and compare_digest(token, self.key)
-        if self.key and path not in _OPEN and not is_right:
+        if self.key and path not in self.without_key and not is_right:
             return 401, "no key, or a wrong one: send the header 'Authorization: Bearer KEY'"
         if (size := headers.get("content-length", "0")).isdigit() and int(size) > self.limits.body:
             return self.too_large
