@@ -87,6 +87,29 @@ def test_names_that_are_no_text_are_escaped_in_the_report(draw):
     assert [(row["person"], row["prompt"]) for row in report()] == [("caf\\udce9.png", "a"), ("caf\\udce9.png", "b")]
 
 
+def test_a_row_of_a_name_that_no_file_can_have_stops_no_other(draw):
+    long = "\U00020000" * 60
+    Path("jobs.csv").write_text(
+        f"person,seed\nada.png,{10**300}\nada.png,-{10**300}\n{long}.png,{2**63 - 1000}\nada.png,1\n"
+    )
+    shutil.copy("ada.png", Path(f"{long}.png"))
+    draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
+    assert [row["status"] for row in report()] == ["failed", "failed", "drawn", "drawn"]
+    assert "expected 0 to" in report()[0]["error"]
+    assert len(pictures()) == 2
+    assert "2 kept" in draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
+
+
+def test_hidden_files_of_a_folder_of_persons_are_no_persons(draw):
+    Path("people").mkdir()
+    for name in ("ada.png", "._ada.png", ".fast-instantid-0123456789abcdef.png"):
+        shutil.copy("ada.png", Path("people", name))
+    draw("--person", "people", "--prompt", "a", "-o", "out")
+    assert [row["person"] for row in report()] == ["people/ada.png"]
+    draw("--person", "people/._ada.png", "--prompt", "a", "-o", "named")
+    assert len(pictures("named")) == 1
+
+
 def two_alike():
     """Two prompts whose jobs have names with the same hash."""
     models = {"negative_prompt": "", "scale": 0.8, "controlnet_conditioning_scale": 0.8, "num_inference_steps": 1}

@@ -56,8 +56,9 @@ class Job:
     def file_name(self) -> str:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
+        stem = stem[:60].encode()[:180].decode(errors="ignore")  # a file's name has at most 255 bytes
         text = json.dumps(self.settings, sort_keys=True)
-        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
+        return f"{stem}-{str(self.seed)[:20]}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -142,7 +143,9 @@ def people_of(sources: Iterable[str]) -> list[str]:
         for path in paths:
             inside = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
             suffixes = _SUFFIXES if Path(path).is_dir() else (*_SUFFIXES, ".json")
-            paths = [str(file) for file in inside if file.suffix.lower() in suffixes]
+            # Without hidden files of a folder, such as those that macOS writes beside pictures on other disks.
+            shown = [file for file in inside if not file.name.startswith(".") or not Path(path).is_dir()]
+            paths = [str(file) for file in shown if file.suffix.lower() in suffixes]
             found += paths
         if not found or not paths:
             raise FastInstantIDError(f"{source}: no person file (.safetensors), scene (.json) or photograph there")
