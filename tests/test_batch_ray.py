@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("ray")
 
@@ -120,6 +121,15 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
     assert main([*command, "-o", "two"]) == 1
     assert contents(Path("one"), ".png") == contents(Path("two"), ".png")
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_warnings_of_workers_are_shown_once(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.open(miniature.files().portraits[0]).rotate(-90, expand=True).save("turned.png")
+    command = ["batch", "generate", "--person", "turned.png", "--prompt", *"abcdef", *MINIATURE, "--batch-size", "1"]
+    assert main([*command, "-o", "out", "--workers", "2", "--ray-address", cluster]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: turned.png: the face")]
+    assert len(warned) == 1
 
 
 def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):

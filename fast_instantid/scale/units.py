@@ -86,10 +86,15 @@ def run_units(
             **share,
         )
         with _interrupts() as interrupted:
+            told: set[str] = set()
             for row in results.iter_rows():
                 result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
                 if interrupted():
                     raise KeyboardInterrupt
+                for text in dict.fromkeys(pickle.loads(row["said"])):  # noqa: S301
+                    if text not in told:  # each worker warns of the models
+                        logger.warning("%s", text)
+                    told.add(text)
                 if error is not None:
                     raise error
                 if tries > 1:
@@ -126,6 +131,10 @@ class _Worker:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; the driver ends them
         self.load, self.threads, self.home, self.tries = load, threads, home, tries
         self.work: Callable[[Any], Any] | None = None
+        self.said: list[str] = []  # warnings, which the command shows
+        handler = logging.Handler()
+        handler.emit = lambda record: self.said.append(record.getMessage())
+        logger.addHandler(handler)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         number, unit = pickle.loads(row["unit"])  # noqa: S301
@@ -145,7 +154,8 @@ class _Worker:
             tries.unlink(missing_ok=True)
         except Exception as raised:  # Ray would wrap it
             error = _portable(raised)
-        return {"result": pickle.dumps((result, error, count))}
+        said, self.said[:] = pickle.dumps(self.said), []
+        return {"result": pickle.dumps((result, error, count)), "said": said}
 
 
 def _portable(error: Exception) -> Exception:
