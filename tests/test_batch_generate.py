@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from fast_instantid import miniature
 from fast_instantid.cli import main
 from fast_instantid.cli.jobs import Job
 from fast_instantid.cli.output import text_in
+from fast_instantid.cli.studio import Studio
 from tests.batches import start
 
 MINIATURE = ("--base", "miniature", "--device", "cpu", "--steps", "1", "--size", "64x64")
@@ -98,6 +100,21 @@ def test_a_row_of_a_name_that_no_file_can_have_stops_no_other(draw):
     assert "expected 0 to" in report()[0]["error"]
     assert len(pictures()) == 2
     assert "2 kept" in draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
+
+
+def test_a_picture_that_memory_does_not_hold_stops_no_other(draw, monkeypatch):
+    sample = Studio._sample
+
+    def allocate(self, batch, people):
+        torch.empty(1 << 60 if "large" in [job.prompt for job in batch] else 1, dtype=torch.uint8)
+        return sample(self, batch, people)
+
+    draw(*ADA, "b", "c")
+    monkeypatch.setattr(Studio, "_sample", allocate)
+    said = draw("--person", "ada.png", "-o", "other", "--prompt", "a", "b", "large", "c", code=1)
+    assert "3 drawn, 0 kept, 1 failed" in said
+    assert "error: ada.png: out of memory; try a smaller --size" in said
+    assert {*pictures()} < {*(row["output"] for row in report("other"))}
 
 
 def test_hidden_files_of_a_folder_of_persons_are_no_persons(draw):

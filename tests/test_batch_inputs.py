@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from PIL import Image
 
 from fast_instantid import miniature
 from fast_instantid.cli import main
@@ -21,6 +22,7 @@ from fast_instantid.files import check_parent
 from fast_instantid.scale.inputs import listed
 from tests.adversity import needs_posix
 from tests.batches import FACES
+from tests.fresh import fresh_python
 
 
 @contextmanager
@@ -127,3 +129,21 @@ def test_a_folder_that_is_there_needs_no_parent_to_write(tmp_path):
         out.parent.chmod(0o755)
     with pytest.raises(FastInstantIDError, match="create it first"):
         check_parent(tmp_path / "no" / "out")
+
+
+def test_the_same_names_in_another_folder_are_another_run(tmp_path, monkeypatch, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(Path(miniature.files().portraits[0]).read_bytes())
+    for name, code in (("one", 0), ("one", 0), ("two", 1)):
+        monkeypatch.chdir(tmp_path / name)
+        assert main(["batch", "embed", "a.png", "-o", str(tmp_path / "out"), *FACES]) == code
+    assert "holds results of other pictures" in capsys.readouterr().err
+
+
+def test_a_photograph_of_a_hundred_megapixels_warns_of_nothing(tmp_path):
+    Image.new("L", (9800, 9800)).save(tmp_path / "large.png")
+    code = "import sys\nfrom fast_instantid.cli import main\nmain(sys.argv[1:])"
+    said = fresh_python(code, "batch", "embed", f"{tmp_path}/large.png", "-o", f"{tmp_path}/out", *FACES).stderr
+    assert "1 picture, 0 faces, 1 error" in said
+    assert "Warning" not in said

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .output import (
     Remaining,
     check_output,
     encodable_output,
+    no_memory,
     print_json,
     progress,
     report_os_error,
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler, logger = _Warnings(), logging.getLogger("fast_instantid")
     logger.addHandler(handler)  # other handlers stay as they are
     try:
-        with encodable_output():
+        with encodable_output(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit", append=True)  # Pillow's, of 90 megapixels
             return run_command(arguments)
     finally:
         logger.removeHandler(handler)
@@ -90,12 +93,9 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except (MemoryError, RuntimeError) as error:
-        from ..placement import is_out_of_memory
-
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if not (told := no_memory(error)):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({reason})")
+        say(f"error: {told}")
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -169,6 +169,16 @@ def encodable_output() -> Generator[None]:
                 stream.reconfigure(errors=errors)
 
 
+def no_memory(error: Exception) -> FastInstantIDError | None:
+    """What an error says that comes from a lack of memory; None of any other."""
+    from ..placement import is_out_of_memory
+
+    if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+        return None
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return FastInstantIDError(f"out of memory; try a smaller --size, or on a GPU --dtype float16 ({reason})")
+
+
 def report_os_error(error: OSError) -> None:
     """Say what failed; nothing where stdout has a reader that has enough, as in ``| head``."""
     has_reader = not isinstance(error, BrokenPipeError)

@@ -91,10 +91,10 @@ def run_units(
                 result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
                 if interrupted():
                     raise KeyboardInterrupt
-                for text in dict.fromkeys(pickle.loads(row["said"])):  # noqa: S301
-                    if text not in told:  # each worker warns of the models
-                        logger.warning("%s", text)
-                    told.add(text)
+                said = {*pickle.loads(row["said"])} - told  # noqa: S301  # each worker warns of the models
+                told |= said
+                for text in sorted(said):
+                    logger.warning("%s", text)
                 if error is not None:
                     raise error
                 if tries > 1:
