@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -225,6 +226,37 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     assert main(["batch", "embed", str(library), "-o", str(out), "--batch-size", "1", *FACES]) == 0
     assert contents(out, "") == contents(whole, "")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_interrupt_while_ray_starts_ends_the_command_in_order(library, tmp_path):
+    """Cut off there, Ray crashes at the end of the process."""
+    code = """
+import os, signal, sys, ray
+signal.signal(signal.SIGINT, signal.default_int_handler)
+made = ray._raylet.CoreWorker
+def make(*arguments, **options):
+    worker = made(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return worker
+ray._raylet.CoreWorker = make
+from fast_instantid.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "batch",
+        "embed",
+        str(library),
+        "-o",
+        str(tmp_path / "out"),
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run([*command, *FACES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert contents(tmp_path / "out") == {}
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(library, tmp_path, capsys):

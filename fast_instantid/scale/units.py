@@ -10,15 +10,14 @@ import os
 import pickle
 import secrets
 import signal
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BackendError
-from .cluster import proxies, ray_cluster
+from .cluster import interrupts, proxies, ray_cluster
 
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
 """Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
@@ -85,7 +84,7 @@ def run_units(
             compute=data.ActorPoolStrategy(size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=2),
             **share,
         )
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             told: set[str] = set()
             for row in results.iter_rows():
                 result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
@@ -100,26 +99,6 @@ def run_units(
                 if tries > 1:
                     logger.warning("a worker died, by a crash or for lack of memory; another one did its unit")
                 done(result)
-
-
-@contextmanager
-def _interrupts() -> Generator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed during the block: where Ray's code runs, a KeyboardInterrupt may be swallowed."""
-    pressed: list[int] = []
-
-    def press(number: int, frame: Any) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
-
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Worker:
