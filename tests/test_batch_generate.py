@@ -162,6 +162,14 @@ def test_lines_of_errors_count_those_of_long_prompts(draw):
     assert "jobs.csv, line 5: seed 'x'" in report()[1]["error"]
 
 
+def test_a_column_twice_is_refused(draw):
+    Path("jobs.csv").write_text("person,prompt,seed,prompt,,\nada.png,a,1,b,,\n")
+    said = draw("jobs.csv", "-o", "out", code=1)
+    assert "jobs.csv: several columns are named prompt: rename or remove all but one" in said
+    Path("jobs.csv").write_text("person,prompt,seed,,\nada.png,a,1,,\n")
+    assert "1 drawn" in draw("jobs.csv", "-o", "out")
+
+
 def test_what_remains_is_shown_beside_the_steps(tmp_path):
     shutil.copy(miniature.files().portraits[0], tmp_path / "ada.png")
     terminal, stderr = pty.openpty()

@@ -183,6 +183,9 @@ def from_csv(
         raise FastInstantIDError(f"{path}: no jobs: expected a line with names of columns, and one line for each job")
     if unknown := sorted({str(name) for _, row in rows for name in row} - {*names, ""}):
         raise FastInstantIDError(f"{path}: unknown columns {', '.join(unknown)}: choose from {', '.join(names)}")
+    columns = [name for name in reader.fieldnames or () if name]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise FastInstantIDError(f"{path}: several columns are named {', '.join(twice)}: rename or remove all but one")
     jobs: list[Job | dict[str, str]] = []
     for number, row in rows:
         given = {name: text.strip() for name, text in row.items() if name and text and text.strip()}
