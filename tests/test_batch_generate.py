@@ -102,6 +102,16 @@ def test_a_row_of_a_name_that_no_file_can_have_stops_no_other(draw):
     assert "2 kept" in draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
 
 
+def test_a_row_of_letters_that_the_locale_lacks_stops_no_other(draw, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    Path("jobs.csv").write_text("person,prompt\ncaf\u00e9.png,a\nada.png,b\n", encoding="utf-8")
+    process = start("batch", "generate", Path("jobs.csv").absolute(), "-o", Path("out").absolute(), *MINIATURE)
+    assert "1 drawn, 0 kept, 1 failed" in process.communicate()[1]
+    assert [row["status"] for row in report()] == ["failed", "drawn"]
+    assert "no file can have this name" in report()[0]["error"]
+
+
 def test_a_picture_that_memory_does_not_hold_stops_no_other(draw, monkeypatch):
     sample = Studio._sample
 

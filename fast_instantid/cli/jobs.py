@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -57,6 +58,8 @@ class Job:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
         stem = stem[:60].encode()[:180].decode(errors="ignore")  # a file's name has at most 255 bytes
+        known = sys.getfilesystemencoding()  # not every locale has all letters
+        stem = stem.encode(known, "replace").decode(known).replace("?", "_")
         text = json.dumps(self.settings, sort_keys=True)
         return f"{stem}-{str(self.seed)[:20]}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
 
