@@ -200,6 +200,19 @@ def test_what_a_unit_raises_reaches_the_command(tmp_path, request, raised, kind,
     assert (type(error), str(error)) == (kind, text)
 
 
+def test_an_error_of_the_disk_names_its_file(tmp_path, request):
+    """That of a full disk has no name, where a file is written without its path."""
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    for named in (("out/part-00000.parquet",), ()):
+
+        def work(unit, named=named):
+            raise OSError(28, "No space left", *named)
+
+        worker = _Worker(lambda work=work: work, 1, os.getcwd(), tmp_path / PREFIX, {})
+        _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
+        assert (error.errno, error.strerror, error.filename) == (28, "No space left", *(named or [str(tmp_path)]))
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, whole, tmp_path):
     """On a cluster of its own, which says nothing."""

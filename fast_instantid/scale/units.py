@@ -132,13 +132,15 @@ class _Worker:
             result = self.work(unit)
             tries.unlink(missing_ok=True)
         except Exception as raised:  # Ray would wrap it
-            error = _portable(raised)
+            error = _portable(raised, self.tries.parent)
         said, self.said[:] = pickle.dumps(self.said), []
         return {"result": pickle.dumps((result, error, count)), "said": said}
 
 
-def _portable(error: Exception) -> Exception:
-    """An error as it is, or its text where it cannot be pickled."""
+def _portable(error: Exception, folder: Path) -> Exception:
+    """An error as it is, or its text where it cannot be pickled. An OSError names its file, or the folder."""
+    if isinstance(error, OSError) and error.errno and not error.filename:  # as of a full disk
+        error.filename = str(folder)
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:
