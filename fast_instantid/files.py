@@ -45,11 +45,12 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def check_parent(path: Path) -> None:
-    """Refuse, before the work, a file whose folder is missing or not writable, with a FastInstantIDError."""
-    if not path.parent.is_dir():
-        raise FastInstantIDError(f"{path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise FastInstantIDError(f"{path}: the folder {path.parent} is not writable; choose another with -o")
+    """Refuse, before the work, a file or folder that cannot be written or created, with a FastInstantIDError."""
+    folder = path if path.is_dir() else path.parent  # one that is there may be a disk, mounted where nobody may write
+    if not folder.is_dir():
+        raise FastInstantIDError(f"{path}: there is no folder {folder}; create it first")
+    if not os.access(folder, os.W_OK):
+        raise FastInstantIDError(f"{path}: the folder {folder} is not writable; choose another with -o")
 
 
 @contextmanager

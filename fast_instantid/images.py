@@ -46,6 +46,8 @@ _UPRIGHT = {
 """EXIF orientation -> its inverse. Pillow's ``exif_transpose`` also rewrites other tags, and fails on damaged ones."""
 _16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Modes that Pillow clips to 255 instead of scaling. Old versions open 16-bit PNGs as "I"."""
+_PROGRAMS = ("EPS", "WMF")
+"""Pillow's formats, of any file name, that Ghostscript or Windows would run, without an end to the time."""
 _STRIP = 1 << 18  # pixels that are converted at once, which bounds the memory for copies
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -152,6 +154,8 @@ def upright(image: Image.Image, name: str = "image") -> Image.Image:
         ImageError: the image cannot be decoded.
     """
     with _pillow_errors(name):
+        if image.format in _PROGRAMS and getattr(image, "tile", None):  # not decoded yet
+            raise ImageError(f"{name}: {image.format} is a program that draws; save its picture as JPEG, PNG or WebP")
         filename = getattr(image, "filename", "")
         vars(image)["filename"] = ""  # by it, Pillow maps uncompressed TIFFs, with width and height exchanged
         try:

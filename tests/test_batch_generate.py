@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from fast_instantid import miniature
 from fast_instantid.cli import main
 from fast_instantid.cli.jobs import Job
 from fast_instantid.cli.output import text_in
+from fast_instantid.cli.studio import Studio
 from tests.batches import start
 
 MINIATURE = ("--base", "miniature", "--device", "cpu", "--steps", "1", "--size", "64x64")
@@ -87,6 +89,54 @@ def test_names_that_are_no_text_are_escaped_in_the_report(draw):
     assert [(row["person"], row["prompt"]) for row in report()] == [("caf\\udce9.png", "a"), ("caf\\udce9.png", "b")]
 
 
+def test_a_row_of_a_name_that_no_file_can_have_stops_no_other(draw):
+    long = "\U00020000" * 60
+    Path("jobs.csv").write_text(
+        f"person,seed\nada.png,{10**300}\nada.png,-{10**300}\n{long}.png,{2**63 - 1000}\nada.png,1\n"
+    )
+    shutil.copy("ada.png", Path(f"{long}.png"))
+    draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
+    assert [row["status"] for row in report()] == ["failed", "failed", "drawn", "drawn"]
+    assert "expected 0 to" in report()[0]["error"]
+    assert len(pictures()) == 2
+    assert "2 kept" in draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
+
+
+def test_a_row_of_letters_that_the_locale_lacks_stops_no_other(draw, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    Path("jobs.csv").write_text("person,prompt\ncaf\u00e9.png,a\nada.png,b\n", encoding="utf-8")
+    process = start("batch", "generate", Path("jobs.csv").absolute(), "-o", Path("out").absolute(), *MINIATURE)
+    assert "1 drawn, 0 kept, 1 failed" in process.communicate()[1]
+    assert [row["status"] for row in report()] == ["failed", "drawn"]
+    assert "no file can have this name" in report()[0]["error"]
+
+
+def test_a_picture_that_memory_does_not_hold_stops_no_other(draw, monkeypatch):
+    sample = Studio._sample
+
+    def allocate(self, batch, people):
+        torch.empty(1 << 60 if "large" in [job.prompt for job in batch] else 1, dtype=torch.uint8)
+        return sample(self, batch, people)
+
+    draw(*ADA, "b", "c")
+    monkeypatch.setattr(Studio, "_sample", allocate)
+    said = draw("--person", "ada.png", "-o", "other", "--prompt", "a", "b", "large", "c", code=1)
+    assert "3 drawn, 0 kept, 1 failed" in said
+    assert "error: ada.png: out of memory; try a smaller --size" in said
+    assert {*pictures()} < {*(row["output"] for row in report("other"))}
+
+
+def test_hidden_files_of_a_folder_of_persons_are_no_persons(draw):
+    Path("people").mkdir()
+    for name in ("ada.png", "._ada.png", ".fast-instantid-0123456789abcdef.png"):
+        shutil.copy("ada.png", Path("people", name))
+    draw("--person", "people", "--prompt", "a", "-o", "out")
+    assert [row["person"] for row in report()] == ["people/ada.png"]
+    draw("--person", "people/._ada.png", "--prompt", "a", "-o", "named")
+    assert len(pictures("named")) == 1
+
+
 def two_alike():
     """Two prompts whose jobs have names with the same hash."""
     models = {"negative_prompt": "", "scale": 0.8, "controlnet_conditioning_scale": 0.8, "num_inference_steps": 1}
@@ -120,6 +170,14 @@ def test_lines_of_errors_count_those_of_long_prompts(draw):
     Path("jobs.csv").write_text('person,prompt,seed\nada.png,"a\nb",1\n\nada.png,c,x\n')
     draw("jobs.csv", "-o", "out", code=1)
     assert "jobs.csv, line 5: seed 'x'" in report()[1]["error"]
+
+
+def test_a_column_twice_is_refused(draw):
+    Path("jobs.csv").write_text("person,prompt,seed,prompt,,\nada.png,a,1,b,,\n")
+    said = draw("jobs.csv", "-o", "out", code=1)
+    assert "jobs.csv: several columns are named prompt: rename or remove all but one" in said
+    Path("jobs.csv").write_text("person,prompt,seed,,\nada.png,a,1,,\n")
+    assert "1 drawn" in draw("jobs.csv", "-o", "out")
 
 
 def test_what_remains_is_shown_beside_the_steps(tmp_path):

@@ -7,12 +7,14 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("ray")
 
@@ -122,6 +124,15 @@ def test_pictures_are_the_same_from_one_process_and_from_two_workers(cluster, tm
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_warnings_of_workers_are_shown_once(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.open(miniature.files().portraits[0]).rotate(-90, expand=True).save("turned.png")
+    command = ["batch", "generate", "--person", "turned.png", "--prompt", *"abcdef", *MINIATURE, "--batch-size", "1"]
+    assert main([*command, "-o", "out", "--workers", "2", "--ray-address", cluster]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: turned.png: the face")]
+    assert len(warned) == 1
+
+
 def test_a_unit_that_ended_three_workers_ends_the_run(tmp_path, request):
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     worker = _Worker(lambda: str, 1, os.getcwd(), tmp_path / PREFIX, {})
@@ -189,6 +200,19 @@ def test_what_a_unit_raises_reaches_the_command(tmp_path, request, raised, kind,
     assert (type(error), str(error)) == (kind, text)
 
 
+def test_an_error_of_the_disk_names_its_file(tmp_path, request):
+    """That of a full disk has no name, where a file is written without its path."""
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    for named in (("out/part-00000.parquet",), ()):
+
+        def work(unit, named=named):
+            raise OSError(28, "No space left", *named)
+
+        worker = _Worker(lambda work=work: work, 1, os.getcwd(), tmp_path / PREFIX, {})
+        _, error, _ = pickle.loads(worker({"unit": pickle.dumps((7, 5))})["result"])
+        assert (error.errno, error.strerror, error.filename) == (28, "No space left", *(named or [str(tmp_path)]))
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, whole, tmp_path):
     """On a cluster of its own, which says nothing."""
@@ -215,6 +239,37 @@ def test_a_command_that_ends_leaves_no_process_and_goes_on_later(sent, library, 
     assert main(["batch", "embed", str(library), "-o", str(out), "--batch-size", "1", *FACES]) == 0
     assert contents(out, "") == contents(whole, "")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_interrupt_while_ray_starts_ends_the_command_in_order(library, tmp_path):
+    """Cut off there, Ray crashes at the end of the process."""
+    code = """
+import os, signal, sys, ray
+signal.signal(signal.SIGINT, signal.default_int_handler)
+made = ray._raylet.CoreWorker
+def make(*arguments, **options):
+    worker = made(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return worker
+ray._raylet.CoreWorker = make
+from fast_instantid.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "batch",
+        "embed",
+        str(library),
+        "-o",
+        str(tmp_path / "out"),
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run([*command, *FACES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert contents(tmp_path / "out") == {}
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(library, tmp_path, capsys):

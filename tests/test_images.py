@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from fast_instantid.errors import ImageError
 from fast_instantid.faces import sdxl_size
 from fast_instantid.faces.align import TEMPLATE, align
-from fast_instantid.images import MAX_SIDE, Photo, load_image, mask_of, photos
+from fast_instantid.images import MAX_SIDE, Photo, load_image, mask_of, photos, read_photo
 from tests.adversity import needs_posix, unprivileged
 
 # What Pillow says about damaged files besides raising.
@@ -459,6 +459,19 @@ def test_running_out_of_memory_is_not_a_damaged_picture(error, tmp_path, monkeyp
     assert refusal(tmp_path / "large.png") == (
         f"{tmp_path / 'large.png'}: memory does not hold the picture; scale it down first"
     )
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_a_program_is_not_run_for_its_picture(name, tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file's name, and waits as long as it draws."""
+    (path := tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    said = "EPS is a program that draws; save its picture as JPEG, PNG or WebP"
+    assert refusal(path) == f"{path}: {said}"
+    assert refusal(Image.open(path)) == f"image: {said}"
+    with pytest.raises(ImageError, match=said):
+        read_photo(path.open("rb"), "photo")
+    with pytest.raises(ImageError, match=said):
+        mask_of(Image.open(path), "mask")
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1)])

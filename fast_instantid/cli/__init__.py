@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
-from ..errors import BackendError, FastInstantIDError, ModelFileError, first_line
+from ..errors import BackendError, FastInstantIDError, ModelFileError
 from ..sources import no_telemetry
-from .output import Remaining, encodable_output, report_os_error, say
+from .output import Remaining, encodable_output, no_memory, report_os_error, say
 from .parser import make_parser
 
 
@@ -19,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler, logger = _Warnings(), logging.getLogger("fast_instantid")
     logger.addHandler(handler)  # other handlers stay as they are
     try:
-        with encodable_output():
+        with encodable_output(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit", append=True)  # Pillow's, of 90 megapixels
             return run_command(arguments)
     finally:
         logger.removeHandler(handler)
@@ -49,11 +51,9 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         say(f"error: {error}; 'fast-instantid doctor' says how to install what is missing")
     except (MemoryError, RuntimeError) as error:
-        from ..placement import is_out_of_memory
-
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if not (told := no_memory(error)):
             raise
-        say(f"error: out of memory; try a smaller --size, or on a GPU --dtype float16 ({first_line(error)})")
+        say(f"error: {told}")
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -80,7 +80,7 @@ def _embed(options: argparse.Namespace) -> int:
     paths, roots = [*chain(*each)], [*filter(None, map(folder_of, each))]
     found = find_pack(local_path(pack, "a face model pack"), options.cache, warns=False)  # the workers do
     settings: dict[str, Any] = {"run": "embed", "pictures": len(paths)}
-    settings["inputs"] = hashlib.sha256("\0".join(paths).encode(errors="surrogatepass")).hexdigest()
+    settings["inputs"] = hashlib.sha256("\0".join([*roots, *paths]).encode(errors="surrogatepass")).hexdigest()
     for name, network in (("detector", found.detector), ("recognizer", found.recognizer)):
         settings[name] = checksum_of(network.path, options.cache)
     with run_folder(folder, settings | _settings(options, _FACE_SETTINGS)):

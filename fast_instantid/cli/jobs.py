@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -56,8 +57,11 @@ class Job:
     def file_name(self) -> str:
         """Name of the person, the seed, and a hash of all settings: the same job always has the same file."""
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(self.person).stem)
+        stem = stem[:60].encode()[:180].decode(errors="ignore")  # a file's name has at most 255 bytes
+        known = sys.getfilesystemencoding()  # not every locale has all letters
+        stem = stem.encode(known, "replace").decode(known).replace("?", "_")
         text = json.dumps(self.settings, sort_keys=True)
-        return f"{stem[:60]}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
+        return f"{stem}-{str(self.seed)[:20]}-{hashlib.sha256(text.encode()).hexdigest()[: self.digits]}.png"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -142,7 +146,9 @@ def people_of(sources: Iterable[str]) -> list[str]:
         for path in paths:
             inside = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
             suffixes = _SUFFIXES if Path(path).is_dir() else (*_SUFFIXES, ".json")
-            paths = [str(file) for file in inside if file.suffix.lower() in suffixes]
+            # Without hidden files of a folder, such as those that macOS writes beside pictures on other disks.
+            shown = [file for file in inside if not file.name.startswith(".") or not Path(path).is_dir()]
+            paths = [str(file) for file in shown if file.suffix.lower() in suffixes]
             found += paths
         if not found or not paths:
             raise FastInstantIDError(f"{source}: no person file (.safetensors), scene (.json) or photograph there")
@@ -180,6 +186,9 @@ def from_csv(
         raise FastInstantIDError(f"{path}: no jobs: expected a line with names of columns, and one line for each job")
     if unknown := sorted({str(name) for _, row in rows for name in row} - {*names, ""}):
         raise FastInstantIDError(f"{path}: unknown columns {', '.join(unknown)}: choose from {', '.join(names)}")
+    columns = [name for name in reader.fieldnames or () if name]
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise FastInstantIDError(f"{path}: several columns are named {', '.join(twice)}: rename or remove all but one")
     jobs: list[Job | dict[str, str]] = []
     for number, row in rows:
         given = {name: text.strip() for name, text in row.items() if name and text and text.strip()}

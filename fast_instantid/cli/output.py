@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import MALFORMED, FastInstantIDError, ModelFileError
+from ..errors import MALFORMED, FastInstantIDError, ModelFileError, first_line
 from ..files import atomic_write, check_parent, special_file
 from ..observe.table import printable
 from ..recorder import stage
@@ -167,6 +167,15 @@ def encodable_output() -> Generator[None]:
         for stream, errors in streams:
             with suppress(OSError):  # of what is not written yet
                 stream.reconfigure(errors=errors)
+
+
+def no_memory(error: Exception) -> FastInstantIDError | None:
+    """What an error says that comes from a lack of memory; None of any other."""
+    from ..placement import is_out_of_memory
+
+    if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+        return None
+    return FastInstantIDError(f"out of memory; try a smaller --size, or on a GPU --dtype float16 ({first_line(error)})")
 
 
 def report_os_error(error: OSError) -> None:

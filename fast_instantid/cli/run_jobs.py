@@ -16,7 +16,7 @@ from ..files import atomic_write
 from ..scale.run_folder import is_whole
 from ..scale.units import Load, Workers, run_units
 from .jobs import Drawn, Job, LongNamed
-from .output import Remaining, print_json, save_picture, say, text_in
+from .output import Remaining, no_memory, print_json, save_picture, say, text_in
 from .studio import Studio, is_nobody
 
 if TYPE_CHECKING:
@@ -147,16 +147,18 @@ def _report_of(path: Path, job: Job, studio: Studio) -> dict[str, Any]:
 def _drawn(ready: Sequence[tuple[int, Job, Person | Scene]], studio: Studio) -> Iterable[Any]:
     """Yield number, job, and Drawn or error. Where a batch fails, each of its jobs is drawn alone."""
     try:
-        images = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready])
-    except FastInstantIDError as error:
-        if len(ready) > 1:
-            for one in ready:
-                yield from _drawn([one], studio)
-        else:
-            yield *ready[0][:2], error
+        results: list[Any] = studio.draw([job for _, job, _ in ready], [person for _, _, person in ready])
+    except Exception as error:
+        told = error if isinstance(error, FastInstantIDError) else no_memory(error)
+        if not told:
+            raise
+        results = [told]
+    if len(results) < len(ready):  # here no error holds what was computed
+        for one in ready:
+            yield from _drawn([one], studio)
         return
-    for (number, job, _), image in zip(ready, images, strict=True):
-        yield number, job, image
+    for (number, job, _), result in zip(ready, results, strict=True):
+        yield number, job, result
 
 
 def _batches(jobs: _Unit, size: int) -> Iterable[_Unit]:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout
 from socket import create_connection
 from typing import Any
@@ -47,7 +47,7 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
         before, ends = proxies(), signal.getsignal(signal.SIGTERM)
         try:
             os.environ |= before if address else _NO_PROXY
-            with _silent():
+            with _silent(), interrupts(wait=True) as interrupted:  # a start that is cut off ends in a crash
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # they share no base
             raise BackendError(f"Ray does not start, or cannot be reached: {first_line(error)}") from error
@@ -56,6 +56,8 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, ends)  # Ray's own prints a trace
         try:
+            if interrupted():
+                raise KeyboardInterrupt
             yield ray
         except RayError as error:
             said = f"Ray: {first_line(error)}; what is done stays, and the same command goes on from there"
@@ -67,6 +69,31 @@ def ray_cluster(address: str, cpus: int) -> Generator[Any]:
 def proxies() -> dict[str, str]:
     """The proxies of this process, for workers, which start without them. An empty one is none."""
     return {name: os.environ.get(name, "") for name in _NO_PROXY}
+
+
+@contextmanager
+def interrupts(wait: bool = False) -> Generator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed during the block: where Ray's code runs, a KeyboardInterrupt may be swallowed.
+
+    Args:
+        wait: let the block come to its end, unless Ctrl-C is pressed again.
+    """
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        if len(pressed) > wait:
+            raise KeyboardInterrupt
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import posixpath
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Files of a folder that count as pictures. A pattern or a table may name others."""
 COLUMNS = ("path", "file", "filename", "image", "picture", "photo", "url")
 """Names of the column with paths, the first that a table has."""
+_NO_PICTURE = re.compile(r"\..*|_run\.json|part-\d+\.parquet", re.DOTALL)
+"""Names that a pattern leaves out: hidden ones, and those of results, which grow beside the pictures."""
 _OF_ONE_FILE = ("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EINVAL")
 
 
@@ -126,10 +128,19 @@ def located(path: str) -> tuple[Any, str]:
 
     if (local := _local(path)) is not None:
         return LocalFileSystem(skip_instance_cache=True), Path(os.path.abspath(local)).as_posix()
-    try:
+    with _told(f"{path}: fsspec cannot open such paths here"):
         return url_to_fs(path, skip_instance_cache=True)
-    except (ImportError, ValueError, OSError) as error:
-        raise FastInstantIDError(f"{path}: fsspec cannot open such paths here: {error}") from error
+
+
+@contextmanager
+def _told(what: str) -> Generator[None]:
+    """Turn any error of the block into a FastInstantIDError: those of storages share no base."""
+    try:
+        yield
+    except FastInstantIDError:
+        raise
+    except Exception as error:
+        raise FastInstantIDError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def _of_source(source: str, column: str | None) -> Iterable[str]:
@@ -138,7 +149,7 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
     system, inner = located(source)
     if "ls" not in vars(system):  # as of systems that are asynchronous, which cannot be changed so
         system.ls = partial(_ls, system.ls)
-    try:
+    with _told(f"{source}: cannot be read"):
         if system.isfile(inner) and not (inner.endswith("/") and system.isdir(inner)):  # of HTTP, a page may be both
             kind = os.path.splitext(inner)[1].lower()
             return _of_table(source, system, inner, column) if kind in (".csv", ".parquet") else [source]
@@ -148,11 +159,9 @@ def _of_source(source: str, column: str | None) -> Iterable[str]:
             found: dict[str, Any] = system.glob(inner, detail=True)
             links = {name for name, is_ in found.items() if is_.get("islink") and system.isfile(name)}
             names = [name for name, is_ in found.items() if is_["type"] == "file" or name in links]
-            names = [name for name in names if not posixpath.basename(name).startswith(".")]
+            names = [name for name in names if not _NO_PICTURE.fullmatch(posixpath.basename(name))]
         else:
             raise FastInstantIDError(f"{source}: no such file or folder")
-    except (OSError, ValueError) as error:
-        raise FastInstantIDError(f"{source}: cannot be read: {error}") from error
     if "://" in source:
         return sorted(_url(source, name) for name in names)
     return sorted(names if os.path.isabs(source) else map(os.path.relpath, names))
@@ -189,14 +198,11 @@ def _pictures(source: str, folder: str, names: Sequence[str]) -> list[str]:
 def _of_table(source: str, system: Any, inner: str, column: str | None) -> Iterator[str]:
     folder = os.path.dirname(inner if "://" in source else source)
     read = _csv if inner.lower().endswith(".csv") else _parquet
-    try:
-        with system.open(inner, "rb") as file:
-            for path in (value or "" for value in read(source, file, column)):
-                is_whole = not path or "://" in path or os.path.isabs(path)
-                inside = path if is_whole else posixpath.join(folder, path)
-                yield inside if is_whole or "://" not in source else _url(source, inside)
-    except (OSError, ValueError, csv.Error) as error:
-        raise FastInstantIDError(f"{source}: cannot be read as a table: {error}") from error
+    with _told(f"{source}: cannot be read as a table"), system.open(inner, "rb") as file:
+        for path in (value or "" for value in read(source, file, column)):
+            is_whole = not path or "://" in path or os.path.isabs(path)
+            inside = path if is_whole else posixpath.join(folder, path)
+            yield inside if is_whole or "://" not in source else _url(source, inside)
 
 
 def _csv(source: str, file: Any, column: str | None) -> Iterator[str]:

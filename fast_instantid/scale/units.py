@@ -10,15 +10,14 @@ import os
 import pickle
 import secrets
 import signal
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import BackendError
-from .cluster import proxies, ray_cluster
+from .cluster import interrupts, proxies, ray_cluster
 
 Load: TypeAlias = Callable[[], Callable[[Any], Any]]
 """Loads the networks of a worker, and returns the function of one unit. It is pickled; so are units and results."""
@@ -85,36 +84,21 @@ def run_units(
             compute=data.ActorPoolStrategy(size=min(workers.count, len(rows)), max_tasks_in_flight_per_actor=2),
             **share,
         )
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
+            told: set[str] = set()
             for row in results.iter_rows():
                 result, error, tries = pickle.loads(row["result"])  # noqa: S301  # of our own workers
                 if interrupted():
                     raise KeyboardInterrupt
+                said = {*pickle.loads(row["said"])} - told  # noqa: S301  # each worker warns of the models
+                told |= said
+                for text in sorted(said):
+                    logger.warning("%s", text)
                 if error is not None:
                     raise error
                 if tries > 1:
                     logger.warning("a worker died, by a crash or for lack of memory; another one did its unit")
                 done(result)
-
-
-@contextmanager
-def _interrupts() -> Generator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed during the block: where Ray's code runs, a KeyboardInterrupt may be swallowed."""
-    pressed: list[int] = []
-
-    def press(number: int, frame: Any) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
-
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Worker:
@@ -126,6 +110,10 @@ class _Worker:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; the driver ends them
         self.load, self.threads, self.home, self.tries = load, threads, home, tries
         self.work: Callable[[Any], Any] | None = None
+        self.said: list[str] = []  # warnings, which the command shows
+        handler = logging.Handler()
+        handler.emit = lambda record: self.said.append(record.getMessage())
+        logger.addHandler(handler)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         number, unit = pickle.loads(row["unit"])  # noqa: S301
@@ -144,12 +132,15 @@ class _Worker:
             result = self.work(unit)
             tries.unlink(missing_ok=True)
         except Exception as raised:  # Ray would wrap it
-            error = _portable(raised)
-        return {"result": pickle.dumps((result, error, count))}
+            error = _portable(raised, self.tries.parent)
+        said, self.said[:] = pickle.dumps(self.said), []
+        return {"result": pickle.dumps((result, error, count)), "said": said}
 
 
-def _portable(error: Exception) -> Exception:
-    """An error as it is, or its text where it cannot be pickled."""
+def _portable(error: Exception, folder: Path) -> Exception:
+    """An error as it is, or its text where it cannot be pickled. An OSError names its file, or the folder."""
+    if isinstance(error, OSError) and error.errno and not error.filename:  # as of a full disk
+        error.filename = str(folder)
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:

@@ -35,10 +35,13 @@ from .uploads import opened
 
 logger = logging.getLogger("fast_instantid")
 
-_FOLDER, _SWAGGER = Path(__file__).parent / "page", Path(fastapi_offline.__file__).parent / "static"
-_PAGES = {"/": _FOLDER / "index.html", "/docs": _FOLDER / "docs.html"}
-_PAGES |= {f"/{name}": _FOLDER / name for name in ("page.js", "page.css", "docs.js")}
-_PAGES |= {f"/{name}": _SWAGGER / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
+_OURS, _SWAGGER = Path(__file__).parent / "page", Path(fastapi_offline.__file__).parent / "static"
+_PAGES = {
+    "/": _OURS / "index.html",
+    "/docs": _OURS / "docs.html",
+    **{f"/{name}": _OURS / name for name in ("page.js", "page.css", "docs.js")},
+    **{f"/{name}": _SWAGGER / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")},
+}
 _KINDS = {".html": "html", ".js": "javascript", ".css": "css"}
 _WITHOUT_KEY = {*_PAGES, "/healthz", "/readyz", "/openapi.json"}
 _FILE = "application/octet-stream"
