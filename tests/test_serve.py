@@ -28,6 +28,7 @@ from fast_instantid import Person
 from fast_instantid.cache import shared_cache
 from fast_instantid.errors import BackendError
 from fast_instantid.images import Photo
+from fast_instantid.miniature import GUIDANCE
 from fast_instantid.people import find_person, likeness_in, likeness_word
 from fast_instantid.scale.serve.batch_queue import Job
 from fast_instantid.scale.serve.documents import PictureRequest, kind_of_answer
@@ -282,6 +283,24 @@ def test_the_document_says_the_limits_of_this_service():
         assert [given[name]["maxItems"] for name in ("photos", "persons", "person_files")] == [120, 3, 3]
         numbers = [given[name] for name in ("num_inference_steps", "width", "height")]
         assert [each.get("anyOf", [each])[0]["maximum"] for each in numbers] == [7, 128, 128]
+        assert [each["default"] for each in numbers] == [7, 88, 88]
+        assert (given["guidance_scale"]["default"], given["controlnet_conditioning_scale"]["default"]) == (
+            GUIDANCE,
+            0.8,
+        )
+
+
+def test_what_a_form_leaves_empty_counts_as_not_given(client):
+    empty = dict.fromkeys(("negative_prompt", "persons", "seed", "width", "guidance_scale", "likeness"), "")
+    files = [("photos", PORTRAITS[0].read_bytes()), ("person_files", ("", b""))]
+    asked = {"prompt": PROMPT, "num_inference_steps": "2"}
+    drawn = [client.post("/v1/pictures", data=asked | more, files=files) for more in ({}, empty)]
+    assert [each.status_code for each in drawn] == [200, 200]
+    assert drawn[0].content == drawn[1].content
+    answer = client.post("/v1/faces", files=[("photos", ("", b"", "image/png"))])
+    assert (answer.status_code, answer.json()["error"][:8]) == (422, "photos.0")
+    answer = client.post("/v1/pictures", data=asked | {"colour": ""}, files=files)
+    assert (answer.status_code, answer.json()["error"][:7]) == (422, "colour:")
 
 
 def test_the_document_says_what_needs_the_key():

@@ -136,7 +136,12 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
             raise HTTPException(422, f"no face found in {', '.join(empty)}: {text}")
         return merge([people[0] for _, _, people in rows], name)
 
-    @app.post("/v1/faces", openapi_extra=doc.body_of(doc.FacesRequest, limits), responses=_ERRORS_OF_BODY, **keyed)
+    @app.post(
+        "/v1/faces",
+        openapi_extra=doc.body_of(doc.FacesRequest, limits, engine.defaults),
+        responses=_ERRORS_OF_BODY,
+        **keyed,
+    )
     async def find_faces(request: Request) -> doc.FacesAnswer:
         """Find faces in photographs."""
         start, asked = await read(request, doc.FacesRequest)
@@ -147,7 +152,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/persons",
         responses={200: _PERSON, 201: {"model": doc.PersonAnswer}, **_errors(404, 409), **_ERRORS_OF_BODY},
         response_class=Response,
-        openapi_extra=doc.body_of(doc.PersonRequest, limits),
+        openapi_extra=doc.body_of(doc.PersonRequest, limits, engine.defaults),
         **keyed,
     )
     async def make_person(request: Request) -> Response:
@@ -181,7 +186,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         "/v1/pictures",
         response_model=doc.PictureAnswer,
         responses={200: _PICTURE, **_errors(404, 406), **_ERRORS_OF_BODY},
-        openapi_extra=doc.body_of(doc.PictureRequest, limits),
+        openapi_extra=doc.body_of(doc.PictureRequest, limits, engine.defaults),
         **keyed,
     )
     async def draw(request: Request) -> Response:

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -97,8 +97,10 @@ class PictureRequest(_Request):
     num_inference_steps: int | None = Field(None, ge=2, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     controlnet_conditioning_scale: float | None = Field(None, ge=0, le=10, description="of the IdentityNet")
-    width: int | None = Field(None, ge=64, le=4096, multiple_of=8, description="width x height is bounded too")
-    height: int | None = Field(None, ge=64, le=4096, multiple_of=8)
+    width: int | None = Field(
+        None, ge=64, le=4096, multiple_of=8, examples=[1024], description="width x height is bounded too"
+    )
+    height: int | None = Field(None, ge=64, le=4096, multiple_of=8, examples=[1024])
     likeness: bool = Field(True, description="of the picture's faces to the persons")
 
 
@@ -197,9 +199,11 @@ def event(name: str, fact: Any) -> str:
     return f": {name}\n\n" if fact is None else f"event: {name}\ndata: {json.dumps(fact)}\n\n"
 
 
-def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
-    """The request body for OpenAPI, in both forms, with the bounds of this service."""
+def body_of(model: type[BaseModel], limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The request body for OpenAPI, in both forms, with the bounds and defaults of this service."""
     schema = model.model_json_schema()
+    for name in defaults.keys() & schema["properties"].keys():
+        schema["properties"][name] |= {"default": defaults[name], "examples": [defaults[name]]}
     most = {"photos": limits.photos, "persons": limits.people, "person_files": limits.people}
     most |= {"num_inference_steps": limits.steps, "width": limits.area // 64, "height": limits.area // 64}
     for name in most.keys() & schema["properties"].keys():
@@ -209,9 +213,10 @@ def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
     form = {**schema, "properties": {}}
     for name, each in schema["properties"].items():
         if "anyOf" in each:  # or null, which a form cannot hold
-            each = {key: value for key, value in each.items() if key not in ("anyOf", "default")} | each["anyOf"][0]
+            null = {"anyOf"} if each["default"] is not None else {"anyOf", "default"}
+            each = {key: value for key, value in each.items() if key not in null} | each["anyOf"][0]
         form["properties"][name] = each | ({"items": _BINARY} if each.get("items") == _BASE64 else {})
-    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -236,8 +241,13 @@ async def read(request: Request, model: type[Asked], limits: Limits) -> Asked:
             raise HTTPException(422, "the form: it is cut off before its last boundary: send all of it")
         given: dict[str, Any] = {}
         for name in form.keys():
-            values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
-            given[name] = values if len(values) > 1 else values[0]
+            values = form.getlist(name)
+            if (
+                field := model.model_fields.get(name)
+            ) and not field.is_required():  # a browser sends what is left empty
+                values = [one for one in values if (one if isinstance(one, str) else one.filename)]
+            values = [value if isinstance(value, str) else await value.read() for value in values]
+            given |= {name: values if len(values) > 1 else values[0]} if values else {}
         await form.close()
         read = await run_in_threadpool(_checked, model.model_validate, given)
     if isinstance(read, str):

@@ -28,6 +28,7 @@ from .limits import Limits
 from .previews import Previews, expected
 from .uploads import decoded
 
+_OPTIONS = ("num_inference_steps", "guidance_scale", "controlnet_conditioning_scale")
 _PREVIEWS = 8  # of a picture at most
 _FACE = np.array([[44, 50], [84, 50], [64, 72], [48, 94], [80, 94]], np.float32)  # of a 128 x 128 portrait
 
@@ -56,9 +57,8 @@ class Picture:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the pipeline's call, as far as they were asked for."""
-        names = ("num_inference_steps", "guidance_scale", "controlnet_conditioning_scale")
-        return {name: value for name in names if (value := getattr(self.asked, name)) is not None}
+        """Of the pipeline's call."""
+        return {name: getattr(self.asked, name) for name in _OPTIONS}
 
     @property
     def kind(self) -> Any:
@@ -91,9 +91,12 @@ class Engine:
         if instantid.faces is None or instantid.adapter is None:
             raise BackendError("a service needs a face analyzer and an adapter: give both to InstantID")
         self.instantid, self.analyzer, self.limits = instantid, instantid.faces, limits
-        self.size, self.profile = size, profile
+        self.profile = profile
         usual = instantid.defaults | Profile.of(profile or None).options
-        self._steps = min(usual["num_inference_steps"], limits.steps)
+        self.defaults: dict[str, Any] = {name: usual[name] for name in _OPTIONS}  # of a request, and of the document
+        self.defaults["num_inference_steps"] = min(usual["num_inference_steps"], limits.steps)
+        if size:
+            self.defaults |= zip(("width", "height"), self._within_limits(size), strict=True)
         self.faces = BatchQueue(self._search, limits.queue, 1.0)
         self.drawing = BatchQueue(self._draw, limits.queue, limits.batch)
         self.is_ready, self._ends = False, threading.Event()
@@ -170,6 +173,10 @@ class Engine:
                 "photos, persons or person_files"
             )
 
+    def _within_limits(self, size: tuple[int, int]) -> tuple[int, ...]:
+        scale = min(1.0, math.sqrt(self.limits.area / math.prod(size)))
+        return tuple(max(64, int(side * scale) // 8 * 8) for side in size)
+
     def picture(self, asked: PictureRequest, people: list[Person], previews: bool = False) -> Job:
         """A job for one person in the photograph's pose, or for several side by side. It is not queued yet.
 
@@ -179,11 +186,10 @@ class Engine:
         limits = self.limits
         self.check_number(len(people), max((len(one.embeddings) for one in people), default=0))
         check_same_recognizer(people, self.analyzer.networks.recognizer_fingerprint)
-        asked = asked.model_copy(update={"num_inference_steps": asked.num_inference_steps or self._steps})
-        size, steps = self.size or sdxl_size(people[0].photo_size), asked.num_inference_steps or 0
-        scale = min(1.0, math.sqrt(limits.area / math.prod(size)))  # what is usual stays within the limits
-        width, height = (max(64, int(side * scale) // 8 * 8) for side in size)
-        size = asked.width or width, asked.height or height
+        width, height = self._within_limits(sdxl_size(people[0].photo_size))
+        usual = {"width": width, "height": height} | self.defaults
+        asked = asked.model_copy(update={name: usual[name] for name in usual if getattr(asked, name) is None})
+        size, steps = (asked.width or 0, asked.height or 0), asked.num_inference_steps or 0
         if math.prod(size) > limits.area or steps > limits.steps:
             raise FastInstantIDError(
                 f"{size[0]} x {size[1]} pixels in {steps} steps: at most {limits.area} pixels and {limits.steps} steps "
