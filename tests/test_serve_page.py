@@ -257,7 +257,9 @@ def test_the_page_of_requests_shows_and_sends_each(client, page):
     draw.locator("tr", has_text="names of persons").get_by_role("button", name="Add").click()
     draw.locator("tr", has_text="names of persons").locator("input[type=text]").fill("bob")
     draw.get_by_role("button", name="Execute").click()  # the other fields as the page offers them, some empty
-    expect(draw.locator(".live-responses-table .response-col_status").first).to_have_text("200", timeout=MINUTE)
+    expect(draw.locator(".live-responses-table .response .response-col_status").first).to_have_text(
+        "200", timeout=MINUTE
+    )
     expect(draw.locator(".live-responses-table")).to_contain_text('"likeness"')
     assert all(url.startswith((str(client.base_url), "data:", "blob:")) for url in asked), asked
 
