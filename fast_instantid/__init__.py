@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from . import miniature
-    from .attention import identity_attention
-    from .cache import Cache
+    from . import miniature as miniature
+    from .attention import identity_attention as identity_attention
+    from .cache import Cache as Cache
     from .errors import (
-        BackendError,
-        FastInstantIDError,
-        ImageError,
-        ModelFileError,
-        NoFaceError,
-        NotFiniteError,
-        OfflineError,
+        BackendError as BackendError,
+        FastInstantIDError as FastInstantIDError,
+        ImageError as ImageError,
+        ModelFileError as ModelFileError,
+        NoFaceError as NoFaceError,
+        NotFiniteError as NotFiniteError,
+        OfflineError as OfflineError,
     )
-    from .faces import Face, FaceAnalyzer, draw_keypoints, keypoint_picture, largest
-    from .identity import Adapter, Identity
-    from .images import load_image
-    from .people import Crop, Person, Pose, Scene, Subject
-    from .pipelines import Approximations, InstantID, Sampling, detail, generate, load_pipeline, until_alike
+    from .faces import (
+        Face as Face,
+        FaceAnalyzer as FaceAnalyzer,
+        draw_keypoints as draw_keypoints,
+        keypoint_picture as keypoint_picture,
+        largest as largest,
+    )
+    from .identity import Adapter as Adapter, Identity as Identity
+    from .images import load_image as load_image
+    from .people import Crop as Crop, Person as Person, Pose as Pose, Scene as Scene, Subject as Subject
+    from .pipelines import (
+        Approximations as Approximations,
+        InstantID as InstantID,
+        Sampling as Sampling,
+        detail as detail,
+        generate as generate,
+        load_pipeline as load_pipeline,
+        until_alike as until_alike,
+    )
 
 # Imported on first use: importing the package costs nothing, and only pipelines needs diffusers.
 _HOMES = {
@@ -41,39 +56,7 @@ _HOMES = {
     "pipelines": ("Approximations", "InstantID", "Sampling", "detail", "generate", "load_pipeline", "until_alike"),
 }
 
-__all__ = [
-    "Adapter",
-    "Approximations",
-    "BackendError",
-    "Cache",
-    "Crop",
-    "Face",
-    "FaceAnalyzer",
-    "FastInstantIDError",
-    "Identity",
-    "ImageError",
-    "InstantID",
-    "ModelFileError",
-    "NoFaceError",
-    "NotFiniteError",
-    "OfflineError",
-    "Person",
-    "Pose",
-    "Sampling",
-    "Scene",
-    "Subject",
-    "__version__",
-    "detail",
-    "draw_keypoints",
-    "generate",
-    "identity_attention",
-    "keypoint_picture",
-    "largest",
-    "load_image",
-    "load_pipeline",
-    "miniature",
-    "until_alike",
-]
+__all__ = sorted(["__version__", "miniature", *chain(*_HOMES.values())])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

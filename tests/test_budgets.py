@@ -37,7 +37,7 @@ BOUNDS = {
     "observe": 1_740,
     "people": 1_650,
     "pipelines": 2_640,
-    "scale": 2_520,
+    "scale": 2_600,
 }
 
 

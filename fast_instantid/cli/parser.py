@@ -6,20 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from .. import __version__
-from . import (
-    batches,
-    convert,
-    demo,
-    detail,
-    doctor,
-    download,
-    faces,
-    generate,
-    person,
-    profile,
-    serve,
-    watch,
-)
+from . import batches, convert, demo, detail, doctor, download, faces, generate, person, profile, serve, watch
 from .output import printable_lines
 
 _EPILOG = """examples:

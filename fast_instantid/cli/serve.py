@@ -34,9 +34,8 @@ def add_command(commands: Any) -> None:
     parser = command(commands, "serve", run, text, example)
     model_options(parser)
     face_options(parser, cached=False)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help=f"address to listen at; beyond this machine, ${KEY} is needed"
-    )
+    text = f"address to listen at; beyond this machine, ${KEY} is needed"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--port", type=int, default=8189, help="port to listen at")
     parser.add_argument("--persons", type=Path, metavar="DIR", help="folder that keeps named persons; none by default")
     text = "folder that keeps the faces of clients between requests; nothing is kept without it"

@@ -199,6 +199,5 @@ def scene_of(
     width, height = size or photo.size
     scale = np.array([width / photo.width, height / photo.height], np.float32)
     return Scene(
-        (width, height),
-        [Subject(one, pose=face.kps * scale) for one, face in zip(people, faces, strict=True)],
+        (width, height), [Subject(one, pose=face.kps * scale) for one, face in zip(people, faces, strict=True)]
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,7 @@ from ...errors import FastInstantIDError
 
 logger = logging.getLogger("fast_instantid")
 
+_Seen: TypeAlias = "Callable[[dict[str, Any], int, float], object]"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HEADERS = {
     "cache-control": "no-store",
@@ -63,14 +64,7 @@ class Guard:
     ``without_key`` are answered to everyone.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        limits: Limits,
-        key: str,
-        seen: Callable[[dict[str, Any], int, float], object],
-        without_key: Container[str] = (),
-    ) -> None:
+    def __init__(self, app: Any, limits: Limits, key: str, seen: _Seen, without_key: Container[str] = ()) -> None:
         self.app, self.limits, self.key, self.seen = app, limits, key.encode(), seen
         self.without_key = without_key
         self._held = 0
