@@ -112,7 +112,7 @@ def main() -> None:
     made.add_argument("--rows", nargs="+", default=(), metavar="NAME", help="these only, also where they failed before")
     made.add_argument("--list", dest="listed", action="store_true", help="show the rows, and measure nothing")
     made = suite("batch", "pictures in a second by workers and batch size, on the miniature, and memory", runs=0)
-    made.add_argument("--pictures", type=int, default=2004, metavar="N", help="portraits to draw and to embed")
+    made.add_argument("--pictures", type=int, default=4008, metavar="N", help="portraits to draw and to embed")
     made.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of one thread each")
     made.add_argument("--batch-sizes", type=int, nargs="*", default=[8], metavar="N", help="of embed")
     made = suite("serve", "the service: batching for 16 clients, and the first request", runs=3)

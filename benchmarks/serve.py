@@ -86,7 +86,7 @@ def run(runs: int, steps: int, json_path: Path | None) -> None:
     rows: list[Comparison] = []
     for warm in (False, True):
         pairs: list[tuple[float, float]] = []
-        for _ in range(min(runs, 2)):
+        for _ in range(runs):
             with new_process() as process:
                 pairs.append(process.submit(first_and_tenth, warm).result())
         first, tenth = zip(*pairs, strict=True)

@@ -102,6 +102,13 @@ def test_a_row_of_a_name_that_no_file_can_have_stops_no_other(draw):
     assert "2 kept" in draw("jobs.csv", "-o", "out", "--prompt", "a", code=1)
 
 
+def test_of_many_errors_the_first_are_printed_and_all_are_in_the_report(draw):
+    Path("jobs.csv").write_text("person,prompt\n" + "".join(f"nobody-{i}.png,a\n" for i in range(30)))
+    said = draw("jobs.csv", "-o", "out", code=1)
+    assert (said.count("error: nobody-"), "and 10 more such lines" in said) == (20, True)
+    assert all("no such file" in row["error"] for row in report())
+
+
 def test_a_row_of_letters_that_the_locale_lacks_stops_no_other(draw, monkeypatch):
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)

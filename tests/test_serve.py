@@ -175,6 +175,19 @@ def test_a_person_is_sent_or_kept_and_drawn(client, persons):
     assert client.post("/v1/pictures", json={**FEW, "persons": ["anna"]}).status_code == 404
 
 
+def test_a_folder_of_persons_that_is_gone_is_a_failure_and_no_person_that_is_missing(tmp_path):
+    with serving(persons=tmp_path / "persons") as client:
+        (tmp_path / "persons").rmdir()
+        for answer in (
+            client.post("/v1/persons", files=[photo()], data={"name": "anna"}),
+            client.get("/v1/persons/anna"),
+        ):
+            assert answer.status_code == 500
+            assert "its log says why" in answer.json()["error"]
+        (tmp_path / "persons").mkdir()
+        assert client.post("/v1/persons", files=[photo()], data={"name": "anna"}).status_code == 201
+
+
 def test_a_service_without_a_folder_keeps_no_persons():
     with serving() as client:
         answer = client.post("/v1/persons", files=[photo()], data={"name": "anna"})

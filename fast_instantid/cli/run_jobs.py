@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..people import Person, Scene
 
 _REPORT = "report.csv"
+_SAID = 20  # errors that are printed; the report has all
 _HERE = Workers()
 _Unit: TypeAlias = "list[tuple[int, Job]]"  # with the numbers of their rows
 _COLUMNS = ("output", "status", "error", "note", "likeness", "word", "kept_seed")  # before those of a job
@@ -90,10 +91,12 @@ def run(
     remaining.show()
     states = ("drawn", "kept", "failed", "skipped")
     count = {status: sum(row["status"] == status for row in rows.values()) for status in states}
-    for row in rows.values():
-        if row["status"] in states[2:]:
-            who = f"{row['person']}: " if row.get("person") and not row["error"].startswith(row["person"]) else ""
-            say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
+    lacking = [row for row in rows.values() if row["status"] in states[2:]]
+    for row in lacking[:_SAID]:
+        who = f"{row['person']}: " if row.get("person") and not row["error"].startswith(row["person"]) else ""
+        say(f"{'error' if row['status'] == 'failed' else 'skipped'}: {who}{row['error']}")
+    if len(lacking) > _SAID:
+        say(f"and {len(lacking) - _SAID} more such lines")
     if json:
         print_json({"output": str(folder), **count})
     else:

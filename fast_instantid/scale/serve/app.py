@@ -243,15 +243,9 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Requests, seconds, queues, batches and pictures of this process, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def page(path: str, file: Path) -> None:
-        whole = file.read_bytes()
-
-        @app.get(path, include_in_schema=False)
-        async def send() -> Response:
-            return Response(whole, media_type=f"text/{_KINDS[file.suffix]}")
-
     for path, file in _PAGES.items():
-        page(path, file)
+        whole: Any = Response(file.read_bytes(), media_type=f"text/{_KINDS[file.suffix]}")
+        app.add_route(path, whole, ["GET"], include_in_schema=False)
     return app
 
 

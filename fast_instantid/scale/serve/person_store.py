@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from starlette.exceptions import HTTPException
 
-from ...errors import FastInstantIDError, ModelFileError
+from ...errors import BackendError, FastInstantIDError, ModelFileError
 from ...images import MAX_SIDE
 from ...people import Person
 from .documents import NAME
@@ -75,6 +75,8 @@ class PersonStore:
         try:
             yield self.folder / f"{name}.safetensors"
         except FileNotFoundError:
+            if not self.folder.is_dir():
+                raise BackendError(f"{self.folder}: this folder of persons is gone") from None
             raise HTTPException(404, f"no person {name!r} here") from None
         except FileExistsError:
             said = f"there is a person {name!r}: delete it first, or choose another name"
