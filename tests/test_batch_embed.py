@@ -602,12 +602,12 @@ def test_memory_does_not_grow_with_the_inputs(library, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from fast_instantid.cli import batches, main
+from fast_instantid.cli import batch, main
 seen = []
-class Remaining(batches.Remaining):
+class Remaining(batch.Remaining):
     def add(self, count):
         seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
-batches.Remaining = Remaining
+batch.Remaining = Remaining
 assert main(["batch", "embed", *sys.argv[1:]]) == 0
 print(seen[len(seen) // 3], seen[-1])
 """

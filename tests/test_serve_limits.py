@@ -43,7 +43,7 @@ def client():
 @pytest.fixture(autouse=True)
 def _alive(client):
     yield
-    eventually(lambda: client.engine.drawing.waiting == client.engine.faces.waiting == 0)
+    eventually(lambda: client.engine.picture_queue.waiting == client.engine.face_queue.waiting == 0)
     answer = client.post("/v1/faces", files=[photo()])
     assert (answer.status_code, len(answer.json()["photos"][0]["faces"])) == (200, 1)
 
@@ -102,7 +102,7 @@ def test_requests_that_wait_for_the_pipeline_hold_none_of_their_bytes():
     bodies = {"application/json": document.ljust(MB), form.headers["content-type"]: form.read()}
     with serving(body=MB, batch=1, steps=900) as client:
         held = [raw(client, head(len(body), kind), body) for _ in range(4) for kind, body in bodies.items()]
-        eventually(lambda: client.engine.drawing.waiting == 7)
+        eventually(lambda: client.engine.picture_queue.waiting == 7)
         assert client.post("/v1/faces", files=[photo()]).status_code == 200
         for connection in held:
             connection.close()
@@ -322,20 +322,20 @@ def test_a_client_that_dribbles_is_cut_off(client):
 def test_a_client_that_leaves_ends_its_picture(client, accept):
     body = json.dumps({**LONG, "photos": [GOOD]}).encode()
     with raw(client, head(len(body), accept=accept), body) as connection:
-        eventually(lambda: client.engine.drawing._running)
-        [job] = client.engine.drawing._running
+        eventually(lambda: client.engine.picture_queue._running)
+        [job] = client.engine.picture_queue._running
         connection.shutdown(socket.SHUT_RDWR)
     eventually(lambda: job.future.cancelled())
-    eventually(lambda: not client.engine.drawing._running, 3)  # 60 steps take longer
+    eventually(lambda: not client.engine.picture_queue._running, 3)  # 60 steps take longer
 
 
 def test_a_client_that_leaves_the_queue_makes_room(client):
     body = json.dumps({**LONG, "photos": [GOOD]}).encode()
     connections = [raw(client, head(len(body)), body, wait=0.1) for _ in range(3)]
-    eventually(lambda: client.engine.drawing.waiting == 2)
+    eventually(lambda: client.engine.picture_queue.waiting == 2)
     for connection in connections:
         connection.close()
-    eventually(lambda: client.engine.drawing.waiting == 0, 5)
+    eventually(lambda: client.engine.picture_queue.waiting == 0, 5)
 
 
 def test_a_picture_that_takes_too_long_is_given_up(tmp_path):
@@ -346,7 +346,7 @@ def test_a_picture_that_takes_too_long_is_given_up(tmp_path):
         told = client.post("/v1/pictures", files=files, data=LONG, headers={"Accept": "text/event-stream"}).text
         fact = {"error": "not done in 0.4 s: ask for fewer steps, or later", "status": 504}
         assert told.endswith(f"event: error\ndata: {json.dumps(fact)}\n\n")
-        eventually(lambda: not client.engine.drawing._running, 5)
+        eventually(lambda: not client.engine.picture_queue._running, 5)
 
 
 def test_a_reader_that_takes_nothing_is_cut_off():

@@ -72,21 +72,21 @@ def page(browser, client):
 @contextmanager
 def held(engine):
     """A pipeline that draws nothing inside of the block. Jobs without work get no result."""
-    go, run = threading.Event(), engine.drawing._run
+    go, run = threading.Event(), engine.picture_queue._run
 
     def wait(jobs):
         assert go.wait(60)
         return run(jobs) if jobs[0].work else [None for _ in jobs]
 
-    engine.drawing._run = wait
-    first = engine.drawing.put(Job(None))
+    engine.picture_queue._run = wait
+    first = engine.picture_queue.put(Job(None))
     try:
-        eventually(lambda: engine.drawing.waiting == 0)
+        eventually(lambda: engine.picture_queue.waiting == 0)
         yield
     finally:
         go.set()
         first.future.result(60)
-        engine.drawing._run = run
+        engine.picture_queue._run = run
 
 
 def status(page):
@@ -177,7 +177,7 @@ def test_a_replaced_request_touches_neither_the_status_nor_the_button_of_the_nex
 @needs_chromium
 def test_the_queue_in_the_page_does_not_count_its_own_request(page, client):
     with held(client.engine):
-        others = [client.engine.drawing.put(Job(None)) for _ in range(2)]
+        others = [client.engine.picture_queue.put(Job(None)) for _ in range(2)]
         draw(page)
         status(page).to_have_text("Waiting: 2 before this one.")
         page.click("#stop")

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from .. import __version__
-from . import batches, convert, demo, detail, doctor, download, faces, generate, person, profile, serve, watch
+from . import batch, convert, demo, detail, doctor, download, faces, generate, person, profile, serve, watch
 from .output import printable_lines
 
 _EPILOG = """examples:
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    modules = (demo, faces, person, generate, batches, detail, serve, download, convert, doctor, watch, profile)
+    modules = (demo, faces, person, generate, batch, detail, serve, download, convert, doctor, watch, profile)
     for module in modules:
         module.add_command(subparsers)
     return parser

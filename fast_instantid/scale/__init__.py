@@ -1,1 +1,1 @@
-"""Many pictures: batches (``embed``, or any work by ``units``; ``cli/batches.py``), and a service (``serve/``)."""
+"""Many pictures: batches (``embed``, or any work by ``units``; ``cli/batch.py``), and a service (``serve/``)."""

@@ -123,11 +123,11 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
     async def searched(request: Request, photos: list[bytes], keep: Any, start: float) -> list[Any]:
         if len(photos) > limits.photos:
             raise HTTPException(422, f"photos: {len(photos)} of them: at most {limits.photos}")
-        engine.faces.check()
+        engine.face_queue.check()
         if (pixels := await run_in_threadpool(_pixels, photos)) > limits.pixels:
             raise HTTPException(413, f"photos of {pixels} pixels: at most {limits.pixels}; scale them down")
         job = engine.search(photos, keep, pixels)
-        return await Waiting(request, engine.faces, job, start, limits.seconds).result()
+        return await Waiting(request, engine.face_queue, job, start, limits.seconds).result()
 
     async def person_of(request: Request, photos: list[bytes], name: str, start: float) -> Person:
         rows = await searched(request, photos, lambda faces: ordered(faces)[:1], start)
@@ -193,7 +193,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         """Draw persons. The answer is a PNG, or JSON, or events: each step, previews, and the picture."""
         start, asked = await read(request, doc.PictureRequest)
         engine.check_number(bool(asked.photos) + len(asked.persons) + len(asked.person_files))
-        engine.drawing.check()
+        engine.picture_queue.check()
         if not (kind := doc.kind_of_answer(accept := ",".join(request.headers.getlist("accept")))):
             raise HTTPException(406, f"accept {accept[:80]!r}: a picture comes as {', '.join(doc.PICTURES)}")
         people = [await person_of(request, asked.photos, "person", start)] if asked.photos else []
@@ -204,7 +204,7 @@ def make_app(engine: Engine, key: str = "", persons: Path | None = None) -> Fast
         asked = asked.model_copy(update={"photos": [], "person_files": []})
         request.scope["release"]()  # who waits for the pipeline holds no files
         job = await run_in_threadpool(engine.picture, asked, people, kind == "text/event-stream")
-        waiting = Waiting(request, engine.drawing, job, start, limits.seconds)
+        waiting = Waiting(request, engine.picture_queue, job, start, limits.seconds)
         if kind == "text/event-stream":
             return StreamingResponse(stream(waiting, asked.seed, photos), media_type="text/event-stream")
         drawn = await waiting.result()

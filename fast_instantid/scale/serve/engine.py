@@ -97,8 +97,8 @@ class Engine:
         self.defaults["num_inference_steps"] = min(usual["num_inference_steps"], limits.steps)
         if size:
             self.defaults |= zip(("width", "height"), self._within_limits(size), strict=True)
-        self.faces = BatchQueue(self._search, limits.queue, 1.0)
-        self.drawing = BatchQueue(self._draw, limits.queue, limits.batch)
+        self.face_queue = BatchQueue(self._search, limits.queue, 1.0)
+        self.picture_queue = BatchQueue(self._draw, limits.queue, limits.batch)
         self.is_ready, self._ends = False, threading.Event()
         self.failure: Exception | None = None  # of the warm-up
         self.warm_up = threading.Thread(target=self._begin, name="fast-instantid warm-up")
@@ -112,21 +112,21 @@ class Engine:
         """Cancel all jobs and the warm-up: what runs ends at its next step."""
         self._ends.set()
         self.is_ready = False
-        self.faces.stop()
-        self.drawing.stop()
+        self.face_queue.stop()
+        self.picture_queue.stop()
 
     def join(self) -> None:
         """Wait until all threads have ended: a process that ends before torch's threads is aborted."""
         self.warm_up.join()
-        self.faces.join()
-        self.drawing.join()
+        self.face_queue.join()
+        self.picture_queue.join()
         self._decoders.shutdown()
 
     def _begin(self) -> None:
         try:
             self._warm_up()
-            self.faces.start()
-            self.drawing.start()
+            self.face_queue.start()
+            self.picture_queue.start()
             self.is_ready = not self._ends.is_set()
         except Exception as error:
             self.failure = None if self._ends.is_set() else error

@@ -21,7 +21,7 @@ class Metrics:
         self.pictures = Counter("pictures", "Pictures drawn", **own)
         sizes = Histogram("batch_size", "Requests run together", ["queue"], buckets=(1, 2, 4, 8, 16, 32), **own)
         waiting = Gauge("waiting", "Requests in the queue", ["queue"], **own)
-        for name, queue in (("faces", engine.faces), ("pictures", engine.drawing)):
+        for name, queue in (("faces", engine.face_queue), ("pictures", engine.picture_queue)):
             queue.seen = sizes.labels(name).observe
             waiting.labels(name).set_function(lambda queue=queue: queue.waiting)
 
