@@ -121,7 +121,7 @@ def test_a_model_holds_the_bank_and_no_more(ours, our_pack, patch, model):
     import importlib
 
     name = our_pack.__name__
-    identity = importlib.import_module(f"{name}.fast_instantid.identity")
+    identity = importlib.import_module(f"{name}.fast_instantid.identity.identity")
     apply = importlib.import_module(f"{name}.fast_instantid.comfyui.apply")
     bank = identity.IdentityBank(
         *(tuple(torch.zeros(2, 16, width, dtype=torch.float16) for width in WIDTHS) for _ in range(2))
